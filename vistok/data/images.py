@@ -1,0 +1,168 @@
+"""Pictures in and out: crops, an image-folder dataset, bytes, grids and files that are whole or absent.
+
+The crops are those of ADM (arXiv 2105.05233), which LlamaGen (arXiv 2406.06525) uses to extract codes and to
+train its tokenizer. Pixels are PIL images outside and tensors in [-1, 1] inside.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vistok.data.files import atomic_path
+from vistok.errors import VistokError
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+def _resize_shorter_side(image: Image.Image, side: int) -> Image.Image:
+    """Halves with a box filter while at least twice too large, then bicubic: sharp and free of aliasing."""
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
+    scale = side / min(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    return image.resize(size, resample=Image.Resampling.BICUBIC)
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """The central ``size`` x ``size`` square of the image, whose shorter side was resized to ``size``."""
+    image = _resize_shorter_side(image, size)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def random_crop(
+    image: Image.Image,
+    size: int,
+    rng: random.Random,
+    min_fraction: float = 0.8,
+    max_fraction: float = 1.0,
+) -> Image.Image:
+    """A random ``size`` x ``size`` square of the image, whose shorter side is resized to a random length.
+
+    Args:
+        image: any size; it is enlarged where it is too small.
+        size: side of the crop.
+        rng: draws the shorter side, then the row, then the column.
+        min_fraction, max_fraction: the crop covers between these fractions of the resized shorter side.
+    """
+    side = rng.randrange(math.ceil(size / max_fraction), math.ceil(size / min_fraction) + 1)
+    image = _resize_shorter_side(image, side)
+    top = rng.randrange(image.height - size + 1)
+    left = rng.randrange(image.width - size + 1)
+    return image.crop((left, top, left + size, top + size))
+
+
+def ten_crop(image: Image.Image, size: int, enlarge: float = 1.1) -> tuple[Image.Image, ...]:
+    """Four corners and the centre of an enlarged centre crop, then those of its mirror image.
+
+    Args:
+        image: any size.
+        size: side of the crops.
+        enlarge: side of the centre crop that they are cut from over ``size`` (published: 1.1, 1.05).
+    """
+    from torchvision.transforms import functional
+
+    return functional.ten_crop(center_crop(image, int(size * enlarge)), size)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB picture -> float32 [3, H, W] in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return pixels.float().div(255).sub(0.5).div(0.5)
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """[..., 3, H, W] in [-1, 1] -> bytes [..., H, W, 3], rounded as LlamaGen's evaluation does."""
+    return (127.5 * pixels.float() + 128).clamp(0, 255).to(torch.uint8).movedim(-3, -1)
+
+
+def to_pil(pixels: Tensor) -> list[Image.Image]:
+    """[B, 3, H, W] in [-1, 1] -> B pictures."""
+    return [Image.fromarray(array) for array in to_uint8(pixels).cpu().numpy()]
+
+
+def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:
+    """One picture with all the images, row by row on white.
+
+    Args:
+        images: at least one; cells are as large as the largest.
+        columns: images in a row; by default the grid is as near to square as it can be.
+        gap: pixels between the images.
+    """
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    width = max(image.width for image in images) + gap
+    height = max(image.height for image in images) + gap
+    sheet = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
+    for i, image in enumerate(images):
+        sheet.paste(image, (i % columns * width, i // columns * height))
+    return sheet
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Read a picture as RGB, decoded in full.
+
+    Raises:
+        VistokError: there is no such file, or it is not a picture that can be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise VistokError(f"there is no image '{path}'") from error
+    except Exception as error:  # decoders raise whatever a broken file makes them raise
+        raise VistokError(f"cannot read '{path}' as an image: replace or remove the file") from error
+
+
+def save_image(image: Image.Image, path: str | Path) -> None:
+    """Write a picture in the format of the path's suffix; the file is whole or absent.
+
+    Raises:
+        VistokError: the suffix names no image format, or the file cannot be written.
+    """
+    if Path(path).suffix.lower() not in IMAGE_SUFFIXES:
+        raise VistokError(f"cannot tell an image format from '{path}': end the name in .png, .jpg or .webp")
+    with atomic_path(path) as temporary:
+        image.save(temporary)
+
+
+class ImageFolder(Dataset):
+    """All pictures under a folder, at any depth, in sorted order; hidden files are left out.
+
+    Args:
+        root: the folder.
+        transform: what is done to each RGB picture; by default the tensor [3, H, W] in [-1, 1].
+
+    Raises:
+        VistokError: there is no such folder, or no picture in it; on access, a picture cannot be read.
+    """
+
+    def __init__(self, root: str | Path, transform: Callable[[Image.Image], Any] = to_tensor) -> None:
+        root = Path(root)
+        if not root.is_dir():
+            raise VistokError(f"there is no folder '{root}'")
+        self.paths = sorted(
+            path
+            for path in root.rglob("*")
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        )
+        if not self.paths:
+            known = " ".join(sorted(IMAGE_SUFFIXES))
+            raise VistokError(f"there is no image in the folder '{root}' (looked for {known})")
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.transform(load_image(self.paths[index]))

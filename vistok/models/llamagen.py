@@ -1,0 +1,397 @@
+"""LlamaGen: a Llama-style decoder that predicts image codes in raster order (Sun et al., arXiv 2406.06525).
+
+The sequence is a conditioning prefix of T tokens (one class token, or up to 120 projected text features) and then the g*g image
+codes. Parameter names are those of the published ``c2i_*.pt`` and ``t2i_*.pt`` files.
+
+The published rotary table is zero, not the identity, on the prefix: prefix queries and keys vanish. The prefix therefore
+attends by a running mean of its values, and an image token sees all of it as ONE key of logit log(visible tokens). Cached
+decoding uses this exactly: the whole prefix costs one cached row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vistok.errors import VistokError, unknown_name
+from vistok.models.pretrained import Pretrained
+from vistok.ops import KVCache, apply_rope, attention, collapse_prefix, rope_2d
+
+
+@dataclass(frozen=True)
+class LlamaGenConfig:
+    """Shape of a LlamaGen, under the names of the published configuration.
+
+    Attributes:
+        dim, n_layer, n_head, n_kv_head: widths and depths; ``n_kv_head`` None means ``n_head``.
+        multiple_of, ffn_dim_multiplier: rounding and scaling of the feed-forward width.
+        rope_base, norm_eps, initializer_range: constants.
+        vocab_size: image codes.
+        block_size: image tokens, a square number.
+        model_type: ``c2i`` (class to image) or ``t2i`` (text to image).
+        cls_token_num: length T of the conditioning prefix.
+        num_classes: classes of ``c2i``; one more row is the null class.
+        caption_dim: width of the text features of ``t2i``.
+        class_dropout_prob: share of training samples whose condition is replaced by the null condition.
+        token_dropout_p, resid_dropout_p, ffn_dropout_p, attn_dropout_p, drop_path_rate: regularisation in training.
+    """
+
+    dim: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_kv_head: int | None = None
+    multiple_of: int = 256
+    ffn_dim_multiplier: float | None = None
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    vocab_size: int = 16384
+    block_size: int = 256
+    model_type: str = "c2i"
+    cls_token_num: int = 1
+    num_classes: int = 1000
+    caption_dim: int = 2048
+    class_dropout_prob: float = 0.1
+    token_dropout_p: float = 0.1
+    resid_dropout_p: float = 0.1
+    ffn_dropout_p: float = 0.1
+    attn_dropout_p: float = 0.0
+    drop_path_rate: float = 0.0
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        return self.dim // self.n_head
+
+    @property
+    def grid(self) -> int:
+        """Image tokens along a side."""
+        return round(self.block_size**0.5)
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the SwiGLU feed-forward."""
+        hidden = int(2 * 4 * self.dim / 3)
+        if self.ffn_dim_multiplier is not None:
+            hidden = int(self.ffn_dim_multiplier * hidden)
+        return self.multiple_of * ((hidden + self.multiple_of - 1) // self.multiple_of)
+
+
+PRESETS: dict[str, LlamaGenConfig] = {
+    "GPT-B": LlamaGenConfig(dim=768, n_layer=12, n_head=12),
+    "GPT-L": LlamaGenConfig(dim=1024, n_layer=24, n_head=16),
+    "GPT-XL": LlamaGenConfig(dim=1280, n_layer=36, n_head=20),
+    "GPT-XXL": LlamaGenConfig(dim=1536, n_layer=48, n_head=24),
+    "GPT-3B": LlamaGenConfig(dim=3200, n_layer=24, n_head=32),
+    "GPT-1B": LlamaGenConfig(dim=2048, n_layer=22, n_head=32),
+    "GPT-XXXL": LlamaGenConfig(dim=2560, n_layer=48, n_head=40),
+    "GPT-7B": LlamaGenConfig(dim=4096, n_layer=32, n_head=32),
+}
+
+# Entries of published files that carry no weights: rotary tables of older files and caches saved by accident.
+DROPPED_KEYS = (r"freqs_cis", r"layers\.\d+\.attention\.kv_cache\.[kv]_cache")
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation in float32, cast back before the weight."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
+
+
+class LabelEmbedder(nn.Module):
+    """Class numbers [B] to one prefix token; the last row of the table is the null class."""
+
+    def __init__(self, config: LlamaGenConfig):
+        super().__init__()
+        self.embedding_table = nn.Embedding(config.num_classes + 1, config.dim)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return self.embedding_table(labels)[:, None]
+
+
+class CaptionEmbedder(nn.Module):
+    """Text features [B, T, caption_dim] to T prefix tokens.
+
+    ``uncond_embedding`` stands for "no caption". The reference draws it once and never trains it, but saves it.
+    """
+
+    def __init__(self, config: LlamaGenConfig):
+        super().__init__()
+        self.cap_proj = nn.ModuleDict(
+            {
+                "fc1": nn.Linear(config.caption_dim, config.dim, bias=False),
+                "fc2": nn.Linear(config.dim, config.dim, bias=False),
+            }
+        )
+        null = torch.randn(config.cls_token_num, config.caption_dim) / config.caption_dim**0.5
+        self.register_buffer("uncond_embedding", null)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.cap_proj["fc2"](F.gelu(self.cap_proj["fc1"](features), approximate="tanh"))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with one fused projection."""
+
+    def __init__(self, config: LlamaGenConfig):
+        super().__init__()
+        self.heads = config.n_head
+        self.kv_heads = config.n_kv_head or config.n_head
+        self.head_dim = config.head_dim
+        width = (self.heads + 2 * self.kv_heads) * self.head_dim
+        self.wqkv = nn.Linear(config.dim, width, bias=False)
+        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+
+    def project(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries [B, Hq, T, D], rotated keys and values [B, Hkv, T, D]."""
+        qkv = self.wqkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, Hq + 2 Hkv, D]
+        rotated = apply_rope(qkv[:, :, : self.heads + self.kv_heads], rope).transpose(1, 2)
+        return rotated[:, : self.heads], rotated[:, self.heads :], qkv[:, :, -self.kv_heads :].transpose(1, 2)
+
+    def values(self, x: Tensor) -> Tensor:
+        """Values alone, [B, Hkv, T, D]."""
+        weight = self.wqkv.weight[-self.kv_heads * self.head_dim :]
+        return F.linear(x, weight).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def merge(self, x: Tensor) -> Tensor:
+        """Heads [B, Hq, T, D] to the residual stream's width."""
+        return self.wo(x.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: LlamaGenConfig):
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: LlamaGenConfig, drop_path: float):
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attn_dropout_p = config.attn_dropout_p
+        self.resid_dropout_p = config.resid_dropout_p
+        self.ffn_dropout_p = config.ffn_dropout_p
+        self.drop_path = drop_path
+
+    def residual(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Add the attention's output [B, T, dim] and the feed-forward to the stream, with dropout in training."""
+        x = x + self._dropped(F.dropout(mixed, self.resid_dropout_p, self.training))
+        h = F.dropout(self.feed_forward(self.ffn_norm(x)), self.ffn_dropout_p, self.training)
+        return x + self._dropped(h)
+
+    def _dropped(self, h: Tensor) -> Tensor:
+        if not self.training or self.drop_path == 0:
+            return h
+        kept = torch.rand(len(h), 1, 1, device=h.device) >= self.drop_path
+        return h * kept.to(h.dtype) / (1 - self.drop_path)
+
+    def forward(self, x: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.attention.project(self.attention_norm(x), rope)
+        return self.residual(x, self.attention.merge(attention(q, k, v, mask=mask)))
+
+
+@dataclass
+class DecodeState:
+    """What cached decoding carries from step to step.
+
+    Attributes:
+        cache: keys and values; row 0 is the collapsed prefix, row 1 + k is image token k.
+        bias: additive logits of the cached keys, [B, 1, 1, S]: log of the prefix length at row 0. None where it is zero.
+    """
+
+    cache: KVCache
+    bias: Tensor | None
+
+    def narrow(self, batch: int) -> DecodeState:
+        """The first ``batch`` sequences alone, sharing memory."""
+        return DecodeState(self.cache.narrow(batch), None if self.bias is None else self.bias[:batch])
+
+
+class LlamaGen(Pretrained, nn.Module):
+    """The published GPT, class- or text-conditional.
+
+    Args:
+        config: its shape.
+
+    Raises:
+        VistokError: ``model_type`` is neither ``c2i`` nor ``t2i``, or ``block_size`` is not a square.
+    """
+
+    config_class = LlamaGenConfig
+    presets = PRESETS
+    dropped_keys = DROPPED_KEYS
+
+    def __init__(self, config: LlamaGenConfig):
+        super().__init__()
+        if config.model_type not in ("c2i", "t2i"):
+            raise unknown_name("LlamaGen model type", config.model_type, ["c2i", "t2i"])
+        if config.grid**2 != config.block_size:
+            raise VistokError(
+                f"LlamaGen paints square grids, but block_size {config.block_size} is not a square number."
+            )
+        self.config = config
+        embedder = LabelEmbedder if config.model_type == "c2i" else CaptionEmbedder
+        self.cls_embedding = embedder(config)
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        rates = torch.linspace(0, config.drop_path_rate, config.n_layer).tolist()
+        self.layers = nn.ModuleList(Block(config, rate) for rate in rates)
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        rope = rope_2d(config.grid, config.grid, config.head_dim, config.rope_base, prefix=config.cls_token_num)
+        self.register_buffer("rope", rope, persistent=False)
+        self.apply(self._init)
+        nn.init.zeros_(self.output.weight)
+
+    def _init(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+
+    # Conditions
+
+    def null_condition(self, batch: int) -> Tensor:
+        """The condition "nothing asked for": labels [B] (c2i) or features [B, T, caption_dim] (t2i)."""
+        if self.config.model_type == "c2i":
+            return torch.full((batch,), self.config.num_classes, device=self.rope.device)
+        return self.cls_embedding.uncond_embedding.expand(batch, -1, -1)
+
+    def drop_condition(self, condition: Tensor) -> Tensor:
+        """Replace each sample's condition by the null condition with probability ``class_dropout_prob``."""
+        dropped = torch.rand(len(condition), device=condition.device) < self.config.class_dropout_prob
+        dropped = dropped.view(-1, *[1] * (condition.ndim - 1))
+        return torch.where(dropped, self.null_condition(len(condition)).to(condition.dtype), condition)
+
+    # Training
+
+    def forward(self, tokens: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits of all image tokens, teacher-forced.
+
+        Args:
+            tokens: image codes that are fed, int64 [B, n] with n < block_size (all but the last, in training).
+            condition: labels int64 [B] or text features [B, T, caption_dim]. In training, some are dropped at random.
+            mask: which text features are real, [B, T]; all if None.
+
+        Returns:
+            [B, n + 1, V]: entry k predicts image token k.
+        """
+        if self.training and self.config.class_dropout_prob > 0:
+            condition = self.drop_condition(condition)
+        prefix = self.cls_embedding(condition)
+        x = torch.cat([prefix, self.tok_embeddings(tokens)], 1)
+        x = F.dropout(x, self.config.token_dropout_p, self.training)
+        rope, visible = self.rope[: x.shape[1]], self._full_mask(x, mask)
+        for layer in self.layers:
+            x = layer(x, rope, visible)
+        return self.output(self.norm(x[:, prefix.shape[1] - 1 :]))
+
+    @staticmethod
+    def _full_mask(x: Tensor, mask: Tensor | None) -> Tensor:
+        """Causal, without padded text columns, with the diagonal, [B or 1, 1, S, S]."""
+        length = x.shape[1]
+        visible = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()[None]
+        if mask is not None:
+            columns = F.pad(mask.bool(), (0, length - mask.shape[1]), value=True)
+            visible = visible & columns[:, None, :] | torch.eye(length, dtype=torch.bool, device=x.device)
+        return visible[:, None]
+
+    # Cached decoding
+
+    def new_state(self, batch: int, extra: int = 0) -> DecodeState:
+        """An empty state for ``batch`` sequences, with room for ``extra`` draft rows behind the image."""
+        config = self.config
+        rows = 1 + config.block_size + extra
+        weight = self.tok_embeddings.weight
+        kv_heads = config.n_kv_head or config.n_head
+        cache = KVCache(config.n_layer, batch, rows, kv_heads, config.head_dim, weight.dtype, weight.device)
+        return DecodeState(cache, None)
+
+    def prefill(self, condition: Tensor, state: DecodeState, mask: Tensor | None = None) -> Tensor:
+        """Run the prefix and leave it in the state as one row.
+
+        Args:
+            condition: labels [B] or text features [B, T, caption_dim].
+            state: an empty state of B sequences.
+            mask: which text features are real, [B, T]; all if None.
+
+        Returns:
+            Final hidden states of the prefix [B, T, dim]; the last one predicts image token 0 (see ``head``).
+        """
+        x = self.cls_embedding(condition)
+        batch, length = x.shape[:2]
+        seen = torch.ones(batch, length, device=x.device) if mask is None else mask.to(x.device).float()
+        # A padded token still sees itself: its own value enters its own mean only.
+        total = (seen.cumsum(1) + (1 - seen))[:, None, :, None]
+        weight = seen[:, None, :, None]
+        for i, layer in enumerate(self.layers):
+            values = layer.attention.values(layer.attention_norm(x))
+            mean = ((values * weight).cumsum(2) + values * (1 - weight)) / total
+            mean = mean.to(values.dtype).repeat_interleave(layer.attention.heads // values.shape[1], 1)
+            x = layer.residual(x, layer.attention.merge(mean))
+            row, bias = collapse_prefix(values, seen.bool())
+            state.cache.write(i, torch.zeros_like(row), row)
+        state.cache.advance(1)
+        if length > 1:
+            state.bias = x.new_zeros(batch, 1, 1, state.cache.capacity)
+            state.bias[:, 0, 0, 0] = bias
+        return self.norm(x)
+
+    def decode(self, tokens: Tensor, positions: Tensor, state: DecodeState, ancestors: Tensor | None = None) -> Tensor:
+        """Run new image tokens behind the cached ones; the caller then keeps them with ``cache.advance`` or ``cache.commit``.
+
+        Args:
+            tokens: int64 [B, N].
+            positions: index of each token in the image, [N] for all sequences or [B, N].
+            state: where the tokens' keys and values go.
+            ancestors: bool [B, N, N], which new tokens each new token sees (itself included); causal if None.
+
+        Returns:
+            Final hidden states [B, N, dim]; entry j predicts the token after token j (see ``head``).
+        """
+        x = self.tok_embeddings(tokens)
+        rope = self.rope[self.config.cls_token_num + positions]
+        visible = self._decode_mask(x, state, ancestors)
+        for i, layer in enumerate(self.layers):
+            q, k, v = layer.attention.project(layer.attention_norm(x), rope)
+            keys, values = state.cache.write(i, k, v)
+            x = layer.residual(x, layer.attention.merge(attention(q, keys, values, mask=visible)))
+        return self.norm(x)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., dim] to logits [..., V]."""
+        return self.output(hidden)
+
+    @staticmethod
+    def _decode_mask(x: Tensor, state: DecodeState, ancestors: Tensor | None) -> Tensor | None:
+        cache, new = state.cache, x.shape[1]
+        keys = min(cache.bound + new, cache.capacity)
+        bias = None if state.bias is None else state.bias[..., :keys]
+        if cache.common_length is not None and new == 1:
+            return bias
+        if ancestors is None:
+            ancestors = torch.ones(new, new, dtype=torch.bool, device=x.device).tril().expand(len(x), -1, -1)
+        row = torch.arange(keys, device=x.device)
+        own = row - cache.lengths[:, None]  # [B, keys]: number of the new token in a row, negative where it is old
+        inside = (own >= 0) & (own < new)
+        visible = ancestors.gather(2, own.clamp(0, new - 1)[:, None].expand(-1, new, -1)) & inside[:, None]
+        visible = (visible | (own < 0)[:, None])[:, None]  # [B, 1, N, keys]
+        return visible if bias is None else bias.masked_fill(~visible, -torch.inf)

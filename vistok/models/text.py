@@ -1,0 +1,233 @@
+"""Captions to features: the T5 encoder path of LlamaGen (arXiv 2406.06525).
+
+A caption is cleaned, tokenised to a fixed length, encoded by the encoder half of a T5, and the features of its valid
+tokens are moved to the end of the sequence, so that the image tokens follow the last word without a gap. Any T5
+encoder of transformers serves; the published text models use flan-t5-xl with 120 tokens. The embedded mini model
+uses a small T5 encoder with a word-level tokenizer, trained together with the image model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vistok.data.captions import clean_caption
+from vistok.errors import VistokError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5EncoderModel
+
+CAPTION_LENGTH = 120
+PAD, EOS, UNK = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2, as in the vocabulary of T5
+
+
+def left_pad(features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Move the valid rows of each sequence to its end, in order, and set all others to zero.
+
+    Args:
+        features: caption features.
+        mask: nonzero where a row is valid.
+
+    Shape:
+        features [B, L, D], mask [B, L] -> features [B, L, D], mask [B, L], dtypes kept.
+    """
+    order = mask.bool().int().argsort(dim=1, stable=True)
+    mask = mask.gather(1, order)
+    features = features.gather(1, order.unsqueeze(-1).expand_as(features))
+    return features * mask.unsqueeze(-1).to(features.dtype), mask
+
+
+class TextEncoder(nn.Module):
+    """A T5 encoder with its tokenizer: captions in, left-padded features and their mask out.
+
+    Args:
+        encoder: the encoder half of a T5.
+        tokenizer: its tokenizer.
+        max_length: number of tokens that every caption is padded or cut to.
+        clean_captions: whether captions pass through the cleaner of the published models first.
+    """
+
+    def __init__(
+        self,
+        encoder: T5EncoderModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int = CAPTION_LENGTH,
+        clean_captions: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.clean_captions = clean_captions
+
+    @property
+    def dim(self) -> int:
+        """Size of the features."""
+        return self.encoder.config.d_model
+
+    def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Encode captions.
+
+        Shape:
+            B captions -> features [B, max_length, dim] in the encoder's dtype, mask [B, max_length] bool.
+        """
+        if self.clean_captions:
+            captions = [clean_caption(caption) for caption in captions]
+        tokens = self.tokenizer(
+            list(captions),
+            max_length=self.max_length,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        ).to(self.encoder.device)
+        mask = tokens["attention_mask"]
+        features = self.encoder(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state
+        return left_pad(features, mask.bool())
+
+    @property
+    def known_words(self) -> list[str] | None:
+        """The words of a word-level tokenizer, sorted; None for tokenizers that can spell any word."""
+        if not _is_word_level(self.tokenizer):
+            return None
+        return sorted(set(self.tokenizer.get_vocab()) - set(self.tokenizer.all_special_tokens))
+
+    def unknown_words(self, captions: Sequence[str]) -> list[str]:
+        """The distinct words of the captions that a word-level tokenizer does not know, in order."""
+        if not _is_word_level(self.tokenizer):
+            return []
+        words = (word for caption in captions for word in _split(self.tokenizer, caption))
+        vocabulary = self.tokenizer.get_vocab()
+        return list(dict.fromkeys(word for word in words if word not in vocabulary))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, dtype: torch.dtype | None = None) -> TextEncoder:
+        """Load an encoder and its tokenizer in the layout of transformers.
+
+        Args:
+            name: a folder, or a hub id such as ``google/flan-t5-xl``.
+            dtype: of the weights; by default the one they were saved in.
+
+        Raises:
+            VistokError: the name leads nowhere, or what is there is not a complete T5 encoder.
+        """
+        from safetensors import SafetensorError
+        from transformers import AutoConfig, AutoTokenizer, T5EncoderModel
+
+        from vistok.zoo.registry import check_folder_or_hub_id
+
+        check_folder_or_hub_id(name, what="text encoder")
+        try:
+            config = AutoConfig.from_pretrained(name)
+            if config.model_type == "t5":
+                tokenizer = AutoTokenizer.from_pretrained(name)
+                with _without_progress_bars():
+                    encoder, report = T5EncoderModel.from_pretrained(
+                        name, config=config, dtype=dtype or "auto", output_loading_info=True
+                    )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise VistokError(f"cannot load a T5 text encoder from '{name}': {reason}") from error
+        if config.model_type != "t5":
+            raise VistokError(f"'{name}' holds a {config.model_type} model, but a text encoder must be a T5")
+        if report["missing_keys"]:
+            missing = ", ".join(sorted(report["missing_keys"])[:3])
+            raise VistokError(f"the text encoder '{name}' is incomplete: it lacks {missing}")
+        length = getattr(config, "caption_length", CAPTION_LENGTH)
+        return cls(encoder, tokenizer, length, getattr(config, "clean_captions", True))
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write encoder, configuration and tokenizer to a folder that ``from_pretrained`` reads."""
+        self.encoder.config.caption_length = self.max_length
+        self.encoder.config.clean_captions = self.clean_captions
+        with _without_progress_bars():
+            self.encoder.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+
+    @classmethod
+    def build(
+        cls,
+        words: Sequence[str],
+        d_model: int,
+        num_layers: int,
+        num_heads: int,
+        d_ff: int,
+        max_length: int,
+        **config: Any,
+    ) -> TextEncoder:
+        """A new, untrained encoder over a closed vocabulary; its captions are not cleaned.
+
+        Args:
+            words: the vocabulary, in the order of the token ids.
+            d_model, num_layers, num_heads, d_ff: sizes of the encoder.
+            max_length: caption length in tokens, the end token included.
+            config: further entries of T5Config, such as ``dropout_rate``.
+        """
+        from transformers import T5Config, T5EncoderModel
+
+        tokenizer = word_level_tokenizer(words)
+        config = T5Config(
+            vocab_size=len(tokenizer),
+            d_model=d_model,
+            d_kv=d_model // num_heads,
+            d_ff=d_ff,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=0,
+            eos_token_id=1,
+            **config,
+        )
+        return cls(T5EncoderModel(config), tokenizer, max_length, clean_captions=False)
+
+
+def word_level_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token a word or punctuation mark, lower-cased, and the special tokens of T5.
+
+    Raises:
+        VistokError: a word that the tokenizer would split, so that its token could never occur.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys((PAD, EOS, UNK, *words)))}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    backend.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, vocabulary[EOS])])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, eos_token=EOS, unk_token=UNK)
+    for word in words:
+        if _split(tokenizer, word) != [word]:
+            raise VistokError(f"'{word}' is not one lower-case word, so it cannot be in a word-level vocabulary")
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """A text encoder loads in moments, next to the picture whose progress is shown."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
+
+
+def _split(tokenizer: PreTrainedTokenizerFast, caption: str) -> list[str]:
+    backend = tokenizer.backend_tokenizer
+    normal = backend.normalizer.normalize_str(caption)
+    return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal)]
+
+
+def _is_word_level(tokenizer: PreTrainedTokenizerBase) -> bool:
+    from tokenizers.models import WordLevel
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend is not None and isinstance(backend.model, WordLevel)

@@ -1,0 +1,51 @@
+"""The card of a model that a recipe trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from vistok.train.recipe import Recipe
+from vistok.zoo.model_card import ModelCard, write_card
+
+
+def write_training_card(
+    directory: Path,
+    recipe: Recipe,
+    module: nn.Module,
+    task: str,
+    family: str,
+    metrics: Mapping[str, float],
+    steps: int,
+    parts: Mapping[str, str] | None = None,
+    paper: str | None = None,
+) -> ModelCard:
+    """Write ``card.json`` beside the exported weights, with their SHA-256.
+
+    Args:
+        directory: where the weights were written.
+        recipe: what trained them.
+        module: the trained network, for its size.
+        task, family, parts, paper: as in ModelCard.
+        metrics: held-out figures.
+        steps: optimizer steps that were taken.
+    """
+    card = ModelCard(
+        name=recipe.name,
+        task=task,
+        family=family,
+        parameters=sum(p.numel() for p in module.parameters()),
+        files={},
+        source=str(directory),
+        licence="Apache-2.0",
+        parts=parts or {},
+        recipe=f"recipes/{recipe.name}.yaml",
+        seed=recipe.seed,
+        steps=steps,
+        data=f"vistok.data.scenes, seed {recipe.data['seed']}",
+        metrics={key: float(f"{value:.4g}") for key, value in metrics.items()},
+        paper=paper,
+    )
+    return write_card(directory, card)

@@ -1,0 +1,114 @@
+"""Pre-train the caption encoder of the embedded text-to-image model: from features to what the caption states.
+
+The published models use a T5 that was pre-trained on text; this is the embedded world's counterpart. LlamaGen's image tokens
+see the caption as one mean over its tokens (see ``vistok.models.llamagen``), so the statement is read from the mean feature.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vistok.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, sample_scenes, statements, vocabulary
+from vistok.data.scenes.language import RELATIONS, Statement
+from vistok.models.text import TextEncoder
+from vistok.train.recipe import Recipe
+from vistok.train.tasks.vq import HELD_OUT_SEED
+
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+PLACES = list(RELATIONS)
+
+
+def facts(statement: Statement) -> list[int]:
+    """What a statement says, as class numbers: count, colour, size and place of each shape, then the background.
+
+    Zero means "not told" everywhere. Groups of a scene always differ in shape, so a shape names a group.
+    """
+    told = []
+    for shape in SHAPES:
+        found = [(i, g) for i, g in enumerate(statement.groups) if g.shape == shape]
+        if not found:
+            told += [0, 0, 0, 0]
+            continue
+        i, group = found[0]
+        place = None
+        if statement.where is not None:
+            place = statement.where if i == 0 else OPPOSITE[statement.where]
+        told += [
+            group.count,
+            1 + COLOURS.index(group.colour) if statement.with_colour else 0,
+            1 + SIZES.index(group.size) if statement.with_size else 0,
+            0 if place is None else 1 + PLACES.index(place),
+        ]
+    return [*told, 0 if statement.background is None else 1 + BACKGROUNDS.index(statement.background)]
+
+
+FACT_SIZES = [5, 1 + len(COLOURS), 1 + len(SIZES), 1 + len(PLACES)] * len(SHAPES) + [1 + len(BACKGROUNDS)]
+
+
+class CaptionObjective(nn.Module):
+    """Cross-entropy of all facts, read linearly from the mean feature of a caption."""
+
+    def __init__(self, encoder: TextEncoder):
+        super().__init__()
+        self.encoder = encoder
+        self.read = nn.Linear(encoder.dim, sum(FACT_SIZES))
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        features = self.encoder.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        weight = attention_mask / attention_mask.sum(1, keepdim=True)
+        return self.read((features * weight[..., None]).sum(1)).split(FACT_SIZES, -1)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, facts: Tensor):
+        logits = self.logits(input_ids, attention_mask)
+        loss = sum(F.cross_entropy(x, y) for x, y in zip(logits, facts.unbind(1), strict=True))
+        return loss, {}
+
+
+class CaptionTask:
+    """The ``captions`` task."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        torch.manual_seed(recipe.seed)
+        self.encoder = TextEncoder.build(vocabulary(), **recipe.model)
+        self.model = CaptionObjective(self.encoder)
+
+    def _batch(self, count: int, seed: int, start: int) -> dict[str, Tensor]:
+        said = statements(sample_scenes(count, seed, start))
+        tokens = self.encoder.tokenizer(
+            [s.text for s in said], max_length=self.encoder.max_length, padding="max_length", return_tensors="pt"
+        )
+        return {
+            "input_ids": tokens["input_ids"],
+            "attention_mask": tokens["attention_mask"],
+            "facts": torch.tensor([facts(s) for s in said]),
+        }
+
+    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
+        """Captions of freshly drawn scenes."""
+        start = step * self.recipe.batch_size + rows.start
+        return self._batch(rows.stop - rows.start, self.recipe.data["seed"], start)
+
+    def after_step(self, step: int) -> None:
+        """Nothing happens between steps."""
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Share of held-out captions of which every fact is read correctly."""
+        batch = self._batch(512, HELD_OUT_SEED, 0)
+        told = batch.pop("facts")
+        device = self.model.read.weight.device
+        logits = self.model.logits(**{k: v.to(device) for k, v in batch.items()})
+        found = torch.stack([x.argmax(-1) for x in logits], 1).cpu()
+        return {
+            "facts_right": (found == told).float().mean().item(),
+            "captions_right": (found == told).all(1).float().mean().item(),
+        }
+
+    def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
+        """Write the encoder with its tokenizer."""
+        self.encoder.save_pretrained(directory)

@@ -1,0 +1,120 @@
+"""Train a text-to-image LlamaGen on scenes (arXiv 2406.06525), together with its caption encoder.
+
+The scenes' codes are extracted once with the frozen tokenizer, as they are first needed. Each pass over them words the captions
+anew.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vistok.data.scenes import captions, render, sample_scenes
+from vistok.errors import VistokError
+from vistok.models.llamagen import LlamaGen, LlamaGenConfig
+from vistok.models.text import TextEncoder, left_pad
+from vistok.tokenizers.vq import VQTokenizer
+from vistok.train.export import write_training_card
+from vistok.train.recipe import Recipe
+from vistok.train.tasks.vq import HELD_OUT_SEED
+
+CHUNK = 32  # scenes that are encoded at a time
+
+
+class LlamaGenObjective(nn.Module):
+    """Cross-entropy of image codes given captions; the condition is dropped at random by the model itself."""
+
+    def __init__(self, gpt: LlamaGen, text: TextEncoder):
+        super().__init__()
+        self.gpt = gpt
+        self.text_encoder = text
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor):
+        encoded = self.text_encoder.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        features, mask = left_pad(encoded.last_hidden_state, attention_mask)
+        logits = self.gpt(tokens[:, :-1], features, mask)
+        return F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten()), {}
+
+
+class LlamaGenTask:
+    """The ``llamagen`` task.
+
+    ``init.vq`` names the tokenizer, ``init.text_encoder`` a pre-trained caption encoder, ``init.gpt`` weights to go on from.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        torch.manual_seed(recipe.seed)
+        self.vq = VQTokenizer.from_pretrained(recipe.init["vq"]).requires_grad_(False)
+        text = TextEncoder.from_pretrained(recipe.init["text_encoder"])
+        if "gpt" in recipe.init:
+            gpt = LlamaGen.from_pretrained(recipe.init["gpt"])
+        else:
+            gpt = LlamaGen(
+                LlamaGenConfig(
+                    model_type="t2i",
+                    caption_dim=text.dim,
+                    cls_token_num=text.max_length,
+                    vocab_size=self.vq.config.codebook_size,
+                    **recipe.model,
+                )
+            )
+        self.model = LlamaGenObjective(gpt, text)
+        self.scenes = recipe.data["scenes"]
+        if self.scenes % recipe.batch_size:
+            raise VistokError(f"data.scenes ({self.scenes}) must be a multiple of batch_size ({recipe.batch_size}).")
+        self.seed = recipe.data["seed"]
+        self.codes = torch.full((self.scenes, gpt.config.block_size), -1, dtype=torch.int16)
+
+    @torch.no_grad()
+    def _extract(self, seed: int, start: int, count: int) -> Tensor:
+        device = next(self.model.parameters()).device
+        images = render(sample_scenes(count, seed, start), self.recipe.data["size"])
+        return self.vq.to(device).encode(images.to(device)).flatten(1).cpu()
+
+    def _tokens(self, index: Tensor) -> Tensor:
+        """Codes of training scenes, extracted in chunks on first use."""
+        for chunk in (index[self.codes[index, 0] < 0] // CHUNK).unique().tolist():
+            count = min(CHUNK, self.scenes - chunk * CHUNK)
+            found = self._extract(self.seed, chunk * CHUNK, count)
+            self.codes[chunk * CHUNK : chunk * CHUNK + count] = found.to(torch.int16)
+        return self.codes[index].long()
+
+    def _captions(self, texts: list[str]) -> dict[str, Tensor]:
+        encoder = self.model.text_encoder
+        tokens = encoder.tokenizer(texts, max_length=encoder.max_length, padding="max_length", return_tensors="pt")
+        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+
+    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
+        """Scenes in order, pass after pass, with captions worded anew in each pass."""
+        variant, start = divmod(step * self.recipe.batch_size, self.scenes)
+        index = start + torch.arange(rows.start, rows.stop)
+        texts = captions(sample_scenes(len(index), self.seed, int(index[0])), variant)
+        return self._captions(texts) | {"tokens": self._tokens(index)}
+
+    def after_step(self, step: int) -> None:
+        """Nothing happens between steps."""
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Cross-entropy of held-out scenes, in nats per code, with and without their captions."""
+        count = self.recipe.data.get("eval_scenes", 128)
+        device = next(self.model.parameters()).device
+        tokens = self._extract(HELD_OUT_SEED, 0, count).to(device)
+        texts = captions(sample_scenes(count, HELD_OUT_SEED))
+        told = self.model(**{k: v.to(device) for k, v in self._captions(texts).items()}, tokens=tokens)[0]
+        gpt = self.model.gpt
+        untold = F.cross_entropy(gpt(tokens[:, :-1], gpt.null_condition(count)).flatten(0, 1), tokens.flatten())
+        return {"held_out_loss": told.item(), "held_out_loss_without_captions": untold.item()}
+
+    def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
+        """Write the generator and its caption encoder as one embedded model."""
+        self.model.gpt.save_pretrained(directory, torch.float16)
+        self.model.text_encoder.half().save_pretrained(directory / "text_encoder")
+        parts = {"vq": self.recipe.init["vq"]}
+        write_training_card(
+            directory, self.recipe, self.model, "text-to-image", "llamagen", metrics, steps, parts, "2406.06525"
+        )

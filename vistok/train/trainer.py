@@ -1,0 +1,229 @@
+"""One training loop for every model: accelerate, clipping, EMA, warm-up and cosine, and resume at any step.
+
+A task says what is trained and on what; the trainer says how. Data is a pure function of the step, and every random draw of a
+step is seeded by it, so a run that was killed goes on from its last checkpoint as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from vistok.data.files import atomic_path
+from vistok.train.recipe import Optimization, Recipe
+
+
+class Task(Protocol):
+    """What a recipe's ``task`` names.
+
+    Attributes:
+        model: the module whose parameters are trained; its forward returns ``(loss, metrics)`` for a batch.
+    """
+
+    model: nn.Module
+
+    def batch(self, step: int, rows: slice) -> Mapping[str, torch.Tensor]:
+        """Rows of the batch of a step, a pure function of both."""
+
+    def after_step(self, step: int) -> None:
+        """Whatever must happen between steps (codebook revival)."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out metrics of the current weights of ``model``."""
+
+    def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
+        """Write the trained model in the published layout, with its card."""
+
+
+def parameter_groups(model: nn.Module, config: Optimization) -> list[torch.optim.Optimizer]:
+    """Optimizers over all trainable parameters.
+
+    Muon (Jordan et al., 2024) takes the weight matrices inside ``layers`` when ``muon_lr`` is set; AdamW takes the rest.
+    """
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    hidden = [p for n, p in named if config.muon_lr and p.ndim == 2 and ".layers." in f".{n}"]
+    taken = {id(p) for p in hidden}
+    rest = [p for _, p in named if id(p) not in taken]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)]
+    if hidden:
+        optimizers.append(
+            torch.optim.Muon(
+                hidden, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return optimizers
+
+
+def learning_rate_scale(step: int, steps: int, config: Optimization) -> float:
+    """Linear warm-up to 1, then a cosine down to ``final_lr``."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, steps - config.warmup)
+    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Trainer:
+    """Run a recipe's task to its last step.
+
+    Args:
+        recipe: the run.
+        task: what is trained.
+        directory: where checkpoints, ``metrics.jsonl`` and the exported model go; an earlier run there is resumed.
+    """
+
+    def __init__(self, recipe: Recipe, task: Task, directory: Path):
+        from accelerate import Accelerator
+
+        self.recipe, self.task, self.directory = recipe, task, directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self.accelerator = Accelerator(mixed_precision="bf16" if recipe.precision == "bf16" else "no")
+        self.optimizers = parameter_groups(task.model, recipe.optimization)
+        self.peaks = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
+        task.model.to(self.accelerator.device)
+        self.average = {n: p.detach().clone() for n, p in task.model.named_parameters() if p.requires_grad}
+        self.step = 0
+        self.seconds = 0.0
+        self._resume()
+        self.model, *self.optimizers = self.accelerator.prepare(task.model, *self.optimizers)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that a killed run goes on from."""
+        return self.directory / "checkpoint.pt"
+
+    def _resume(self) -> None:
+        if not self.checkpoint.exists():
+            return
+        state = torch.load(self.checkpoint, map_location=self.accelerator.device, weights_only=True)
+        self.task.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.average = state["average"]
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def _save(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "model": self.task.model.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "average": self.average,
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        with atomic_path(self.checkpoint) as path:
+            torch.save(state, path)
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            with (self.directory / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": self.step, **entry}) + "\n")
+            if self.tensorboard is not None:
+                for key, value in entry.items():
+                    self.tensorboard.add_scalar(key, value, self.step)
+
+    def train(self) -> dict[str, float]:
+        """Train to the last step, export, and return the held-out metrics."""
+        from vistok.progress import progress
+
+        recipe, config = self.recipe, self.recipe.optimization
+        self.tensorboard = _tensorboard(self.directory) if self.accelerator.is_main_process else None
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        share = recipe.batch_size // world
+        rows = slice(rank * share, (rank + 1) * share)
+        self.model.train()
+        began = time.perf_counter()
+        with progress(f"train {recipe.name}", recipe.steps, self.step) as advance:
+            while self.step < recipe.steps:
+                torch.manual_seed(recipe.seed * 1_000_003 + self.step * world + rank)
+                batch = {k: v.to(self.accelerator.device) for k, v in self.task.batch(self.step, rows).items()}
+                with self.accelerator.autocast():
+                    loss, metrics = self.model(**batch)
+                self.accelerator.backward(loss)
+                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip)
+                scale = learning_rate_scale(self.step, recipe.steps, config)
+                for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
+                    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                        group["lr"] = peak * scale
+                    optimizer.step()
+                    optimizer.zero_grad()
+                self.step += 1
+                self._average(config.ema)
+                self.task.after_step(self.step)
+                advance()
+                if self.step % recipe.log_every == 0:
+                    now = time.perf_counter()
+                    self.seconds, began = self.seconds + now - began, now
+                    self._log(
+                        {
+                            "loss": loss.item(),
+                            "grad_norm": float(norm),
+                            "lr_scale": scale,
+                            "seconds": self.seconds,
+                        }
+                        | {k: float(v) for k, v in metrics.items()}
+                    )
+                if self.step % recipe.save_every == 0:
+                    self._save()
+                if self.step % recipe.eval_every == 0 and self.step < recipe.steps:
+                    self._log(self._evaluate())
+        self._save()
+        metrics = self._evaluate()
+        self._log(metrics)
+        if self.accelerator.is_main_process:
+            with self._averaged():
+                self.task.export(self.directory / "export", metrics, self.step)
+        return metrics
+
+    @torch.no_grad()
+    def _average(self, decay: float) -> None:
+        decay = min(decay, (1 + self.step) / (10 + self.step))  # short memory at first
+        named = [(self.average[n], p) for n, p in self.task.model.named_parameters() if p.requires_grad]
+        torch._foreach_lerp_([a for a, _ in named], [p.detach() for _, p in named], 1 - decay)
+
+    def _averaged(self):
+        return _Swapped(self.task.model, self.average)
+
+    def _evaluate(self) -> dict[str, float]:
+        self.task.model.eval()
+        with torch.no_grad(), self._averaged():
+            metrics = self.task.evaluate()
+        self.task.model.train()
+        return metrics
+
+
+class _Swapped:
+    """While open, the model holds the averaged weights."""
+
+    def __init__(self, model: nn.Module, average: dict[str, torch.Tensor]):
+        self.pairs = [(p, average[n]) for n, p in model.named_parameters() if n in average]
+
+    def _swap(self) -> None:
+        for parameter, average in self.pairs:
+            parameter.data, average.data = average.data, parameter.data
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *_) -> None:
+        self._swap()
+
+
+def _tensorboard(directory: Path):
+    """A TensorBoard writer where TensorBoard is installed (extra ``dev``), else None."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(directory / "tensorboard"))

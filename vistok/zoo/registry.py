@@ -1,0 +1,157 @@
+"""From what a user names to files on this machine: embedded weights, a path, or a hub id."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+from vistok.errors import VistokError, unknown_name
+from vistok.zoo.model_card import CARD_FILE, EMBEDDED, ModelCard, read_card, verify_files
+from vistok.zoo.published import PUBLISHED
+
+WEIGHTS = Path(__file__).parent / "weights"
+# owner/name, with an optional file inside the repository: owner/name:folder/file.pt
+_HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?::(?P<file>[^:]+))?")
+_WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
+
+@functools.cache
+def _cards() -> tuple[ModelCard, ...]:
+    embedded = (read_card(path.parent, EMBEDDED) for path in sorted(WEIGHTS.glob(f"*/{CARD_FILE}")))
+    return (*embedded, *PUBLISHED)
+
+
+def cards() -> list[ModelCard]:
+    """All models: the embedded ones, then the published ones."""
+    return list(_cards())
+
+
+def canonical(name: str) -> str:
+    """The spelling under which a model is known: lower case, ``llamagen`` for ``lamagen``."""
+    return re.sub(r"^lamagen", "llamagen", name.lower())
+
+
+def _find(name: str) -> ModelCard | None:
+    name = canonical(name)
+    return next((card for card in _cards() if name == card.name or name in card.aliases), None)
+
+
+def card(name: str) -> ModelCard:
+    """The card of a model, by its name or an alias.
+
+    Raises:
+        VistokError: no model has that name.
+    """
+    found = _find(name)
+    if found is None:
+        raise _unknown(name)
+    return found
+
+
+def _unknown(name: str) -> VistokError:
+    return unknown_name("model", name, [known for card in _cards() for known in (card.name, *card.aliases)])
+
+
+def card_of_file(path: str | Path) -> ModelCard | None:
+    """The published card whose checkpoint has this file name, so that its shape need not be spelt out."""
+    return next((card for card in PUBLISHED if Path(path).name in card.files), None)
+
+
+def hub_id(name: str | Path) -> tuple[str, str | None] | None:
+    """Repository and file that a hub id names, or None if the name is no hub id.
+
+    A name that ends like a weights file, such as ``models/gpt.pt``, is a path and no repository.
+    """
+    match = _HUB_ID.fullmatch(str(name))
+    if match is None or match["repo"].endswith(_WEIGHTS_SUFFIXES):
+        return None
+    return match["repo"], match["file"]
+
+
+def resolve(name: str | Path, filename: str | None = None) -> Path:
+    """Where the weights that a user named lie on this machine.
+
+    An embedded model's name comes first, then an existing path, then a hub id ``owner/name`` or ``owner/name:file``.
+    Nothing is fetched unless the user wrote a hub id.
+
+    Args:
+        name: what the user named.
+        filename: the file that is wanted, where the name is that of a folder or of a whole repository.
+
+    Returns:
+        A file, or a model's folder where no file is named.
+
+    Raises:
+        VistokError: the name leads nowhere, or the hub does not give the file.
+    """
+    found = _find(str(name))
+    path = Path(name).expanduser()
+    if found is not None and found.embedded:
+        path = WEIGHTS / found.name
+    elif not path.exists():
+        if found is not None:
+            hub = ", ".join(f"'{found.source}:{file}'" for file in found.files)
+            raise VistokError(f"the weights of '{name}' are not part of vistok: name your file, or {hub} to fetch it")
+        if hub_id(name) is not None:
+            return _fetch(str(name), filename)
+        if path.suffix in _WEIGHTS_SUFFIXES or re.search(r"[/\\]", str(name)):
+            raise VistokError(
+                f"there is no file or folder '{name}': check the path, or name a hub id 'owner/name:file'"
+            )
+        raise _unknown(str(name))
+    if filename is not None and path.is_dir():
+        path = path / filename
+        if not path.exists():
+            raise VistokError(f"there is no '{filename}' in '{path.parent}'")
+    return path
+
+
+def check_folder_or_hub_id(name: str | Path, what: str) -> None:
+    """Raise VistokError unless ``name`` is an existing folder or has the form of a hub id.
+
+    Args:
+        name: what the user named.
+        what: what should be there, for the sentence, e.g. ``"text encoder"``.
+    """
+    path = Path(name)
+    if path.is_dir() or (not path.exists() and hub_id(name) is not None):
+        return
+    seen = "is a file" if path.exists() else "does not exist"
+    raise VistokError(f"'{name}' {seen}: name the folder of a {what}, or a hub id such as 'owner/name'")
+
+
+def verify(name: str) -> ModelCard:
+    """Check the embedded weights of a model against the SHA-256 of its card.
+
+    Raises:
+        VistokError: the model is not embedded, or a file is missing, changed or not on the card.
+    """
+    found = card(name)
+    if not found.embedded:
+        raise VistokError(f"'{name}' is not embedded, so there are no files of it to verify")
+    verify_files(found, WEIGHTS / found.name)
+    return found
+
+
+def _fetch(name: str, filename: str | None) -> Path:
+    """Fetch a hub file, or the safetensors and JSON files of a repository when no file is named."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+    repo, file = hub_id(name)
+    file = file or filename
+    known = [f"{repo}:{published}" for card in PUBLISHED if card.source == repo for published in card.files]
+    if file is None and known:
+        raise VistokError(f"'{repo}' holds several models: name one, such as {', '.join(known[:3])}")
+    try:
+        if file is None:
+            return Path(huggingface_hub.snapshot_download(repo, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(huggingface_hub.hf_hub_download(repo, file))
+    except (OSError, EntryNotFoundError, HFValidationError) as error:
+        wanted = repo if file is None else f"{repo}:{file}"
+        reason = str(error).strip().partition("\n")[0]
+        raise VistokError(
+            f"cannot fetch '{wanted}' from the hub ({reason}): check the name and the connection, "
+            "or download the file elsewhere and name its path"
+        ) from error
