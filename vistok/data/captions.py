@@ -100,9 +100,7 @@ def clean_caption_once(caption: str) -> str:
     if len(_WORD_JOINERS.findall(caption)) > 3:  # a-name-made-of-words; fewer are real hyphens
         caption = _WORD_JOINERS.sub(" ", caption)
     caption = html.unescape(html.unescape(ftfy.fix_text(caption)))
-    caption = _apply(
-        _ENDS, _apply(_CODES, caption)
-    )  # the ends are not stripped in between: a space shields a dash
+    caption = _apply(_ENDS, _apply(_CODES, caption))  # the ends are not stripped in between: a space shields a dash
     return caption.strip()
 
 

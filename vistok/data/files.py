@@ -35,3 +35,24 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse a place that a long job could not write its result to, before the job begins.
+
+    Args:
+        path: a file or a folder to be.
+
+    Raises:
+        VistokError: it cannot be made or written.
+    """
+    place = Path(path)
+    if place.suffix and place.is_dir():
+        raise VistokError(f"'{place}' is a folder: name a file in it.")
+    while not place.exists():
+        place = place.parent
+    folder = place if place.is_dir() else place.parent
+    if Path(path).parent != place and place.is_file() and place != Path(path):
+        raise VistokError(f"cannot write '{path}': '{place}' is a file, not a folder.")
+    if not os.access(folder, os.W_OK):
+        raise VistokError(f"cannot write '{path}': no permission in '{folder}'; choose another place.")

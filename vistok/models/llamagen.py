@@ -254,8 +254,8 @@ class LlamaGen(Pretrained, nn.Module):
         embedder = LabelEmbedder if config.model_type == "c2i" else CaptionEmbedder
         self.cls_embedding = embedder(config)
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        rates = torch.linspace(0, config.drop_path_rate, config.n_layer).tolist()
-        self.layers = nn.ModuleList(Block(config, rate) for rate in rates)
+        rate = config.drop_path_rate / max(1, config.n_layer - 1)
+        self.layers = nn.ModuleList(Block(config, rate * i) for i in range(config.n_layer))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         rope = rope_2d(config.grid, config.grid, config.head_dim, config.rope_base, prefix=config.cls_token_num)

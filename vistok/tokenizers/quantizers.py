@@ -87,7 +87,14 @@ class VectorQuantizer(nn.Module):
         return F.embedding(indices, self.codebook)
 
     def forward(self, z: torch.Tensor) -> Quantized:
-        """Quantize latents [B, D, h, w] with straight-through gradients, and give the losses."""
+        """Quantize latents [B, D, h, w] with straight-through gradients, and give the losses.
+
+        Always in float32: half precision cannot tell neighbouring codes apart.
+        """
+        with torch.autocast(z.device.type, enabled=False):
+            return self._quantize(z.float())
+
+    def _quantize(self, z: torch.Tensor) -> Quantized:
         z = self._flatten(z)
         codebook = self.codebook
         distances = self._distances(z, codebook)

@@ -45,6 +45,7 @@ class Recipe:
         steps: optimizer steps.
         batch_size: samples per step over all processes.
         precision: ``fp32`` or ``bf16`` autocast.
+        compile: train through ``torch.compile``.
         log_every, eval_every, save_every: steps between log lines, evaluations and checkpoints.
         optimization: see Optimization.
         model: the task's model configuration.
@@ -58,6 +59,7 @@ class Recipe:
     batch_size: int
     seed: int = 0
     precision: str = "fp32"
+    compile: bool = False
     log_every: int = 20
     eval_every: int = 500
     save_every: int = 100

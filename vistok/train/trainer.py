@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,10 +46,16 @@ class Task(Protocol):
 def parameter_groups(model: nn.Module, config: Optimization) -> list[torch.optim.Optimizer]:
     """Optimizers over all trainable parameters.
 
-    Muon (Jordan et al., 2024) takes the weight matrices inside ``layers`` when ``muon_lr`` is set; AdamW takes the rest.
+    Muon (Jordan et al., 2024) takes the linear maps inside stacks of blocks when ``muon_lr`` is set; AdamW takes the
+    rest.
     """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for n, p in named if config.muon_lr and p.ndim == 2 and ".layers." in f".{n}"]
+    stacked = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and re.search(r"\.(layers|block|blocks)\.\d+\.", f".{name}")
+    }
+    hidden = [p for n, p in named if config.muon_lr and n in stacked]
     taken = {id(p) for p in hidden}
     rest = [p for _, p in named if id(p) not in taken]
     groups = [
@@ -96,6 +103,8 @@ class Trainer:
         self.seconds = 0.0
         self._resume()
         self.model, *self.optimizers = self.accelerator.prepare(task.model, *self.optimizers)
+        if recipe.compile:
+            self.model = torch.compile(self.model)
 
     @property
     def checkpoint(self) -> Path:

@@ -17,7 +17,7 @@ from vistok.errors import VistokError
 
 _WRAPPERS = ("model", "module", "state_dict")
 _ZIP_MAGIC = b"PK\x03\x04"  # only the zip format of torch.save can be memory-mapped
-_SHOWN = 3  # keys that an error names
+_SHOWN = 2  # keys of a kind that an error names
 
 
 def read_state_dict(path: str | Path, prefer_ema: bool = False) -> dict[str, Tensor]:
@@ -135,9 +135,11 @@ def load_strict(
             ],
         ),
     ]
+    complaints = " and ".join(filter(None, problems))
     guess = _guess(shapes, variants or {})
-    mend = f"it is a {guess}, so name that variant" if guess else "name the checkpoint that belongs to this model"
-    raise VistokError(f"the checkpoint is not a {what}: it {' and '.join(filter(None, problems))}; {mend}")
+    if guess:
+        raise VistokError(f"the checkpoint is a {guess}, not a {what}: name that variant (it {complaints})")
+    raise VistokError(f"the checkpoint is not a {what}: it {complaints}; name one that belongs to this model")
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:

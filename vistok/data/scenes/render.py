@@ -10,6 +10,17 @@ import torch.nn.functional as F
 from vistok.data.scenes.world import BACKGROUNDS, NOISE_CELLS, PALETTE, SHAPES, Scenes
 
 
+# Where each shape of unit half-extent begins and ends: x0, y0, x1, y1.
+EXTENTS = {
+    "circle": (-1, -1, 1, 1),
+    "square": (-0.88, -0.88, 0.88, 0.88),
+    "triangle": (-0.95, -1, 0.95, 0.85),
+    "cross": (-1, -1, 1, 1),
+    "ring": (-1, -1, 1, 1),
+    "diamond": (-1.04, -1.04, 1.04, 1.04),
+}
+
+
 def shape_distance(shape: str, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Signed distance to a shape of unit half-extent, negative inside.
 
@@ -63,7 +74,7 @@ def render_background(scenes: Scenes, side: int) -> torch.Tensor:
     y, x = torch.meshgrid(grid, grid, indexing="ij")
     texture = scenes.texture.float()
     angle = (texture[:, 0] * 4).floor() * (math.pi / 4)  # four directions
-    period = (0.125 + 0.125 * (texture[:, 1] * 3).floor())[:, None, None]  # 1/8, 1/4 or 3/8 of the side
+    period = (0.1875 + 0.0625 * (texture[:, 1] * 4).floor())[:, None, None]  # 3/16 to 6/16 of the side
     phase_x, phase_y = texture[:, 2, None, None], texture[:, 3, None, None]
     along = angle.cos()[:, None, None] * x + angle.sin()[:, None, None] * y
     low, high = along.amin((1, 2), keepdim=True), along.amax((1, 2), keepdim=True)
@@ -99,6 +110,7 @@ def render(scenes: Scenes, side: int = 64) -> torch.Tensor:
 
 
 def boxes(scenes: Scenes, side: int) -> torch.Tensor:
-    """Boxes (x0, y0, x1, y1) in pixels around each object's square of half-side radius, float32 [B, 4, 4]."""
-    radius = scenes.radius[..., None]
-    return (torch.cat([scenes.centre - radius, scenes.centre + radius], -1) * side).float()
+    """Tight boxes (x0, y0, x1, y1) around the objects in pixels, float32 [B, 4, 4] (undefined where absent)."""
+    extent = torch.tensor([EXTENTS[shape] for shape in SHAPES], dtype=torch.float64)[scenes.shape]  # [B, 4, 4]
+    corners = scenes.centre.repeat(1, 1, 2) + extent * scenes.radius[..., None]
+    return (corners * side).float()

@@ -35,9 +35,9 @@ PALETTE = (
     )
     / 255.0
 )  # [8, 3], same order as COLOURS
-RADII = torch.tensor([0.105, 0.16], dtype=torch.float64)  # same order as SIZES
+RADII = torch.tensor([0.12, 0.17], dtype=torch.float64)  # same order as SIZES
 MAX_OBJECTS = 4
-GAP = 0.06  # least distance between the boxes of two objects
+GAP = 0.05  # least distance between the boxes of two objects
 NOISE_CELLS = 5  # side of the coarse grid that a cloudy background interpolates
 
 # How a scene is composed: probability, and the number of objects in each group of equal shape, colour and size.
@@ -181,10 +181,10 @@ def _place(seed: int, index: torch.Tensor, present: torch.Tensor, radius: torch.
 
 
 def _tones(seed: int, index: torch.Tensor) -> torch.Tensor:
-    """Two nearly grey tones, their lightness at least 0.06 and at most 0.2 apart, [B, 2, 3]."""
+    """Two nearly grey tones, their lightness at least 0.05 and at most 0.15 apart, [B, 2, 3]."""
     u = counter_uniform(seed, index[:, None], _TONE, torch.arange(5))
     light = 0.2 + 0.65 * u[:, 0]
-    step = 0.06 + 0.14 * u[:, 1]
+    step = 0.05 + 0.1 * u[:, 1]
     other = torch.where(light > 0.525, light - step, light + step)
-    tint = 0.08 * (u[:, 2:] - 0.5)  # [B, 3]
+    tint = 0.06 * (u[:, 2:] - 0.5)  # [B, 3]
     return (torch.stack([light, other], 1)[..., None] + tint[:, None]).float()

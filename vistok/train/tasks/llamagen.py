@@ -1,4 +1,4 @@
-"""Train a text-to-image LlamaGen on scenes (arXiv 2406.06525), together with its caption encoder.
+"""Train a text-to-image LlamaGen on scenes (arXiv 2406.06525) behind a frozen caption encoder, as the published ones were.
 
 The scenes' codes are extracted once with the frozen tokenizer, as they are first needed. Each pass over them words the captions
 anew.
@@ -25,7 +25,7 @@ CHUNK = 32  # scenes that are encoded at a time
 
 
 class LlamaGenObjective(nn.Module):
-    """Cross-entropy of image codes given captions; the condition is dropped at random by the model itself."""
+    """Cross-entropy of image codes given captions; the generator itself drops conditions at random."""
 
     def __init__(self, gpt: LlamaGen, text: TextEncoder):
         super().__init__()
@@ -33,7 +33,8 @@ class LlamaGenObjective(nn.Module):
         self.text_encoder = text
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor):
-        encoded = self.text_encoder.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        with torch.no_grad():
+            encoded = self.text_encoder.encoder(input_ids=input_ids, attention_mask=attention_mask)
         features, mask = left_pad(encoded.last_hidden_state, attention_mask)
         logits = self.gpt(tokens[:, :-1], features, mask)
         return F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten()), {}
@@ -49,7 +50,7 @@ class LlamaGenTask:
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
         self.vq = VQTokenizer.from_pretrained(recipe.init["vq"]).requires_grad_(False)
-        text = TextEncoder.from_pretrained(recipe.init["text_encoder"])
+        text = TextEncoder.from_pretrained(recipe.init["text_encoder"], torch.float32).requires_grad_(False)
         if "gpt" in recipe.init:
             gpt = LlamaGen.from_pretrained(recipe.init["gpt"])
         else:

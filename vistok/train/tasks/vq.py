@@ -41,9 +41,12 @@ class VQTask:
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
-        config = dict(recipe.model)
-        config["channel_mult"] = tuple(config["channel_mult"])
-        self.tokenizer = VQTokenizer(VQConfig(**config))
+        if "vq" in recipe.init:
+            self.tokenizer = VQTokenizer.from_pretrained(recipe.init["vq"])
+        else:
+            config = dict(recipe.model)
+            config["channel_mult"] = tuple(config["channel_mult"])
+            self.tokenizer = VQTokenizer(VQConfig(**config))
         self.model = VQObjective(self.tokenizer)
         self.size = recipe.data["size"]
         self.revive_every = recipe.data.get("revive_every", 0)

@@ -1,0 +1,107 @@
+"""Training: recipes are checked, runs learn, and a killed run ends with the very weights of an undisturbed one."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from vistok import zoo
+from vistok.errors import VistokError
+from vistok.tokenizers.vq import VQTokenizer
+from vistok.train.recipe import Optimization, Recipe
+from vistok.train.tasks import build_task
+from vistok.train.trainer import Trainer, learning_rate_scale
+
+VQ = Recipe(
+    name="vq-test",
+    task="vq",
+    steps=6,
+    batch_size=4,
+    log_every=2,
+    eval_every=3,
+    save_every=2,
+    optimization=Optimization(lr=1e-3, warmup=2, ema=0.9),
+    model={"codebook_size": 32, "channels": 32, "channel_mult": [1, 1, 2], "res_blocks": 1, "z_channels": 32},
+    data={"size": 32, "seed": 3, "eval_scenes": 64, "revive_every": 2, "revive_until": 4},
+)
+
+
+def test_every_recipe_of_the_repository_loads():
+    recipes = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        assert Recipe.load(path).name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: x\ntask: vq\nsteps: 1\n", "lacks the entries"),
+        ("name: x\ntask: vq\nsteps: 1\nbatch_size: 1\nspeed: 9\n", "unknown entries"),
+        ("- a\n- b\n", "not a recipe"),
+        ("a: [", "not a YAML recipe"),
+    ],
+)
+def test_bad_recipes_get_a_sentence(tmp_path, text, message):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(VistokError, match=message):
+        Recipe.load(tmp_path / "r.yaml")
+
+
+def test_absent_recipes_and_unknown_tasks(tmp_path):
+    with pytest.raises(VistokError, match="no recipe at"):
+        Recipe.load(tmp_path / "none.yaml")
+    with pytest.raises(VistokError, match="did you mean vq"):
+        build_task(replace(VQ, task="vqq"))
+
+
+def test_the_schedule_warms_up_and_falls():
+    config = Optimization(warmup=10, final_lr=0.1)
+    scales = [learning_rate_scale(step, 100, config) for step in range(101)]
+    assert scales[0] == pytest.approx(0.1)
+    assert max(scales) == pytest.approx(1.0)
+    assert scales[100] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(scales[10:], scales[11:], strict=False))
+
+
+class Killed(Exception):
+    """Stands for a kill between two steps."""
+
+
+def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch):
+    Trainer(VQ, build_task(VQ), tmp_path / "whole").train()
+    task = build_task(VQ)
+    after = task.after_step
+
+    def dies(step):
+        after(step)
+        if step == 5:
+            raise Killed
+
+    monkeypatch.setattr(task, "after_step", dies)
+    with pytest.raises(Killed):
+        Trainer(VQ, task, tmp_path / "broken").train()
+    Trainer(VQ, build_task(VQ), tmp_path / "broken").train()
+    whole, broken = (VQTokenizer.from_pretrained(tmp_path / run / "export").state_dict() for run in ("whole", "broken"))
+    assert whole.keys() == broken.keys()
+    for key in whole:
+        torch.testing.assert_close(whole[key], broken[key], atol=1e-3, rtol=1e-3)
+
+
+def test_a_run_writes_metrics_and_a_card(tmp_path):
+    Trainer(VQ, build_task(VQ), tmp_path).train()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
+    card = zoo.read_card(tmp_path / "export")
+    assert card.steps == 6
+    assert card.metrics["psnr"] > 0
+    assert list(card.files.values())[0] == zoo.sha256(tmp_path / "export" / "model.safetensors")
+
+
+def test_a_run_learns(tmp_path):
+    recipe = replace(VQ, steps=60, eval_every=1000, save_every=1000, log_every=10)
+    before = build_task(recipe).evaluate()["psnr"]
+    after = Trainer(recipe, build_task(recipe), tmp_path).train()["psnr"]
+    assert after > before + 3

@@ -1,0 +1,30 @@
+"""Visual tokens: image tokenizers, visual-token compressors for multimodal LLMs, fast autoregressive image samplers.
+
+``vistok.pipeline("llamagen")`` paints prompts; see the README. Submodules load on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vistok.pipelines import pipeline
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "pipeline"]
+
+_LAZY = {"pipeline": "vistok.pipelines"}
+_MODULES = ("data", "eval", "models", "ops", "samplers", "tokenizers", "train", "zoo")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"vistok.{name}")
+    raise AttributeError(f"module 'vistok' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES])

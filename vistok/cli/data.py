@@ -1,0 +1,48 @@
+"""``vistok data``: the embedded world's pictures and prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Make data of the embedded world.", no_args_is_help=True)
+
+
+@app.command()
+def scenes(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and metadata.jsonl.")],
+    num: Annotated[int, typer.Option(help="How many scenes.")] = 64,
+    size: Annotated[int, typer.Option(help="Side in pixels; the models know 64 and 128.")] = 64,
+    seed: Annotated[int, typer.Option(help="Which world.")] = 0,
+) -> None:
+    """Write scenes as PNG files, with captions, classes, objects, boxes and questions in metadata.jsonl.
+
+    Example: `vistok data scenes --num 64 --out scenes/`
+    """
+    from vistok.data.scenes.files import write_scenes
+
+    write_scenes(out, num, size, seed)
+    print(f"{num} scenes of {size}x{size} pixels in {out}; what is on them is in {out / 'metadata.jsonl'}")
+
+
+@app.command()
+def geneval(
+    out: Annotated[Path, typer.Option(help="File for the prompts, JSON lines in GenEval's format.")],
+    per_task: Annotated[int, typer.Option(help="Prompts of each of the six tasks.")] = 100,
+    seed: Annotated[int, typer.Option(help="Which prompts.")] = 0,
+) -> None:
+    """Write GenEval prompts about shapes and colours, for `vistok eval geneval` on the embedded world.
+
+    Example: `vistok data geneval --out prompts.jsonl`
+    """
+    from vistok.data.scenes import COLOURS, SHAPES
+    from vistok.errors import VistokError
+    from vistok.eval.geneval.metadata import scene_prompts, write_metadata
+
+    if per_task < 1:
+        raise VistokError(f"--per-task must be at least 1, got {per_task}.")
+    records = scene_prompts(SHAPES, COLOURS, seed, per_task)
+    write_metadata(out, records)
+    print(f"{len(records)} prompts in {out}")

@@ -1,0 +1,36 @@
+"""The ``vistok`` command: thin commands over the Python calls. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from vistok.cli import data, eval, models, sample, train
+from vistok.errors import VistokError
+
+app = typer.Typer(
+    name="vistok",
+    help="Visual tokens: make them, thin them, generate them fast.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("sample")(sample.sample)
+app.command("models")(models.models)
+app.command("train")(train.train)
+app.add_typer(data.app, name="data")
+app.add_typer(eval.app, name="eval")
+
+
+def main() -> None:
+    """Entry point: a user's mistake becomes one sentence on standard error and exit code 2."""
+    try:
+        app()
+    except VistokError as error:
+        print(f"vistok: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("vistok: interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        sys.exit(130)

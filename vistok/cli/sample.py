@@ -1,0 +1,104 @@
+"""``vistok sample``: prompts or classes in, pictures out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Prompts = Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What to paint; may be given again.")]
+
+
+def sample(
+    prompt: Prompts = None,
+    prompts: Annotated[Path | None, typer.Option(help="File with one prompt a line.")] = None,
+    class_: Annotated[list[int] | None, typer.Option("--class", help="Class to paint; may be given again.")] = None,
+    model: Annotated[str, typer.Option(help="A model of `vistok models`.")] = "llamagen",
+    out: Annotated[
+        Path, typer.Option(help="A .png (one picture, or a grid of several), or a folder for one PNG each.")
+    ] = Path("out.png"),
+    num: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
+    sampler: Annotated[str, typer.Option(help="How tokens are drawn; see docs/samplers.md.")] = "ar",
+    cfg: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 switches it off.")] = 3.0,
+    cfg_interval: Annotated[int, typer.Option(help="Guide up to this decode step only; -1 guides all.")] = -1,
+    temperature: Annotated[float, typer.Option(help="Divides the logits.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k most likely codes. [default: all]")] = None,
+    top_p: Annotated[float, typer.Option(help="Keep the smallest set of this probability.")] = 1.0,
+    size: Annotated[int | None, typer.Option(help="Side in pixels, for checkpoints that do not tell.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Generator weights: path or hub id owner/name:file.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Shape of a checkpoint with an unpublished name.")] = None,
+    vq: Annotated[str | None, typer.Option(help="Tokenizer weights: path or hub id.")] = None,
+    text_encoder: Annotated[str | None, typer.Option(help="T5 encoder: folder or hub id.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures at a time; does not change them.")] = 8,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the transformer.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Paint words that the model never saw.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Paint pictures of prompts or classes.
+
+    Examples:
+
+    `vistok sample --prompt "a red circle left of a blue square" --out out.png`
+
+    `vistok sample --checkpoint c2i_B_256.pt --vq vq_ds16_c2i.pt --class 207 --cfg 4 --top-k 2000 --out dog.png`
+    """
+    from vistok.errors import VistokError
+
+    if top_k is not None and top_k < 1:
+        raise VistokError(f"--top-k must be at least 1, got {top_k}; leave it out to keep all codes.")
+    conditions = _conditions(prompt, prompts, class_)
+    from vistok.data.files import check_writable
+
+    check_writable(out)
+    import torch
+
+    from vistok.pipelines import expand, pipeline
+    from vistok.samplers import Law, sampler_class
+    from vistok.sampling_job import paint_to
+
+    law = Law(cfg, cfg_interval, temperature, top_k or 0, top_p)
+    chosen = sampler_class(sampler)()
+    samples = expand(conditions, num)
+    pipe = pipeline(
+        model,
+        checkpoint=checkpoint,
+        preset=preset,
+        vq=vq,
+        text_encoder=text_encoder,
+        size=size,
+        device=device,
+        dtype=dtype,
+        compile=compile,
+    )
+    pipe.check(conditions, force)
+    torch.set_grad_enabled(False)
+    summary = paint_to(out, pipe, samples, chosen, law, seed, batch_size)
+    if summary is None:  # another process of the job reports
+        return
+    if json:
+        import json as encoder
+
+        print(encoder.dumps(summary.to_dict()))
+    else:
+        print(summary)
+
+
+def _conditions(prompt: list[str] | None, prompts: Path | None, classes: list[int] | None) -> list[str | int]:
+    """Prompts or classes of the command line, exactly one kind."""
+    from vistok.errors import VistokError
+
+    texts = list(prompt or [])
+    if prompts is not None:
+        try:
+            lines = prompts.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise VistokError(f"cannot read the prompts in '{prompts}': give a text file, one prompt a line.") from error
+        texts += [line.strip() for line in lines if line.strip()]
+    if bool(texts) == bool(classes):
+        seen = "both" if texts else "neither"
+        raise VistokError(f'say what to paint by --prompt "a red circle" or by --class 207; got {seen}.')
+    return texts or list(classes)

@@ -1,0 +1,38 @@
+"""``vistok train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe, as those in recipes/.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; an earlier run there is resumed. [default: runs/NAME]")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the final metrics as JSON.")] = False,
+) -> None:
+    """Train a model by a recipe: on a CPU, a GPU, or many with `accelerate launch -m vistok train ...`.
+
+    Kill it at any moment: the same command goes on from the last checkpoint.
+
+    Example: `vistok train recipes/llamagen-mini.yaml --out runs/llamagen-mini`
+    """
+    from vistok.train.recipe import Recipe
+
+    loaded = Recipe.load(recipe)
+    from vistok.train.tasks import build_task
+    from vistok.train.trainer import Trainer
+
+    directory = out if out is not None else Path("runs") / loaded.name
+    metrics = Trainer(loaded, build_task(loaded), directory).train()
+    if json:
+        import json as encoder
+
+        print(encoder.dumps(metrics))
+    else:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        print(f"{loaded.name}: {figures}; weights in {directory / 'export'}")

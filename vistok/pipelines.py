@@ -1,0 +1,298 @@
+"""Prompt in, pictures out: a generator, its tokenizer and its text encoder behind one call."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vistok.data.images import to_pil
+from vistok.errors import VistokError
+from vistok.models.llamagen import LlamaGen
+from vistok.samplers import Autoregressive, Law, Noise, Stats
+from vistok.tokenizers.vq import VQTokenizer
+from vistok.zoo import card, card_of_file
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vistok.models.text import TextEncoder
+    from vistok.samplers import Sampler
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+EMBEDDED_GUIDANCE = 3.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of a job.
+
+    Attributes:
+        index: its number in the job; its random numbers follow from the seed and this number alone.
+        condition: the prompt or the class number that it was asked for.
+    """
+
+    index: int
+    condition: str | int
+
+
+@dataclass
+class Output:
+    """What a pipeline returns.
+
+    Attributes:
+        images: PIL pictures, in the order of the samples.
+        tokens: their image codes, int64 [N, n].
+        stats: steps, target forwards, accepted lengths and seconds of drawing the tokens.
+    """
+
+    images: list[Image]
+    tokens: Tensor
+    stats: Stats
+
+
+@dataclass(eq=False)
+class Pipeline:
+    """A LlamaGen with its tokenizer and, for text, its caption encoder. Build it with :func:`pipeline`."""
+
+    model: LlamaGen
+    vq: VQTokenizer
+    text_encoder: TextEncoder | None
+    name: str = "llamagen"
+    _features: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    @property
+    def conditional_on(self) -> str:
+        """``text`` or ``class``."""
+        return "text" if self.model.config.model_type == "t2i" else "class"
+
+    @property
+    def size(self) -> int:
+        """Side of the pictures in pixels."""
+        return self.model.config.grid * self.vq.config.downsample
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Short SHA-256 over a sample of all weights, which tells one set of weights from another."""
+        digest = hashlib.sha256()
+        for module in (self.model, self.vq, self.text_encoder):
+            for parameter in () if module is None else module.parameters():
+                digest.update(parameter.detach().flatten()[:256].float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def check(self, conditions: Sequence[str | int], force: bool = False) -> None:
+        """Refuse conditions that this model cannot follow.
+
+        Args:
+            conditions: prompts or class numbers.
+            force: let a word-level model read words that it never saw.
+
+        Raises:
+            VistokError: a class out of range, text for a class model, a class for a text model, or an unknown word.
+        """
+        if self.conditional_on == "class":
+            last = self.model.config.num_classes - 1
+            for condition in conditions:
+                if not isinstance(condition, int):
+                    raise VistokError(f"'{self.name}' paints classes, not prompts: give a class from 0 to {last}.")
+                if not 0 <= condition <= last:
+                    raise VistokError(f"class {condition} does not exist: '{self.name}' knows classes 0 to {last}.")
+            return
+        for condition in conditions:
+            if not isinstance(condition, str):
+                raise VistokError(f"'{self.name}' paints prompts, not classes: give a prompt.")
+            if not condition.strip():
+                raise VistokError("the prompt is empty: say what to paint.")
+        if not force and (unknown := self.text_encoder.unknown_words(conditions)):
+            words = ", ".join(f"'{w}'" for w in unknown)
+            known = " ".join(w for w in self.text_encoder.known_words if w.isalpha())
+            raise VistokError(f"'{self.name}' never saw {words}; it knows: {known}. Use --force to go on all the same.")
+
+    def iterate(
+        self,
+        samples: Sequence[Sample],
+        sampler: Sampler | None = None,
+        law: Law | None = None,
+        seed: int = 0,
+        batch_size: int = 8,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[tuple[list[Sample], Output]]:
+        """Paint samples batch after batch.
+
+        Args:
+            samples: what to paint; checked with :meth:`check` by the caller.
+            sampler: how tokens are drawn; autoregressive if None.
+            law: guidance, temperature and truncation.
+            seed: of the job.
+            batch_size: pictures at a time; it does not change them.
+            progress: called with the number of tokens that were just committed.
+        """
+        if batch_size < 1:
+            raise VistokError(f"the batch size must be at least 1, got {batch_size}.")
+        sampler, law = sampler or Autoregressive(), law or Law(guidance=EMBEDDED_GUIDANCE)
+        for start in range(0, len(samples), batch_size):
+            batch = list(samples[start : start + batch_size])
+            yield batch, self._paint(batch, sampler, law, seed, progress)
+
+    @torch.inference_mode()
+    def _paint(self, batch: list[Sample], sampler: Sampler, law: Law, seed: int, progress) -> Output:
+        device = self.model.tok_embeddings.weight.device
+        condition, mask = self._condition([s.condition for s in batch])
+        noise = Noise(seed, torch.tensor([s.index for s in batch], device=device))
+        report = None if progress is None else lambda gained: progress(gained * len(batch))
+        tokens, stats = sampler.sample(self.model, condition, mask, law, noise, report)
+        grid = self.model.config.grid
+        return Output(to_pil(self.vq.decode(tokens.view(-1, grid, grid)).float()), tokens.cpu(), stats)
+
+    def _condition(self, conditions: list[str | int]) -> tuple[Tensor, Tensor | None]:
+        """Labels [B], or features [B, T, D] with their mask [B, T]; each caption is encoded by itself and once."""
+        weight = self.model.tok_embeddings.weight
+        if self.conditional_on == "class":
+            return torch.tensor(conditions, device=weight.device), None
+        for text in set(conditions) - set(self._features):
+            self._features[text] = self.text_encoder([text])
+        features, masks = zip(*(self._features[text] for text in conditions), strict=True)
+        return torch.cat(features).to(weight), torch.cat(masks).to(weight.device)
+
+    def __call__(
+        self,
+        conditions: str | int | Sequence[str | int],
+        n: int = 1,
+        *,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        law: Law | None = None,
+        batch_size: int = 8,
+        force: bool = False,
+    ) -> Output:
+        """Paint ``n`` pictures of each condition.
+
+        Args:
+            conditions: a prompt or a class, or several.
+            n: pictures of each.
+            sampler, law, batch_size: see :meth:`iterate`.
+            seed: the same seed gives the same pictures.
+            force: see :meth:`check`.
+
+        Raises:
+            VistokError: see :meth:`check`.
+        """
+        conditions = [conditions] if isinstance(conditions, str | int) else list(conditions)
+        self.check(conditions, force)
+        samples = expand(conditions, n)
+        parts = [output for _, output in self.iterate(samples, sampler, law, seed, batch_size)]
+        images = [image for part in parts for image in part.images]
+        return Output(images, torch.cat([p.tokens for p in parts]), Stats.merged([p.stats for p in parts]))
+
+
+def expand(conditions: Sequence[str | int], n: int) -> list[Sample]:
+    """``n`` samples of each condition, numbered in order.
+
+    Raises:
+        VistokError: ``n`` is below 1.
+    """
+    if n < 1:
+        raise VistokError(f"the number of pictures must be at least 1, got {n}.")
+    return [Sample(i * n + j, condition) for i, condition in enumerate(conditions) for j in range(n)]
+
+
+def pipeline(
+    name: str = "llamagen",
+    *,
+    checkpoint: str | Path | None = None,
+    vq: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    size: int | None = None,
+    preset: str | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    compile: bool = False,
+) -> Pipeline:
+    """Load everything that a model needs to paint.
+
+    Args:
+        name: a model of ``vistok models``; its embedded or published parts are used where no other is named.
+        checkpoint: weights of the generator: a path, or a hub id ``owner/name:file``.
+        vq: weights of the image tokenizer, likewise.
+        text_encoder: folder or hub id of a T5 encoder.
+        size: side of the pictures in pixels, for checkpoint files that do not tell.
+        preset: shape of a checkpoint file whose name is not a published one, e.g. ``GPT-B``.
+        device: ``cpu``, ``cuda`` or ``cuda:1``; the GPU where there is one if None.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        compile: compile the transformer with ``torch.compile``.
+
+    Raises:
+        VistokError: an unknown name, device or dtype, an impossible size, or weights that do not fit.
+    """
+    if dtype not in DTYPES:
+        raise VistokError(f"unknown dtype '{dtype}': use one of {', '.join(DTYPES)}.")
+    target = _device(device)
+    found = card(name) if checkpoint is None else (card_of_file(checkpoint) or card(name))
+    if found.family != "llamagen":
+        raise VistokError(f"'{name}' is a model for {found.task}, it does not paint: see `vistok models`.")
+    tokenizer = VQTokenizer.from_pretrained(_part(vq, found.parts.get("vq"), "vq"))
+    overrides = {} if size is None else {"block_size": _block_size(size, tokenizer.config.downsample)}
+    source = checkpoint if checkpoint is not None else found.name
+    model = LlamaGen.from_pretrained(source, preset, **overrides)
+    if size is not None and model.config.block_size != overrides["block_size"]:
+        side = model.config.grid * tokenizer.config.downsample
+        raise VistokError(f"'{source}' paints {side}x{side} pictures: leave --size out, or give {side}.")
+    if model.config.vocab_size != tokenizer.config.codebook_size:
+        raise VistokError(
+            f"the generator knows {model.config.vocab_size} codes but the tokenizer has "
+            f"{tokenizer.config.codebook_size}: name the tokenizer that belongs to it with --vq."
+        )
+    encoder = _text_encoder(model, source, text_encoder, found)
+    model = model.to(target, DTYPES[dtype])
+    if compile:
+        model.compile_decode()
+    if encoder is not None:
+        encoder = encoder.to(target).eval()
+    return Pipeline(model, tokenizer.to(target), encoder, found.name)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise VistokError(f"unknown device '{name}': use cpu, cuda or cuda:N.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise VistokError("there is no CUDA device on this machine: use --device cpu.")
+    return device
+
+
+def _part(given: str | Path | None, of_card: str | None, option: str) -> str | Path:
+    if given is None and of_card is None:
+        raise VistokError(f"this model comes without its {option} weights: name them with --{option}.")
+    return given if given is not None else of_card
+
+
+def _block_size(size: int, downsample: int) -> int:
+    if size < downsample or size % downsample:
+        raise VistokError(f"--size {size} is not a multiple of {downsample}, the pixels of one token.")
+    return (size // downsample) ** 2
+
+
+def _text_encoder(model: LlamaGen, source, given, found) -> TextEncoder | None:
+    if model.config.model_type != "t2i":
+        return None
+    from vistok.models.text import TextEncoder
+    from vistok.zoo import resolve
+
+    if given is None and found.embedded:
+        given = resolve(found.name) / "text_encoder"
+    encoder = TextEncoder.from_pretrained(_part(given, None, "text-encoder"), dtype=torch.float32)
+    if encoder.dim != model.config.caption_dim:
+        raise VistokError(
+            f"'{source}' reads text features of width {model.config.caption_dim} but '{given}' gives {encoder.dim}: "
+            "name the text encoder that it was trained with."
+        )
+    return encoder

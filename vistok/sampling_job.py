@@ -1,0 +1,133 @@
+"""From samples to files: one picture, one grid, or a folder job that goes on where it was killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vistok.data.files import atomic_path
+from vistok.data.images import IMAGE_SUFFIXES, grid, save_image
+from vistok.errors import VistokError
+from vistok.eval.jobs import ShardedJob
+from vistok.progress import progress
+from vistok.samplers.stats import Stats
+
+if TYPE_CHECKING:
+    from vistok.pipelines import Pipeline, Sample
+    from vistok.samplers import Law, Sampler
+
+
+@dataclass
+class Summary:
+    """What a job did.
+
+    Attributes:
+        pictures: painted now; ``skipped`` ones were there from an earlier run.
+        skipped: see above.
+        seconds: wall time of the painting, loading of the model not counted.
+        out: where the pictures are.
+        stats: of the sampler, None if nothing was left to do.
+    """
+
+    pictures: int
+    skipped: int
+    seconds: float
+    out: Path
+    stats: Stats | None
+
+    def to_dict(self) -> dict:
+        """As plain JSON values."""
+        figures = {"pictures": self.pictures, "skipped": self.skipped, "seconds": self.seconds, "out": str(self.out)}
+        if self.stats is None:
+            return figures
+        return figures | self.stats.summary() | {"tokens_per_second": self.tokens_per_second}
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of all pictures over the wall time."""
+        return 0.0 if self.stats is None else self.stats.step_of.numel() / self.seconds
+
+    def __str__(self) -> str:
+        done = f"{self.pictures} picture{'' if self.pictures == 1 else 's'} in {self.out}"
+        if self.skipped:
+            done += f" ({self.skipped} were already there)"
+        if self.stats is None:
+            return f"{done}: nothing was left to do"
+        figures = self.stats.summary()
+        return (
+            f"{done}: {figures['target_forwards']:.0f} steps a picture, "
+            f"{figures['mean_accepted_length']:.2f} tokens a step, "
+            f"{self.tokens_per_second:.0f} tokens a second, {self.seconds:.1f} s"
+        )
+
+
+def process_rank() -> tuple[int, int]:
+    """Number of this process and of all processes of the job, as ``accelerate launch`` tells them."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def paint_to(
+    out: str | Path,
+    pipe: Pipeline,
+    samples: Sequence[Sample],
+    sampler: Sampler,
+    law: Law,
+    seed: int = 0,
+    batch_size: int = 8,
+) -> Summary | None:
+    """Paint samples into a picture file (several make a grid), or into a folder, one PNG each.
+
+    A folder also gets ``metadata.jsonl`` and a manifest; the same call goes on where an earlier one was killed. Under
+    ``accelerate launch`` the processes share a folder job, and only the first one returns a summary.
+
+    Raises:
+        VistokError: the folder holds another job, or several processes were asked for one file.
+    """
+    out = Path(out)
+    rank, world = process_rank()
+    is_file = out.suffix.lower() in IMAGE_SUFFIXES
+    if is_file and world > 1:
+        raise VistokError(f"{world} processes cannot share the one file '{out}': give a folder as --out.")
+    job = None if is_file else _folder_job(out, pipe, samples, sampler, law, seed, rank)
+    wanted = list(samples) if job is None else [samples[i] for i in job.pending(rank, world)]
+    began, stats, images = time.perf_counter(), [], []
+    with progress(f"paint {len(wanted)}", len(wanted) * pipe.model.config.block_size) as advance:
+        for batch, output in pipe.iterate(wanted, sampler, law, seed, batch_size, advance):
+            stats.append(output.stats)
+            if job is None:
+                images += output.images
+                continue
+            for sample, image in zip(batch, output.images, strict=True):
+                save_image(image, job.path(sample.index))
+    if job is None:
+        save_image(images[0] if len(images) == 1 else grid(images), out)
+    if rank != 0:
+        return None
+    skipped = len(range(0, len(samples), world)) - len(wanted)
+    done = Stats.merged(stats) if stats else None
+    return Summary(len(wanted), skipped, time.perf_counter() - began, out, done)
+
+
+def _folder_job(out, pipe, samples, sampler, law, seed: int, rank: int) -> ShardedJob:
+    asked = json.dumps([[s.index, s.condition] for s in samples])
+    identity = {
+        "model": pipe.name,
+        "weights": pipe.digest,
+        "sampler": repr(sampler),
+        "law": asdict(law),
+        "seed": seed,
+        "conditions": hashlib.sha256(asked.encode()).hexdigest(),
+    }
+    job = ShardedJob(out, identity, len(samples), ".png")
+    if rank == 0:
+        with atomic_path(out / "metadata.jsonl") as path, path.open("w", encoding="utf-8") as file:
+            for s in samples:
+                line = {"file": job.path(s.index).name, pipe.conditional_on: s.condition, "seed": seed, "index": s.index}
+                file.write(json.dumps(line) + "\n")
+    return job
