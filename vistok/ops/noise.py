@@ -1,8 +1,8 @@
 """Counter-based random numbers: every draw is a pure function of its key.
 
-A uniform is addressed by ``(seed, row, position, purpose)``. Nothing is stored and no generator advances, so a draw does not
-depend on the batch size, the order of work, the number of processes, or a resume. The mixer is the 64-bit finaliser of
-SplitMix64 (Steele et al., OOPSLA 2014), applied once for each key.
+A uniform is addressed by ``(seed, row, position, purpose)``. Nothing is stored and no generator advances, so a
+draw does not depend on the batch size, the order of work, the number of processes, or a resume. The mixer is the
+64-bit finaliser of SplitMix64 (Steele et al., OOPSLA 2014), applied once for each key.
 """
 
 from __future__ import annotations

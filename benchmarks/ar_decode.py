@@ -1,0 +1,145 @@
+"""Tokens per second of plain autoregressive sampling at GPT-B size, beside a straightforward loop and the machine's limit.
+
+Random weights are right here: speed does not depend on them. Three rows for each batch size, with and without guidance:
+
+- ``straightforward``: the same model as one would first write it: the published prefix in full, keys and values concatenated
+  anew at each step, conditional and unconditional branch one after the other, and probabilities filtered in place.
+- ``vistok``: ``Autoregressive`` on the static cache, with packed weights on a CPU.
+- ``limit``: bytes of the weights over the measured read bandwidth, or the FLOPs over the measured rate of a matrix product,
+  whichever takes longer.
+
+Example: ``python benchmarks/ar_decode.py --dtype float32 --tokens 128``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+import torch
+import torch.nn.functional as F
+
+from vistok.models.llamagen import LlamaGen
+from vistok.ops import apply_rope, combine_guidance, process_logits
+from vistok.ops.linear import pack_linears
+from vistok.samplers import Autoregressive, Law, Noise
+
+TOP_K = 2000
+
+
+def straightforward(model: LlamaGen, labels: torch.Tensor, guidance: float, tokens: int) -> torch.Tensor:
+    """The textbook loop: caches grow by concatenation, and guidance runs the model twice."""
+
+    def run(x, position, cache):
+        rope = model.rope[position : position + 1]
+        for i, layer in enumerate(model.layers):
+            attention = layer.attention
+            qkv = attention.wqkv(layer.attention_norm(x)).unflatten(-1, (3, attention.heads, attention.head_dim))
+            q, k, v = qkv.unbind(2)
+            q, k, v = apply_rope(q, rope).transpose(1, 2), apply_rope(k, rope).transpose(1, 2), v.transpose(1, 2)
+            if cache[i] is not None:
+                k, v = torch.cat([cache[i][0], k], 2), torch.cat([cache[i][1], v], 2)
+            cache[i] = (k, v)
+            x = layer.residual(x, attention.merge(F.scaled_dot_product_attention(q, k, v)))
+        return model.output(model.norm(x))[:, -1]
+
+    conditions = [labels] if guidance <= 1 else [labels, model.null_condition(len(labels))]
+    branches = [model.cls_embedding(c) for c in conditions]
+    caches = [[None] * len(model.layers) for _ in branches]
+    out = []
+    for position in range(tokens):
+        logits = [run(x, position, cache) for x, cache in zip(branches, caches, strict=True)]
+        mixed = logits[0] if len(logits) == 1 else combine_guidance(*logits, guidance)
+        token = torch.multinomial(process_logits(mixed, top_k=TOP_K).softmax(-1), 1)
+        out.append(token)
+        branches = [model.tok_embeddings(token)] * len(branches)
+    return torch.cat(out, 1)
+
+
+def read_bandwidth(device: str) -> float:
+    """Bytes per second of a large sum, the best of several runs."""
+    block = torch.ones(64 * 2**20, device=device)
+    return block.numel() * 4 / best(lambda: block.sum(), device, 5)
+
+
+def product_rate(device: str, dtype: torch.dtype) -> float:
+    """FLOPs per second of a large matrix product."""
+    n = 2048 if device == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    return 2 * n**3 / best(lambda: a @ b, device, 3)
+
+
+def best(call, device: str, repeats: int) -> float:
+    """Least seconds of several calls, after one that does not count."""
+    times = []
+    for _ in range(repeats + 1):
+        if device != "cpu":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        call()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="GPT-B")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--tokens", type=int, default=256, choices=[64, 144, 256])
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    dtype = getattr(torch, args.dtype)
+    torch.manual_seed(0)
+    model = LlamaGen.from_preset(args.preset, block_size=args.tokens).eval().to(args.device, dtype)
+    torch.nn.init.normal_(model.output.weight, std=0.02)
+    decoded = [p for n, p in model.named_parameters() if "embed" not in n]
+    weight_bytes = sum(p.numel() for p in decoded) * dtype.itemsize
+    flops = 2 * sum(p.numel() for p in decoded)
+    bandwidth, rate = read_bandwidth(args.device), product_rate(args.device, dtype)
+    fast = LlamaGen.from_preset(args.preset, block_size=args.tokens).eval().to(args.device, dtype)
+    fast.load_state_dict(model.state_dict())
+    if args.device == "cpu":
+        pack_linears(fast)
+    rows = []
+    for batch in args.batches:
+        for guidance in (1.0, 4.0):
+            labels = torch.arange(batch, device=args.device)
+            noise, law = Noise(0, labels), Law(guidance, top_k=TOP_K)
+            plain = best(lambda: straightforward(model, labels, guidance, args.tokens), args.device, args.repeats)
+            ours = best(lambda: Autoregressive().sample(fast, labels, None, law, noise), args.device, args.repeats)
+            width = batch * (2 if guidance > 1 else 1)
+            limit = args.tokens * max(weight_bytes / bandwidth, flops * width / rate)
+            counted = batch * args.tokens
+            rows.append(
+                {
+                    "batch": batch,
+                    "guidance": guidance,
+                    "straightforward": counted / plain,
+                    "vistok": counted / ours,
+                    "limit": counted / limit,
+                    "speed_up": plain / ours,
+                    "share_of_limit": limit / ours,
+                }
+            )
+    if args.json:
+        print(json.dumps({"bandwidth": bandwidth, "flops": rate, "rows": rows}))
+        return
+    print(f"{args.preset}, {args.dtype}, {args.device}, {torch.get_num_threads()} threads, {args.tokens} tokens; tokens/s")
+    print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s, matrix product {rate / 1e9:.0f} GFLOP/s")
+    print("batch  guidance  straightforward  vistok   limit  speed-up  of the limit")
+    for r in rows:
+        print(
+            f"{r['batch']:5d}  {r['guidance']:8.1f}  {r['straightforward']:15.1f}  {r['vistok']:6.1f}  {r['limit']:6.1f}"
+            f"  {r['speed_up']:7.2f}x  {r['share_of_limit']:11.0%}"
+        )
+
+
+if __name__ == "__main__":
+    main()

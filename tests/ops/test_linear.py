@@ -1,0 +1,64 @@
+"""Packed linear layers: the results, state dict and gradients of `nn.Linear`."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from vistok.ops.linear import PackedLinear, pack_linears
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 7, 128, 129])
+@pytest.mark.parametrize("outputs", [32, 80])
+def test_results_are_those_of_linear(dtype, bias, rows, outputs):
+    plain = nn.Linear(48, outputs, bias=bias).to(dtype)
+    packed = PackedLinear.from_linear(copy.deepcopy(plain))
+    x = torch.randn(rows, 48).to(dtype)
+    allowed = 1e-5 if dtype == torch.float32 else 3e-2
+    with torch.no_grad():
+        expected = nn.functional.linear(x.double(), plain.weight.double(), plain.bias.double() if bias else None)
+        got = packed(x)
+    assert got.dtype == dtype and got.shape == (rows, outputs) and got.is_contiguous()
+    torch.testing.assert_close(got.double(), expected, atol=allowed, rtol=allowed)
+
+
+def test_leading_dimensions_and_strides():
+    packed = PackedLinear.from_linear(nn.Linear(8, 6))
+    x = torch.randn(8, 2, 3).permute(1, 2, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(packed(x), nn.functional.linear(x, packed.weight, packed.bias))
+
+
+@torch.no_grad()
+def test_changed_weights_are_packed_again():
+    packed = PackedLinear.from_linear(nn.Linear(8, 6))
+    x = torch.randn(4, 8)
+    packed(x)
+    packed.load_state_dict(nn.Linear(8, 6).state_dict())
+    torch.testing.assert_close(packed(x), nn.functional.linear(x, packed.weight, packed.bias))
+    packed.to(torch.bfloat16)
+    assert packed(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_gradients_flow_and_copies_work():
+    packed = PackedLinear.from_linear(nn.Linear(8, 6))
+    with torch.no_grad():
+        packed(torch.randn(4, 8))
+    packed(torch.randn(4, 8)).sum().backward()
+    assert packed.weight.grad.abs().sum() > 0
+    twin = copy.deepcopy(packed)
+    x = torch.randn(4, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(twin(x), packed(x))
+
+
+def test_pack_linears_keeps_the_state_dict():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.ModuleDict({"head": nn.Linear(8, 2)}))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert pack_linears(model) is model
+    assert isinstance(model[0], PackedLinear) and isinstance(model[2]["head"], PackedLinear)
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)

@@ -1,0 +1,163 @@
+"""The one KV cache: allocated once, per-sequence lengths, tree rows committed or cropped in place.
+
+A step writes the keys and values of its T new tokens behind the rows in use (`write`, layer by layer) and
+then either keeps all of them (`advance`) or, after a draft was verified, the accepted path only (`commit`).
+Rows behind a sequence's length hold garbage that nothing reads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vistok.errors import VistokError
+from vistok.ops.dispatch import on_triton
+
+
+class KVCache:
+    """Keys and values of all layers, [L, B, H, S, D] each, and the number of rows in use of each sequence.
+
+    Args:
+        num_layers: layers L.
+        batch: sequences B.
+        length: rows S of a sequence; room for the final length plus the widest draft.
+        num_kv_heads: key/value heads H.
+        head_dim: width D of a head.
+        dtype: of keys and values.
+        device: of everything.
+
+    Attributes:
+        keys: [L, B, H, S, D].
+        values: [L, B, H, S, D].
+        lengths: rows in use, int64 [B]. Change it through the methods only.
+        bound: no sequence uses more rows than this; known on the host, so slicing by it costs no device sync.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        batch: int,
+        length: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        shape = (num_layers, batch, num_kv_heads, length, head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.bound = 0
+        self._common = True  # all sequences use exactly `bound` rows
+        self._width = 0  # rows of the last write
+        self._batch_index = torch.arange(batch, device=device)[:, None]
+
+    @property
+    def capacity(self) -> int:
+        """Rows S allocated for each sequence."""
+        return self.keys.shape[3]
+
+    @property
+    def common_length(self) -> int | None:
+        """The one length of all sequences where the host knows it, else None."""
+        return self.bound if self._common else None
+
+    def narrow(self, batch: int) -> KVCache:
+        """The first ``batch`` sequences alone, sharing memory; later changes of either's lengths are its own."""
+        part = object.__new__(KVCache)
+        part.keys, part.values = self.keys[:, :batch], self.values[:, :batch]
+        part.lengths, part._batch_index = self.lengths[:batch].clone(), self._batch_index[:batch]
+        part.bound, part._common, part._width = self.bound, self._common, self._width
+        return part
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store T new rows of each sequence at rows ``lengths[b] .. lengths[b] + T - 1`` of one layer.
+
+        Args:
+            layer: which layer.
+            k: keys [B, H, T, D].
+            v: values [B, H, T, D].
+
+        Returns:
+            Views of the layer's keys and values, [B, H, bound + T, D]: old and new rows.
+
+        Raises:
+            VistokError: if the rows do not fit.
+        """
+        self._width = new = k.shape[2]
+        end = self.bound + new
+        keys, values = self.keys[layer], self.values[layer]
+        if self._common:
+            self._check_room(end)
+            keys[:, :, self.bound : end] = k
+            values[:, :, self.bound : end] = v
+        else:
+            if keys.device.type == "cpu":
+                self._check_room(end)
+            end = min(end, self.capacity)
+            rows = self.lengths[:, None] + torch.arange(new, device=keys.device)
+            keys[self._batch_index, :, rows] = k.transpose(1, 2)
+            values[self._batch_index, :, rows] = v.transpose(1, 2)
+        return keys[:, :, :end], values[:, :, :end]
+
+    def advance(self, rows: int | Tensor) -> None:
+        """Keep the last written rows: all sequences the same number, or [B] numbers of their own."""
+        if isinstance(rows, int):
+            self.lengths += rows
+            self.bound += rows
+        else:
+            self.lengths += rows
+            self._ragged(self.bound + self._width)
+
+    def commit(self, path: Tensor, count: Tensor) -> None:
+        """Keep the accepted path of the last written draft, in all layers at once, and drop its other rows.
+
+        Row ``lengths[b] + i`` becomes row ``lengths[b] + path[b, i]`` for ``i < count[b]``; then the
+        sequence is ``count[b]`` rows longer. Keys keep their rotation: a node's depth, not its row, fixed
+        its position.
+
+        Args:
+            path: accepted nodes in order, increasing, padded with -1, int64 [B, M].
+            count: accepted nodes, int64 [B], 0 .. M.
+        """
+        if on_triton(self.keys):
+            from vistok.ops.kernels.commit import commit_rows as move
+        else:
+            move = commit_rows
+        move(self.keys, self.values, self.lengths, path, count)
+        self.advance(count)
+
+    def crop(self, lengths: int | Tensor) -> None:
+        """Shorten every sequence to a common length, or to [B] lengths of their own; none may grow."""
+        if isinstance(lengths, int):
+            self.lengths.fill_(lengths)
+            self.bound, self._common = lengths, True
+        else:
+            self.lengths.copy_(lengths)
+            self._ragged(self.bound)
+
+    def _ragged(self, bound: int) -> None:
+        """Lengths have changed on the device: on a CPU look at them, elsewhere settle for a bound."""
+        on_cpu = self.lengths.device.type == "cpu"
+        self.bound = int(self.lengths.max()) if on_cpu else min(bound, self.capacity)
+        self._common = on_cpu and bool((self.lengths == self.bound).all())
+
+    def _check_room(self, end: int) -> None:
+        if end > self.capacity:
+            raise VistokError(
+                f"the KV cache has {self.capacity} rows but {end} are needed: allocate it with length={end} or more."
+            )
+
+
+def commit_rows(keys: Tensor, values: Tensor, lengths: Tensor, path: Tensor, count: Tensor) -> None:
+    """Torch reference of the move in :meth:`KVCache.commit`, in place on keys and values [L, B, H, S, D]."""
+    steps = torch.arange(path.shape[1], device=path.device)
+    used = steps < count[:, None]
+    # Padding repeats the first copy of its sequence, so equal targets get equal rows.
+    first = torch.where(count[:, None] > 0, path[:, :1], 0)
+    last = keys.shape[3] - 1
+    source = (lengths[:, None] + torch.where(used, path, first)).clamp(max=last)
+    target = (lengths[:, None] + torch.where(used, steps, 0)).clamp(max=last)
+    batch = torch.arange(len(lengths), device=keys.device)[:, None]
+    for cached in (keys, values):
+        cached[:, batch, :, target] = cached[:, batch, :, source]

@@ -1,0 +1,82 @@
+"""Linear layers for few rows on a CPU: decode steps and draft verification, where reading the weights is the work.
+
+ATen's product leaves half or more of the memory bandwidth unused at 1 to 16 rows. Two things are faster by measurement
+(docs/ops.md): oneDNN's packed weights, with the input padded to 4 rows, as its kernels for fewer rows are slower than
+the one for 4; and, for one or two float32 rows of a layer that does not narrow, the product from the other side,
+``(W @ x.T).T`` with two columns. One row of a narrowing layer is best left as it is.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_MAX_ROWS = 128  # packing was measured to win up to here; beyond, the product is bound by arithmetic
+_LEAST_ROWS = 4
+_PACK_ROWS = 8  # row count for which oneDNN picks its layout
+
+
+class PackedLinear(nn.Linear):
+    """`nn.Linear` that is fast for few rows on a CPU; same state dict, same result up to rounding.
+
+    A packed copy of the weight, made when first needed and again after the weight has changed, doubles its memory.
+    With gradients enabled, on other devices and for many rows it is `nn.Linear`.
+    """
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> PackedLinear:
+        """Take over the weight and bias of a layer."""
+        packed = cls.__new__(cls)
+        nn.Module.__init__(packed)
+        packed.in_features, packed.out_features = linear.in_features, linear.out_features
+        packed.weight, packed.bias = linear.weight, linear.bias
+        packed._packed = packed._packed_from = None
+        return packed.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.numel() // self.in_features
+        narrows = self.out_features < self.in_features
+        special = 0 < rows <= _MAX_ROWS and not (rows == 1 and narrows)
+        if not special or torch.is_grad_enabled() or x.device.type != "cpu":
+            return F.linear(x, self.weight, self.bias)
+        flat = x.reshape(rows, self.in_features)
+        if rows <= 2 and x.dtype == torch.float32 and not narrows:
+            pair = flat if rows == 2 else F.pad(flat, (0, 0, 0, 1))
+            out = (self.weight @ pair.t())[:, :rows].t().contiguous()
+            if self.bias is not None:
+                out += self.bias
+        else:
+            if rows < _LEAST_ROWS:
+                flat = F.pad(flat, (0, 0, 0, _LEAST_ROWS - rows))
+            out = torch.ops.mkldnn._linear_pointwise(flat, self._packed_weight(), self.bias, "none", [], "")[:rows]
+        return out.view(*x.shape[:-1], self.out_features)
+
+    def _packed_weight(self) -> Tensor:
+        weight = self.weight
+        source = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        if self._packed_from != source:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _PACK_ROWS)
+            self._packed_from = source
+        return self._packed
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_packed": None, "_packed_from": None}  # packed weights cannot be copied or pickled
+
+
+def pack_linears(module: nn.Module) -> nn.Module:
+    """Replace every `nn.Linear` below a CPU module by :class:`PackedLinear`, in place, for inference.
+
+    Does nothing where this build of PyTorch has no oneDNN.
+
+    Returns:
+        The module.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return module
+    for name, child in module.named_children():
+        if type(child) is nn.Linear and child.weight.dtype in (torch.float32, torch.bfloat16):
+            setattr(module, name, PackedLinear.from_linear(child))
+        else:
+            pack_linears(child)
+    return module
