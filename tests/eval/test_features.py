@@ -1,0 +1,316 @@
+"""Feature extraction: same value for any batch layout, number of processes and interruption; bad input is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from vistok.errors import VistokError
+from vistok.eval.distribution import Options, check_metrics, evaluate_sets, open_set, resize_of
+from vistok.eval.extractors import Extractor, load_extractor
+from vistok.eval.features import extract_features
+from vistok.eval.frechet import frechet_distance
+from vistok.eval.inception import FidInception, fold_batch_norms, load_inception
+from vistok.eval.jobs import ShardedJob
+from vistok.eval.pictures import FolderPictures, NpzPictures
+from vistok.eval.scenes_features import SceneFeatures
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Random weights of the scenes network: the code does not care, and nothing is claimed about the values."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_file(SceneFeatures().state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """41 pictures of two sizes in nested folders."""
+    root = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for i in range(41):
+        side = 24 if i % 3 else 40
+        path = root / f"{i % 2}" / f"{i:03d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (side, side + 3, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+def extract(pictures, weights, folder, **options):
+    settings = {"batch_size": 4, "shard_size": 12, "workers": 0} | options
+    return extract_features(FolderPictures(pictures), load_extractor("scenes-features", weights), folder, **settings)
+
+
+def test_features_are_those_of_each_picture_alone_and_in_order(pictures, weights, tmp_path):
+    found = extract(pictures, weights, tmp_path).load()
+    extractor, source = load_extractor("scenes-features", weights), FolderPictures(pictures)
+    alone = torch.cat([extractor(source.batch(i, i + 1))["features"] for i in range(len(source))])
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_decoding_in_workers_changes_nothing(pictures, weights, tmp_path):
+    here, there = (extract(pictures, weights, tmp_path / str(n), workers=n).load() for n in (0, 2))
+    assert torch.equal(here, there)
+
+
+def test_a_second_run_computes_only_what_is_missing(pictures, weights, tmp_path):
+    first = extract(pictures, weights, tmp_path)
+    whole = first.load()
+    assert first.computed == 41
+    first.job.path(1).unlink()
+    second = extract(pictures, weights, tmp_path)
+    assert second.computed == 12
+    assert torch.equal(second.load(), whole)
+
+
+def test_another_job_in_the_same_folder_is_refused(pictures, weights, tmp_path):
+    extract(pictures, weights, tmp_path)
+    with pytest.raises(VistokError, match=r"another job .*batch_size"):
+        extract(pictures, weights, tmp_path, batch_size=5)
+
+
+def test_an_unreadable_picture_is_one_sentence_also_from_a_worker(pictures, weights, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "broken.png").write_bytes(b"not a picture")
+    for workers in (0, 1):
+        with pytest.raises(VistokError, match=r"broken\.png") as caught:
+            extract(tmp_path / "in", weights, tmp_path / f"out{workers}", workers=workers)
+        assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_shards_are_split_among_processes_without_overlap(tmp_path):
+    job = ShardedJob(tmp_path, {"a": 1}, 10, ".json")
+    mine, theirs = job.pending(0, 2), job.pending(1, 2)
+    assert sorted(mine + theirs) == list(range(10))
+    job.path(4).write_text("{}")
+    assert 4 not in job.pending(0, 2)
+    with pytest.raises(VistokError, match="9 of 10 shards"):
+        job.check_complete()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_batches_are_read_in_any_order(tmp_path, save):
+    array = np.random.default_rng(0).integers(0, 256, (9, 5, 6, 3), dtype=np.uint8)
+    save(tmp_path / "batch.npz", array, np.arange(9))
+    source = NpzPictures(tmp_path / "batch.npz")
+    assert len(source) == 9
+    for start, stop in [(2, 5), (5, 9), (0, 3)]:
+        expected = torch.from_numpy(array[start:stop]).permute(0, 3, 1, 2)
+        assert torch.equal(torch.stack(source.batch(start, stop)), expected)
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 4, 4, 3)), np.zeros((2, 4, 4), np.uint8)])
+def test_npz_batches_of_another_kind_are_refused(tmp_path, array):
+    np.savez(tmp_path / "batch.npz", array)
+    with pytest.raises(VistokError, match="expected uint8"):
+        NpzPictures(tmp_path / "batch.npz")
+    with zipfile.ZipFile(tmp_path / "empty.npz", "w"):
+        pass
+    with pytest.raises(VistokError, match="no sample batch"):
+        NpzPictures(tmp_path / "empty.npz")
+
+
+def test_a_folder_and_its_batch_file_have_the_same_distance(pictures, weights, tmp_path):
+    """Every source goes one way: folder against folder equals statistics against batch file."""
+    network = load_extractor("scenes-features", weights)
+    array = np.random.default_rng(1).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "b.npz", array)
+    (tmp_path / "b").mkdir()
+    for i, picture in enumerate(array):
+        Image.fromarray(picture).save(tmp_path / "b" / f"{i:02d}.png")
+    values = []
+    for side in ("b", "b.npz"):
+        sets = [
+            open_set(path, network, tmp_path / f"work-{side}-{i}", ("features",), True, workers=0)
+            for i, path in enumerate((pictures, tmp_path / side))
+        ]
+        (result,) = evaluate_sets(*sets, network, ["fid"])
+        values.append(result.value)
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    assert result.protocol.metric == "fd-scenes-features" and result.protocol.samples == 30
+    kid, precision = evaluate_sets(*sets, network, ["kid", "precision"], Options(kid_subset_size=20))
+    assert kid.std is not None and "recall" in precision.details
+
+
+def test_metrics_are_bound_to_their_networks():
+    with pytest.raises(VistokError, match="sfid is defined on the inception extractor"):
+        check_metrics(["sfid"], "scenes-features")
+    with pytest.raises(VistokError, match="did you mean fid"):
+        check_metrics(["fidd"], "inception")
+    with pytest.raises(VistokError, match="unknown resize convention"):
+        load_extractor("dinov2", None, "tf1")
+
+
+def test_resize_conventions_of_files_are_not_mixed(tmp_path):
+    stats = {"mu": np.zeros(3), "sigma": np.eye(3)}
+    np.savez(tmp_path / "plain.npz", **stats)
+    np.savez(tmp_path / "x_clean_train_256.npz", **stats)
+    np.savez(tmp_path / "adm.npz", mu_s=np.zeros(2), sigma_s=np.eye(2), **stats)
+    plain, clean, adm = (tmp_path / name for name in ("plain.npz", "x_clean_train_256.npz", "adm.npz"))
+    assert resize_of([tmp_path, adm], None) == "tf1"
+    assert resize_of([plain], "pytorch-fid") == "pytorch-fid"
+    assert resize_of([tmp_path], None) is None
+    for paths, wanted, message in (
+        ([plain], None, "does not say"),
+        ([clean, adm], None, "'tf1' resize"),
+        ([adm], "clean", "'tf1'"),
+    ):
+        with pytest.raises(VistokError, match=message):
+            resize_of(paths, wanted)
+
+
+def test_wrong_or_missing_inception_weights_name_the_right_files(tmp_path):
+    with pytest.raises(VistokError, match="pt_inception-2015-12-05"):
+        load_extractor("inception")
+    save_file({"fc.weight": torch.zeros(1000, 2048)}, tmp_path / "torchvision.safetensors")
+    with pytest.raises(VistokError, match="pt_inception-2015-12-05"):
+        load_inception(tmp_path / "torchvision.safetensors")
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory):
+    torch.manual_seed(0)
+    network = FidInception()
+    path = tmp_path_factory.mktemp("inception") / "pt_inception.pth"
+    state = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save(state, path)
+    return path
+
+
+def test_the_inception_network_gives_all_outputs_and_folding_changes_no_value(inception_file):
+    network = load_inception(inception_file)
+    x = torch.rand(2, 3, 299, 299, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        plain = network(x)
+        shapes = {name: tuple(value.shape) for name, value in plain.items()}
+        assert shapes == {"features": (2, 2048), "spatial": (2, 2023), "logits": (2, 1008)}
+        torch.testing.assert_close(network(x, 192)["features"].shape, torch.Size([2, 192]))
+        expected = plain["features"] @ network.fc.weight.T
+        torch.testing.assert_close(plain["logits"], expected)
+        for name, value in fold_batch_norms(network)(x).items():
+            torch.testing.assert_close(value, plain[name], rtol=1e-3, atol=1e-5)
+        with pytest.raises(VistokError, match="not 100"):
+            network(x, 100)
+
+
+def test_the_weights_digest_does_not_depend_on_the_file_format(inception_file, tmp_path):
+    state = torch.load(inception_file, weights_only=True)
+    save_file(state, tmp_path / "w.safetensors")
+    digests = {load_extractor("inception", path).weights for path in (inception_file, tmp_path / "w.safetensors")}
+    assert len(digests) == 1
+
+
+def tiny_clip(folder):
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=size | {"vocab_size": 99},
+        vision_config=size | {"image_size": 32, "patch_size": 8},
+        projection_dim=12,
+    )
+    CLIPModel(config).save_pretrained(folder)
+
+
+def test_dinov2_and_clip_load_from_a_folder(tmp_path):
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(config).save_pretrained(tmp_path / "dinov2")
+    tiny_clip(tmp_path / "clip")
+    picture = torch.randint(0, 256, (3, 50, 40), dtype=torch.uint8)
+    for name, dim in (("dinov2", 24), ("clip", 12)):
+        extractor = load_extractor(name, tmp_path / name)
+        features = extractor([picture, picture])["features"]
+        assert features.shape == (2, dim)
+        assert torch.equal(features[0], features[1])
+    with pytest.raises(VistokError, match="does not exist"):
+        load_extractor("clip", tmp_path / "absent" / "folder" / "deep")
+
+
+def test_memory_of_statistics_does_not_grow_with_the_pictures(pictures, weights, tmp_path):
+    """The reduction reads one shard at a time: it asks for each file once and holds none."""
+    shards = extract(pictures, weights, tmp_path)
+    assert [len(part) for part in shards.shards()] == [12, 12, 12, 5]
+    whole = shards.load()
+    streamed = shards.statistics()
+    assert streamed.count == 41
+    torch.testing.assert_close(streamed.covariance, torch.cov(whole.double().T), rtol=0, atol=1e-8)
+
+
+RUN = """
+import sys
+from vistok.eval.extractors import load_extractor
+from vistok.eval.features import extract_features
+from vistok.eval.pictures import FolderPictures
+extract_features(FolderPictures(sys.argv[1]), load_extractor("scenes-features", sys.argv[2]), sys.argv[3],
+                 batch_size=2, shard_size=4, workers=0)
+"""
+
+
+def launch(arguments: list, rank: int, port: int) -> subprocess.Popen:
+    environment = os.environ | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-c", RUN, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+
+
+def finish(processes: list[subprocess.Popen]) -> list[int]:
+    try:
+        return [process.wait(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.slow  # starts six interpreters
+def test_two_processes_killed_at_random_moments_end_with_the_same_value(pictures, weights, tmp_path):
+    settings = {"batch_size": 2, "shard_size": 4}
+    reference = extract(pictures, weights, tmp_path / "one", **settings)
+    shared = tmp_path / "two"
+    for attempt, shards in enumerate((1, 4)):
+        processes = [launch([pictures, weights, shared], rank, 29610 + attempt) for rank in (0, 1)]
+        deadline = time.monotonic() + 240
+        while len(list(shared.glob("[0-9]*.safetensors"))) < shards and time.monotonic() < deadline:
+            time.sleep(0.001)
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+        finish(processes)
+    assert finish([launch([pictures, weights, shared], rank, 29620) for rank in (0, 1)]) == [0, 0]
+    resumed = extract(pictures, weights, shared, **settings)
+    assert resumed.computed == 0
+    assert torch.equal(resumed.load(), reference.load())
+    assert frechet_distance(resumed.statistics(), reference.statistics()) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_network_of_the_users_own_is_an_extractor(pictures, tmp_path):
+    class Mean(torch.nn.Module):
+        def forward(self, pixels):
+            return {"features": pixels.mean((2, 3))}
+
+    own = Extractor("mean", Mean(), "none", "first pixels", "x/255", prepare=lambda images: images[..., :9, :9] / 255)
+    found = extract_features(FolderPictures(pictures), own, tmp_path, batch_size=3, workers=0).load()
+    source = FolderPictures(pictures)
+    expected = torch.stack([picture[:, :9, :9].float().mean((1, 2)) / 255 for picture in source.batch(0, len(source))])
+    torch.testing.assert_close(found, expected)

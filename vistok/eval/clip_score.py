@@ -1,0 +1,93 @@
+"""CLIPScore (arXiv 2104.08718) with any CLIP, and the embeddings behind it.
+
+``2.5 max(cos, 0)`` averaged over pictures, captions prefixed by "A photo depicts ". Many papers print the plain
+cosine, 100 times it, or another backbone: weight, prefix and backbone are part of the protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from vistok.eval.extractors import CLIP_MEAN, CLIP_STD, Normalise, clip_image_embedding, load_pretrained
+from vistok.eval.features import full_precision
+from vistok.eval.weights import weights_digest
+
+PREFIX = "A photo depicts "
+WEIGHT = 2.5
+
+
+class ClipModel:
+    """Image and text embeddings of a CLIP, normalised.
+
+    Args:
+        source: folder or hub id for transformers.
+        device: where it runs.
+
+    Raises:
+        VistokError: if there is no such model.
+    """
+
+    def __init__(self, source: str | Path, device: torch.device | str = "cpu"):
+        from transformers import AutoTokenizer, CLIPModel
+
+        self.model = load_pretrained(CLIPModel, source, "CLIP model").to(device)
+        self.tokenizer = AutoTokenizer.from_pretrained(source)
+        self.device = torch.device(device)
+        self.size = self.model.config.vision_config.image_size
+        self.digest = weights_digest(self.model)
+        self._normalise = Normalise(CLIP_MEAN, CLIP_STD)
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        """CLIP's own pre-processing: short side by Pillow bicubic, centre crop; uint8 [3, size, size]."""
+        short = min(image.size)
+        width, height = (int(self.size * side / short) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        image = image.crop((left, top, left + self.size, top + self.size))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
+        """RGB pictures -> [n, D], unit length."""
+        pixels = self._normalise(torch.stack([self._pixels(image) for image in images]).to(self.device).float())
+        with full_precision():
+            return F.normalize(clip_image_embedding(self.model, pixels), dim=-1)
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts, cut to the model's length -> [n, D], unit length."""
+        length = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        with full_precision():
+            pooled = self.model.text_model(**tokens.to(self.device)).pooler_output
+            return F.normalize(self.model.text_projection(pooled), dim=-1)
+
+
+def clip_scores(
+    clip: ClipModel,
+    images: Sequence[Image.Image],
+    captions: Sequence[str],
+    prefix: str = PREFIX,
+    weight: float = WEIGHT,
+) -> Tensor:
+    """CLIPScore of each picture with its caption.
+
+    Args:
+        clip: the model.
+        images: RGB pictures.
+        captions: one a picture.
+        prefix: put before every caption.
+        weight: of the cosine.
+
+    Returns:
+        [n].
+    """
+    texts = clip.embed_texts([prefix + caption for caption in captions])
+    return weight * (clip.embed_images(images) * texts).sum(-1).clamp(min=0)

@@ -1,0 +1,41 @@
+"""GenEval (arXiv 2310.11513): prompts, detectors, verdicts, summary. One protocol for COCO objects and for scenes."""
+
+from vistok.eval.geneval.detectors import ColourClassifier, DetectedColours, Detector, SceneDetector
+from vistok.eval.geneval.evaluate import Report, evaluate_folder, score_images, write_report
+from vistok.eval.geneval.folder import PromptFolder, read_folders, write_prompt_folder
+from vistok.eval.geneval.judge import Detection, Options, Verdict, judge, keep
+from vistok.eval.geneval.metadata import (
+    TASKS,
+    coco_prompts,
+    read_metadata,
+    scene_prompts,
+    write_metadata,
+)
+from vistok.eval.geneval.summary import Summary, TaskScore, summarise
+
+__all__ = [
+    "TASKS",
+    "ColourClassifier",
+    "DetectedColours",
+    "Detection",
+    "Detector",
+    "Options",
+    "PromptFolder",
+    "Report",
+    "SceneDetector",
+    "Summary",
+    "TaskScore",
+    "Verdict",
+    "coco_prompts",
+    "evaluate_folder",
+    "judge",
+    "keep",
+    "read_folders",
+    "read_metadata",
+    "scene_prompts",
+    "score_images",
+    "summarise",
+    "write_metadata",
+    "write_prompt_folder",
+    "write_report",
+]

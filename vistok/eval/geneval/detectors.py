@@ -1,0 +1,88 @@
+"""Who finds the objects and names their colours: two protocols, and the exact detector of the embedded world.
+
+``mask2former`` and its CLIP colours are in :mod:`vistok.eval.geneval.mask2former`. Thresholds belong to the detector:
+scores of one mean nothing to another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vistok.errors import VistokError
+from vistok.eval.geneval.judge import Detection, Options
+
+
+class Detector(Protocol):
+    """Finds objects.
+
+    Attributes:
+        name: with its weights, as reports print it.
+        class_names: what it can find.
+        options: scoring options whose thresholds fit its scores.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    options: Options
+
+    def detect(self, images: Sequence[Image.Image]) -> list[list[Detection]]:
+        """All detections of each RGB picture, unsorted and without a threshold."""
+
+
+class ColourClassifier(Protocol):
+    """Names the colours of found objects.
+
+    Attributes:
+        colour_names: all that it can name, in the order in which reasons list them.
+    """
+
+    colour_names: tuple[str, ...]
+
+    def colours(self, image: Image.Image, label: str, detections: Sequence[Detection]) -> list[str]:
+        """The colour of each detection of one class in an RGB picture."""
+
+
+class DetectedColours:
+    """For detectors that know the colour of what they find."""
+
+    def __init__(self, colour_names: tuple[str, ...]):
+        self.colour_names = colour_names
+
+    def colours(self, image: Image.Image, label: str, detections: Sequence[Detection]) -> list[str]:
+        return [detection.colour for detection in detections]
+
+
+class SceneDetector:
+    """The exact detector of :mod:`vistok.data.scenes`: shapes are its classes, and it knows their colours.
+
+    Its thresholds were set on decoder reconstructions of scenes; see ``docs/evaluation.md``.
+    """
+
+    name = "scenes"
+    options = Options(threshold=0.5, counting_threshold=0.5)
+
+    def __init__(self) -> None:
+        from vistok.data.scenes import SHAPES
+
+        self.class_names = tuple(SHAPES)
+
+    def detect(self, images: Sequence[Image.Image]) -> list[list[Detection]]:
+        """See :class:`Detector`.
+
+        Raises:
+            VistokError: if the pictures are not of one size.
+        """
+        from vistok.eval.scene_detector import detect
+
+        if len({image.size for image in images}) != 1:
+            raise VistokError("the scenes detector takes pictures of one size: score each size by itself.")
+        pixels = torch.from_numpy(np.stack([np.array(image) for image in images])).permute(0, 3, 1, 2)
+        return [
+            [Detection(found.shape, tuple(found.box), found.score, colour=found.colour) for found in picture]
+            for picture in detect(pixels)
+        ]

@@ -1,0 +1,56 @@
+"""Long jobs cut into shards: killed at any moment and started again, nothing is lost, doubled or torn.
+
+A shard is one file, written under a temporary name and renamed; that it exists means that it is whole. Shard ``i``
+belongs to process ``i % world``, and its content does not depend on the number of processes, so neither does the
+result. The manifest says what the job is; a folder that holds another job is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from vistok.data.files import atomic_path
+from vistok.errors import VistokError
+
+
+class ShardedJob:
+    """The folder of one resumable job.
+
+    Args:
+        folder: where its shards and manifest live; shared by all processes of the job.
+        identity: everything that the content of the shards depends on, JSON-able.
+        shards: how many there are.
+        suffix: of the shard files.
+
+    Raises:
+        VistokError: if the folder holds another job.
+    """
+
+    def __init__(self, folder: str | Path, identity: dict, shards: int, suffix: str):
+        self.folder, self.shards, self.suffix = Path(folder), shards, suffix
+        manifest = self.folder / "manifest.json"
+        text = json.dumps({**identity, "shards": shards}, indent=1, sort_keys=True)
+        if manifest.exists():
+            stored, wanted = json.loads(manifest.read_text()), json.loads(text)
+            if stored != wanted:
+                changed = [k for k in {**stored, **wanted} if stored.get(k) != wanted.get(k)]
+                raise VistokError(
+                    f"'{self.folder}' holds another job (its {', '.join(sorted(changed))} differ): "
+                    "choose another folder or remove this one."
+                )
+        else:
+            with atomic_path(manifest) as temporary:
+                temporary.write_text(text)
+
+    def path(self, shard: int) -> Path:
+        return self.folder / f"{shard:06d}{self.suffix}"
+
+    def pending(self, rank: int = 0, world: int = 1) -> list[int]:
+        """Shards of this process that are not done yet."""
+        return [shard for shard in range(rank, self.shards, world) if not self.path(shard).exists()]
+
+    def check_complete(self) -> None:
+        """Raise VistokError if a shard is missing, e.g. because another process of the job died."""
+        if missing := self.pending():
+            raise VistokError(f"{len(missing)} of {self.shards} shards of '{self.folder}' are missing: run it again.")

@@ -1,0 +1,125 @@
+"""Kernel distances: KID (arXiv 1801.01401) and CMMD (arXiv 2401.09603).
+
+KID's subsets are drawn as torch-fidelity draws them (one ``RandomState``, per subset first from the first set, then
+from the second), so its published figures can be reproduced; clean-fid draws the same way without a seed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vistok.errors import VistokError
+
+Estimator = Literal["unbiased", "biased", "ustat"]
+
+
+class MeanStd(NamedTuple):
+    """Mean and population standard deviation over subsets or splits."""
+
+    mean: float
+    std: float
+
+
+def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
+    """KID's kernel ``(x.y / d + 1)^3``: [n, d], [m, d] -> [n, m]."""
+    return (x @ y.mT / x.shape[-1] + 1) ** 3
+
+
+def gaussian_kernel(x: Tensor, y: Tensor, sigma: float) -> Tensor:
+    """``exp(-|x - y|^2 / (2 sigma^2))``: [n, d], [m, d] -> [n, m]."""
+    squared = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :] - 2 * x @ y.mT
+    return (squared / (-2 * sigma**2)).exp()
+
+
+def squared_mmd(k_xx: Tensor, k_yy: Tensor, k_xy: Tensor, estimator: Estimator = "unbiased") -> Tensor:
+    """Squared maximum mean discrepancy from kernel matrices [..., m, m] (leading dimensions are batched).
+
+    Args:
+        k_xx: kernel within the first set.
+        k_yy: kernel within the second set.
+        k_xy: kernel between them.
+        estimator: ``"unbiased"`` leaves the diagonals of the two inner kernels out (may be slightly negative),
+            ``"ustat"`` leaves the cross diagonal out as well, ``"biased"`` keeps all.
+
+    Returns:
+        [...] in the kernels' dtype.
+    """
+    m, n = k_xy.shape[-2:]
+    sum_xx, sum_yy, sum_xy = (k.sum((-2, -1)) for k in (k_xx, k_yy, k_xy))
+    if estimator == "biased":
+        return sum_xx / m**2 + sum_yy / n**2 - 2 * sum_xy / (m * n)
+    sum_xx = sum_xx - k_xx.diagonal(dim1=-2, dim2=-1).sum(-1)
+    sum_yy = sum_yy - k_yy.diagonal(dim1=-2, dim2=-1).sum(-1)
+    inner = sum_xx / (m * (m - 1)) + sum_yy / (n * (n - 1))
+    if estimator == "ustat":
+        return inner - 2 * (sum_xy - k_xy.diagonal(dim1=-2, dim2=-1).sum(-1)) / (m * (m - 1))
+    return inner - 2 * sum_xy / (m * n)
+
+
+def polynomial_mmd(x: Tensor, y: Tensor, estimator: Estimator = "unbiased") -> Tensor:
+    """Squared MMD of KID between feature sets [..., m, d] and [..., n, d], in float64."""
+    x, y = x.double(), y.double()
+    return squared_mmd(polynomial_kernel(x, x), polynomial_kernel(y, y), polynomial_kernel(x, y), estimator)
+
+
+def kid_subsets(n1: int, n2: int, subsets: int, subset_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices [subsets, subset_size] into the two sets, drawn without replacement in torch-fidelity's order.
+
+    Raises:
+        VistokError: if a set is smaller than a subset.
+    """
+    if min(n1, n2) < subset_size:
+        raise VistokError(
+            f"KID subsets of {subset_size} need as many pictures in both sets, got {n1} and {n2}: "
+            f"lower the subset size to at most {min(n1, n2)}."
+        )
+    random = np.random.RandomState(seed)
+    first, second = [], []
+    for _ in range(subsets):
+        first.append(random.choice(n1, subset_size, replace=False))
+        second.append(random.choice(n2, subset_size, replace=False))
+    return np.stack(first), np.stack(second)
+
+
+def kernel_distance(
+    features1: Tensor, features2: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
+) -> MeanStd:
+    """Kernel inception distance, mean and population std over subsets (not multiplied by 1000).
+
+    Args:
+        features1: [n1, d].
+        features2: [n2, d].
+        subsets: number of subsets.
+        subset_size: pictures in each.
+        seed: of the subsets.
+
+    Raises:
+        VistokError: if a set is smaller than a subset.
+    """
+    first, second = kid_subsets(len(features1), len(features2), subsets, subset_size, seed)
+    values = torch.stack([polynomial_mmd(features1[i], features2[j]) for i, j in zip(first, second, strict=True)])
+    return MeanStd(values.mean().item(), values.std(correction=0).item())
+
+
+def cmmd(
+    embeddings1: Tensor, embeddings2: Tensor, sigma: float = 10.0, scale: float = 1000.0, chunk: int = 2048
+) -> float:
+    """CLIP maximum mean discrepancy: biased estimator on L2-normalised embeddings, times ``scale``.
+
+    Args:
+        embeddings1: [n1, d] CLIP image embeddings, normalised here.
+        embeddings2: [n2, d].
+        sigma: width of the Gaussian kernel.
+        scale: factor of the published figures.
+        chunk: rows of a kernel matrix that are held at once.
+    """
+    x, y = (torch.nn.functional.normalize(e.double(), dim=-1) for e in (embeddings1, embeddings2))
+
+    def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
+        return sum(gaussian_kernel(rows, b, sigma).sum() for rows in a.split(chunk)) / (len(a) * len(b))
+
+    return scale * (mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y)).item()

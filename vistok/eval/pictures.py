@@ -1,0 +1,126 @@
+"""Where the pictures of an evaluation come from: a folder, or the batch files of ADM's evaluator.
+
+Pictures are read as uint8, the form in which published numbers are taken, a batch at a time: memory does not grow with
+their number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vistok.data.images import ImageFolder, load_image
+from vistok.errors import VistokError
+
+
+class Pictures(Protocol):
+    """A finite, ordered set of pictures.
+
+    Attributes:
+        name: what a report calls it.
+        digest: changes when the set does.
+    """
+
+    name: str
+    digest: str
+
+    def __len__(self) -> int: ...
+
+    def batch(self, start: int, stop: int) -> list[Tensor]:
+        """Pictures ``start`` to ``stop - 1``, each uint8 [3, H, W]; they may differ in size."""
+
+
+class FolderPictures:
+    """All pictures under a folder, at any depth, in the order of their names.
+
+    Raises:
+        VistokError: no such folder, or no picture in it; on reading, an unreadable picture.
+    """
+
+    def __init__(self, root: str | Path):
+        self.paths = ImageFolder(root).paths
+        self.name = Path(root).name
+        listing = hashlib.sha256()
+        for path in self.paths:
+            listing.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
+        self.digest = listing.hexdigest()[:12]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def batch(self, start: int, stop: int) -> list[Tensor]:
+        return [torch.from_numpy(np.array(load_image(path))).permute(2, 0, 1) for path in self.paths[start:stop]]
+
+
+class NpzPictures:
+    """The ``arr_0`` batch (uint8 [N, H, W, 3]) of a sample or reference file of ADM's evaluator.
+
+    A stored member is mapped, a compressed one is read as a stream that is rewound when an earlier batch is asked for.
+
+    Raises:
+        VistokError: the file has no such member.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.name = self.path.name
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as member:
+                info = archive.getinfo("arr_0.npy")
+                version = np.lib.format.read_magic(member)
+                read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                self.shape, fortran, dtype = read_header[version](member)
+                self.offset = member.tell()
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise VistokError(f"'{path}' is no sample batch: expected an .npz with a uint8 array 'arr_0'.") from error
+        if dtype != np.uint8 or fortran or len(self.shape) != 4 or self.shape[-1] != 3:
+            raise VistokError(f"'{path}': arr_0 is {dtype} {list(self.shape)}, expected uint8 [N, H, W, 3].")
+        self.stored = info.compress_type == zipfile.ZIP_STORED
+        self.header_offset = info.header_offset
+        self.digest = f"{info.CRC:08x}"
+        self._stream = None
+        self._position = 0
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_stream": None, "_position": 0}  # a worker opens its own stream
+
+    def batch(self, start: int, stop: int) -> list[Tensor]:
+        array = self._map()[start:stop] if self.stored else self._read(start, stop)
+        return list(torch.from_numpy(array.copy()).permute(0, 3, 1, 2))
+
+    def _map(self) -> np.ndarray:
+        with open(self.path, "rb") as file:
+            file.seek(self.header_offset + 26)  # the local header ends with the lengths of the name and the extra field
+            name, extra = np.frombuffer(file.read(4), "<u2").tolist()
+        return np.memmap(self.path, np.uint8, "r", self.header_offset + 30 + name + extra + self.offset, self.shape)
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        size = int(np.prod(self.shape[1:]))
+        if self._stream is None or start * size < self._position:
+            archive = zipfile.ZipFile(self.path)  # outlives this call; closes with the stream
+            self._stream = archive.open("arr_0.npy")
+            self._stream.read(self.offset)
+            self._position = 0
+        while self._position < start * size:
+            self._position += len(self._stream.read(min(start * size - self._position, 1 << 24)))
+        data = self._stream.read((stop - start) * size)
+        self._position += len(data)
+        return np.frombuffer(data, np.uint8).reshape(-1, *self.shape[1:])
+
+
+def open_pictures(path: str | Path) -> Pictures:
+    """A folder of pictures or an ``.npz`` batch.
+
+    Raises:
+        VistokError: for anything else.
+    """
+    return NpzPictures(path) if Path(path).suffix == ".npz" else FolderPictures(path)

@@ -1,0 +1,38 @@
+"""Curves that say more than a number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from vistok.errors import VistokError
+from vistok.eval.frechet import frechet_curve, frechet_distance_infinity
+from vistok.eval.statistics import FeatureStatistics
+
+
+def plot_frechet_curve(reference: FeatureStatistics, features: Tensor, path: str | Path) -> None:
+    """Draw the Frechet distance against 1/N with its extrapolation to infinitely many samples.
+
+    Args:
+        reference: statistics of the reference set.
+        features: [n, d] features of the samples.
+        path: picture to write.
+
+    Raises:
+        VistokError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise VistokError("plots need matplotlib: pip install matplotlib.") from error
+    sizes, distances = frechet_curve(reference, features)
+    limit = frechet_distance_infinity(sizes, distances)
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([1 / size for size in sizes], distances, "o", label="measured")
+    axes.plot([0, 1 / sizes[0]], [limit, limit + (distances[0] - limit)], "--", label=f"N to infinity: {limit:.3f}")
+    axes.set_xlabel("1 / number of samples")
+    axes.set_ylabel("Frechet distance")
+    axes.legend()
+    figure.savefig(path)

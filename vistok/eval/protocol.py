@@ -1,0 +1,126 @@
+"""What a number was measured with: a metric value without its protocol cannot be compared with another.
+
+Two FID values differ by several points when the pictures were resized differently, by about c/N when the sample
+counts differ, and altogether when the networks differ. So every result carries its :class:`Protocol`, and
+:func:`compare` refuses to put results of different protocols side by side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vistok.errors import VistokError
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything that must be equal before two values of a metric may be compared.
+
+    Args:
+        metric: ``"fid"``, ``"kid"``, ``"geneval"``...
+        extractor: network that turns pictures into features (or detector, or CLIP), ``""`` where there is none.
+        weights: digest of that network's weights.
+        resize: name of the resize convention (:mod:`vistok.eval.resize`).
+        normalisation: what maps 0..255 to the network's input, e.g. ``"(x-128)/128"``.
+        reference: what the samples were compared with (name, number of pictures, digest).
+        samples: number of samples; FID and its kin are biased in it.
+        options: the metric's own settings as ``name=value`` strings, in a fixed order.
+    """
+
+    metric: str
+    extractor: str = ""
+    weights: str = ""
+    resize: str = ""
+    normalisation: str = ""
+    reference: str = ""
+    samples: int = 0
+    options: tuple[str, ...] = ()
+
+    def differences(self, other: Protocol) -> list[str]:
+        """One readable ``field: mine / theirs`` line for every field in which the two protocols differ."""
+        return [
+            f"{f.name}: {getattr(self, f.name)} / {getattr(other, f.name)}"
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != getattr(other, f.name)
+        ]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A metric value with its protocol.
+
+    Args:
+        name: what was evaluated, e.g. the folder of generated pictures.
+        value: the metric.
+        protocol: what it was measured with.
+        std: spread over splits or subsets, where the metric has one.
+        details: further figures of the same measurement (per task accuracies, interval bounds...).
+    """
+
+    name: str
+    value: float
+    protocol: Protocol
+    std: float | None = None
+    details: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict) -> Result:
+        protocol = dict(record["protocol"])
+        protocol["options"] = tuple(protocol.get("options", ()))
+        return cls(**{**record, "protocol": Protocol(**protocol)})
+
+    def __lt__(self, other: Result) -> bool:
+        compare([self, other])
+        return self.value < other.value
+
+
+def compare(results: list[Result]) -> list[Result]:
+    """The results, sorted by value, if (and only if) all were measured with one protocol.
+
+    Args:
+        results: values of one metric for different samples.
+
+    Returns:
+        The results in ascending order of value.
+
+    Raises:
+        VistokError: if two protocols differ; the sentence names every field that does.
+    """
+    if not results:
+        raise VistokError("nothing to compare: give at least one result.")
+    first = results[0]
+    for other in results[1:]:
+        if differences := first.protocol.differences(other.protocol):
+            raise VistokError(
+                f"'{first.name}' and '{other.name}' were measured with different protocols and cannot stand side by "
+                f"side ({'; '.join(differences)}): measure both with the same one."
+            )
+    return sorted(results, key=lambda result: result.value)
+
+
+def write_results(path: str | Path, results: list[Result]) -> None:
+    """Write results as JSON; ``-`` prints them."""
+    text = json.dumps([result.to_json() for result in results], indent=1)
+    if str(path) == "-":
+        print(text)
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text + "\n")
+
+
+def read_results(path: str | Path) -> list[Result]:
+    """Read what :func:`write_results` wrote.
+
+    Raises:
+        VistokError: if the file is not such a file.
+    """
+    try:
+        return [Result.from_json(record) for record in json.loads(Path(path).read_text())]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise VistokError(f"{path} is not a result file written by `vistok eval ... --json FILE`: {error}") from error
