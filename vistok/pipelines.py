@@ -15,6 +15,7 @@ from torch import Tensor
 from vistok.data.images import to_pil
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen
+from vistok.ops.linear import pack_linears
 from vistok.samplers import Autoregressive, Law, Noise, Stats
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.zoo import card, card_of_file
@@ -250,8 +251,10 @@ def pipeline(
         )
     encoder = _text_encoder(model, source, text_encoder, found)
     model = model.to(target, DTYPES[dtype])
+    if target.type == "cpu":
+        pack_linears(model)
     if compile:
-        model.compile_decode()
+        model.decode = torch.compile(model.decode)
     if encoder is not None:
         encoder = encoder.to(target).eval()
     return Pipeline(model, tokenizer.to(target), encoder, found.name)

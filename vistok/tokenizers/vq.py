@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vistok.errors import VistokError
 from vistok.models.pretrained import Pretrained
+from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.quantizers import VectorQuantizer
 
 
@@ -212,7 +212,6 @@ class VQTokenizer(Pretrained, nn.Module):
 
     config_class = VQConfig
     presets = PRESETS
-    variable_length = False
 
     def __init__(self, config: VQConfig | None = None):
         super().__init__()
@@ -225,18 +224,18 @@ class VQTokenizer(Pretrained, nn.Module):
         self.quant_conv = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """A grid of codes for any picture whose sides are multiples of the downsampling factor."""
+        return Capabilities(self.config.codebook_size, "grid", multiple=self.config.downsample)
+
     def latents(self, images: torch.Tensor) -> torch.Tensor:
         """Pictures to un-quantized latents [B, D, h, w].
 
         Raises:
             VistokError: the side is not a multiple of the downsampling factor.
         """
-        f = self.config.downsample
-        if images.shape[-1] % f or images.shape[-2] % f:
-            raise VistokError(
-                f"this tokenizer takes pictures whose sides are multiples of {f}, "
-                f"got {images.shape[-2]}x{images.shape[-1]}: resize or crop them."
-            )
+        self.capabilities.check_images(images)
         return self.quant_conv(self.encoder(images))
 
     @torch.no_grad()
@@ -245,8 +244,14 @@ class VQTokenizer(Pretrained, nn.Module):
         return self.quantize.indices(self.latents(images))
 
     @torch.no_grad()
-    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Codes int64 [B, h, w] to pictures [B, 3, f*h, f*w], nominally in [-1, 1] (not clamped)."""
+    def decode(self, tokens: torch.Tensor, length: int | None = None) -> torch.Tensor:
+        """Codes int64 [B, h, w] to pictures [B, 3, f*h, f*w], nominally in [-1, 1] (not clamped).
+
+        Raises:
+            VistokError: ``length`` is given and is not h * w: a grid decodes as a whole.
+        """
+        if length is not None:
+            self.capabilities.check_length(length, tokens[0].numel())
         return self.decode_latents(self.quantize.codes(tokens).movedim(-1, 1))
 
     def decode_latents(self, z: torch.Tensor) -> torch.Tensor:

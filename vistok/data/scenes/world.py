@@ -38,6 +38,10 @@ PALETTE = (
 RADII = torch.tensor([0.12, 0.17], dtype=torch.float64)  # same order as SIZES
 MAX_OBJECTS = 4
 GAP = 0.05  # least distance between the boxes of two objects
+LIGHTNESS_STEPS = 10
+TINTS = 0.03 * torch.tensor(
+    [[0, 0, 0], [1, 0, -1], [-1, 0, 1], [0, 1, 0], [1, 0, 1], [-1, 1, 1], [1, 1, -1]], dtype=torch.float64
+)
 NOISE_CELLS = 5  # side of the coarse grid that a cloudy background interpolates
 
 # How a scene is composed: probability, and the number of objects in each group of equal shape, colour and size.
@@ -181,10 +185,11 @@ def _place(seed: int, index: torch.Tensor, present: torch.Tensor, radius: torch.
 
 
 def _tones(seed: int, index: torch.Tensor) -> torch.Tensor:
-    """Two nearly grey tones, their lightness at least 0.05 and at most 0.15 apart, [B, 2, 3]."""
-    u = counter_uniform(seed, index[:, None], _TONE, torch.arange(5))
-    light = 0.2 + 0.65 * u[:, 0]
-    step = 0.05 + 0.1 * u[:, 1]
-    other = torch.where(light > 0.525, light - step, light + step)
-    tint = 0.06 * (u[:, 2:] - 0.5)  # [B, 3]
-    return (torch.stack([light, other], 1)[..., None] + tint[:, None]).float()
+    """Two nearly grey tones of one tint, out of 10 steps of lightness and 7 tints, [B, 2, 3]."""
+    u = counter_uniform(seed, index[:, None], _TONE, torch.arange(3))
+    first = (u[:, 0] * LIGHTNESS_STEPS).long()
+    apart = 1 + (u[:, 1] * 2).long()  # one or two steps
+    second = torch.where(first >= LIGHTNESS_STEPS // 2, first - apart, first + apart)
+    light = 0.22 + 0.066 * torch.stack([first, second], 1)  # 0.22 to 0.81
+    tint = TINTS[(u[:, 2] * len(TINTS)).long()]
+    return (light[..., None] + tint[:, None]).float()

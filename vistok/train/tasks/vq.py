@@ -21,18 +21,36 @@ HELD_OUT_SEED = 1_000_003  # the world that no recipe trains on
 
 
 class VQObjective(nn.Module):
-    """Reconstruction and quantizer losses of a batch of pictures [B, 3, H, W]."""
+    """Reconstruction and quantizer losses of a batch of pictures [B, 3, H, W].
 
-    def __init__(self, tokenizer: VQTokenizer):
+    Args:
+        tokenizer: what is trained.
+        smoothness: weight of the latents' total variation. Left alone, the encoder dithers flat areas with many codes, which
+            a generator must then predict; a little of this term makes neighbouring codes agree where the picture does.
+    """
+
+    def __init__(self, tokenizer: VQTokenizer, smoothness: float = 0.0):
         super().__init__()
         self.tokenizer = tokenizer
+        self.smoothness = smoothness
 
     def forward(self, images: torch.Tensor):
-        reconstruction, quantized = self.tokenizer(images)
+        latents = self.tokenizer.latents(images)
+        quantized = self.tokenizer.quantize(latents)
+        reconstruction = self.tokenizer.decode_latents(quantized.latents)
         pixel = F.mse_loss(reconstruction.float(), images)
         loss = pixel + quantized.loss
+        if self.smoothness:
+            loss = loss + self.smoothness * total_variation(F.normalize(latents.float(), dim=1))
         self.last_indices, self.last_images = quantized.indices.detach(), images
         return loss, {"pixel_loss": pixel.detach(), "codebook_loss": quantized.codebook_loss.detach()}
+
+
+def total_variation(latents: torch.Tensor) -> torch.Tensor:
+    """Mean distance of neighbouring latents [B, D, h, w], along rows and columns."""
+    across = (latents[..., 1:] - latents[..., :-1]).square().sum(1)
+    down = (latents[..., 1:, :] - latents[..., :-1, :]).square().sum(1)
+    return sum((squared + 1e-6).sqrt().mean() for squared in (across, down))
 
 
 class VQTask:
@@ -47,7 +65,7 @@ class VQTask:
             config = dict(recipe.model)
             config["channel_mult"] = tuple(config["channel_mult"])
             self.tokenizer = VQTokenizer(VQConfig(**config))
-        self.model = VQObjective(self.tokenizer)
+        self.model = VQObjective(self.tokenizer, recipe.data.get("smoothness", 0.0))
         self.size = recipe.data["size"]
         self.revive_every = recipe.data.get("revive_every", 0)
         self.revive_until = recipe.data.get("revive_until", 0)

@@ -1,0 +1,136 @@
+"""The command line end to end: what a user types, what comes back, and what a mistake looks like."""
+
+import io
+import json
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from unittest import mock
+
+import pytest
+import torch
+from PIL import Image
+
+from vistok.cli.main import main
+
+
+def vistok(*arguments: str) -> subprocess.CompletedProcess:
+    """The command, run inside this process: what it prints and its exit code."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with mock.patch.object(sys, "argv", ["vistok", *arguments]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def test_the_installed_command_answers_and_refuses():
+    shown = subprocess.run([sys.executable, "-m", "vistok", "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0
+    assert "sample" in shown.stdout
+    refused = subprocess.run([sys.executable, "-m", "vistok", "sample"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("vistok: say what to paint")
+
+
+def test_help_loads_nothing_heavy_and_shows_examples():
+    code = "import sys, vistok.cli.main; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert loaded.stdout.strip() == "[]", "something heavy is imported before a command runs"
+    assert "vistok sample --prompt" in vistok("sample", "--help").stdout
+
+
+def test_models_lists_what_exists():
+    listed = json.loads(vistok("models", "--json").stdout)
+    names = {card["name"] for card in listed}
+    assert {"vq-mini", "llamagen-mini", "llamagen-b-256", "llamagen-xl-t2i-512"} <= names
+    assert "llamagen-mini" in vistok("models").stdout
+
+
+def test_sample_paints_a_picture_and_a_grid(tmp_path):
+    one = tmp_path / "one.png"
+    done = vistok("sample", "--model", "lamagen", "--prompt", "a red circle", "--out", str(one), "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["pictures"] == 1
+    assert summary["tokens_per_second"] > 0
+    assert Image.open(one).size == (64, 64)
+    grid = tmp_path / "grid.png"
+    done = vistok("sample", "-p", "a red circle", "-p", "two blue squares", "--num", "2", "--out", str(grid))
+    assert "4 pictures in" in done.stdout
+    assert Image.open(grid).size == (130, 130)
+
+
+def test_sample_fills_a_folder_and_goes_on(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red circle\n\na green ring\n")
+    command = ("sample", "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "set"))
+    assert vistok(*command).returncode == 0
+    lines = [json.loads(line) for line in (tmp_path / "set" / "metadata.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in lines] == ["a red circle", "a green ring"]
+    first = (tmp_path / "set" / "000000.png").read_bytes()
+    (tmp_path / "set" / "000000.png").unlink()
+    again = vistok(*command)
+    assert "1 picture in" in again.stdout
+    assert "1 were already there" in again.stdout
+    assert (tmp_path / "set" / "000000.png").read_bytes() == first
+    other = vistok(*command, "--seed", "1")
+    assert other.returncode == 2
+    assert "holds another job" in other.stderr
+
+
+def test_scenes_are_written(tmp_path):
+    assert vistok("data", "scenes", "--num", "3", "--out", str(tmp_path / "s")).returncode == 0
+    assert len(list((tmp_path / "s").glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--prompt", "a red dragon"), "never saw 'dragon'"),
+        ((), "say what to paint"),
+        (("--prompt", "a red circle", "--class", "3"), "got both"),
+        (("--prompt", "a red circle", "--top-k", "0"), "--top-k must be at least 1"),
+        (("--prompt", "a red circle", "--top-p", "1.5"), "top-p must lie"),
+        (("--prompt", "a red circle", "--temperature", "0"), "temperature must be positive"),
+        (("--prompt", "a red circle", "--num", "0"), "at least 1"),
+        (("--prompt", "a red circle", "--batch-size", "0"), "at least 1"),
+        (("--prompt", "a red circle", "--sampler", "arr"), "did you mean ar"),
+        (("--prompt", "a red circle", "--model", "lamagn"), "did you mean"),
+        (("--prompt", "a red circle", "--size", "7"), "not a multiple of 4"),
+        (("--class", "3"), "paints prompts, not classes"),
+        (("--prompts", "nowhere.txt"), "cannot read the prompts"),
+        (("--prompt", "a red circle", "--checkpoint", "nowhere/x.pt"), "no file or folder"),
+    ],
+)
+def test_mistakes_get_one_sentence(tmp_path, arguments, sentence):
+    done = vistok("sample", *arguments, "--out", str(tmp_path / "out.png"))
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_checkpoints_get_one_sentence(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return (print, ("run",))
+
+    torch.save({"model": Hostile()}, tmp_path / "c2i_B_256.pt")
+    hostile = vistok("sample", "--class", "3", "--checkpoint", str(tmp_path / "c2i_B_256.pt"), "--vq", "vq-mini")
+    (tmp_path / "c2i_L_256.pt").write_bytes(b"PK\x03\x04 cut off")
+    cut = vistok("sample", "--class", "3", "--checkpoint", str(tmp_path / "c2i_L_256.pt"), "--vq", "vq-mini")
+    torch.save({"model": {"tok_embeddings.weight": torch.zeros(3, 3)}}, tmp_path / "c2i_XL_384.pt")
+    other = vistok("sample", "--class", "3", "--checkpoint", str(tmp_path / "c2i_XL_384.pt"), "--vq", "vq-mini")
+    for done, sentence in ((hostile, "could run code"), (cut, "truncated"), (other, "not a GPT-XL")):
+        assert done.returncode == 2, done.stderr
+        assert sentence in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_unwritable_places_are_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    done = vistok("sample", "--prompt", "a red circle", "--out", str(tmp_path / "file" / "out.png"))
+    assert done.returncode == 2
+    assert "cannot write" in done.stderr

@@ -1,0 +1,136 @@
+"""Prompt in, pictures out: the embedded model, and published shapes from files that the test makes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import vistok
+from vistok.errors import VistokError
+from vistok.models.llamagen import LlamaGen, LlamaGenConfig
+from vistok.pipelines import Sample, expand
+from vistok.samplers import Law
+from vistok.tokenizers.vq import VQConfig, VQTokenizer
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return vistok.pipeline("llamagen", device="cpu")
+
+
+def test_a_prompt_becomes_a_picture(pipe):
+    out = pipe("a red circle left of a blue square", n=2, seed=3)
+    assert [image.size for image in out.images] == [(64, 64)] * 2
+    assert out.tokens.shape == (2, 256)
+    assert out.stats.summary()["target_forwards"] == 255
+    assert out.stats.mean_accepted_length == 1
+
+
+def test_the_same_seed_gives_the_same_picture_whatever_the_batch(pipe):
+    prompts = ["two green squares", "a yellow ring", "a pink cross above a cyan diamond"]
+    alone = [pipe([p], seed=5).tokens for p in prompts[:1]]
+    together = pipe(prompts, seed=5, batch_size=3).tokens
+    split = pipe(prompts, seed=5, batch_size=2).tokens
+    assert torch.equal(together, split)
+    assert torch.equal(alone[0][0], together[0])
+    assert not torch.equal(together[0], pipe(prompts[:1], seed=6).tokens[0])
+
+
+def test_samples_are_numbered_by_prompt_and_repetition():
+    assert expand(["a", "b"], 2) == [Sample(0, "a"), Sample(1, "a"), Sample(2, "b"), Sample(3, "b")]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (["a red dragon"], "never saw 'dragon'; it knows: "),
+        (["  "], "the prompt is empty"),
+        ([7], "paints prompts, not classes"),
+    ],
+)
+def test_conditions_that_cannot_be_followed_are_refused(pipe, prompts, message):
+    with pytest.raises(VistokError, match=message):
+        pipe(prompts)
+
+
+def test_force_goes_on(pipe):
+    assert len(pipe(["a red dragon"], force=True).images) == 1
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A class-conditional generator and a tokenizer of tiny shapes, in files as published ones are."""
+    folder = tmp_path_factory.mktemp("published")
+    torch.manual_seed(0)
+    shape = {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 16, "vocab_size": 40, "block_size": 16}
+    model = LlamaGen(LlamaGenConfig(**shape))
+    torch.nn.init.normal_(model.output.weight, std=0.1)
+    torch.save({"model": model.state_dict(), "args": None}, folder / "gpt.pt")
+    tokenizer = VQTokenizer(VQConfig(codebook_size=40, channels=32, channel_mult=(1, 1), res_blocks=1, z_channels=32))
+    tokenizer.save_pretrained(folder / "vq")
+    return folder, model.config
+
+
+def test_class_models_load_from_files(published, monkeypatch):
+    folder, config = published
+    monkeypatch.setitem(LlamaGen.presets, "tiny", config)
+    pipe = vistok.pipeline(checkpoint=folder / "gpt.pt", preset="tiny", vq=folder / "vq", device="cpu")
+    out = pipe([3, 207], law=Law(guidance=4.0, top_k=20), seed=1)
+    assert [image.size for image in out.images] == [(8, 8)] * 2
+    larger = vistok.pipeline(checkpoint=folder / "gpt.pt", preset="tiny", vq=folder / "vq", size=16, device="cpu")
+    assert larger(5).images[0].size == (16, 16)
+    with pytest.raises(VistokError, match="knows classes 0 to 999"):
+        pipe(1000)
+    with pytest.raises(VistokError, match="paints classes, not prompts"):
+        pipe("a dog")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int8"}, "unknown dtype"),
+        ({"device": "warp"}, "unknown device"),
+        ({"name": "lamagn"}, "did you mean"),
+        ({"name": "vq-mini"}, "does not paint"),
+        ({"size": 63}, "not a multiple of 4"),
+        ({"size": 128}, "paints 64x64 pictures"),
+        ({"vq": "nowhere/at/all"}, "no file or folder"),
+    ],
+)
+def test_bad_options_get_a_sentence(options, message):
+    with pytest.raises(VistokError, match=message):
+        vistok.pipeline(**{"name": "llamagen", "device": "cpu", **options})
+
+
+def test_the_other_spelling_is_known():
+    assert vistok.pipeline("lamagen", device="cpu").name == "llamagen-mini"
+
+
+@pytest.mark.slow
+def test_a_folder_job_survives_kills_and_shares_its_work(tmp_path):
+    """Slow: starts the command several times, kills it at random moments, and lets two processes share one job."""
+    command = [sys.executable, "-m", "vistok", "sample", "--prompt", "a red circle", "--num", "12", "--batch-size", "2"]
+    whole, broken, shared = (str(tmp_path / name) for name in ("whole", "broken", "shared"))
+    subprocess.run([*command, "--out", whole], check=True)
+    for pause in (9.0, 14.0):
+        process = subprocess.Popen([*command, "--out", broken])
+        time.sleep(pause)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, "--out", broken], check=True)
+    ranks = [
+        subprocess.Popen([*command, "--out", shared], env=os.environ | {"RANK": str(rank), "WORLD_SIZE": "2"})
+        for rank in range(2)
+    ]
+    assert [process.wait() for process in ranks] == [0, 0]
+    pictures = {name: sorted(os.listdir(name)) for name in (whole, broken, shared)}
+    assert pictures[whole] == pictures[shared]
+    for folder in (broken, shared):
+        for i in range(12):
+            name = f"{i:06d}.png"
+            with open(os.path.join(whole, name), "rb") as a, open(os.path.join(folder, name), "rb") as b:
+                assert a.read() == b.read()

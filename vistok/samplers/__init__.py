@@ -1,0 +1,27 @@
+"""How tokens are drawn: one draft-verify loop, and the samplers that are made of it."""
+
+from __future__ import annotations
+
+from vistok.errors import unknown_name
+from vistok.samplers.autoregressive import Autoregressive
+from vistok.samplers.law import Law
+from vistok.samplers.loop import generate
+from vistok.samplers.noise import Noise
+from vistok.samplers.stats import Stats
+from vistok.samplers.target import ImageTarget
+
+SAMPLERS = {"ar": Autoregressive}
+
+
+def sampler_class(name: str) -> type:
+    """The class of a sampler.
+
+    Raises:
+        VistokError: unknown name.
+    """
+    if name not in SAMPLERS:
+        raise unknown_name("sampler", name, list(SAMPLERS))
+    return SAMPLERS[name]
+
+
+__all__ = ["SAMPLERS", "Autoregressive", "ImageTarget", "Law", "Noise", "Stats", "generate", "sampler_class"]

@@ -1,0 +1,300 @@
+"""Verification of token trees: several candidates for a position, tested one after the other along the accepted path.
+
+Rules: recursive rejection over candidates drawn with replacement (SpecInfer, arXiv 2305.09781) or without (RSD, arXiv
+2402.14160); its case of candidates that a rule picked (EAGLE-2, arXiv 2406.16858); k-sequential selection (SpecTr, arXiv
+2310.15141). And sample-and-match, which draws from the target and follows the child that was drawn: right for any tree that
+was fixed beforehand, in the same law as the one-hot rule, with one draw for a level.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from vistok.ops import draw
+from vistok.ops.sampling import residual_law
+from vistok.samplers.loop import Run, Scores, Verdict
+from vistok.samplers.noise import ACCEPT, RESIDUAL
+from vistok.samplers.tree import LawKind, TokenTree, TreeShape
+
+State = tuple[Tensor, ...]
+
+
+class Rule(Protocol):
+    """How the candidates of one node are tested. A state holds tensors that begin with the batch axis."""
+
+    def enter(self, p: Tensor, q: Tensor | None, candidates: Tensor) -> State:
+        """The state before the first test: laws p, q [B, V] of the target and the draft; candidates to come [B]."""
+
+    def test(self, state: State, token: Tensor, uniform: Tensor) -> tuple[Tensor, State]:
+        """Test the next candidate, int64 [B], with a uniform [B]: accepted bool [B], and the state if it is rejected."""
+
+    def law(self, state: State) -> Tensor:
+        """Law [B, V] of the token if no candidate was accepted."""
+
+
+class RecursiveRejection:
+    """Test each candidate by p against q; after a rejection go on with norm(max(p - q, 0)).
+
+    Args:
+        replacement: candidates were drawn independently; else a rejected one leaves the draft law.
+    """
+
+    def __init__(self, replacement: bool):
+        self.replacement = replacement
+
+    def enter(self, p: Tensor, q: Tensor | None, candidates: Tensor) -> State:
+        return p, q
+
+    def test(self, state: State, token: Tensor, uniform: Tensor) -> tuple[Tensor, State]:
+        p, q = state
+        at = token[:, None]
+        accepted = uniform * q.gather(1, at)[:, 0] < p.gather(1, at)[:, 0]
+        rest = residual_law(p, q)
+        if not self.replacement:
+            q = without(q, at)
+        return accepted, (rest, q)
+
+    def law(self, state: State) -> Tensor:
+        return state[0]
+
+
+class OneHot:
+    """Accept a candidate with its target probability; a rejected one leaves the target's law."""
+
+    def enter(self, p: Tensor, q: Tensor | None, candidates: Tensor) -> State:
+        return (p,)
+
+    def test(self, state: State, token: Tensor, uniform: Tensor) -> tuple[Tensor, State]:
+        (p,) = state
+        at = token[:, None]
+        return uniform < p.gather(1, at)[:, 0], (without(p, at),)
+
+    def law(self, state: State) -> Tensor:
+        return state[0]
+
+
+class KSequential:
+    """Accept each of k independent candidates with probability min(1, p(x) / (rho q(x))), rho by bisection."""
+
+    def enter(self, p: Tensor, q: Tensor | None, candidates: Tensor) -> State:
+        rho, beta, accepted = k_sequential(p, q, candidates)
+        return p, q, rho, beta, accepted
+
+    def test(self, state: State, token: Tensor, uniform: Tensor) -> tuple[Tensor, State]:
+        p, q, rho, *_ = state
+        at = token[:, None]
+        return uniform * rho * q.gather(1, at)[:, 0] < p.gather(1, at)[:, 0], state
+
+    def law(self, state: State) -> Tensor:
+        p, q, rho, beta, accepted = state
+        rest = (p - torch.minimum(q, p / rho[:, None]) * (accepted / beta.clamp(min=1e-300))[:, None]).clamp(min=0)
+        total = rest.sum(1, keepdim=True)
+        return torch.where(total > 0, rest / total.clamp(min=torch.finfo(rest.dtype).tiny), p)
+
+
+def k_sequential(p: Tensor, q: Tensor, candidates: Tensor, rounds: int = 60) -> tuple[Tensor, Tensor, Tensor]:
+    """SpecTr's division factor for k independent candidates of each row.
+
+    Args:
+        p, q: laws of the target and the draft, [B, V].
+        candidates: k, int64 [B].
+        rounds: of the bisection.
+
+    Returns:
+        rho, the smallest factor in [1, k] whose residual is no negative law; beta = sum of min(q, p / rho), the chance that one
+        candidate passes; and 1 - (1 - beta)^k, that any does. [B] each, float64.
+    """
+    p, q, k = p.double(), q.double(), candidates.double()
+
+    def passing(rho: Tensor) -> Tensor:
+        return torch.minimum(q, p / rho[:, None]).sum(1)
+
+    def excess(rho: Tensor) -> Tensor:
+        beta = passing(rho)
+        return 1 - (1 - beta) ** k - rho * beta  # decreasing in rho
+
+    low, high = torch.ones_like(k), k.clamp(min=1)
+    high = torch.where(excess(low) <= 0, low, high)
+    for _ in range(rounds):
+        middle = (low + high) / 2
+        above = excess(middle) > 0
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    beta = passing(high)
+    return high, beta, 1 - (1 - beta) ** k
+
+
+def without(law: Tensor, token: Tensor) -> Tensor:
+    """A law [B, V] without the tokens [B, m], made to sum to one; unchanged where nothing would be left."""
+    rest = law.scatter(1, token, 0.0)
+    total = rest.sum(1, keepdim=True)
+    return torch.where(total > 0, rest / total.clamp(min=torch.finfo(law.dtype).tiny), law)
+
+
+class Walk(NamedTuple):
+    """The path that was accepted in each tree."""
+
+    path: Tensor  # nodes, root first, padded with -1, int64 [B, height + 1]
+    count: Tensor  # nodes on it, int64 [B]
+    law: Tensor  # of the token behind it, [B, V]
+    tests: Tensor  # uniforms that were used, int64 [B]
+
+
+def walk_tree(
+    shape: TreeShape, tokens: Tensor, p: Tensor, q: Tensor | None, rule: Rule, uniforms: Tensor
+) -> Walk:
+    """Follow each tree from the root, testing the children of the current node in order, until none is accepted.
+
+    Args:
+        shape: of the trees.
+        tokens: int64 [B, N].
+        p: target laws behind each node, [B, N, V].
+        q: laws that each node's children were drawn from, [B, N, V]; None for rules that need none.
+        rule: the test.
+        uniforms: one for each test, used in order, [B, M].
+    """
+    batch, nodes = tokens.shape
+    here = torch.arange(batch, device=tokens.device)
+    children = shape.children.expand(batch, -1, -1)
+    node = torch.zeros_like(here)
+    path = torch.full((batch, shape.height + 1), -1, dtype=torch.int64, device=tokens.device)
+    path[:, 0] = 0
+    count, tests = torch.ones_like(here), torch.zeros_like(here)
+    alive = torch.ones_like(here, dtype=torch.bool)
+    law = p[:, 0]
+    host = tokens.device.type == "cpu"  # asking whether to go on costs nothing there
+    for level in range(1, shape.height + 1):
+        candidates = children[here, node]
+        state = rule.enter(p[here, node], None if q is None else q[here, node], (candidates >= 0).sum(1))
+        moved = torch.zeros_like(alive)
+        for rank in range(children.shape[2]):
+            child = candidates[:, rank]
+            testing = alive & ~moved & (child >= 0)
+            if host and not testing.any():
+                break
+            token = tokens[here, child.clamp(min=0)]
+            accepted, rejected = rule.test(state, token, uniforms[here, tests.clamp(max=uniforms.shape[1] - 1)])
+            tests = tests + testing
+            state = tuple(
+                torch.where((testing & ~accepted).view(-1, *[1] * (old.ndim - 1)), new, old)
+                for new, old in zip(rejected, state, strict=True)
+            )
+            took = testing & accepted
+            node = torch.where(took, child, node)
+            moved = moved | took
+        law = torch.where(alive[:, None], torch.where(moved[:, None], p[here, node], rule.law(state)), law)
+        path[:, level] = torch.where(moved, node, -1)
+        count = count + moved
+        alive = moved
+        if host and not alive.any():
+            break
+    return Walk(path, count, law, tests)
+
+
+def match_tree(shape: TreeShape, tokens: Tensor, p: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw from the target at each node and follow the child that carries the token that was drawn.
+
+    Args:
+        shape, tokens, p: as in ``walk_tree``.
+        uniforms: one for each level, [B, height + 1].
+
+    Returns:
+        Path int64 [B, height + 1] padded with -1, nodes on it int64 [B], and the token behind it int64 [B].
+    """
+    batch = len(tokens)
+    here = torch.arange(batch, device=tokens.device)
+    children = shape.children.expand(batch, -1, -1)
+    wanted = draw(p, uniforms.gather(1, shape.depth.clamp(min=0).expand(batch, -1)))  # of every node, [B, N]
+    node, alive = torch.zeros_like(here), torch.ones_like(here, dtype=torch.bool)
+    path = torch.full((batch, shape.height + 1), -1, dtype=torch.int64, device=tokens.device)
+    path[:, 0] = 0
+    for level in range(1, shape.height + 1):
+        candidates = children[here, node]
+        same = (tokens.gather(1, candidates.clamp(min=0)) == wanted[here, node][:, None]) & (candidates >= 0)
+        alive = alive & same.any(1)
+        node = torch.where(alive, candidates[here, same.long().argmax(1)], node)
+        path[:, level] = torch.where(alive, node, -1)
+    return path, (path >= 0).sum(1), wanted[here, node]
+
+
+def longest_path(shape: TreeShape, passed: Tensor) -> tuple[Tensor, Tensor]:
+    """The longest path on which every node but the root passed; the first of the longest.
+
+    Args:
+        shape: of the trees.
+        passed: bool [B, N].
+
+    Returns:
+        Path int64 [B, height + 1] padded with -1, and nodes on it int64 [B].
+    """
+    batch, nodes = passed.shape
+    ancestors = shape.ancestors.expand(batch, -1, -1)
+    failed = ~passed
+    failed[:, 0] = False
+    whole = ~(ancestors & failed[:, None]).any(-1) & ancestors[..., 0]  # padding has no ancestor
+    depth = torch.where(whole, shape.depth.expand(batch, -1), -1)
+    end = depth.argmax(1)  # the first of the deepest
+    on = ancestors.gather(1, end[:, None, None].expand(-1, 1, nodes))[:, 0]
+    path = torch.full((batch, shape.height + 2), -1, dtype=torch.int64, device=passed.device)
+    places = torch.where(on, shape.depth.expand(batch, -1), shape.height + 1)  # the last column takes what is not on it
+    path.scatter_(1, places, torch.arange(nodes, device=passed.device).expand(batch, -1))
+    return path[:, :-1], on.sum(1)
+
+
+def kept_path(tokens: Tensor, path: Tensor, count: Tensor, token: Tensor) -> Verdict:
+    """The verdict that keeps a path and decides one token behind it."""
+    emitted = tokens.gather(1, path[:, 1:].clamp(min=0))
+    emitted = torch.cat([emitted, token[:, None]], 1).scatter(1, count[:, None] - 1, token[:, None])
+    return Verdict(emitted, count, path)
+
+
+class TreeVerifier:
+    """Tests the candidates of a tree by a rule.
+
+    Args:
+        rule: the test.
+        accepts: kinds of drafts that the rule is meant for.
+        lossless: whether it keeps the target's law.
+    """
+
+    trees = True
+
+    def __init__(self, rule: Rule, accepts: frozenset[LawKind], lossless: bool = True):
+        self.rule, self.accepts, self.lossless = rule, accepts, lossless
+
+    def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
+        """Keep the accepted path and draw one token behind it."""
+        p = self.laws(scores, run)
+        root = torch.zeros(1, dtype=torch.int64, device=p.device)
+        most = torch.arange(tree.shape.height * tree.shape.children.shape[2], device=p.device)
+        walk = walk_tree(tree.shape, tree.tokens, p, tree.laws, self.rule, run.uniform(root, ACCEPT, most))
+        token = draw(walk.law, run.uniform(root, RESIDUAL)[:, 0])
+        return kept_path(tree.tokens, walk.path, walk.count, token)
+
+    def laws(self, scores: Scores, run: Run) -> Tensor:
+        """The target's laws that candidates are tested by, [B, N, V]."""
+        return run.law.probabilities(scores.logits)
+
+
+class SampleMatch:
+    """Keeps the path that sampling from the target follows through the tree."""
+
+    accepts = frozenset(LawKind)
+    trees = True
+    lossless = True
+
+    def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
+        """Draw along the tree."""
+        levels = torch.arange(tree.shape.height + 1, device=scores.logits.device)
+        p = run.law.probabilities(scores.logits)
+        path, count, token = match_tree(tree.shape, tree.tokens, p, run.uniform(levels, ACCEPT))
+        return kept_path(tree.tokens, path, count, token)
+
+
+def exact_tree(kind: LawKind) -> TreeVerifier | SampleMatch:
+    """The lossless verifier of trees that accepts most for a kind of drafts."""
+    if kind in (LawKind.INDEPENDENT, LawKind.WITHOUT_REPLACEMENT):
+        return TreeVerifier(RecursiveRejection(kind is LawKind.INDEPENDENT), frozenset({kind}))
+    return SampleMatch()

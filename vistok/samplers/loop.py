@@ -1,0 +1,225 @@
+"""The draft-verify loop: propose a token tree, score it in one target forward, keep what the verifier accepts.
+
+Every sampler of the package is this loop with another drafter and verifier; plain autoregressive sampling is the loop with
+empty drafts. Sequences of a batch accept different lengths and finish independently.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from vistok.errors import VistokError
+from vistok.samplers.law import Law
+from vistok.samplers.noise import DRAW, Noise
+from vistok.samplers.stats import Stats
+from vistok.samplers.tree import LawKind, TokenTree
+
+
+class Scores(NamedTuple):
+    """What a target says about a tree."""
+
+    logits: Tensor  # guided logits behind every node, [B, N, V]
+    hidden: Tensor | None = None  # final features of the nodes, [B or 2B, N, D]: with guidance the unconditional ones follow
+
+
+class Verdict(NamedTuple):
+    """What a verifier keeps of a tree."""
+
+    emitted: Tensor  # decided tokens, int64 [B, M]; the first `count` of each sequence are valid
+    count: Tensor  # tokens decided, which is also the number of nodes kept, the root included; int64 [B], 1 .. M
+    path: Tensor | None = None  # nodes kept, root first, padded with -1, int64 [B, M]; None for a chain
+    probs: Tensor | None = None  # the target's processed law behind every node, [B, N, V], where a drafter may learn from it
+
+
+@dataclass
+class Run:
+    """The state of a run that drafters and verifiers read; only the loop writes it.
+
+    Attributes:
+        law, noise: of the run.
+        length: tokens of a sample.
+        tokens: decided tokens, int64 [B, length + slack]; what lies behind ``decided`` is garbage.
+        decided: decided tokens of each sample, int64 [B]; the root of the next tree is the last of them.
+        least: smallest of them, known on the host.
+        step: number of the current verify step, from 1.
+        draws: the uniform of each position for tokens that are drawn from the target once and for all, [B, length].
+    """
+
+    law: Law
+    noise: Noise
+    length: int
+    tokens: Tensor
+    decided: Tensor
+    draws: Tensor
+    least: int = 1
+    step: int = 0
+
+    @property
+    def root(self) -> Tensor:
+        """The last decided token, int64 [B, 1]."""
+        return self.tokens.gather(1, self.decided[:, None] - 1)
+
+    def uniform(self, offsets: Tensor, purpose: int, *keys: int | Tensor) -> Tensor:
+        """Uniforms of this step for positions ``decided + offsets``: offsets [N] or [B, N], keys as wide; result [B, N]."""
+        return self.noise.uniform(self.decided[:, None] + offsets, purpose, self.step, *keys)
+
+
+class Target(Protocol):
+    """A model that drafts are checked against.
+
+    Attributes:
+        batch: sequences.
+        length: tokens to decide in each.
+    """
+
+    batch: int
+    length: int
+
+    def prefill(self) -> Scores:
+        """Run the condition. Logits [B, 1, V] of the first token, and the features of all conditioning tokens."""
+
+    def forward(self, tree: TokenTree, decided: Tensor) -> Scores:
+        """Score a tree whose root is token ``decided - 1`` of each sequence; ``decided`` int64 [B]."""
+
+    def commit(self, verdict: Verdict, least: int, rows: int | None) -> None:
+        """Keep the cache rows of the nodes that were kept and drop the others.
+
+        Args:
+            verdict: what was kept.
+            least: every sequence has at least so many decided tokens now.
+            rows: how many nodes every sequence keeps, where it is the same number; else None.
+        """
+
+
+class Drafter(Protocol):
+    """Proposes token trees.
+
+    Attributes:
+        kind: how its drafts are chosen.
+        chain: every tree is a chain.
+        nodes: most nodes of a tree, the root included.
+        forwards: calls of a draft network so far.
+    """
+
+    kind: LawKind
+    chain: bool
+    nodes: int
+    forwards: int
+
+    def start(self, run: Run, prefill: Scores) -> None:
+        """Begin a run, the first token of which is decided."""
+
+    def propose(self, run: Run) -> TokenTree:
+        """The next tree, rooted at the last decided token."""
+
+    def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
+        """Learn what became of the tree; ``run.decided`` is still that of the tree's root."""
+
+
+class Verifier(Protocol):
+    """Decides what is kept of a tree.
+
+    Attributes:
+        accepts: kinds of drafts for which its rule is meant.
+        trees: it judges trees; if not, chains only.
+        lossless: the decided tokens follow the target's law exactly.
+    """
+
+    accepts: frozenset[LawKind]
+    trees: bool
+    lossless: bool
+
+    def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
+        """Judge a scored tree."""
+
+
+def check_composition(drafter: Drafter, verifier: Verifier) -> None:
+    """Refuse a verifier whose rule would bias the output with this drafter's kind of drafts.
+
+    Raises:
+        VistokError: the two do not go together.
+    """
+    if drafter.kind not in verifier.accepts:
+        meant = ", or ".join(kind.value for kind in LawKind if kind in verifier.accepts)
+        raise VistokError(
+            f"{type(verifier).__name__} would bias the output with drafts that were {drafter.kind.value} "
+            f"({type(drafter).__name__}): its rule holds for drafts {meant}."
+        )
+    if not (verifier.trees or drafter.chain):
+        raise VistokError(
+            f"{type(verifier).__name__} judges one candidate after the other, but {type(drafter).__name__} proposes trees: "
+            "take a verifier of trees."
+        )
+
+
+@torch.inference_mode()
+def generate(
+    target: Target,
+    drafter: Drafter,
+    verifier: Verifier,
+    law: Law,
+    noise: Noise,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Tensor, Stats]:
+    """Decide all tokens of a batch.
+
+    Args:
+        target: the model; nothing was run on it yet.
+        drafter: proposes trees.
+        verifier: judges them.
+        law: how logits become probabilities.
+        noise: the random numbers of the run.
+        progress: called after each step with the number of tokens that the slowest sample gained.
+
+    Returns:
+        Tokens int64 [B, length], and the statistics of the run.
+
+    Raises:
+        VistokError: the verifier does not go with the drafter.
+    """
+    check_composition(drafter, verifier)
+    began = time.perf_counter()
+    prefill = target.prefill()
+    batch, length, device = target.batch, target.length, prefill.logits.device
+    draws = noise.uniform(torch.arange(length, device=device).expand(batch, -1), DRAW)
+    tokens = torch.zeros(batch, length + drafter.nodes, dtype=torch.int64, device=device)
+    tokens[:, 0] = law.draw(prefill.logits[:, -1], draws[:, 0])
+    step_of = torch.zeros_like(tokens)
+    proposed = torch.zeros(batch, dtype=torch.int64, device=device)
+    run = Run(law, noise, length, tokens, torch.ones_like(proposed), draws)
+    drafter.start(run, prefill)
+    if progress:
+        progress(1)
+    while run.least < length:
+        run.step += 1
+        tree = drafter.propose(run)
+        scores = target.forward(tree, run.decided)
+        verdict = verifier.verify(tree, scores, run)
+        left = length - run.decided
+        verdict = verdict._replace(count=torch.minimum(verdict.count, left))
+        drafter.observe(run, tree, scores, verdict)
+        # What is written behind a sequence's count is garbage, and overwritten by its next step.
+        places = run.decided[:, None] + torch.arange(verdict.emitted.shape[1], device=device)
+        tokens.scatter_(1, places, verdict.emitted)
+        step_of.scatter_(1, places, run.step)
+        run.decided = run.decided + verdict.count
+        before = run.least
+        if tree.nodes == 1:  # known without asking the device
+            run.least += 1
+            rows = 1
+        else:
+            proposed += torch.minimum(left.clamp(min=0), torch.tensor(tree.nodes, device=device)) - (left > 0).long()
+            kept = verdict.count.tolist()
+            run.least = int(run.decided.min())
+            rows = kept[0] if all(k == kept[0] for k in kept) else None
+        target.commit(verdict, run.least, rows)
+        if progress and run.least > before:
+            progress(run.least - before)
+    stats = Stats(step_of[:, :length].cpu(), proposed.cpu(), drafter.forwards, time.perf_counter() - began)
+    return tokens[:, :length], stats

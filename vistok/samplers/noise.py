@@ -1,0 +1,38 @@
+"""The random numbers of a run, addressed by sample, token position and purpose (see ``vistok.ops.noise``)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vistok.ops.noise import counter_uniform
+
+DRAW, ACCEPT, RESIDUAL, DRAFT, FRESH, GUMBEL = range(6)
+
+
+class Noise:
+    """Uniforms for a batch of samples.
+
+    Args:
+        seed: of the run.
+        samples: number of each sample in the run, int64 [B]: sample 7 gets the same numbers in any batch.
+    """
+
+    def __init__(self, seed: int, samples: Tensor):
+        self.seed = seed
+        self.samples = samples
+
+    def uniform(self, positions: Tensor, purpose: int, *keys: int | Tensor) -> Tensor:
+        """Uniforms in (0, 1), float64.
+
+        Args:
+            positions: token positions, [B, ...]; the first axis runs over the samples.
+            purpose: DRAW for a token drawn from the target, ACCEPT and RESIDUAL for the test of a draft and its replacement,
+                DRAFT for drafts, FRESH and GUMBEL for drafts that are redrawn from the target's law.
+            keys: further addresses, broadcast against ``positions``.
+
+        Shape:
+            the broadcast shape of positions and keys.
+        """
+        samples = self.samples.view(-1, *[1] * (positions.ndim - 1))
+        return counter_uniform(self.seed, samples, positions, purpose, *keys)

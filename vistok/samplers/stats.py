@@ -1,0 +1,92 @@
+"""What a run of the draft-verify loop did, sample by sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Stats:
+    """Steps, acceptance and time of one run.
+
+    Everything that counts tokens derives from ``step_of``, so a trace, a summary and a statistic cannot disagree.
+
+    Attributes:
+        step_of: which verify step decided each token, 0 for the prefill; int64 [B, n] on the CPU.
+        proposed: draft tokens that were offered for each sample, int64 [B].
+        draft_forwards: calls of a draft network.
+        seconds: wall time of each sample's batch, prefill included.
+    """
+
+    step_of: Tensor
+    proposed: Tensor
+    draft_forwards: int = 0
+    seconds: float = 0.0
+    batches: int = field(default=1, repr=False)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a sample."""
+        return self.step_of.shape[1]
+
+    @property
+    def forwards(self) -> Tensor:
+        """Target forwards behind the prefill that each sample needed, int64 [B]."""
+        return self.step_of[:, -1]
+
+    @property
+    def accepted(self) -> Tensor:
+        """Draft tokens that were accepted for each sample, int64 [B]: every step decides one token more."""
+        return self.tokens - 1 - self.forwards
+
+    @property
+    def mean_accepted_length(self) -> float:
+        """Tokens decided by a verify step on average, the target's own token included; 1 for plain decoding."""
+        return (self.tokens - 1) * len(self.step_of) / max(1, int(self.forwards.sum()))
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted over proposed draft tokens."""
+        return int(self.accepted.sum()) / max(1, int(self.proposed.sum()))
+
+    def emitted(self, sample: int) -> list[int]:
+        """Tokens that each verify step decided for one sample."""
+        return torch.bincount(self.step_of[sample])[1:].tolist()
+
+    @property
+    def acceptance_by_position(self) -> list[float]:
+        """Entry i: share of verify steps that accepted at least i + 1 draft tokens."""
+        lengths = torch.cat([torch.bincount(row)[1:] for row in self.step_of])
+        longest = int(lengths.max()) if len(lengths) else 1
+        return [float((lengths > i + 1).double().mean()) for i in range(longest - 1)]
+
+    def step_map(self, sample: int) -> Tensor:
+        """How many tokens were decided together with each token, int64 [n]: the map that ``--trace`` paints."""
+        steps = self.step_of[sample]
+        return torch.bincount(steps)[steps]
+
+    def summary(self) -> dict[str, float]:
+        """The figures that the command line prints."""
+        return {
+            "samples": len(self.step_of),
+            "tokens": self.tokens,
+            "target_forwards": float(self.forwards.double().mean()),
+            "mean_accepted_length": self.mean_accepted_length,
+            "acceptance_rate": self.acceptance_rate,
+            "draft_forwards": self.draft_forwards / self.batches,
+            "seconds": self.seconds,
+        }
+
+    @staticmethod
+    def merged(parts: list[Stats]) -> Stats:
+        """The statistics of several batches as one; seconds and draft forwards add up."""
+        return Stats(
+            torch.cat([part.step_of for part in parts]),
+            torch.cat([part.proposed for part in parts]),
+            sum(part.draft_forwards for part in parts),
+            sum(part.seconds for part in parts),
+            sum(part.batches for part in parts),
+        )
