@@ -1,12 +1,13 @@
-"""Tokens per second of plain autoregressive sampling at GPT-B size, beside a straightforward loop and the machine's limit.
+"""Tokens per second of plain autoregressive sampling at GPT-B size, beside a straightforward loop and the machine's
+limit.
 
 Random weights are right here: speed does not depend on them. Three rows for each batch size, with and without guidance:
 
-- ``straightforward``: the same model as one would first write it: the published prefix in full, keys and values concatenated
-  anew at each step, conditional and unconditional branch one after the other, and probabilities filtered in place.
+- ``straightforward``: the same model as one would first write it: keys and values concatenated anew at each step,
+  conditional and unconditional branch one after the other, a multinomial draw.
 - ``vistok``: ``Autoregressive`` on the static cache, with packed weights on a CPU.
-- ``limit``: bytes of the weights over the measured read bandwidth, or the FLOPs over the measured rate of a matrix product,
-  whichever takes longer.
+- ``limit``: bytes of the weights over the measured read bandwidth, or the FLOPs over the measured rate of a matrix
+  product, whichever takes longer.
 
 Example: ``python benchmarks/ar_decode.py --dtype float32 --tokens 128``
 """
@@ -14,6 +15,7 @@ Example: ``python benchmarks/ar_decode.py --dtype float32 --tokens 128``
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 
@@ -112,8 +114,10 @@ def main() -> None:
         for guidance in (1.0, 4.0):
             labels = torch.arange(batch, device=args.device)
             noise, law = Noise(0, labels), Law(guidance, top_k=TOP_K)
-            plain = best(lambda: straightforward(model, labels, guidance, args.tokens), args.device, args.repeats)
-            ours = best(lambda: Autoregressive().sample(fast, labels, None, law, noise), args.device, args.repeats)
+            textbook = functools.partial(straightforward, model, labels, guidance, args.tokens)
+            plain = best(textbook, args.device, args.repeats)
+            sample = functools.partial(Autoregressive().sample, fast, labels, None, law, noise)
+            ours = best(sample, args.device, args.repeats)
             width = batch * (2 if guidance > 1 else 1)
             limit = args.tokens * max(weight_bytes / bandwidth, flops * width / rate)
             counted = batch * args.tokens
@@ -131,13 +135,15 @@ def main() -> None:
     if args.json:
         print(json.dumps({"bandwidth": bandwidth, "flops": rate, "rows": rows}))
         return
-    print(f"{args.preset}, {args.dtype}, {args.device}, {torch.get_num_threads()} threads, {args.tokens} tokens; tokens/s")
+    print(
+        f"{args.preset}, {args.dtype}, {args.device}, {torch.get_num_threads()} threads, {args.tokens} tokens; tokens/s"
+    )
     print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s, matrix product {rate / 1e9:.0f} GFLOP/s")
     print("batch  guidance  straightforward  vistok   limit  speed-up  of the limit")
     for r in rows:
         print(
-            f"{r['batch']:5d}  {r['guidance']:8.1f}  {r['straightforward']:15.1f}  {r['vistok']:6.1f}  {r['limit']:6.1f}"
-            f"  {r['speed_up']:7.2f}x  {r['share_of_limit']:11.0%}"
+            f"{r['batch']:5d}  {r['guidance']:8.1f}  {r['straightforward']:15.1f}  {r['vistok']:6.1f}"
+            f"  {r['limit']:6.1f}  {r['speed_up']:7.2f}x  {r['share_of_limit']:11.0%}"
         )
 
 

@@ -128,6 +128,11 @@ def _folder_job(out, pipe, samples, sampler, law, seed: int, rank: int) -> Shard
     if rank == 0:
         with atomic_path(out / "metadata.jsonl") as path, path.open("w", encoding="utf-8") as file:
             for s in samples:
-                line = {"file": job.path(s.index).name, pipe.conditional_on: s.condition, "seed": seed, "index": s.index}
+                line = {
+                    "file": job.path(s.index).name,
+                    pipe.conditional_on: s.condition,
+                    "seed": seed,
+                    "index": s.index,
+                }
                 file.write(json.dumps(line) + "\n")
     return job

@@ -170,13 +170,13 @@ def test_the_scenes_network_is_small_and_learns_from_its_batches():
     torch.manual_seed(0)
     objective = SceneFeaturesObjective(SceneFeatures())
     assert sum(parameter.numel() for parameter in objective.network.parameters()) <= 500_000
-    images, targets = training_batch(16, seed=0, start=0)
-    assert images.shape == (16, 3, 64, 64) and images.abs().max() <= 1
-    assert torch.equal(training_batch(16, 0, 0)[0], images)
+    batch = training_batch(16, seed=0, start=0)
+    assert batch["images"].shape == (16, 3, 64, 64) and batch["images"].abs().max() <= 1
+    assert torch.equal(training_batch(16, 0, 0)["images"], batch["images"])
     optimizer = torch.optim.AdamW(objective.parameters(), 2e-3)
     losses = []
     for _ in range(15):
-        loss, metrics = objective(images, targets)
+        loss, metrics = objective(**batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -35,8 +35,8 @@ def test_boxes_fit():
 def test_bytes_and_floats_agree():
     images = render(sample_scenes(20, 23), 64)
     as_bytes = ((images + 1) * 127.5).round().to(torch.uint8)
-    key = lambda objects: [(d.shape, d.colour, d.box) for d in objects]
-    assert [key(o) for o in detect(images)] == [key(o) for o in detect(as_bytes)]
+    seen, again = ([[(d.shape, d.colour, d.box) for d in found] for found in detect(x)] for x in (images, as_bytes))
+    assert seen == again
 
 
 def test_malformed_objects_score_low_and_empty_pictures_hold_nothing():

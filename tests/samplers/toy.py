@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vistok.ops import combine_guidance
+from vistok.ops import combine_guidance, draw
 from vistok.samplers import Law, Noise
 from vistok.samplers.loop import Scores, Verdict, generate
-from vistok.samplers.tree import TokenTree
+from vistok.samplers.noise import DRAFT
+from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 
 class TableTarget:
@@ -67,7 +68,9 @@ class TableTarget:
         return self.law.probabilities(self.logits(last, before, 0))
 
 
-def decode(drafter, verifier, law=None, batch=1, length=24, vocabulary=4, scale=1.2, seed=0, samples=None, table=0):
+def decode(
+    drafter, verifier, law=None, batch=1, length=24, vocabulary=4, scale=1.2, seed=0, samples=None, table=0
+):
     """Tokens and statistics of a run on a fresh table."""
     law = law or Law()
     target = TableTarget(law, batch, length, vocabulary, scale, table)
@@ -96,3 +99,47 @@ def context_p_value(tokens: Tensor, law: Tensor) -> float:
     statistic = float(((counts - expected) ** 2 / expected.clamp(min=1e-300))[used].sum())
     freedom = int((used.sum(1) - 1).clamp(min=0).sum())
     return float(chi2.sf(statistic, freedom))
+
+
+class TableDrafter:
+    """Grows a fixed tree of draws from a law of its own, which knows the target's only roughly.
+
+    Args:
+        shape: of the trees.
+        kind: how children are chosen: independently, without replacement, or the most likely ones.
+        size: vocabulary.
+    """
+
+    chain = False
+    forwards = 0
+
+    def __init__(self, shape: TreeShape, kind: LawKind, size: int, seed: int = 1):
+        self.shape, self.kind, self.nodes = shape, kind, shape.nodes
+        generator = torch.Generator().manual_seed(seed)
+        self.table = torch.randn(size, size, generator=generator, dtype=torch.float64).softmax(-1)
+
+    def start(self, run, prefill):
+        pass
+
+    def propose(self, run):
+        batch, size = len(run.decided), len(self.table)
+        tokens = run.root.repeat(1, self.nodes)
+        laws = torch.zeros(batch, self.nodes, size, dtype=torch.float64)
+        for node in range(self.nodes):
+            laws[:, node] = self.table[tokens[:, node]]
+            rest = laws[:, node]
+            for rank, child in enumerate(self.shape.children[0, node].tolist()):
+                if child < 0:
+                    continue
+                depth = torch.tensor([int(self.shape.depth[0, child])])
+                if self.kind is LawKind.DETERMINISTIC:
+                    token = rest.argmax(-1)
+                else:
+                    token = draw(rest, run.uniform(depth, DRAFT, child, rank)[:, 0])
+                tokens[:, child] = token
+                if self.kind is not LawKind.INDEPENDENT:
+                    rest = rest.scatter(1, token[:, None], 0.0)
+        return TokenTree(tokens, self.shape, self.kind, laws)
+
+    def observe(self, run, tree, scores, verdict):
+        pass

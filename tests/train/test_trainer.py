@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_the_schedule_warms_up_and_falls():
     assert scales[0] == pytest.approx(0.1)
     assert max(scales) == pytest.approx(1.0)
     assert scales[100] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(scales[10:], scales[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(scales[10:]))
 
 
 class Killed(Exception):
@@ -97,7 +98,7 @@ def test_a_run_writes_metrics_and_a_card(tmp_path):
     card = zoo.read_card(tmp_path / "export")
     assert card.steps == 6
     assert card.metrics["psnr"] > 0
-    assert list(card.files.values())[0] == zoo.sha256(tmp_path / "export" / "model.safetensors")
+    assert next(iter(card.files.values())) == zoo.sha256(tmp_path / "export" / "model.safetensors")
 
 
 def test_a_run_learns(tmp_path):

@@ -96,7 +96,9 @@ def _conditions(prompt: list[str] | None, prompts: Path | None, classes: list[in
         try:
             lines = prompts.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise VistokError(f"cannot read the prompts in '{prompts}': give a text file, one prompt a line.") from error
+            raise VistokError(
+                f"cannot read the prompts in '{prompts}': give a text file, one prompt a line."
+            ) from error
         texts += [line.strip() for line in lines if line.strip()]
     if bool(texts) == bool(classes):
         seen = "both" if texts else "neither"

@@ -1,11 +1,11 @@
 """The exact detector of the embedded world: colour segmentation, then shape classification by template overlap.
 
-Objects of ``vistok.data.scenes`` are saturated and backgrounds nearly grey, so hue and chroma segment a picture; each connected
-region is then compared with the silhouettes of all shapes. A region that overlaps no silhouette well
+Objects of ``vistok.data.scenes`` are saturated and backgrounds nearly grey, so hue and chroma segment a picture; each
+connected region is then compared with the silhouettes of all shapes. A region that overlaps no silhouette well
 is reported with a low score: a generated picture whose objects are malformed does not count as right.
 
-How much of a pixel an object covers is read from its chroma, so blurred edges count in part; the silhouettes are those of both
-sizes, moved by fractions of a pixel, and the best overlap names shape and size.
+How much of a pixel an object covers is read from its chroma, so blurred edges count in part; the silhouettes are
+those of both sizes, moved by fractions of a pixel, and the best overlap names shape and size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vistok.data.scenes.world import RADII
 MIN_CHROMA = 0.22  # backgrounds stay below 0.1, objects above 0.45; edges between lie on the way
 MIN_AREA = 0.006  # of the picture; the smallest object covers 0.02
 MARGIN = 2  # pixels around a region in which its blurred edge is looked at
-CENTROIDS = {shape: 0.0 for shape in SHAPES} | {"triangle": 0.7 / 3}  # how far below its centre a shape's mass lies
+CENTROIDS = dict.fromkeys(SHAPES, 0.0) | {"triangle": 0.7 / 3}  # how far below its centre a shape's mass lies
 SHIFTS = (-0.75, 0.0, 0.75)  # pixels by which silhouettes are moved along each axis
 
 

@@ -8,7 +8,6 @@ it shares nothing but the formula with the FID of ImageNet papers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,11 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.data.scenes import BACKGROUNDS, COLOURS, NUM_CLASSES, SHAPES, Scenes, render, sample_scenes
+from vistok.data.scenes.world import MAX_OBJECTS
 from vistok.zoo import resolve
 from vistok.zoo.checkpoint import load_strict, read_state_dict
 
 SIDE = 64
 DIM = 128
+WORST_QUALITY = (2.0, 0.2)  # blur in pixels and standard deviation of the noise, on pictures in [-1, 1]
 
 
 class SceneFeatures(nn.Module):
@@ -43,33 +44,20 @@ class SceneFeatures(nn.Module):
         return {"features": self.project(F.silu(self.reduce(maps)).flatten(1))}
 
 
-@dataclass(frozen=True)
-class SceneTargets:
-    """What the training heads must say about B corrupted scenes.
+def scene_targets(scenes: Scenes) -> dict[str, Tensor]:
+    """What the training heads must say about B scenes.
 
-    Attributes:
-        kinds: float32 [B, 48], 1 where an object of that shape and colour is present.
-        count: int64 [B], number of objects less one.
-        background: int64 [B].
-        centres: float32 [B, 6, 2], mean position of the objects of each shape; NaN where there is none.
-        quality: float32 [B, 2], blur width in pixels and standard deviation of the noise.
+    Returns:
+        ``kinds`` float32 [B, 48], 1 where an object of that shape and colour is present; ``count`` int64 [B], number of
+        objects less one; ``background`` int64 [B]; ``centres`` float32 [B, 6, 2], mean position of the objects of each
+        shape, NaN where there is none.
     """
-
-    kinds: Tensor
-    count: Tensor
-    background: Tensor
-    centres: Tensor
-    quality: Tensor
-
-
-def scene_targets(scenes: Scenes, quality: Tensor) -> SceneTargets:
-    """Targets of scenes that were corrupted by ``quality`` [B, 2]."""
     present = scenes.present
     kinds = torch.zeros(len(scenes), NUM_CLASSES)
     kinds.scatter_reduce_(1, scenes.shape * len(COLOURS) + scenes.colour, present.float(), "amax")
     of_shape = F.one_hot(scenes.shape, len(SHAPES)).float() * present[..., None]  # [B, 4, 6]
     centres = torch.einsum("bos,boc->bsc", of_shape, scenes.centre.float()) / of_shape.sum(1)[..., None]
-    return SceneTargets(kinds, present.sum(1) - 1, scenes.background, centres, quality)
+    return {"kinds": kinds, "count": present.sum(1) - 1, "background": scenes.background, "centres": centres}
 
 
 def corrupt(images: Tensor, quality: Tensor, generator: torch.Generator) -> Tensor:
@@ -90,41 +78,51 @@ def corrupt(images: Tensor, quality: Tensor, generator: torch.Generator) -> Tens
     return (x.view_as(images) + noise).clamp(-1, 1)
 
 
-def training_batch(count: int, seed: int, start: int) -> tuple[Tensor, SceneTargets]:
-    """Pictures [count, 3, 64, 64] and targets: scenes ``start...`` of a world, half of them corrupted."""
+def training_batch(count: int, seed: int, start: int) -> dict[str, Tensor]:
+    """Arguments of the objective for scenes ``start...`` of a world; half of the pictures are blurred and noisy.
+
+    Returns:
+        ``images`` [count, 3, 64, 64], ``quality`` [count, 2] in [0, 1] and the entries of :func:`scene_targets`.
+    """
     scenes = sample_scenes(count, seed, start)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
     drawn = torch.rand(count, 3, generator=generator)
-    quality = drawn[:, :2] * torch.tensor([2.0, 0.2]) * (drawn[:, 2:] < 0.5)
-    return corrupt(render(scenes, SIDE), quality, generator), scene_targets(scenes, quality)
+    quality = drawn[:, :2] * (drawn[:, 2:] < 0.5)
+    images = corrupt(render(scenes, SIDE), quality * torch.tensor(WORST_QUALITY), generator)
+    return {"images": images, "quality": quality, **scene_targets(scenes)}
 
 
 class SceneFeaturesObjective(nn.Module):
-    """The network with the heads that train it; forward returns ``(loss, metrics)``."""
+    """The network with the heads that train it."""
 
     def __init__(self, network: SceneFeatures):
         super().__init__()
         self.network = network
-        self.sizes = (NUM_CLASSES, 4, len(BACKGROUNDS), 2 * len(SHAPES), 2)
+        self.sizes = (NUM_CLASSES, MAX_OBJECTS, len(BACKGROUNDS), 2 * len(SHAPES), 2)
         self.heads = nn.Linear(DIM, sum(self.sizes))
 
-    def forward(self, images: Tensor, targets: SceneTargets) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, images: Tensor, kinds: Tensor, count: Tensor, background: Tensor, centres: Tensor, quality: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics of a :func:`training_batch`."""
         features = self.network(images)["features"]
-        kinds, count, background, centres, quality = self.heads(F.silu(features)).split(self.sizes, -1)
-        centres = centres.view_as(targets.centres)
-        known = targets.centres.isfinite()
+        said = dict(zip(("kinds", "count", "background", "centres", "quality"), self._split(features), strict=True))
+        known = centres.isfinite()
         losses = {
-            "kinds": F.binary_cross_entropy_with_logits(kinds, targets.kinds) * 10,
-            "count": F.cross_entropy(count, targets.count),
-            "background": F.cross_entropy(background, targets.background),
-            "centres": F.mse_loss(centres[known], targets.centres[known]) * 10,
-            "quality": F.mse_loss(quality, targets.quality / torch.tensor([2.0, 0.2], device=quality.device)),
+            "kinds": F.binary_cross_entropy_with_logits(said["kinds"], kinds) * 10,
+            "count": F.cross_entropy(said["count"], count),
+            "background": F.cross_entropy(said["background"], background),
+            "centres": F.mse_loss(said["centres"].view_as(centres)[known], centres[known]) * 10,
+            "quality": F.mse_loss(said["quality"], quality),
         }
         metrics = {f"{name}_loss": loss.detach() for name, loss in losses.items()}
-        metrics["kinds_accuracy"] = ((kinds > 0) == (targets.kinds > 0.5)).all(1).float().mean()
-        metrics["count_accuracy"] = (count.argmax(1) == targets.count).float().mean()
-        metrics["background_accuracy"] = (background.argmax(1) == targets.background).float().mean()
+        metrics["kinds_accuracy"] = ((said["kinds"] > 0) == (kinds > 0.5)).all(1).float().mean()
+        metrics["count_accuracy"] = (said["count"].argmax(1) == count).float().mean()
+        metrics["background_accuracy"] = (said["background"].argmax(1) == background).float().mean()
         return sum(losses.values()), metrics
+
+    def _split(self, features: Tensor) -> tuple[Tensor, ...]:
+        return self.heads(F.silu(features)).float().split(self.sizes, -1)
 
 
 def load_scene_features(path: str | Path = "scenes-features") -> SceneFeatures:

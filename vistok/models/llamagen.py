@@ -1,11 +1,11 @@
 """LlamaGen: a Llama-style decoder that predicts image codes in raster order (Sun et al., arXiv 2406.06525).
 
-The sequence is a conditioning prefix of T tokens (one class token, or up to 120 projected text features) and then the g*g image
-codes. Parameter names are those of the published ``c2i_*.pt`` and ``t2i_*.pt`` files.
+The sequence is a conditioning prefix of T tokens (one class token, or up to 120 projected text features) and then the
+g*g image codes. Parameter names are those of the published ``c2i_*.pt`` and ``t2i_*.pt`` files.
 
-The published rotary table is zero, not the identity, on the prefix: prefix queries and keys vanish. The prefix therefore
-attends by a running mean of its values, and an image token sees all of it as ONE key of logit log(visible tokens). Cached
-decoding uses this exactly: the whole prefix costs one cached row.
+The published rotary table is zero, not the identity, on the prefix: prefix queries and keys vanish. The prefix
+therefore attends by a running mean of its values, and an image token sees all of it as ONE key of logit
+log(visible tokens). Cached decoding uses this exactly: the whole prefix costs one cached row.
 """
 
 from __future__ import annotations
@@ -217,7 +217,8 @@ class DecodeState:
 
     Attributes:
         cache: keys and values; row 0 is the collapsed prefix, row 1 + k is image token k.
-        bias: additive logits of the cached keys, [B, 1, 1, S]: log of the prefix length at row 0. None where it is zero.
+        bias: additive logits of the cached keys, [B, 1, 1, S]: log of the prefix length at row 0. None where it is
+            zero.
     """
 
     cache: KVCache
@@ -356,7 +357,8 @@ class LlamaGen(Pretrained, nn.Module):
         return self.norm(x)
 
     def decode(self, tokens: Tensor, positions: Tensor, state: DecodeState, ancestors: Tensor | None = None) -> Tensor:
-        """Run new image tokens behind the cached ones; the caller then keeps them with ``cache.advance`` or ``cache.commit``.
+        """Run new image tokens behind the cached ones; the caller then keeps them with ``cache.advance`` or
+        ``cache.commit``.
 
         Args:
             tokens: int64 [B, N].

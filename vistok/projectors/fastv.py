@@ -2,8 +2,8 @@
 
 The last query's attention in layer K-1, mean over heads, ranks the visual tokens; from layer K on only the best
 remain, at their original positions. Differs from the release, which forks the Llama classes for one prompt at a time:
-hooks on the model's own layers (:mod:`vistok.projectors.layer_pruning`), any batch and padding, one query row instead of
-the attention matrix, and a cache that is full in layers below K and short from K on.
+hooks on the model's own layers (:mod:`vistok.projectors.layer_pruning`), any batch and padding, one query row instead
+of the attention matrix, and a cache that is full in layers below K and short from K on.
 """
 
 from __future__ import annotations

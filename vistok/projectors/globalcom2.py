@@ -3,10 +3,10 @@
 Scores are the head mean of the last layer's pre-softmax CLS logits. Crops that look important in the thumbnail keep
 more; within a crop, its own scores and the thumbnail's, resized to it, count alike. No training.
 
-The released code misplaces the kept tokens of padded crops (indices into the unpadded tokens are used as indices of the
-full crop), keeps the row ends of padding, keeps the thumbnail by falling score, gives every picture of a batch the first
-one's thumbnail, and leaves single-view pictures whole. The default here does what the paper says; ``reference=True``
-packs one picture as released, without the half-precision cast.
+The released code misplaces the kept tokens of padded crops (indices into the unpadded tokens are used as places of the
+full crop), keeps the row ends of padding, keeps the thumbnail by falling score, gives every picture of a batch the
+first one's thumbnail, and leaves single-view pictures whole. The default here does what the paper says;
+``reference=True`` packs one picture as released, without the half-precision cast.
 """
 
 from __future__ import annotations
@@ -104,12 +104,14 @@ def choose_in_crops(
     return CropChoice(ratios, valid, [row[ok] for row, ok in zip(opinion, valid, strict=True)], kept)
 
 
-def released_packing(features: Tensor, kept: list[Tensor], canvas: Canvas, grid: tuple[int, int], newline: Tensor) -> Tensor:
+def released_packing(
+    features: Tensor, choice: CropChoice, canvas: Canvas, grid: tuple[int, int], newline: Tensor
+) -> Tensor:
     """Crop tokens as the released code packs them, its misplacement in padded crops included.
 
     Args:
         features: projected crops, [rows * cols, N, D].
-        kept: :attr:`CropChoice.kept`.
+        choice: what to keep.
         canvas, grid: layout.
         newline: [D].
 
@@ -118,11 +120,13 @@ def released_packing(features: Tensor, kept: list[Tensor], canvas: Canvas, grid:
     """
     height, width = grid
     keep = torch.zeros(features.shape[:2], dtype=torch.bool, device=features.device)
-    for row, index in zip(keep, kept, strict=True):
-        row[index] = True
+    placed = torch.zeros_like(features)
+    for crop, index in enumerate(choice.kept):
+        keep[crop, index] = True
+        placed[crop, index] = features[crop][choice.valid[crop]][index]
     shape = (canvas.rows, canvas.cols, height, width)
     keep = keep.view(shape).transpose(1, 2).reshape(canvas.rows * height, -1)
-    tokens = features.view(*shape, -1).transpose(1, 2).reshape(*keep.shape, -1)
+    tokens = placed.view(*shape, -1).transpose(1, 2).reshape(*keep.shape, -1)
     keep = F.pad(keep, (0, 1), value=True)
     ends = newline.to(tokens).expand(len(tokens), 1, -1)
     return torch.cat([tokens, ends], 1)[keep]
@@ -157,7 +161,7 @@ class GlobalCom2(Compressor):
             return [Kept(best.sort().values)]
         choice = choose_in_crops(scores[0], scores[1:], image.grid, image.canvas, self.keep, self.temperature)
         if self.reference:
-            packed = released_packing(image.features[1:], choice.kept, image.canvas, image.grid, image.newline)
+            packed = released_packing(image.features[1:], choice, image.canvas, image.grid, image.newline)
             return torch.cat([image.features[0][best], packed])
         crops = [
             Kept(valid.nonzero().squeeze(1)[index.sort().values])

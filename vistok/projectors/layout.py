@@ -1,7 +1,7 @@
 """Where each visual token of a prompt comes from, and which of them stay: the packing of LLaVA-1.5 and LLaVA-NeXT.
 
-A plan lists, for every placeholder of a picture, the token that fills it: patch n of view v as v * N + n, or a row
-end of the crops. Thinning a picture is then a choice of placeholders, so the packing is written once.
+A plan lists, for every placeholder of a picture, the token that fills it. Thinning a picture is then a choice of
+placeholders, so that unpadding and row ends are worked out in one place.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch import Tensor
 from vistok.errors import VistokError
 from vistok.projectors.vision import LEADING, TRAILING, Canvas, ImageTokens, Kept
 
-NEWLINE = -1
+NEWLINE = -1  # in a plan
+ROW_END = -3  # in what was packed
 
 
 class Packed(NamedTuple):
@@ -24,7 +25,7 @@ class Packed(NamedTuple):
         features: [n, D].
         offsets: placeholder of the picture that each token takes the place of, 0..T-1, ascending, float64 [n] on the
             CPU; half a place before the first or after the last where it stands for none.
-        index: token that each is, as in a plan; ``LEADING`` or ``TRAILING`` for none, ``NEWLINE`` - 2 for a row end.
+        index: token that each is, as in a plan; ``LEADING`` or ``TRAILING`` for none, ``ROW_END`` for a row end.
     """
 
     features: Tensor
@@ -54,61 +55,66 @@ def unpadded(canvas: tuple[int, int], size: tuple[int, int], digits: int | None 
     return (0, height, *cut(width, original_width * (height / original_height)))
 
 
-def single_view_plan(tokens: int, newline: bool) -> Tensor:
-    """Plan of a picture of one view: its tokens, and a row end if the model adds one, int64 [T]."""
-    plan = torch.arange(tokens)
-    return torch.cat([plan, torch.tensor([NEWLINE])]) if newline else plan
+class Plan(NamedTuple):
+    """The placeholders of one picture.
+
+    Attributes:
+        tokens: what fills each: token n of view v as v * N + n, or ``NEWLINE``, int64 [T] on the CPU.
+        row: row of the crops that each belongs to, -1 outside of them, int64 [T].
+    """
+
+    tokens: Tensor
+    row: Tensor
+
+    def valid(self, views: int, tokens: int) -> Tensor:
+        """Tokens that the plan uses, bool [views, tokens]."""
+        used = torch.zeros(views * tokens, dtype=torch.bool)
+        used[self.tokens[self.tokens != NEWLINE]] = True
+        return used.view(views, tokens)
 
 
-def crops_plan(grid: tuple[int, int], canvas: Canvas) -> Tensor:
+def single_view_plan(tokens: int, newline: bool = False) -> Plan:
+    """Plan of a picture of one view: its tokens, and a row end if the model adds one."""
+    plan = torch.arange(tokens + newline)
+    plan[tokens:] = NEWLINE
+    return Plan(plan, torch.zeros_like(plan))
+
+
+def crops_plan(grid: tuple[int, int], canvas: Canvas) -> Plan:
     """Plan of a thumbnail and crops: the thumbnail, then the unpadded canvas row by row, each with a row end.
 
     Args:
         grid: rows and columns of patches of a view.
         canvas: layout of the crops.
-
-    Returns:
-        int64 [T].
     """
     height, width = grid
     ids = torch.arange(canvas.rows * canvas.cols * height * width) + height * width
     ids = ids.view(canvas.rows, canvas.cols, height, width).transpose(1, 2)
     ids = ids.reshape(canvas.rows * height, canvas.cols * width)[canvas.top : canvas.bottom, canvas.left : canvas.right]
-    rows = torch.cat([ids, torch.full((len(ids), 1), NEWLINE)], 1)
-    return torch.cat([torch.arange(height * width), rows.flatten()])
+    ids = torch.cat([ids, torch.full((len(ids), 1), NEWLINE)], 1)
+    rows = torch.arange(len(ids))[:, None].expand_as(ids)
+    thumbnail = torch.arange(height * width)
+    return Plan(torch.cat([thumbnail, ids.flatten()]), torch.cat([torch.full_like(thumbnail, -1), rows.flatten()]))
 
 
-def valid_tokens(plan: Tensor, views: int, tokens: int) -> Tensor:
-    """Tokens that a plan uses, bool [V, N]."""
-    valid = torch.zeros(views * tokens, dtype=torch.bool)
-    valid[plan[plan != NEWLINE]] = True
-    return valid.view(views, tokens)
-
-
-def _kept_newlines(plan: Tensor, kept: Tensor, policy: str) -> Tensor:
-    """Which row ends stay, bool [T]: those that follow a kept token of their row, all, or none."""
-    ends = plan == NEWLINE
+def _kept_newlines(plan: Plan, kept: Tensor, policy: str) -> Tensor:
+    """Placeholders of the row ends that stay: those of rows with a kept token, all, or none; int64 [n]."""
+    ends = plan.tokens == NEWLINE
     if policy == "none":
-        return torch.zeros_like(ends)
-    if policy == "all":
-        return ends
-    row = ends.cumsum(0) - ends.long()  # tokens and the end of their row share a number
-    if ends.any():
-        # The thumbnail comes before the first row without an end of its own; it must not hold that row's end.
-        first = int(ends.nonzero()[1] - ends.nonzero()[0]) if int(ends.sum()) > 1 else int(ends.nonzero()[0]) + 1
-        kept = kept.clone()
-        kept[: int(ends.nonzero()[0]) + 1 - first] = False
-    survivors = torch.zeros(int(row[-1]) + 2, dtype=torch.bool)
-    survivors[row[kept]] = True
-    return ends & survivors[row]
+        ends = torch.zeros_like(ends)
+    elif policy == "rows":
+        survivors = torch.zeros(int(plan.row.max()) + 2, dtype=torch.bool)  # the last entry takes row -1
+        survivors[plan.row[kept]] = True
+        ends = ends & survivors[plan.row]
+    return ends.nonzero().squeeze(1)
 
 
-def pack(image: ImageTokens, plan: Tensor, kept: list[Kept] | Tensor, newlines: str) -> Packed:
+def pack(image: ImageTokens, plan: Plan, kept: list[Kept] | Tensor, newlines: str) -> Packed:
     """Project the kept tokens and put them in the order of the plan.
 
     Args:
         image: the picture.
-        plan: its plan, [T], on the CPU.
+        plan: its placeholders.
         kept: of each view; or finished features [n, D], which are spread over the plan.
         newlines: policy of row ends.
 
@@ -116,7 +122,7 @@ def pack(image: ImageTokens, plan: Tensor, kept: list[Kept] | Tensor, newlines: 
         VistokError: a compressor kept nothing.
     """
     if isinstance(kept, Tensor):
-        spread = torch.linspace(0, len(plan) - 1, len(kept), dtype=torch.float64)
+        spread = torch.linspace(0, len(plan.tokens) - 1, len(kept), dtype=torch.float64)
         return Packed(kept, spread, torch.full((len(kept),), TRAILING))
     if sum(len(view.index) for view in kept) == 0:
         raise VistokError("a compressor must keep at least one token of every picture.")
@@ -124,29 +130,18 @@ def pack(image: ImageTokens, plan: Tensor, kept: list[Kept] | Tensor, newlines: 
     index = torch.cat([torch.where(view.index >= 0, view.index + v * width, view.index) for v, view in enumerate(kept)])
     index = index.cpu()
     place = torch.full((image.hidden.shape[0] * width,), -1, dtype=torch.int64)
-    place[plan[plan != NEWLINE]] = (plan != NEWLINE).nonzero().squeeze(1)
+    filled = (plan.tokens != NEWLINE).nonzero().squeeze(1)
+    place[plan.tokens[filled]] = filled
     offsets = torch.where(index >= 0, place[index.clamp(min=0)], index).double()
     if bool((offsets[index >= 0] < 0).any()):
         raise VistokError("a compressor kept a token that only shows padding: choose among image.valid.")
     offsets[index == LEADING] = -0.5
-    offsets[index == TRAILING] = len(plan) - 0.5
-    on_plan = torch.zeros(len(plan), dtype=torch.bool)
-    on_plan[offsets[index >= 0].long()] = True
-    ends = _kept_newlines(plan, on_plan, newlines).nonzero().squeeze(1)
+    offsets[index == TRAILING] = len(plan.tokens) - 0.5
+    ends = _kept_newlines(plan, offsets[index >= 0].long(), newlines)
     offsets = torch.cat([offsets, ends.double()])
-    index = torch.cat([index, torch.full_like(ends, NEWLINE - 2)])
+    index = torch.cat([index, torch.full_like(ends, ROW_END)])
     order = offsets.argsort(stable=True)
-    features = _features(image, kept)
+    features = image.project_kept(kept)
     if len(ends):
         features = torch.cat([features, image.newline.to(features).expand(len(ends), -1)])
     return Packed(features[order.to(features.device)], offsets[order], index[order])
-
-
-def _features(image: ImageTokens, kept: list[Kept]) -> Tensor:
-    """Projected tokens in the order of ``kept``; what was projected for the choice is not projected again."""
-    if all(view.tokens is None for view in kept) and image._features is not None:
-        return torch.cat([row[view.index] for row, view in zip(image._features, kept, strict=True)])
-    tokens = [
-        row[view.index] if view.tokens is None else view.tokens for row, view in zip(image.hidden, kept, strict=True)
-    ]
-    return image.project(torch.cat(tokens)[None])[0]

@@ -2,8 +2,8 @@
 
 The last layer's attention with all heads as one; tokens above Q3 + 1.5 IQR stay, so their number follows the picture.
 Each gains the attention-weighted sum of its 32 most key-similar tokens, and one more token carries all the rest.
-Differs from the release: any batch, no loop over tokens; through ``compress``, tokens reach the language model in raster
-order, not by falling attention.
+Differs from the release: any batch, no loop over tokens; through ``compress``, tokens reach the language model in
+raster order, not by falling attention.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class TimeEmbedding(nn.Module):
 
 
 class AdaLN(nn.Module):
-    """LayerNorm with scale, shift and a residual gate from the time; plain LayerNorm with a gate of its own at start."""
+    """LayerNorm with scale, shift and a residual gate from the time; at start a plain LayerNorm with a fixed gate."""
 
     def __init__(self, width: int, time_width: int, gate: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""TokenPacker (arXiv 2407.02392): a trained projector in which each coarse point attends to the fine tokens of its region.
+"""TokenPacker (arXiv 2407.02392): a trained projector whose coarse points attend to the fine tokens of their region.
 
 One query per s x s region, from the bilinearly shrunk features; keys and values from four layers of the tower at full
 resolution. Published key layout, loaded strictly. The reference's constants (width 1024, grid 24x24) are parameters.
@@ -83,7 +83,7 @@ class TokenPacker(nn.Module, Compressor):
         if any(key.startswith(PREFIX) for key in state):
             state = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
         if not {"q_proj_1.weight", "mlp.2.weight"} <= state.keys():
-            raise VistokError(f"'{path}' holds no TokenPacker projector: look for the file with '{PREFIX}q_proj_1.weight'.")
+            raise VistokError(f"'{path}' holds no TokenPacker: look for the file with '{PREFIX}q_proj_1.weight'.")
         module = cls(
             raw_grid=raw_grid,
             embed_dim=state["q_proj_1.weight"].shape[0],
@@ -127,7 +127,7 @@ class TokenPacker(nn.Module, Compressor):
 
     def select(self, image: ImageTokens) -> Tensor:
         if image.grid != (self.raw_grid, self.raw_grid):
-            raise VistokError(f"this TokenPacker was made for a {self.raw_grid}x{self.raw_grid} grid, not {image.grid}.")
+            raise VistokError(f"this TokenPacker is for a grid of side {self.raw_grid}, not {image.grid}.")
         fine = torch.cat([image.states[i] for i in self._states(image.layers)], dim=-1)
         return self(image.hidden, fine).flatten(0, 1)
 

@@ -1,8 +1,8 @@
 """Token Merging (ToMe, arXiv 2210.09461): bipartite soft matching merges the most alike tokens. No training.
 
-:func:`merge_tokens` is the paper's step. The paper merges inside every block of the tower; :class:`ToMe` merges what the
-tower hands to the projector, in steps of at most half of the tokens, so the tower runs as it is and the proportional
-attention of the paper has no place.
+:func:`merge_tokens` is the paper's step. The paper merges inside every block of the tower; :class:`ToMe` merges what
+the tower hands to the projector, in steps of at most half of the tokens, so the tower runs as it is and the
+proportional attention of the paper has no place.
 """
 
 from __future__ import annotations
@@ -84,7 +84,6 @@ class ToMe(Compressor):
 
     def __init__(self, keep: int | float = 0.25) -> None:
         self.keep = check_keep(keep)
-
 
     def select(self, image: ImageTokens) -> list[Kept]:
         counts = budget(self.keep, image.valid)

@@ -78,6 +78,15 @@ class ImageTokens:
             self._features = self.project(self.hidden)
         return self._features
 
+    def project_kept(self, kept: list[Kept]) -> Tensor:
+        """Projected tokens of all views in the order of ``kept``, [n, D]; nothing is projected twice."""
+        if self._features is not None and all(view.tokens is None for view in kept):
+            return torch.cat([row[view.index] for row, view in zip(self._features, kept, strict=True)])
+        tokens = [
+            row[view.index] if view.tokens is None else view.tokens for row, view in zip(self.hidden, kept, strict=True)
+        ]
+        return self.project(torch.cat(tokens)[None])[0]
+
 
 class Kept(NamedTuple):
     """The tokens kept of one view, in any order.

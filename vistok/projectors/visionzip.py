@@ -85,7 +85,9 @@ class VisionZip(Compressor):
             for view in range(len(counts))
         ]
 
-    def _view(self, image: ImageTokens, view: int, dominant: Tensor, count: int, with_cls: bool, metric: Tensor) -> Kept:
+    def _view(
+        self, image: ImageTokens, view: int, dominant: Tensor, count: int, with_cls: bool, metric: Tensor
+    ) -> Kept:
         rest = image.valid[view].clone()
         rest[dominant] = False
         contextual = contextual_tokens(image.hidden[view][rest], metric[rest], count)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from vistok.errors import unknown_name
 from vistok.samplers.autoregressive import Autoregressive
+from vistok.samplers.eagle import Eagle
+from vistok.samplers.jacobi import SpeculativeJacobi
+from vistok.samplers.lantern import Lantern
 from vistok.samplers.law import Law
 from vistok.samplers.loop import generate
 from vistok.samplers.noise import Noise
 from vistok.samplers.stats import Stats
 from vistok.samplers.target import ImageTarget
 
-SAMPLERS = {"ar": Autoregressive}
+SAMPLERS = {"ar": Autoregressive, "sjd": SpeculativeJacobi, "eagle": Eagle, "lantern": Lantern}
 
 
 def sampler_class(name: str) -> type:
@@ -24,4 +27,16 @@ def sampler_class(name: str) -> type:
     return SAMPLERS[name]
 
 
-__all__ = ["SAMPLERS", "Autoregressive", "ImageTarget", "Law", "Noise", "Stats", "generate", "sampler_class"]
+__all__ = [
+    "SAMPLERS",
+    "Autoregressive",
+    "Eagle",
+    "ImageTarget",
+    "Lantern",
+    "Law",
+    "Noise",
+    "SpeculativeJacobi",
+    "Stats",
+    "generate",
+    "sampler_class",
+]

@@ -1,9 +1,9 @@
 """Verification of token trees: several candidates for a position, tested one after the other along the accepted path.
 
 Rules: recursive rejection over candidates drawn with replacement (SpecInfer, arXiv 2305.09781) or without (RSD, arXiv
-2402.14160); its case of candidates that a rule picked (EAGLE-2, arXiv 2406.16858); k-sequential selection (SpecTr, arXiv
-2310.15141). And sample-and-match, which draws from the target and follows the child that was drawn: right for any tree that
-was fixed beforehand, in the same law as the one-hot rule, with one draw for a level.
+2402.14160); its case of candidates that a rule picked (EAGLE-2, arXiv 2406.16858); k-sequential selection (SpecTr,
+arXiv 2310.15141). And sample-and-match, which draws from the target and follows the child that was drawn: right for any
+tree that was fixed beforehand, in the same law as the one-hot rule, with one draw for a level.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class RecursiveRejection:
     def test(self, state: State, token: Tensor, uniform: Tensor) -> tuple[Tensor, State]:
         p, q = state
         at = token[:, None]
-        accepted = uniform * q.gather(1, at)[:, 0] < p.gather(1, at)[:, 0]
+        chance = q.gather(1, at)[:, 0]
+        # A law that ran out of tokens to draw without replacement fills up with tokens of probability 0: no drafts.
+        accepted = (uniform * chance < p.gather(1, at)[:, 0]) & (chance > 0)
         rest = residual_law(p, q)
         if not self.replacement:
             q = without(q, at)
@@ -104,8 +106,8 @@ def k_sequential(p: Tensor, q: Tensor, candidates: Tensor, rounds: int = 60) -> 
         rounds: of the bisection.
 
     Returns:
-        rho, the smallest factor in [1, k] whose residual is no negative law; beta = sum of min(q, p / rho), the chance that one
-        candidate passes; and 1 - (1 - beta)^k, that any does. [B] each, float64.
+        rho, the smallest factor in [1, k] whose residual is no negative law; beta = sum of min(q, p / rho), the chance
+        that one candidate passes; and 1 - (1 - beta)^k, that any does. [B] each, float64.
     """
     p, q, k = p.double(), q.double(), candidates.double()
 
@@ -127,10 +129,9 @@ def k_sequential(p: Tensor, q: Tensor, candidates: Tensor, rounds: int = 60) -> 
 
 
 def without(law: Tensor, token: Tensor) -> Tensor:
-    """A law [B, V] without the tokens [B, m], made to sum to one; unchanged where nothing would be left."""
+    """A law [B, V] without the tokens [B, m], made to sum to one; all zero where nothing is left."""
     rest = law.scatter(1, token, 0.0)
-    total = rest.sum(1, keepdim=True)
-    return torch.where(total > 0, rest / total.clamp(min=torch.finfo(law.dtype).tiny), law)
+    return rest / rest.sum(1, keepdim=True).clamp(min=torch.finfo(law.dtype).tiny)
 
 
 class Walk(NamedTuple):
@@ -142,9 +143,7 @@ class Walk(NamedTuple):
     tests: Tensor  # uniforms that were used, int64 [B]
 
 
-def walk_tree(
-    shape: TreeShape, tokens: Tensor, p: Tensor, q: Tensor | None, rule: Rule, uniforms: Tensor
-) -> Walk:
+def walk_tree(shape: TreeShape, tokens: Tensor, p: Tensor, q: Tensor | None, rule: Rule, uniforms: Tensor) -> Walk:
     """Follow each tree from the root, testing the children of the current node in order, until none is accepted.
 
     Args:
@@ -155,7 +154,7 @@ def walk_tree(
         rule: the test.
         uniforms: one for each test, used in order, [B, M].
     """
-    batch, nodes = tokens.shape
+    batch, _nodes = tokens.shape
     here = torch.arange(batch, device=tokens.device)
     children = shape.children.expand(batch, -1, -1)
     node = torch.zeros_like(here)

@@ -1,13 +1,17 @@
 """Speculative Jacobi decoding: the target drafts for itself, a window of tokens ahead (arXiv 2410.01699).
 
-Each pass scores a window of drafts. A draft was drawn from the row law of an earlier pass, so the exact rule with that law
-keeps the output's law. Published SJD redraws everything behind the first rejection; coupled SJD (MC-SJD, arXiv 2510.24211)
-applies the accept-or-residual rule there too, so that good drafts survive. Both are lossless when the law recorded for a draft
-is the row law of the latest pass, also for drafts that were kept: the law of an older draft would bias the result. Gumbel
+Each pass scores a window of drafts. A draft was drawn from the row law of an earlier pass, so the exact rule with that
+law keeps the output's law. Published SJD redraws everything behind the first rejection; coupled SJD (MC-SJD, arXiv
+2510.24211) applies the accept-or-residual rule there too, so that good drafts survive. Both are lossless when the law
+recorded for a draft
+is the row law of the latest pass, also for drafts that were kept: the law of an older draft would bias the result.
+    Gumbel
 coupling redraws with noise that belongs to the position, so that an unchanged law redraws the same token.
 
-Against the published code: sequences of a batch advance on their own; the residual is not processed a second time; fresh
-drafts may come from a law that is recorded as such, and not only as a fixed guess; the window keeps its width to the end.
+Against the published code: sequences of a batch advance on their own; the residual is not processed a second time;
+    fresh
+drafts may come from a law that is recorded as such, and not only as a fixed guess; the window keeps its width to the
+end.
 """
 
 from __future__ import annotations
@@ -72,8 +76,8 @@ def initial_drafts(
     """Fresh drafts, and the laws that they were drawn from.
 
     Args:
-        init: one of INITS. ``uniform`` and ``random`` draw any token and record the uniform law, or a certainty; the others
-            ``repeat`` the neighbour's token, ``sample`` its law, or take the ``top`` token of its law.
+        init: one of INITS. ``uniform`` and ``random`` draw any token and record the uniform law, or a certainty; the
+            others ``repeat`` the neighbour's token, ``sample`` its law, or take the ``top`` token of its law.
         random: tokens drawn uniformly, int64 [B, m]; they serve where there is no neighbour.
         uniform_law: what they were drawn from, [V].
         token: the neighbours' tokens, int64 [B, m].
@@ -129,7 +133,9 @@ class JacobiWindow:
         if init not in INITS:
             raise unknown_name("initialisation", init, list(INITS))
         if nodes < 2:
-            raise VistokError(f"a Jacobi window needs at least 2 rows, got {nodes}: use the sampler 'ar' to decode plainly.")
+            raise VistokError(
+                f"a Jacobi window needs at least 2 rows, got {nodes}: use the sampler 'ar' to decode plainly."
+            )
         self.nodes, self.row, self.init, self.resample, self.warmup = nodes, row, init, resample, warmup
         self.vocabulary = vocabulary
 
@@ -180,7 +186,7 @@ class JacobiWindow:
         return initial_drafts(self.init, random, self._uniform_law, token, law, there, uniform)
 
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
-        """Move the window on; drafts behind the rejection are redrawn, and every draft is now one of its new row law."""
+        """Move the window on; drafts behind the rejection are redrawn, and each is now one of its new row's law."""
         p = verdict.probs
         rows = torch.arange(tree.nodes, device=p.device)
         if self.resample == "maximal":
@@ -211,8 +217,8 @@ class SpeculativeJacobi:
     Attributes:
         window: rows of a pass.
         init: how a fresh draft is made; ``uniform`` is the best that needs no picture.
-        variant: ``coupled`` keeps drafts behind a rejection where it can, ``published`` redraws them, ``gumbel`` redraws them
-            with noise that stays.
+        variant: ``coupled`` keeps drafts behind a rejection where it can, ``published`` redraws them, ``gumbel``
+            redraws them with noise that stays.
 
     Raises:
         VistokError: unknown init or variant.

@@ -17,8 +17,8 @@ class Law:
 
     Attributes:
         guidance: scale of classifier-free guidance (arXiv 2207.12598); 1 or less switches it off.
-        guidance_interval: guidance ends after the token of this decode step, so tokens 0 to ``guidance_interval + 1`` are
-            guided (LlamaGen's count); -1 guides all.
+        guidance_interval: guidance ends after the token of this decode step, so tokens 0 to ``guidance_interval + 1``
+            are guided (LlamaGen's count); -1 guides all.
         temperature: divides the logits, positive.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of this probability; 1 keeps all.

@@ -1,7 +1,7 @@
 """The draft-verify loop: propose a token tree, score it in one target forward, keep what the verifier accepts.
 
-Every sampler of the package is this loop with another drafter and verifier; plain autoregressive sampling is the loop with
-empty drafts. Sequences of a batch accept different lengths and finish independently.
+Every sampler of the package is this loop with another drafter and verifier; plain autoregressive sampling is the loop
+with empty drafts. Sequences of a batch accept different lengths and finish independently.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ class Scores(NamedTuple):
     """What a target says about a tree."""
 
     logits: Tensor  # guided logits behind every node, [B, N, V]
-    hidden: Tensor | None = None  # final features of the nodes, [B or 2B, N, D]: with guidance the unconditional ones follow
+    hidden: Tensor | None = (
+        None  # final features of the nodes, [B or 2B, N, D]: with guidance the unconditional ones follow
+    )
 
 
 class Verdict(NamedTuple):
@@ -34,7 +36,9 @@ class Verdict(NamedTuple):
     emitted: Tensor  # decided tokens, int64 [B, M]; the first `count` of each sequence are valid
     count: Tensor  # tokens decided, which is also the number of nodes kept, the root included; int64 [B], 1 .. M
     path: Tensor | None = None  # nodes kept, root first, padded with -1, int64 [B, M]; None for a chain
-    probs: Tensor | None = None  # the target's processed law behind every node, [B, N, V], where a drafter may learn from it
+    probs: Tensor | None = (
+        None  # the target's processed law behind every node, [B, N, V], where a drafter may learn from it
+    )
 
 
 @dataclass
@@ -66,7 +70,9 @@ class Run:
         return self.tokens.gather(1, self.decided[:, None] - 1)
 
     def uniform(self, offsets: Tensor, purpose: int, *keys: int | Tensor) -> Tensor:
-        """Uniforms of this step for positions ``decided + offsets``: offsets [N] or [B, N], keys as wide; result [B, N]."""
+        """Uniforms of this step for positions ``decided + offsets``: offsets [N] or [B, N], keys as wide; result [B,
+        N].
+        """
         return self.noise.uniform(self.decided[:, None] + offsets, purpose, self.step, *keys)
 
 
@@ -153,8 +159,8 @@ def check_composition(drafter: Drafter, verifier: Verifier) -> None:
         )
     if not (verifier.trees or drafter.chain):
         raise VistokError(
-            f"{type(verifier).__name__} judges one candidate after the other, but {type(drafter).__name__} proposes trees: "
-            "take a verifier of trees."
+            f"{type(verifier).__name__} judges one candidate after the other, but {type(drafter).__name__} "
+            "proposes trees: take a verifier of trees."
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from vistok.ops.noise import counter_uniform
@@ -27,8 +26,8 @@ class Noise:
 
         Args:
             positions: token positions, [B, ...]; the first axis runs over the samples.
-            purpose: DRAW for a token drawn from the target, ACCEPT and RESIDUAL for the test of a draft and its replacement,
-                DRAFT for drafts, FRESH and GUMBEL for drafts that are redrawn from the target's law.
+            purpose: DRAW for a token drawn from the target, ACCEPT and RESIDUAL for the test of a draft and its
+                replacement, DRAFT for drafts, FRESH and GUMBEL for drafts that are redrawn from the target's law.
             keys: further addresses, broadcast against ``positions``.
 
         Shape:

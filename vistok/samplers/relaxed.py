@@ -1,12 +1,14 @@
 """Relaxed verification by latent neighbours: LANTERN (arXiv 2410.03355) and LANTERN++ (arXiv 2502.06352).
 
-Codes that lie close in the tokenizer's codebook look alike, so a draft may borrow the probability of its nearest codes. For a
-draft x with neighbours n_1, n_2, ... the borrowed mass m_j = p(n_1) + ... + p(n_j) takes the largest j within a bound: m_j <=
-delta (additive), or m_j <= (lambda - 1) p(x) (multiplicative, LANTERN++). m_j is the total variation between p and the law p~
-that has the mass moved onto x. With one deterministic draft and the published residual the output law is exactly p~, so its
-total variation from p stays within delta; drafts that were sampled have no such bound.
+Codes that lie close in the tokenizer's codebook look alike, so a draft may borrow the probability of its nearest codes.
+For a draft x with neighbours n_1, n_2, ... the borrowed mass m_j = p(n_1) + ... + p(n_j) takes the largest j within a
+bound: m_j <= delta (additive), or m_j <= (lambda - 1) p(x) (multiplicative, LANTERN++). m_j is the total variation
+    between p and the law p~
+that has the mass moved onto x. With one deterministic draft and the published residual the output law is exactly p~, so
+its total variation from p stays within delta; drafts that were sampled have no such bound.
 
-The published residual is norm(max(p~ - q, 0)). The reference code clears the k + 1 nearest codes instead, however many were
+The published residual is norm(max(p~ - q, 0)). The reference code clears the k + 1 nearest codes instead, however many
+were
 borrowed from: of p for a deterministic draft, of q for a sampled one; ``residual="reference"`` does the same.
 """
 
@@ -85,18 +87,18 @@ class LatentNeighbours:
         return (p,) if q is None else (p, q)
 
     def test(self, state: State, token: Tensor, uniform: Tensor) -> tuple[Tensor, State]:
-        p, *rest = state
-        q = rest[0] if rest else None
+        p, q = state if len(state) == 2 else (*state, None)
         mass, near, lends = self.borrowed(p, token)
         at = token[:, None]
         own = p.gather(1, at)[:, 0] + mass
-        scale = 1.0 if q is None else q.gather(1, at)[:, 0]
-        accepted = uniform * scale < own
+        chance = torch.ones_like(own) if q is None else q.gather(1, at)[:, 0]
+        accepted = (uniform * chance < own) & (chance > 0)
         if self.residual == "reference":
             return accepted, self._reference(p, q, at, lends)
         lenders = torch.cat([at, torch.where(lends, near, at)], 1)
         if q is None:
-            return accepted, (without(p, lenders),)
+            rest = without(p, lenders)
+            return accepted, (torch.where(rest.sum(1, keepdim=True) > 0, rest, p),)
         moved = p.scatter(1, lenders, 0.0).scatter(1, at, own[:, None])
         return accepted, (residual_law(moved, q), without(q, at))
 
@@ -119,8 +121,8 @@ class LatentNeighbours:
 class RelaxedTree(TreeVerifier):
     """Keeps the path that the relaxed rule accepts; biased, unless nothing may be borrowed.
 
-    With greedy decoding a draft passes if it is the most likely token once it has borrowed (at temperature 1, without top-k),
-    and the longest path wins.
+    With greedy decoding a draft passes if it is the most likely token once it has borrowed (at temperature 1, without
+    top-k), and the longest path wins.
 
     Args:
         neighbours, k, bound, mode, residual: see ``LatentNeighbours``.
@@ -133,7 +135,9 @@ class RelaxedTree(TreeVerifier):
         check_relaxation(k, bound, mode, residual)
         needed = k + 1 if residual == "reference" and k else k
         if neighbours.shape[1] < needed:
-            raise VistokError(f"the table holds {neighbours.shape[1]} neighbours of each code, but {needed} are needed.")
+            raise VistokError(
+                f"the table holds {neighbours.shape[1]} neighbours of each code, but {needed} are needed."
+            )
         nothing = k == 0 or bound == (0 if mode == "additive" else 1)
         kinds = frozenset({LawKind.DETERMINISTIC, LawKind.WITHOUT_REPLACEMENT})
         super().__init__(LatentNeighbours(neighbours, k, bound, mode, residual), kinds, nothing)
@@ -165,21 +169,26 @@ def check_relaxation(k: int, bound: float, mode: str, residual: str) -> None:
     if k < 0:
         raise VistokError(f"LANTERN borrows from k >= 0 neighbours, got {k}.")
     if mode == "additive" and not 0 <= bound <= 1:
-        raise VistokError(f"the additive bound is a total variation in [0, 1], got {bound}: for lambda use multiplicative.")
+        raise VistokError(
+            f"the additive bound is a total variation in [0, 1], got {bound}: for lambda use multiplicative."
+        )
     if mode == "multiplicative" and bound < 1:
         raise VistokError(f"the multiplicative bound must be at least 1, which is exact, got {bound}.")
 
 
 def confidence_span(probability: Tensor, threshold: float) -> Tensor:
-    """How many leading tokens a decoder that trusts itself keeps (lexical unit decoding): the first, and those that follow it
-    while each is at least as probable as the threshold; [B, m] to int64 [B]. The target is not asked, so this is lossy."""
+    """How many leading tokens a decoder that trusts itself keeps (lexical unit decoding): the first, and those that
+    follow it while each is at least as probable as the threshold; [B, m] to int64 [B]. The target is not asked, so this
+    is lossy.
+    """
     sure = probability >= threshold
     sure[:, 0] = True
     return sure.long().cumprod(1).sum(1)
 
 
 def judged_span(exact: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """How many leading drafts survive when a linear head may overrule the exact rule (judge decoding, arXiv 2501.19309); lossy.
+    """How many leading drafts survive when a linear head may overrule the exact rule (judge decoding, arXiv
+    2501.19309); lossy.
 
     Args:
         exact: which drafts the exact rule accepts, bool [B, m].

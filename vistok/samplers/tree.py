@@ -26,8 +26,8 @@ class TreeShape:
     """Who is whose child. Static trees build this once.
 
     Attributes:
-        parents: index of every node's parent, smaller than its own; -1 for the root (node 0), -2 for a node that does not
-            exist. int64 [B, N], or [1, N] for one shape in all sequences.
+        parents: index of every node's parent, smaller than its own; -1 for the root (node 0), -2 for a node that does
+            not exist. int64 [B, N], or [1, N] for one shape in all sequences.
         chain: node i's parent is node i - 1, everywhere.
     """
 
@@ -100,7 +100,7 @@ class TreeShape:
 
     @cached_property
     def paths(self) -> Tensor:
-        """Root-to-leaf paths of a single shape, -1 padded, in lexicographic order with -1 last; int64 [P, height + 1]."""
+        """Root-to-leaf paths of a single shape, -1 padded, lexicographic with -1 last; int64 [P, height + 1]."""
         parents = self.parents[0].tolist()
         leaves = [i for i in range(self.nodes) if parents[i] != PADDING and i not in parents]
         found = []
@@ -121,7 +121,8 @@ class TokenTree:
         tokens: int64 [B, N]; node 0, the root, is the last decided token, whose keys are not cached yet.
         shape: how the nodes hang together.
         kind: how the drafts were chosen.
-        laws: ``laws[b, i]`` is the law that the children of node i were drawn from, [B, N, V]; None where there is none.
+        laws: ``laws[b, i]`` is the law that the children of node i were drawn from, [B, N, V]; None where there is
+            none.
     """
 
     tokens: Tensor

@@ -1,8 +1,9 @@
 """Shapes of FlexTok, and the reader of its published configuration.
 
-The published ``config.json`` names the Python classes that its own loader builds, any of which could run code. This reader
-builds nothing that a file names: it refuses class names that are not on its list, takes a few plain values, and takes every
-width and depth from the shapes of the weights.
+The published ``config.json`` names the Python classes that its own loader builds, any of which could run code. This
+reader
+builds nothing that a file names: it refuses class names that are not on its list, takes a few plain values, and takes
+    every width and depth from the shapes of the weights.
 """
 
 from __future__ import annotations
@@ -121,8 +122,8 @@ def check_classes(tree: Any) -> None:
     for key, value in _entries(tree):
         if key == "_target_" and str(value).rpartition(".")[2] not in KNOWN_CLASSES:
             raise VistokError(
-                f"the configuration names '{value}', which is no part of a published FlexTok: nothing was built from it; "
-                "take the file from its publisher."
+                f"the configuration names '{value}', which is no part of a published FlexTok: nothing was built "
+                "from it; take the file from its publisher."
             )
 
 

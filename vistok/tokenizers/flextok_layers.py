@@ -1,4 +1,6 @@
-"""Layers of FlexTok (Bachmann et al., arXiv 2502.13967). No norm has parameters; only the linear layers named have biases."""
+"""Layers of FlexTok (Bachmann et al., arXiv 2502.13967). No norm has parameters; only the linear layers named have
+biases.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ def layer_norm(x: Tensor) -> Tensor:
 def sincos_2d(width: int, height: int, columns: int) -> Tensor:
     """Table of 2D sine-cosine positions, [1, width, height, columns].
 
-    The published code lays out a table that is not square in transposed order, and so does this; all published tables are
-    square, where there is no difference.
+    The published code lays out a table that is not square in transposed order, and so does this; all published tables
+    are square, where there is no difference.
     """
     place = torch.arange(height * columns)
     frequency = 10000 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))

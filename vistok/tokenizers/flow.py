@@ -1,7 +1,7 @@
 """Sampling of rectified flows (Liu et al., arXiv 2209.03003) with guidance.
 
-Time runs from 1 (noise) to 0 (data); the velocity is noise minus data. Guidance is classifier-free (Ho and Salimans, arXiv
-2207.12598) or normalised and projected (APG, Sadat et al., arXiv 2410.02416).
+Time runs from 1 (noise) to 0 (data); the velocity is noise minus data. Guidance is classifier-free (Ho and Salimans,
+arXiv 2207.12598) or normalised and projected (APG, Sadat et al., arXiv 2410.02416).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def classifier_free(conditional: Tensor, unconditional: Tensor, scale: float) ->
 
 
 class NormalizedGuidance:
-    """APG: guidance without its part along the conditional velocity, of bounded length, with (negative) momentum over steps.
+    """APG: guidance without its part along the conditional velocity, of bounded length, with (negative) momentum over
+    steps.
 
     Holds the momentum of one batch, so take a new one for every batch.
 
@@ -41,10 +42,10 @@ class NormalizedGuidance:
         self.average = conditional - unconditional + self.momentum * self.average
         difference = self.average
         if self.norm_threshold > 0:
-            length = difference.norm(dim=axes, keepdim=True)
+            length = torch.linalg.vector_norm(difference, dim=axes, keepdim=True)
             difference = difference * (self.norm_threshold / length).clamp_max(1.0)
         direction = conditional.double()
-        direction = direction / direction.norm(dim=axes, keepdim=True).clamp_min(1e-12)
+        direction = direction / torch.linalg.vector_norm(direction, dim=axes, keepdim=True).clamp_min(1e-12)
         parallel = (difference.double() * direction).sum(axes, keepdim=True) * direction
         update = (difference - (1 - self.eta) * parallel).to(conditional.dtype)
         return conditional + (scale - 1) * update
@@ -76,7 +77,8 @@ class FlowSampling:
             raise VistokError(f"a flow needs at least one step, got {self.steps}.")
 
     def run(
-        self, noise: Tensor, conditional: Callable[[Tensor, Tensor], Tensor], unconditional: Callable[[Tensor, Tensor], Tensor]
+        self, noise: Tensor, conditional: Callable[[Tensor, Tensor], Tensor], unconditional: Callable[[Tensor,
+            Tensor], Tensor]
     ) -> Tensor:
         """Integrate from noise to data.
 

@@ -1,7 +1,9 @@
-"""MaskGIT's VQGAN (Chang et al., arXiv 2202.04200): the proxy codes that TiTok and One-D-Piece learn to predict, and their decoder.
+"""MaskGIT's VQGAN (Chang et al., arXiv 2202.04200): the proxy codes that TiTok and One-D-Piece learn to predict, and
+their decoder.
 
 Parameter names are those of the published ``maskgit-vqgan-imagenet-f16-256.bin``. Where a residual block changes its
-width, the published weights expect the 1x1 shortcut on the block's own output, and the input is left out; so it is here.
+width, the published weights expect the 1x1 shortcut on the block's own output, and the input is left out; so it is
+here.
 """
 
 from __future__ import annotations

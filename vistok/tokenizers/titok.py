@@ -1,12 +1,13 @@
-"""TiTok (Yu et al., arXiv 2406.07550) and One-D-Piece (Miwa et al., arXiv 2501.10064): pictures as short sequences of tokens.
+"""TiTok (Yu et al., arXiv 2406.07550) and One-D-Piece (Miwa et al., arXiv 2501.10064): pictures as short sequences of
+tokens.
 
-A transformer reads patches and N learned latent tokens and keeps the latter; another reads masks and the quantized tokens and
-paints the patches. One-D-Piece is the same network, trained with the tail of the tokens dropped at random (Tail Token Drop),
-so that any prefix decodes. Parameter names are those of the published weights.
+A transformer reads patches and N learned latent tokens and keeps the latter; another reads masks and the quantized
+tokens and paints the patches. One-D-Piece is the same network, trained with the tail of the tokens dropped at random
+(Tail Token Drop), so that any prefix decodes. Parameter names are those of the published weights.
 
-The first TiTok and all One-D-Piece reinterpret the [N, D] latents as [D, N] by a reshape without a transpose. It is a slip of
-the reference that the weights were trained with, so it is kept (``legacy``). The reference drops tokens whenever the module is
-in training mode; here the number to keep is an argument.
+The first TiTok and all One-D-Piece reinterpret the [N, D] latents as [D, N] by a reshape without a transpose. It is a
+slip of the reference that the weights were trained with, so it is kept (``legacy``). The reference drops tokens
+whenever the module is in training mode; here the number to keep is an argument.
 """
 
 from __future__ import annotations
@@ -291,7 +292,8 @@ class TiTok(Pretrained, nn.Module):
 
         Args:
             images: [B, 3, H, W] in [-1, 1].
-            keep: how many first tokens the decoder sees (Tail Token Drop: draw it with ``sample_lengths``); all if None.
+            keep: how many first tokens the decoder sees (Tail Token Drop: draw it with ``sample_lengths``); all if
+                None.
             noise: standard normal [B, C, 1, N] for ``vae`` mode.
 
         Returns:

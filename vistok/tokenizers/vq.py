@@ -1,8 +1,10 @@
-"""LlamaGen's VQ tokenizer: pixels <-> a grid of codes (Sun et al., "Autoregressive Model Beats Diffusion", arXiv 2406.06525).
+"""LlamaGen's VQ tokenizer: pixels <-> a grid of codes (Sun et al., "Autoregressive Model Beats Diffusion", arXiv
+2406.06525).
 
-A convolutional autoencoder with an l2-normalised codebook. Parameter names are those of the published ``vq_ds16_c2i.pt``,
-``vq_ds8_c2i.pt`` and ``vq_ds16_t2i.pt``. The published class fixes the base width at 128 and the latent width at 256; both are
-configurable here, so that the embedded tokenizer is the same network, smaller.
+A convolutional autoencoder with an l2-normalised codebook. Parameter names are those of the published
+``vq_ds16_c2i.pt``,
+``vq_ds8_c2i.pt`` and ``vq_ds16_t2i.pt``. The published class fixes the base width at 128 and the latent width at 256;
+both are configurable here, so that the embedded tokenizer is the same network, smaller.
 """
 
 from __future__ import annotations
@@ -207,7 +209,8 @@ class Decoder(nn.Module):
 class VQTokenizer(Pretrained, nn.Module):
     """LlamaGen's image tokenizer: a fixed-length grid of codes from one codebook.
 
-    Pictures are [B, 3, H, W] in [-1, 1], H and W multiples of ``config.downsample``; tokens are int64 [B, H/f, W/f] in [0, K).
+    Pictures are [B, 3, H, W] in [-1, 1], H and W multiples of ``config.downsample``; tokens are int64 [B, H/f, W/f]
+    in [0, K).
     """
 
     config_class = VQConfig

@@ -1,7 +1,7 @@
 """One training loop for every model: accelerate, clipping, EMA, warm-up and cosine, and resume at any step.
 
-A task says what is trained and on what; the trainer says how. Data is a pure function of the step, and every random draw of a
-step is seeded by it, so a run that was killed goes on from its last checkpoint as if nothing had happened.
+A task says what is trained and on what; the trainer says how. Data is a pure function of the step, and every random
+draw of a step is seeded by it, so a run that was killed goes on from its last checkpoint as if nothing had happened.
 """
 
 from __future__ import annotations

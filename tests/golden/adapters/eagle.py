@@ -6,8 +6,13 @@ import torch
 from torch import Tensor
 
 from tests.golden.case import Case
+from vistok.models.eagle import Eagle, Eagle3, EagleConfig
+from vistok.samplers import Law, Noise
 from vistok.samplers.candidates import OneHot, longest_path, walk_tree
+from vistok.samplers.eagle import DynamicTree, HeadDrafter
+from vistok.samplers.loop import Run
 from vistok.samplers.tree import TreeShape
+from vistok.zoo.checkpoint import load_strict
 
 SYSTEM = "eagle"
 
@@ -63,4 +68,75 @@ def tree_buffers(case: Case) -> None:
         case.equal(parents[level].unique(return_counts=True)[1], f"drafter.{number}.repeat_nums")
 
 
-ADAPTERS = {"posterior": posterior, "tree_buffers": tree_buffers}
+def output_layer(case: Case) -> torch.nn.Module:
+    """The target's head."""
+    weight = case.tensors["weights_head.weight"]
+    head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    head.weight.data = weight
+    return head
+
+
+def run_behind(tokens: Tensor, law: Law) -> Run:
+    """A run whose last decided token is the last of these, int64 [B, n]."""
+    batch, decided = tokens.shape
+    noise = Noise(0, torch.arange(batch))
+    return Run(law, noise, decided + 1, tokens, torch.full((batch,), decided), torch.zeros(batch, decided + 1))
+
+
+def check_tree(case: Case, head: HeadDrafter, tokens: Tensor, name: str, by_leaf: bool = False) -> None:
+    """Grow a tree behind these tokens and compare it with the case's; its paths may be in the order of their leaves."""
+    tree = head.propose(run_behind(tokens, head.law))
+    case.equal(tree.tokens, f"{name}.draft_tokens")
+    paths = tree.shape.paths
+    if by_leaf:
+        paths = paths[paths.amax(1).argsort()]
+    case.equal(paths, f"{name}.retrieve_indices")
+    case.equal(tree.shape.ancestors[:, None], f"{name}.tree_mask")
+    case.equal(tree.shape.depth[0], f"{name}.position_ids")
+
+
+def policy_of(config: dict) -> DynamicTree:
+    """The reference counts the root among its tokens."""
+    return DynamicTree(config["total_tokens_arg"] - 1, config["depth"], config["top_k"])
+
+
+@torch.inference_mode()
+def drafter(case: Case) -> None:
+    config, inputs = case.config, case.inputs
+    third = case.kind == "eagle3_drafter"
+    states = case.weights["fc.weight"].shape[1] // 3 if third else 0
+    network = (Eagle3 if third else Eagle)(
+        EagleConfig(
+            vocab_size=config["vocab"],
+            hidden_size=config["hidden"],
+            intermediate_size=config["intermediate"],
+            num_attention_heads=config["heads"],
+            num_key_value_heads=config.get("kv_heads", 0),
+            rms_norm_eps=config["rms_norm_eps"],
+            rope_theta=config["rope_theta"],
+            bias=config.get("bias", True),
+            qkv_bias="layers.0.self_attn.q_proj.bias" in case.weights,
+            draft_vocab_size=config.get("draft_vocab", 0),
+            target_hidden_size=states,
+        )
+    )
+    load_strict(network, case.weights, case.id)
+    target_head = None if third else output_layer(case)
+    tokens, more = inputs["input_ids"], inputs["input_ids2"]
+    head = HeadDrafter(network, target_head, Law(), policy_of(config), more.shape[1])
+    head.reset(len(tokens), more.shape[1])
+    hidden = head.feed(inputs["hidden_states"], tokens[:, 1:])
+    case.close(hidden, "hidden")
+    if third:
+        case.close(network.logits(hidden), "draft_logits")
+    check_tree(case, head, tokens, "call1")
+    head.feed(inputs["hidden_states2"], more[:, tokens.shape[1] :])
+    check_tree(case, head, more, "call2")
+
+
+ADAPTERS = {
+    "posterior": posterior,
+    "tree_buffers": tree_buffers,
+    "eagle2_drafter": drafter,
+    "eagle3_drafter": drafter,
+}

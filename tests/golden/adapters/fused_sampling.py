@@ -19,9 +19,7 @@ def sample(case: Case) -> None:
     token, probs = sample_tokens(logits, inputs["u_sample"], **guided)
     case.close(probs, "probs")
     case.equal(token, "sample")
-    step = verify_tokens(
-        logits, inputs["draft_token"], draft_probs, inputs["u_accept"], inputs["u_sample"], **guided
-    )
+    step = verify_tokens(logits, inputs["draft_token"], draft_probs, inputs["u_accept"], inputs["u_sample"], **guided)
     case.close(step.acceptance, "accept_prob")
     case.equal(step.accepted, "accepted")
     case.equal(step.token, "token")

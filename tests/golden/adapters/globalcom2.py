@@ -29,7 +29,7 @@ def compress(case: Case) -> None:
     for j, (opinion, kept) in enumerate(zip(choice.global_scores, choice.kept, strict=True)):
         case.close(opinion, f"crop{j}.global_scores")
         case.close(kept, f"crop{j}.kept_in_unpadded")
-    packed = released_packing(case.inputs["crop_features"], choice.kept, canvas, grid, case.inputs["image_newline"])
+    packed = released_packing(case.inputs["crop_features"], choice, canvas, grid, case.inputs["image_newline"])
     case.close(packed.to(torch.float16), "crops_packed_fp16")
 
 

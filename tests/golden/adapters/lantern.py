@@ -5,11 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tests.golden.adapters.eagle import accepted_row, tree_buffers
+from tests.golden.adapters.eagle import accepted_row, check_tree, output_layer, policy_of, run_behind, tree_buffers
 from tests.golden.case import Case
+from vistok.models.eagle import Eagle, EagleConfig
+from vistok.samplers import Law
 from vistok.samplers.candidates import OneHot, RecursiveRejection, longest_path, walk_tree
+from vistok.samplers.eagle import HeadDrafter, StaticTree
 from vistok.samplers.relaxed import LatentNeighbours, RelaxedTree, nearest_codes
 from vistok.samplers.tree import TokenTree, TreeShape
+from vistok.zoo.checkpoint import load_strict
 
 SYSTEM = "lantern"
 
@@ -62,4 +66,59 @@ def verify_tree(case: Case) -> None:
         case.equal(accepted_row(shape, path, count), f"greedy.{name}.best")
 
 
-ADAPTERS = {"relaxed": relaxed, "verify_tree": verify_tree, "tree_buffers": tree_buffers}
+GRIDS = {"t2i": (16, 120), "t2i2": (32, 120), "c2i": (24, 1)}  # side of the grid, conditioning tokens
+
+
+class Recorded(HeadDrafter):
+    """Remembers the guided logits of every node that is expanded."""
+
+    def logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        guided = super().logits(hidden, positions)
+        self.rows.append(guided[0])
+        return guided
+
+
+@torch.inference_mode()
+def drafter(case: Case) -> None:
+    config, inputs, outputs = case.config, case.inputs, case.outputs
+    grid, prefix = GRIDS[config["input_type"]]
+    network = Eagle(
+        EagleConfig(
+            vocab_size=config["vocab"],
+            hidden_size=config["hidden"],
+            intermediate_size=config["intermediate"],
+            num_attention_heads=config["heads"],
+            num_key_value_heads=config.get("kv_heads", 0),
+            rms_norm_eps=config["rms_norm_eps"],
+            bias="fc.bias" in case.weights,
+            grid=grid,
+            cls_token_num=prefix,
+        )
+    )
+    load_strict(network, case.weights, case.id)
+    features, more_features = inputs["hidden_states"], inputs["hidden_states2"]
+    tokens, more = inputs["input_ids"], inputs["input_ids2"]
+    law = Law(config["cfg_scale"])
+    samples = len(tokens) // 2 if law.guided else len(tokens)
+    tokens, more = tokens[:samples], more[:samples]
+
+    def begin(policy) -> Recorded:
+        head = Recorded(network, output_layer(case), law, policy, more.shape[1])
+        head.rows = []
+        head.reset(len(features), more.shape[1])
+        hidden = head.feed(features, tokens[:, 1:])
+        case.close(hidden[:, -outputs["hidden_tail"].shape[1] :], "hidden_tail")
+        return head
+
+    head = begin(policy_of(config))
+    check_tree(case, head, tokens, "dyn", by_leaf=True)
+    head.feed(more_features, more[:, tokens.shape[1] :])
+    check_tree(case, head, more, "dyn2", by_leaf=True)
+    head = begin(StaticTree(tuple(tuple(path) for path in config["static_choices"])))
+    head.propose(run_behind(tokens, Law(config["cfg_scale"], greedy=True)))
+    best = torch.cat(head.rows).topk(outputs["static.tokens"].shape[1])
+    case.equal(best.indices, "static.tokens")
+    case.close(best.values, "static.scores")
+
+
+ADAPTERS = {"relaxed": relaxed, "verify_tree": verify_tree, "tree_buffers": tree_buffers, "drafter": drafter}

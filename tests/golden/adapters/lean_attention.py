@@ -22,9 +22,7 @@ def split_merge(case: Case) -> None:
     q = inputs["q"].transpose(1, 2)  # [B, Hq, T, D]
     queries = q.shape[2]
     offsets = inputs["cu_seqlens"].tolist()
-    splits = list(
-        zip(*(inputs[f"split_{name}"].tolist() for name in ("req", "start", "end")), strict=True)
-    )
+    splits = list(zip(*(inputs[f"split_{name}"].tolist() for name in ("req", "start", "end")), strict=True))
     parts = []
     for request, start, end in splits:
         first, length = offsets[request], offsets[request + 1] - offsets[request]

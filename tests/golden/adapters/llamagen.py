@@ -61,7 +61,9 @@ def gpt(case: Case) -> None:
     with torch.no_grad():
         logits = model(tokens[:, :-1], trained_on, mask)
         case.close(logits, "train_logits")
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(batch, -1)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(
+            batch, -1
+        )
         if valid is not None:
             loss = (loss * valid[:, None]).sum() / (valid[:, None].expand_as(loss).sum()).clamp_min(1)
         case.close(loss.mean(), "train_loss")
@@ -126,7 +128,11 @@ def _generate(case: Case, model: LlamaGen, batch: int, condition, mask, options)
 def rope2d(case: Case) -> None:
     base = case.config["base"]
     for name in [n for n in case.outputs if n != "rotated"]:
-        fields = {f.rstrip("0123456789"): int("".join(c for c in f if c.isdigit())) for f in name.split("_") if f[-1].isdigit()}
+        fields = {
+            f.rstrip("0123456789"): int("".join(c for c in f if c.isdigit()))
+            for f in name.split("_")
+            if f[-1].isdigit()
+        }
         head, prefix = fields["head"], fields["cls"]
         if name.startswith("grid"):
             table = rope_2d(fields["grid"], fields["grid"], head, base, prefix=prefix)

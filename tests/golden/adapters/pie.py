@@ -21,9 +21,7 @@ def reencode(case: Case) -> None:
     exponent = torch.arange(0, config["rotary_dim"], 2).double() / config["rotary_dim"]
     frequencies = config["theta"] ** -exponent / config.get("linear_scaling", 1.0)
     for name in ("", "_f64"):
-        kept = reencode_keys(
-            case.inputs[f"k_cached{name}"], plan.kept, plan.position, frequencies, config["layout"]
-        )
+        kept = reencode_keys(case.inputs[f"k_cached{name}"], plan.kept, plan.position, frequencies, config["layout"])
         case.close(kept, f"k_kept{name}")
 
 

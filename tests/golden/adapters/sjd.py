@@ -87,7 +87,9 @@ class Toy:
         self.kept = [self.prompt.shape[1]]
 
     def logits(self, tokens: Tensor, start: int) -> Tensor:
-        before = torch.cat([self.context[:, start - 1 : start] if start else torch.zeros(1, 1).long(), tokens[:, :-1]], 1)
+        before = torch.cat(
+            [self.context[:, start - 1 : start] if start else torch.zeros(1, 1).long(), tokens[:, :-1]], 1
+        )
         phase = torch.arange(start, start + tokens.shape[1]) % self.period
         w = self.tables
         cond = w["A"][tokens] + w["B"][before] + w["P"][phase]
@@ -107,7 +109,9 @@ class Toy:
 
 
 class Tape:
-    """The case's uniforms; row ``step`` serves the pass of that number. The run goes on past the tape's end, unobserved."""
+    """The case's uniforms; row ``step`` serves the pass of that number. The run goes on past the tape's end,
+    unobserved.
+    """
 
     def __init__(self, case: Case, target: Toy, drafter: JacobiWindow):
         self.tape, self.target, self.drafter = case.inputs, target, drafter

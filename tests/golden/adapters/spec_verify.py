@@ -1,4 +1,6 @@
-"""Verification rules for several candidates: recursive rejection, one-hot, k-sequential; decisions, residuals, acceptance."""
+"""Verification rules for several candidates: recursive rejection, one-hot, k-sequential; decisions, residuals,
+acceptance.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ def siblings(case: Case, rule):
 
 
 def rrs(case: Case) -> None:
-    replacement = "i.i.d." in case.meta["what"] or "with_replacement" in case.meta["case"]
+    replacement = case.meta["source"].endswith("_MCSSwReplacement")
     walk, index = siblings(case, RecursiveRejection(replacement))
     case.equal(index, "accept_index")
     case.close(torch.where(index[:, None] < 0, walk.law, 0.0), "residual")
@@ -82,7 +84,9 @@ def threshold(rule, state, token: Tensor) -> Tensor:
 def exact_acceptance(case: Case) -> None:
     p, q, most = case.inputs["p"], case.inputs["q"], case.config["K"]
     case.close(1 - (p - q).clamp(min=0).sum(1), "accept.single")
-    found: dict[str, list[list[float]]] = {name: [] for name in ("rrs_w", "rrs_wo", "kseq", "onehot_topk", "naive_wo", "ot")}
+    found: dict[str, list[list[float]]] = {
+        name: [] for name in ("rrs_w", "rrs_wo", "kseq", "onehot_topk", "naive_wo", "ot")
+    }
     for target, draft in zip(p, q, strict=True):
         rows: dict[str, list[float]] = {name: [] for name in found}
         for k in range(1, most + 1):
@@ -93,7 +97,9 @@ def exact_acceptance(case: Case) -> None:
             distinct = tuples[torch.tensor([len(set(row)) == k for row in tuples.tolist()])]
             earlier = torch.cat([torch.zeros(len(distinct), 1), draft[distinct].cumsum(1)[:, :-1]], 1)
             ordered = (draft[distinct] / (1 - earlier)).prod(1)
-            rows["rrs_wo"].append(float((ordered * acceptance(RecursiveRejection(False), target, draft, distinct)).sum()))
+            rows["rrs_wo"].append(
+                float((ordered * acceptance(RecursiveRejection(False), target, draft, distinct)).sum())
+            )
             rows["naive_wo"].append(float((ordered * target[distinct].sum(1)).sum()))
             best = draft.topk(k).indices[None]
             rows["onehot_topk"].append(float(acceptance(OneHot(), target, draft, best)))

@@ -1,7 +1,8 @@
 """What is said about a scene: captions, the vocabulary they come from, and questions with answers.
 
-A caption names every object of its scene, so that a picture can be checked against it. Which details it gives (size, colour,
-background, a spatial relation) is drawn anew for each ``variant``; a relation is only stated where it clearly holds.
+A caption names every object of its scene, so that a picture can be checked against it. Which details it gives (size,
+colour, background, a spatial relation) is drawn anew for each ``variant``; a relation is only stated where it clearly
+holds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Scenes to pixels: anti-aliased shapes by signed distance, backgrounds by closed formulas, all scenes of a batch at once."""
+"""Scenes to pixels: anti-aliased shapes by signed distance, backgrounds by closed formulas, all scenes of a batch at
+once.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from vistok.data.scenes.world import BACKGROUNDS, NOISE_CELLS, PALETTE, SHAPES, Scenes
-
 
 # Where each shape of unit half-extent begins and ends: x0, y0, x1, y1.
 EXTENTS = {

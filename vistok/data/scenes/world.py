@@ -1,9 +1,10 @@
 """The embedded world: scenes of coloured shapes on low-chroma backgrounds.
 
-A scene is 1 to 4 objects (6 shapes x 8 colours x 2 sizes) that never touch, on one of five kinds of background. Scene ``i`` of
-seed ``s`` is a pure function of ``(s, i)``: the set is unlimited, any slice of it can be made in any order, and training and
-held-out scenes are kept apart by their seeds. All coordinates are fractions of the picture's side, so one scene can be rendered
-at any resolution. Objects are saturated and backgrounds nearly grey, which makes colour segmentation exact.
+A scene is 1 to 4 objects (6 shapes x 8 colours x 2 sizes) that never touch, on one of five kinds of background. Scene
+``i`` of seed ``s`` is a pure function of ``(s, i)``: the set is unlimited, any slice of it can be made in any order,
+and training and held-out scenes are kept apart by their seeds. All coordinates are fractions of the picture's side,
+so one scene can be rendered at any resolution. Objects are saturated and backgrounds nearly grey, which makes colour
+segmentation exact.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ class Scenes:
 
     Attributes:
         index: int64 [B], the scenes' numbers under their seed.
-        group: int64 [B, 4], which group of equal objects a slot belongs to, -1 where absent. Groups are in caption order.
+        group: int64 [B, 4], which group of equal objects a slot belongs to, -1 where absent. Groups are in caption
+            order.
         shape, colour, size: int64 [B, 4], indices into SHAPES, COLOURS, SIZES (undefined where absent).
         centre: float64 [B, 4, 2], (x, y) in [0, 1], y downwards.
         background: int64 [B], index into BACKGROUNDS.

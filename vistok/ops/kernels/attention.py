@@ -170,11 +170,14 @@ def _merge_kernel(
         tl.store(lse + index, tl.where(weight > 0, top + tl.log(weight), float("-inf")), mask=real)
 
 
-def _blocks(rows: int, dim: int) -> tuple[int, int, int, int]:
-    """Query rows, keys and features of a tile, and warps: small query tiles leave registers for more keys."""
+def _blocks(rows: int, dim: int, item_bytes: int) -> tuple[int, int, int, int]:
+    """Query rows, keys and features of a tile, and warps.
+
+    A tile of keys takes 16 KiB, so three stages of keys and values fit into shared memory at any head dim and dtype.
+    """
     block_d = max(16, triton.next_power_of_2(dim))
     block_m = min(64, max(16, triton.next_power_of_2(rows)))
-    block_n = 128 if block_d <= 64 else 64
+    block_n = max(16, min(128, 16384 // (block_d * item_bytes)))
     return block_m, block_n, block_d, 4 if block_m <= 32 else 8
 
 
@@ -199,7 +202,7 @@ def decode_attention(
     kv_heads = k.shape[1]
     group = heads // kv_heads
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    block_m, block_n, block_d, warps = _blocks(queries * group, dim)
+    block_m, block_n, block_d, warps = _blocks(queries * group, dim, k.element_size())
     m_blocks = triton.cdiv(queries * group, block_m)
     workers = _workers(q.device)
     out = torch.empty(batch, heads, queries, dim, dtype=q.dtype, device=q.device)

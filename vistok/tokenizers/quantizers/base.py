@@ -67,7 +67,8 @@ def squared_distances(z: Tensor, codebook: Tensor) -> Tensor:
 
 
 def entropy_gap(affinity: Tensor, temperature: float = 0.01) -> Tensor:
-    """Mean entropy of the single assignments minus the entropy of their mean; low when decisions are sharp and codes evenly used.
+    """Mean entropy of the single assignments minus the entropy of their mean; low when decisions are sharp and codes
+    evenly used.
 
     Args:
         affinity: [N, K], larger is closer.

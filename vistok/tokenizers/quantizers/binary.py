@@ -1,5 +1,6 @@
-"""Quantization of each channel to its sign: lookup-free (LFQ, Yu et al., arXiv 2310.05737) and binary spherical (BSQ, Zhao et
-al., arXiv 2406.07548)."""
+"""Quantization of each channel to its sign: lookup-free (LFQ, Yu et al., arXiv 2310.05737) and binary spherical (BSQ,
+Zhao et al., arXiv 2406.07548).
+"""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ class BinaryQuantizer(Quantizer):
     """D channels give one of 2**D codes, without a codebook. A channel that is exactly 0 counts as negative.
 
     Assignments are the softmax of 2 * inv_temperature * <z, code>. They factorise over bits, so the entropy of a single
-    assignment is a sum over groups of bits, exactly; the entropy of their mean is exact up to 14 bits and beyond that its
-    upper bound, the sum over groups of 9.
+    assignment is a sum over groups of bits, exactly; the entropy of their mean is exact up to 14 bits and beyond that
+    its upper bound, the sum over groups of 9.
 
     Args:
         bits: channels D.

@@ -1,4 +1,6 @@
-"""Vector quantization whose codebook follows the latents by exponential moving averages (arXiv 1711.00937, appendix A.1)."""
+"""Vector quantization whose codebook follows the latents by exponential moving averages (arXiv 1711.00937, appendix
+A.1).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""How gradients pass a quantizer: the straight-through estimator and the rotation trick (Fifty et al., arXiv 2410.06424)."""
+"""How gradients pass a quantizer: the straight-through estimator and the rotation trick (Fifty et al., arXiv
+2410.06424).
+"""
 
 from __future__ import annotations
 

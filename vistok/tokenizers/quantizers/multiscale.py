@@ -1,4 +1,6 @@
-"""Multi-scale residual quantization of feature maps (VAR, Tian et al., arXiv 2404.02905; TokenFlow, arXiv 2412.03069)."""
+"""Multi-scale residual quantization of feature maps (VAR, Tian et al., arXiv 2404.02905; TokenFlow, arXiv
+2412.03069).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from vistok.tokenizers.quantizers.base import Quantized, Quantizer
 
 
 class PhiConvs(nn.ModuleList):
-    """VAR's smoothing of an upsampled code: h <- (1 - ratio) h + ratio conv(h), with a few convolutions shared by all scales.
+    """VAR's smoothing of an upsampled code: h <- (1 - ratio) h + ratio conv(h), with a few convolutions shared by all
+    scales.
 
     Args:
         dim: channels.
@@ -108,16 +111,20 @@ class MultiScaleQuantizer(Quantizer):
         """The map of tokens [B, l], channels last: [B, n, n, D]."""
         return self.partial_maps(indices)[-1].movedim(1, -1)
 
-    def _quantize(self, z: Tensor, kept: Sequence[int] | None = None) -> Quantized:
-        rest, total, steps = z, torch.zeros_like(z), []
+    def scale_steps(self, z: Tensor, kept: Sequence[int] | None = None) -> list[tuple[Quantized, Tensor]]:
+        """A training pass of maps [B, D, n, n]: what each scale's quantizer gives, and its code map [B, D, n, n]."""
+        rest, steps = z, []
         for scale in range(len(self.scales)) if kept is None else kept:
             step = self.inner(self._shrink(rest, self.scales[scale]))
             grown = self._grow(step.latents, scale, z.shape[-1])
-            total = total + grown
             rest = rest - grown.detach()
-            steps.append(step)
+            steps.append((step, grown))
+        return steps
+
+    def _quantize(self, z: Tensor, kept: Sequence[int] | None = None) -> Quantized:
+        steps, maps = zip(*self.scale_steps(z, kept), strict=True)
         losses = (sum(getattr(step, name) for step in steps) / len(steps) for name in Quantized._fields[2:])
-        return Quantized(total, torch.cat([step.indices.flatten(1) for step in steps], 1), *losses)
+        return Quantized(sum(maps), torch.cat([step.indices.flatten(1) for step in steps], 1), *losses)
 
     def quantize_with_scale_drop(self, z: Tensor, generator: torch.Generator, probability: float = 0.1) -> Quantized:
         """A training pass in which, with some probability, one scale other than the first is left out (TokenFlow)."""

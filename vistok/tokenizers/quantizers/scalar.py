@@ -15,14 +15,15 @@ from vistok.tokenizers.quantizers.base import Quantized, Quantizer
 class FSQ(Quantizer):
     """Each channel is bounded and rounded to one of a few levels; the codebook is their product and has no weights.
 
-    The first channel is the least significant digit of an index. With the published bound an even number of levels gives
-    the values -1 ... 1 - 2/L. Digits are rounded on the way back to an index: a plain cast is off by one where L // 2 is no
-    power of two.
+    The first channel is the least significant digit of an index. With the published bound an even number of levels
+    gives the values -1 ... 1 - 2/L. Digits are rounded on the way back to an index: a plain cast is off by one where
+    L // 2 is no power of two.
 
     Args:
         levels: L of each channel, at least 3 (2 with ``symmetric``).
         eps: by which the bound is wider than the outermost levels.
-        symmetric: L equidistant values from -1 to 1 by rounding (L - 1)(tanh z + 1) / 2, as Stable Audio's tokenizers do
+        symmetric: L equidistant values from -1 to 1 by rounding (L - 1)(tanh z + 1) / 2, as Stable Audio's tokenizers
+            do
             (arXiv 2411.19842), instead of the published bound.
 
     Raises:

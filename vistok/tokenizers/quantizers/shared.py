@@ -15,8 +15,8 @@ _CHUNK = 1024  # vectors compared with all codes at a time: memory stays at _CHU
 class SharedQuantizer(Quantizer):
     """One index selects a semantic code and a pixel code; it is the one that is nearest for both at once.
 
-    Each half of a latent is normalised on its own, as are both codebooks at every use, so the summed squared distance is
-    smallest where one dot product of the joined vectors is largest.
+    Each half of a latent is normalised on its own, as are both codebooks at every use, so the summed squared distance
+    is smallest where one dot product of the joined vectors is largest.
 
     Args:
         size: number of codes K.

@@ -13,7 +13,8 @@ USAGE_WINDOW = 65536  # recent indices that the published usage figure looks bac
 
 
 class VectorQuantizer(Quantizer):
-    """Nearest-neighbour vector quantization trained by gradient (van den Oord et al., arXiv 1711.00937), as in LlamaGen.
+    """Nearest-neighbour vector quantization trained by gradient (van den Oord et al., arXiv 1711.00937), as in
+    LlamaGen.
 
     Codes are stored un-normalised and normalised at every use when ``l2_norm`` is set (Yu et al., arXiv 2110.04627).
 
@@ -26,8 +27,8 @@ class VectorQuantizer(Quantizer):
         usage_window: recent training indices to keep in the buffer ``codebook_used``; 0 for checkpoints without it.
         gradient: ``straight_through`` or ``rotation``.
 
-    The reference registers ``codebook_used`` as a trainable-looking parameter, which breaks training on a CPU; here it is a
-    plain buffer of the same name and shape.
+    The reference registers ``codebook_used`` as a trainable-looking parameter, which breaks training on a CPU; here
+    it is a plain buffer of the same name and shape.
     """
 
     def __init__(

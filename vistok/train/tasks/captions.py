@@ -1,7 +1,8 @@
 """Pre-train the caption encoder of the embedded text-to-image model: from features to what the caption states.
 
-The published models use a T5 that was pre-trained on text; this is the embedded world's counterpart. LlamaGen's image tokens
-see the caption as one mean over its tokens (see ``vistok.models.llamagen``), so the statement is read from the mean feature.
+The published models use a T5 that was pre-trained on text; this is the embedded world's counterpart. LlamaGen's image
+tokens see the caption as one mean over its tokens (see ``vistok.models.llamagen``), so the statement is read from the
+mean feature.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Train a text-to-image LlamaGen on scenes (arXiv 2406.06525) behind a frozen caption encoder, as the published ones were.
+"""Train a text-to-image LlamaGen on scenes (arXiv 2406.06525) behind a frozen caption encoder, as the published ones
+were.
 
-The scenes' codes are extracted once with the frozen tokenizer, as they are first needed. Each pass over them words the captions
-anew.
+The scenes' codes are extracted once with the frozen tokenizer, as they are first needed. Each pass over them words
+the captions anew.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class LlamaGenObjective(nn.Module):
 class LlamaGenTask:
     """The ``llamagen`` task.
 
-    ``init.vq`` names the tokenizer, ``init.text_encoder`` a pre-trained caption encoder, ``init.gpt`` weights to go on from.
+    ``init.vq`` names the tokenizer, ``init.text_encoder`` a pre-trained caption encoder, ``init.gpt`` weights to go
+    on from.
     """
 
     def __init__(self, recipe: Recipe):

@@ -1,7 +1,8 @@
 """Train a VQ tokenizer with LlamaGen's losses (arXiv 2406.06525, section 2.1).
 
-The embedded recipe uses the pixel, codebook, commitment and entropy terms. A perceptual term needs VGG weights that cannot be
-shipped, and scenes of flat colour gain nothing from an adversary, so both are left to users who have the weights and the need.
+The embedded recipe uses the pixel, codebook and commitment terms, and a smoothness term of our own. A perceptual term
+needs VGG weights that cannot be shipped, and scenes of flat colour gain nothing from an adversary:
+``vistok.tokenizers.discriminator`` has the published adversary for those who train on photographs.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ class VQObjective(nn.Module):
 
     Args:
         tokenizer: what is trained.
-        smoothness: weight of the latents' total variation. Left alone, the encoder dithers flat areas with many codes, which
-            a generator must then predict; a little of this term makes neighbouring codes agree where the picture does.
+        smoothness: weight of the latents' total variation. Left alone, the encoder dithers flat areas with many codes,
+            which a generator must then predict; a little of this term makes neighbouring codes agree where the
+            picture does.
     """
 
     def __init__(self, tokenizer: VQTokenizer, smoothness: float = 0.0):
@@ -54,7 +56,10 @@ def total_variation(latents: torch.Tensor) -> torch.Tensor:
 
 
 class VQTask:
-    """The ``vq`` task: scenes at ``data.size`` pixels; codes that fall out of use are revived every ``data.revive_every`` steps."""
+    """The ``vq`` task: scenes at ``data.size`` pixels, from new weights or from those that ``init.vq`` names.
+
+    Codes that fall out of use are revived every ``data.revive_every`` steps until step ``data.revive_until``.
+    """
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
@@ -90,7 +95,7 @@ class VQTask:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """PSNR in dB over held-out scenes (mean of per-picture values, pixels clamped to [-1, 1]), usage and perplexity of codes."""
+        """PSNR in dB (mean over held-out scenes, pixels clamped to [-1, 1]), usage and perplexity of codes."""
         device = next(self.tokenizer.parameters()).device
         psnr, counts = [], torch.zeros_like(self.counts)
         for start in range(0, self.recipe.data.get("eval_scenes", 512), 64):

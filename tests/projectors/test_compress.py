@@ -1,0 +1,392 @@
+"""``vistok.compress`` on the real transformers classes: nothing changes with all tokens, everything fits with fewer."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from tests.projectors import tiny
+from vistok.errors import VistokError
+from vistok.projectors import (
+    Compressor,
+    CorrelationGuided,
+    Coverage,
+    DivPrune,
+    FastV,
+    GlobalCom2,
+    Kept,
+    PruMerge,
+    Random,
+    ToMe,
+    Uniform,
+    VisionZip,
+    VtcCls,
+    compress,
+)
+
+NEW = {"max_new_tokens": 5, "do_sample": False}
+KEEP_ALL = [
+    VtcCls(1.0),
+    GlobalCom2(1.0),
+    VisionZip(1.0),
+    DivPrune(1.0),
+    PruMerge(1.0),
+    ToMe(1.0),
+    Uniform(1.0),
+    Random(1.0),
+    Coverage(1.0),
+    FastV(1.0),
+]
+FEWER = [
+    VtcCls(0.25),
+    VtcCls(9, start=-2),
+    GlobalCom2(0.25),
+    VisionZip(12),
+    DivPrune(0.3),
+    PruMerge(),
+    PruMerge(plus=True),
+    PruMerge(7),
+    ToMe(10),
+    Uniform(7),
+    Random(0.2),
+    Coverage(0.25),
+    CorrelationGuided(similarity=0.5),
+    FastV(0.25),
+]
+
+
+def called(value: object) -> str:
+    return f"{value.name}-{value.keep}" if hasattr(value, "keep") else getattr(value, "name", None)
+
+
+class ByBrightness(Compressor):
+    """Counts that differ from picture to picture, as an adaptive method's do."""
+
+    name = "by-brightness"
+
+    def select(self, image):
+        count = 3 + int(image.hidden.sum().abs() * 100) % 9
+        return [Kept(torch.arange(count)) for _ in image.hidden]
+
+
+@pytest.fixture(scope="module", params=["llava", "llava_next", "internvl", "qwen2_vl"])
+def family(request):
+    return getattr(tiny, request.param)(), getattr(tiny, f"{request.param}_inputs")
+
+
+@pytest.fixture(scope="module")
+def llava():
+    return tiny.llava()
+
+
+@pytest.fixture(scope="module")
+def llava_next():
+    return tiny.llava_next()
+
+
+@pytest.mark.parametrize("compressor", KEEP_ALL, ids=called)
+@pytest.mark.parametrize("name", ["llava", "llava_next"])
+@torch.no_grad()
+def test_all_tokens_give_the_plain_logits(name, compressor, request):
+    model, inputs = request.getfixturevalue(name), getattr(tiny, f"{name}_inputs")()
+    plain = model(**inputs).logits
+    with compress(model, compressor):
+        logits = model(**inputs).logits
+    present = inputs["attention_mask"].bool()
+    torch.testing.assert_close(logits[present], plain[present], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_all_tokens_on_every_family(family):
+    model, make = family
+    inputs = make()
+    plain = model.generate(**inputs, **NEW, output_logits=True, return_dict_in_generate=True)
+    with compress(model, Uniform(1.0)):
+        got = model.generate(**inputs, **NEW, output_logits=True, return_dict_in_generate=True)
+    assert torch.equal(got.sequences, plain.sequences)
+    torch.testing.assert_close(torch.stack(got.logits), torch.stack(plain.logits), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("compressor", FEWER, ids=called)
+@pytest.mark.parametrize("name", ["llava", "llava_next"])
+def test_rows_of_a_batch_do_not_mix(name, compressor, request):
+    """Different counts, lengths and pictures in one batch give what each row gives alone."""
+    model, make = request.getfixturevalue(name), getattr(tiny, f"{name}_inputs")
+    inputs = make()
+    settings = NEW | {"output_logits": True, "return_dict_in_generate": True}
+    with compress(model, compressor) as compression:
+        batch = model.generate(**inputs, **settings)
+        before, after = compression.last.before, compression.last.after
+        assert all(n < m for n, m in zip(after, before, strict=True))
+        if not isinstance(compressor, FastV):
+            assert sum(before) == int((inputs["input_ids"] == tiny.IMAGE).sum())
+        start = 0
+        for row in range(2):
+            present = inputs["attention_mask"][row].bool()
+            alone = {key: inputs[key][row : row + 1, present] for key in ("input_ids", "attention_mask")}
+            pictures = 1 if name == "llava_next" else row + 1
+            for key in ("pixel_values", "image_sizes"):
+                if key in inputs:
+                    alone[key] = inputs[key][start : start + pictures]
+            start += pictures
+            single = model.generate(**alone, **settings)
+            new = torch.stack(batch.logits)[:, row]
+            torch.testing.assert_close(new, torch.stack(single.logits)[:, 0], atol=2e-5, rtol=1e-5)
+            assert torch.equal(batch.sequences[row, present.numel() :], single.sequences[0, int(present.sum()) :])
+
+
+def test_ragged_counts_on_every_family(family):
+    model, make = family
+    inputs = make()
+    settings = NEW | {"output_logits": True, "return_dict_in_generate": True}
+    with compress(model, ByBrightness()) as compression:
+        batch = model.generate(**inputs, **settings)
+        assert len(set(compression.last.after)) > 1
+        beams = model.generate(**inputs, max_new_tokens=4, num_beams=3, num_return_sequences=2)
+    assert beams.shape == (4, inputs["input_ids"].shape[1] + 4)
+    assert torch.equal(beams[::2, : inputs["input_ids"].shape[1]], inputs["input_ids"])
+    assert torch.equal(batch.sequences[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
+
+
+@pytest.mark.parametrize("compressor", [VtcCls(5), FastV(5)], ids=called)
+def test_generation_equals_a_loop_without_cache(llava, compressor):
+    inputs = tiny.llava_inputs(pictures=(1,), lengths=((4, 3),))
+    with compress(llava, compressor):
+        got = llava.generate(**inputs, **NEW)[:, inputs["input_ids"].shape[1] :]
+    if isinstance(compressor, VtcCls):
+        grown = dict(inputs)
+        with compress(llava, compressor), torch.no_grad():
+            for token in got[0]:
+                logits = llava(**grown).logits[0, -1]
+                assert int(logits.argmax()) == int(token)
+                step = token.view(1, 1)
+                grown["input_ids"] = torch.cat([grown["input_ids"], step], 1)
+                grown["attention_mask"] = torch.ones_like(grown["input_ids"])
+    else:
+        layers = llava.model.language_model.layers
+        with compress(llava, compressor):
+            out = llava.generate(**inputs, **NEW, return_dict_in_generate=True)
+        full = inputs["input_ids"].shape[1]
+        lengths = [layer.keys.shape[2] for layer in out.past_key_values.layers]
+        short = full - tiny.GRID**2 + 5 + NEW["max_new_tokens"] - 1
+        assert lengths == [full + 4] * 2 + [short] * (len(layers) - 2)
+
+
+@pytest.mark.parametrize("compressor", [VtcCls(6), FastV(6), GlobalCom2(0.25)], ids=called)
+def test_beams_and_sampling(llava, compressor):
+    """Beams of one prompt are those of the prompt in a batch; a seed gives the same sample with and without a batch."""
+    inputs = tiny.llava_inputs(pictures=(1, 1), lengths=((4, 3), (4, 3)))
+    single = {key: value[:1] for key, value in inputs.items()}
+    with compress(llava, compressor):
+        both = llava.generate(**inputs, max_new_tokens=4, num_beams=3)
+        one = llava.generate(**single, max_new_tokens=4, num_beams=3)
+        torch.manual_seed(0)
+        samples = llava.generate(**single, max_new_tokens=4, do_sample=True, num_return_sequences=3)
+    assert torch.equal(both[:1], one)
+    assert samples.shape == (3, single["input_ids"].shape[1] + 4)
+    assert (samples[:, : single["input_ids"].shape[1]] == single["input_ids"]).all()
+
+
+@pytest.mark.parametrize("compressor", [VtcCls(6), VisionZip(8), GlobalCom2(0.25), PruMerge(), FastV(6)], ids=called)
+def test_eager_and_sdpa_keep_the_same_tokens(compressor):
+    got = []
+    for attention in ("eager", "sdpa"):
+        model = tiny.llava_next(attention)
+        with compress(model, compressor) as compression:
+            tokens = model.generate(**tiny.llava_next_inputs(), **NEW)
+            got.append((tokens, [index.tolist() for index in compression.last.kept]))
+    assert torch.equal(got[0][0], got[1][0])
+    assert got[0][1] == got[1][1]
+
+
+def test_no_attention_matrix_is_asked_for(llava, monkeypatch):
+    """Methods that read attention see one query; the tower is never told to return its weights."""
+    seen = {}
+    tower = llava.model.vision_tower
+    plain = tower.forward
+    monkeypatch.setattr(tower, "forward", lambda *a, **k: seen.update(k) or plain(*a, **k))
+
+    class Looks(VtcCls):
+        def select(self, image):
+            assert all(layer.query.shape[1] == 1 for layer in image.attention.values())
+            return super().select(image)
+
+    with compress(llava, Looks(4)):
+        llava.generate(**tiny.llava_inputs(), **NEW)
+    assert not seen.get("output_attentions")
+
+
+def test_bfloat16(llava):
+    model = copy.deepcopy(llava).to(torch.bfloat16)
+    inputs = tiny.llava_inputs()
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+    for compressor in (VtcCls(6), VisionZip(8), PruMerge(), DivPrune(5), ToMe(6), FastV(6)):
+        with compress(model, compressor):
+            assert model.generate(**inputs, **NEW).shape[1] == inputs["input_ids"].shape[1] + 5
+
+
+def test_right_padding_in_forward(llava):
+    inputs = tiny.llava_inputs(left=False)
+    with torch.no_grad(), compress(llava, VtcCls(6)):
+        batch = llava(**inputs).logits
+        for row, pictures in ((0, slice(0, 1)), (1, slice(1, 3))):
+            present = inputs["attention_mask"][row].bool()
+            ids = inputs["input_ids"][row : row + 1, present]
+            alone = llava(input_ids=ids, pixel_values=inputs["pixel_values"][pictures]).logits[0]
+            torch.testing.assert_close(batch[row, : len(alone)], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_labels_and_gradients(llava):
+    inputs = tiny.llava_inputs(left=False)
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == tiny.IMAGE, -100)
+    labels = labels.masked_fill(inputs["attention_mask"] == 0, -100)
+    llava.zero_grad()
+    with compress(llava, VtcCls(6)):
+        output = llava(**inputs, labels=labels)
+        output.loss.backward()
+    assert torch.isfinite(output.loss)
+    assert llava.model.multi_modal_projector.linear_1.weight.grad.abs().sum() > 0
+    llava.zero_grad(set_to_none=True)
+
+
+def test_max_length_counts_the_prompt_as_given(llava):
+    inputs = tiny.llava_inputs(pictures=(1,), lengths=((4, 3),))
+    length = inputs["input_ids"].shape[1] + 6
+    with compress(llava, VtcCls(6)):
+        assert llava.generate(**inputs, max_length=length, do_sample=False).shape[1] == length
+
+
+def test_original_positions(llava):
+    """Kept tokens at their old places see the text at the distance they had."""
+    seen = []
+    hook = llava.model.language_model.register_forward_pre_hook(
+        lambda m, a, k: seen.append(k["position_ids"]), with_kwargs=True
+    )
+    inputs = tiny.llava_inputs(pictures=(1,), lengths=((4, 3),))
+    try:
+        with compress(llava, Uniform(6), positions="original") as compression:
+            llava.generate(**inputs, **NEW)
+    finally:
+        hook.remove()
+    kept = compression.last.kept[0]
+    expected = [*range(4), *(4 + kept).tolist(), *range(4 + 36, inputs["input_ids"].shape[1])]
+    assert seen[0][0].tolist() == expected
+    assert [int(p) for p in seen[1:]] == list(range(expected[-1] + 1, expected[-1] + len(seen)))
+
+
+def test_text_alone_passes_through(llava):
+    ids = torch.tensor([[1, 5, 9, 20]])
+    plain = llava.generate(input_ids=ids, **NEW)
+    for compressor in (VtcCls(4), FastV(4)):
+        with compress(llava, compressor):
+            assert torch.equal(llava.generate(input_ids=ids, **NEW), plain)
+
+
+@pytest.mark.parametrize("compressor", [VtcCls(4), FastV(4)], ids=called)
+def test_removal_leaves_no_trace(compressor):
+    def hooks(model):
+        return [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in model.modules()]
+
+    model, inputs = tiny.llava(), tiny.llava_inputs()
+    plain = model.generate(**inputs, **NEW)  # transformers installs its own capturing hooks on first use
+    before = (type(model), set(vars(model)), hooks(model), list(model.state_dict()))
+    handle = compress(model, compressor)
+    fewer = model.generate(**inputs, **NEW)
+    assert not torch.equal(fewer, plain)
+    handle.remove()
+    handle.remove()
+    assert before == (type(model), set(vars(model)), hooks(model), list(model.state_dict()))
+    assert torch.equal(model.generate(**inputs, **NEW), plain)
+
+
+def test_an_error_inside_leaves_no_trace(llava):
+    kind = type(llava)
+    with pytest.raises(VistokError, match="cannot keep 1000"), compress(llava, VtcCls(1000)):
+        llava.generate(**tiny.llava_inputs(), **NEW)
+    assert type(llava) is kind
+    assert not any(m._forward_hooks for m in llava.model.vision_tower.modules() if hasattr(m, "weight"))
+
+
+@pytest.mark.parametrize("compressor", [VtcCls(4), FastV(4)], ids=called)
+def test_copies_and_pickles_stay_compressed(compressor):
+    model, inputs = tiny.llava(), tiny.llava_inputs()
+    plain = model.generate(**inputs, **NEW)
+    handle = compress(model, compressor)
+    fewer = model.generate(**inputs, **NEW)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other.generate(**inputs, **NEW), fewer)
+        assert isinstance(other, type(model).__mro__[2])
+        vars(other)["_vistok_compression"].remove()
+        assert torch.equal(other.generate(**inputs, **NEW), plain)
+        assert torch.equal(model.generate(**inputs, **NEW), fewer)
+    handle.remove()
+
+
+def test_saves_as_the_model_it_is(llava, tmp_path):
+    from transformers import LlavaForConditionalGeneration
+
+    with compress(llava, VtcCls(4)):
+        assert isinstance(llava, LlavaForConditionalGeneration)
+        llava.save_pretrained(tmp_path)
+    again = LlavaForConditionalGeneration.from_pretrained(tmp_path)
+    assert again.config.architectures == ["LlavaForConditionalGeneration"]
+
+
+def test_compiled_forward():
+    model, inputs = tiny.llava(), tiny.llava_inputs()
+    with compress(model, VtcCls(4)):
+        expected = model.generate(**inputs, **NEW)
+        model.forward = torch.compile(model.forward, backend="eager")
+        assert torch.equal(model.generate(**inputs, **NEW), expected)
+        del model.forward
+    with pytest.raises(VistokError, match=r"then torch\.compile"):
+        compress(torch.compile(model, backend="eager"), VtcCls(4))
+
+
+def test_wrapped_as_peft_does(llava):
+    class Wrapper(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.base_model = model
+
+        def get_base_model(self):
+            return self.base_model
+
+        def generate(self, **kwargs):
+            return self.base_model.generate(**kwargs)
+
+    inputs = tiny.llava_inputs()
+    with compress(llava, VtcCls(4)):
+        expected = llava.generate(**inputs, **NEW)
+    wrapped = Wrapper(llava)
+    with compress(wrapped, VtcCls(4)):
+        assert torch.equal(wrapped.generate(**inputs, **NEW), expected)
+
+
+def test_refusals_say_what_to_do(llava):
+    inputs = tiny.llava_inputs()
+    with pytest.raises(VistokError, match="supported for generation are llava"):
+        compress(torch.nn.Linear(2, 2), VtcCls(4))
+    with pytest.raises(VistokError, match="no compressor"):
+        compress(llava, "vtc-cls")
+    with pytest.raises(VistokError, match="'compact' or 'original'"):
+        compress(llava, VtcCls(4), positions="old")
+    with pytest.raises(VistokError, match="layer from 1 to 3"):
+        compress(llava, FastV(4, layer=9))
+    with compress(llava, VtcCls(4)):
+        with pytest.raises(VistokError, match="compressed already"):
+            compress(llava, VtcCls(4))
+        with pytest.raises(VistokError, match="placeholders"):
+            llava.generate(**{**inputs, "pixel_values": inputs["pixel_values"][:1]}, **NEW)
+        with pytest.raises(VistokError, match="assistant"):
+            llava.generate(**inputs, **NEW, assistant_model=llava)
+    with compress(llava, FastV(4)), pytest.raises(VistokError, match="labels"):
+        llava(**inputs, labels=inputs["input_ids"])
+    model = tiny.qwen2_vl()
+    with compress(model, VtcCls(4)), pytest.raises(VistokError, match="no CLS token"):
+        model.generate(**tiny.qwen2_vl_inputs(), **NEW)
+    with pytest.raises(VistokError, match="three-dimensional"):
+        compress(model, FastV(4))

@@ -1,0 +1,112 @@
+"""Pictures for GenEval from a vistok pipeline, and the ceiling that its tokenizer sets on the embedded world."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from vistok.data.images import to_pil
+from vistok.eval.geneval import metadata as prompts_of
+from vistok.eval.geneval.evaluate import score_images
+from vistok.eval.geneval.folder import write_prompt_folder
+from vistok.eval.geneval.load import load_detector
+from vistok.eval.geneval.summary import Summary, summarise
+from vistok.progress import progress
+
+if TYPE_CHECKING:
+    from vistok.pipelines import Pipeline
+    from vistok.samplers import Law, Sampler
+    from vistok.tokenizers.vq import VQTokenizer
+
+RELATION_WORDS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
+CEILING_SEED = 1_000_004  # a world of its own: no recipe trains on it, no other measurement looks at it
+
+
+def paint_set(
+    root: str | Path,
+    records: Sequence[dict],
+    pipe: Pipeline,
+    per_prompt: int = 4,
+    sampler: Sampler | None = None,
+    law: Law | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    rank: int = 0,
+    world: int = 1,
+) -> None:
+    """Paint a prompt set in the published folder layout; prompts whose folder is complete are passed over.
+
+    Args:
+        root: the set's folder.
+        records: prompts with their metadata; number ``i`` goes to folder ``i``.
+        pipe: what paints.
+        per_prompt: pictures of each prompt.
+        sampler, law, seed, batch_size: as in :meth:`vistok.pipelines.Pipeline.iterate`.
+        rank, world: of this process, which paints every ``world``-th prompt.
+
+    Raises:
+        VistokError: a prompt that the model cannot follow.
+    """
+    from vistok.pipelines import Sample
+
+    pipe.check([record["prompt"] for record in records])
+    todo = [i for i in range(rank, len(records), world) if not (Path(root) / f"{i:05d}" / "metadata.jsonl").exists()]
+    samples = [Sample(i * per_prompt + j, records[i]["prompt"]) for i in todo for j in range(per_prompt)]
+    waiting: list = []
+    with progress("paint", len(samples) * pipe.model.config.block_size) as advance:
+        for batch, output in pipe.iterate(samples, sampler, law, seed, batch_size, advance):
+            waiting += zip(batch, output.images, strict=True)
+            while len(waiting) >= per_prompt:
+                done, waiting = waiting[:per_prompt], waiting[per_prompt:]
+                number = done[0][0].index // per_prompt
+                write_prompt_folder(root, number, records[number], [image for _, image in done])
+
+
+def scene_records(count: int, seed: int) -> Iterator[tuple[dict, int]]:
+    """Metadata that hold of scenes, with the number of the scene each was read off.
+
+    Args:
+        count: how many scenes are looked at; one scene can serve several tasks.
+        seed: which world.
+    """
+    from vistok.data.scenes import groups, relation, sample_scenes
+
+    for number, scene in enumerate(groups(sample_scenes(count, seed))):
+        first = scene[0]
+        if len(scene) == 1 and first.count == 1:
+            yield prompts_of.single_object(first.shape), number
+            yield prompts_of.colors(first.shape, first.colour), number
+        elif len(scene) == 1:
+            yield prompts_of.counting(first.shape, first.count), number
+        elif len(scene) == 2 and all(g.count == 1 for g in scene):
+            second = scene[1]
+            yield prompts_of.two_object(first.shape, second.shape), number
+            yield prompts_of.color_attr((first.shape, first.colour), (second.shape, second.colour)), number
+            if (where := relation(first.centre, second.centre)) is not None:
+                yield prompts_of.position(first.shape, RELATION_WORDS[where], second.shape), number
+
+
+@torch.inference_mode()
+def reconstruction_ceiling(tokenizer: VQTokenizer, side: int, count: int = 500) -> Summary:
+    """What perfect pictures score after a tokenizer's reconstruction: no generator behind it can be expected to do
+    better.
+
+    Args:
+        tokenizer: encodes and decodes.
+        side: of the scenes in pixels.
+        count: scenes that are looked at.
+    """
+    from vistok.data.scenes import render, sample_scenes
+
+    scenes = sample_scenes(count, CEILING_SEED)
+    device = next(tokenizer.parameters()).device
+    pictures = []
+    for start in range(0, count, 64):
+        images = render(scenes[start : start + 64], side).to(device)
+        pictures += to_pil(tokenizer.decode(tokenizer.encode(images)))
+    detector, colours = load_detector("scenes")
+    read = [(record, pictures[number], f"scene {number}") for record, number in scene_records(count, CEILING_SEED)]
+    return summarise(list(score_images(read, detector, colours)))
