@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from vistok.data.images import to_pil
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen
 from vistok.ops.linear import pack_linears
-from vistok.samplers import Autoregressive, Law, Noise, Stats
+from vistok.samplers import Autoregressive, Law, Noise, Stats, sampler_class
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.zoo import card, card_of_file
 
@@ -190,6 +190,36 @@ class Pipeline:
         parts = [output for _, output in self.iterate(samples, sampler, law, seed, batch_size)]
         images = [image for part in parts for image in part.images]
         return Output(images, torch.cat([p.tokens for p in parts]), Stats.merged([p.stats for p in parts]))
+
+
+def build_sampler(pipe: Pipeline, name: str, draft: str | Path | None = None, **options) -> Sampler:
+    """A sampler by its name, for the command line.
+
+    Args:
+        pipe: what it will sample from.
+        name: one of ``vistok.samplers.SAMPLERS``.
+        draft: the drafter that ``eagle`` and ``lantern`` need: an embedded model, a folder or a hub id.
+        options: the sampler's own; None means its default.
+
+    Raises:
+        VistokError: an unknown sampler, an option that it does not have, or no drafter where one is needed.
+    """
+    cls = sampler_class(name)
+    known = {f.name for f in fields(cls) if f.init}
+    given = {key: value for key, value in options.items() if value is not None}
+    if unknown := sorted(set(given) - known):
+        raise VistokError(f"the sampler '{name}' has no option {', '.join(unknown)}.")
+    if "drafter" in known:
+        if draft is None:
+            raise VistokError(f"the sampler '{name}' needs a draft network: name it with --draft.")
+        from vistok.models.eagle import Eagle
+
+        given["drafter"] = Eagle.from_pretrained(draft).to(pipe.model.tok_embeddings.weight)
+    elif draft is not None:
+        raise VistokError(f"the sampler '{name}' drafts by itself: leave --draft out.")
+    if "codebook" in known:
+        given["codebook"] = pipe.vq.quantize.codebook.detach()
+    return cls(**given)
 
 
 def expand(conditions: Sequence[str | int], n: int) -> list[Sample]:

@@ -17,10 +17,13 @@ from vistok.errors import VistokError
 from vistok.eval.jobs import ShardedJob
 from vistok.progress import progress
 from vistok.samplers.stats import Stats
+from vistok.samplers.trace import paint_trace
 
 if TYPE_CHECKING:
     from vistok.pipelines import Pipeline, Sample
     from vistok.samplers import Law, Sampler
+
+TRACED = 16  # samples on the sheet of ``trace``
 
 
 @dataclass
@@ -80,11 +83,13 @@ def paint_to(
     law: Law,
     seed: int = 0,
     batch_size: int = 8,
+    trace: str | Path | None = None,
 ) -> Summary | None:
     """Paint samples into a picture file (several make a grid), or into a folder, one PNG each.
 
     A folder also gets ``metadata.jsonl`` and a manifest; the same call goes on where an earlier one was killed. Under
-    ``accelerate launch`` the processes share a folder job, and only the first one returns a summary.
+    ``accelerate launch`` the processes share a folder job, and only the first one returns a summary. ``trace`` names a
+    picture of the maps of accepted tokens, of at most 16 samples.
 
     Raises:
         VistokError: the folder holds another job, or several processes were asked for one file.
@@ -96,10 +101,13 @@ def paint_to(
         raise VistokError(f"{world} processes cannot share the one file '{out}': give a folder as --out.")
     job = None if is_file else _folder_job(out, pipe, samples, sampler, law, seed, rank)
     wanted = list(samples) if job is None else [samples[i] for i in job.pending(rank, world)]
-    began, stats, images = time.perf_counter(), [], []
+    began, stats, images, traces = time.perf_counter(), [], [], []
     with progress(f"paint {len(wanted)}", len(wanted) * pipe.model.config.block_size) as advance:
         for batch, output in pipe.iterate(wanted, sampler, law, seed, batch_size, advance):
             stats.append(output.stats)
+            if trace is not None and len(traces) < TRACED:
+                maps = [paint_trace(x, output.stats, i, pipe.model.config.grid) for i, x in enumerate(output.images)]
+                traces += maps[: TRACED - len(traces)]
             if job is None:
                 images += output.images
                 continue
@@ -107,6 +115,8 @@ def paint_to(
                 save_image(image, job.path(sample.index))
     if job is None:
         save_image(images[0] if len(images) == 1 else grid(images), out)
+    if traces and rank == 0:
+        save_image(grid(traces), trace)
     if rank != 0:
         return None
     skipped = len(range(0, len(samples), world)) - len(wanted)

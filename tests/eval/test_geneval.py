@@ -240,6 +240,7 @@ def test_mask2former_and_clip_from_folders_judge_a_picture(tmp_path):
         SwinConfig,
     )
 
+    from vistok.eval.clip_score import clip_scores
     from vistok.eval.geneval.load import load_detector
 
     torch.manual_seed(0)
@@ -249,9 +250,9 @@ def test_mask2former_and_clip_from_folders_judge_a_picture(tmp_path):
     detector_config = Mask2FormerConfig(
         backbone_config=backbone,
         num_labels=80,
-        hidden_dim=16,
-        feature_size=16,
-        mask_feature_size=16,
+        hidden_dim=32,
+        feature_size=32,
+        mask_feature_size=32,
         num_queries=5,
         encoder_layers=1,
         decoder_layers=2,
@@ -281,3 +282,6 @@ def test_mask2former_and_clip_from_folders_judge_a_picture(tmp_path):
     assert found and all(d.mask.shape == (60, 90) and d.label in COCO_CLASSES for d in found)
     named = colours.colours(image, "dog", found[:3])
     assert len(named) == 3 and set(named) <= set(colours.colour_names)
+    plain = clip_scores(colours.clip, [image, image], ["a dog", "a zebra"], weight=1.0)
+    assert plain.shape == (2,) and (plain >= 0).all() and (plain <= 1 + 1e-6).all()
+    torch.testing.assert_close(clip_scores(colours.clip, [image, image], ["a dog", "a zebra"]), 2.5 * plain)

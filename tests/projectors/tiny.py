@@ -101,7 +101,7 @@ def qwen2_vl(attention: str = "sdpa"):
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     config = Qwen2VLConfig(
-        vision_config={"depth": 3, "embed_dim": 32, "hidden_size": 48, "num_heads": 2, "patch_size": 4},
+        vision_config={"depth": 5, "embed_dim": 32, "hidden_size": 48, "num_heads": 2, "patch_size": 4},
         text_config=_text(dict, rope_parameters={"rope_type": "default", "mrope_section": [2, 2, 2]}),
         image_token_id=IMAGE,
         video_token_id=97,

@@ -175,7 +175,7 @@ def test_the_old_law_of_a_kept_draft_is_caught():
 
 
 def test_a_batch_that_waits_for_its_slowest_is_caught():
-    assert_caught(lambda: (PublishedBatch(6, 5, "random", "independent"), SlowestOfFour()), batch=2000)
+    assert_caught(lambda: (PublishedBatch(6, 5, "random", "independent"), SlowestOfFour()), batch=8000)
 
 
 def test_a_residual_drawn_from_the_target_is_caught():
@@ -193,12 +193,13 @@ def test_a_residual_that_is_processed_again_is_caught():
 
 def test_most_likely_candidates_tested_as_if_drawn_are_caught():
     wrong = TreeVerifier(RecursiveRejection(False), ANY)
-    assert_caught(lambda: (TableDrafter(TREE, LawKind.DETERMINISTIC, 4), wrong), length=16)
+    claim = LawKind.WITHOUT_REPLACEMENT
+    assert_caught(lambda: (TableDrafter(TREE, LawKind.DETERMINISTIC, 4, claim), wrong), length=16)
 
 
 def test_independent_candidates_tested_as_if_without_replacement_are_caught():
     wrong = TreeVerifier(RecursiveRejection(False), ANY)
-    assert_caught(lambda: (TableDrafter(TREE, LawKind.INDEPENDENT, 4), wrong), length=16)
+    assert_caught(lambda: (TableDrafter(TREE, LawKind.INDEPENDENT, 4), wrong), length=16, batch=15_000)
 
 
 def test_relaxation_is_caught():

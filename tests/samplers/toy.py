@@ -68,9 +68,7 @@ class TableTarget:
         return self.law.probabilities(self.logits(last, before, 0))
 
 
-def decode(
-    drafter, verifier, law=None, batch=1, length=24, vocabulary=4, scale=1.2, seed=0, samples=None, table=0
-):
+def decode(drafter, verifier, law=None, batch=1, length=24, vocabulary=4, scale=1.2, seed=0, samples=None, table=0):
     """Tokens and statistics of a run on a fresh table."""
     law = law or Law()
     target = TableTarget(law, batch, length, vocabulary, scale, table)
@@ -108,14 +106,16 @@ class TableDrafter:
         shape: of the trees.
         kind: how children are chosen: independently, without replacement, or the most likely ones.
         size: vocabulary.
+        claim: the kind that is claimed, if it is another.
     """
 
     chain = False
     forwards = 0
 
-    def __init__(self, shape: TreeShape, kind: LawKind, size: int, seed: int = 1):
-        self.shape, self.kind, self.nodes = shape, kind, shape.nodes
-        generator = torch.Generator().manual_seed(seed)
+    def __init__(self, shape: TreeShape, kind: LawKind, size: int, claim: LawKind | None = None):
+        self.shape, self.chosen, self.nodes = shape, kind, shape.nodes
+        self.kind = claim or kind
+        generator = torch.Generator().manual_seed(1)
         self.table = torch.randn(size, size, generator=generator, dtype=torch.float64).softmax(-1)
 
     def start(self, run, prefill):
@@ -132,12 +132,12 @@ class TableDrafter:
                 if child < 0:
                     continue
                 depth = torch.tensor([int(self.shape.depth[0, child])])
-                if self.kind is LawKind.DETERMINISTIC:
+                if self.chosen is LawKind.DETERMINISTIC:
                     token = rest.argmax(-1)
                 else:
                     token = draw(rest, run.uniform(depth, DRAFT, child, rank)[:, 0])
                 tokens[:, child] = token
-                if self.kind is not LawKind.INDEPENDENT:
+                if self.chosen is not LawKind.INDEPENDENT:
                     rest = rest.scatter(1, token[:, None], 0.0)
         return TokenTree(tokens, self.shape, self.kind, laws)
 

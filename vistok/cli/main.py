@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from vistok.cli import data, eval, models, sample, train
+from vistok.cli import data, eval, models, sample, tokenize, train
 from vistok.errors import VistokError
 
 app = typer.Typer(
@@ -20,6 +20,8 @@ app = typer.Typer(
 app.command("sample")(sample.sample)
 app.command("models")(models.models)
 app.command("train")(train.train)
+app.command("tokenize")(tokenize.tokenize)
+app.command("detokenize")(tokenize.detokenize)
 app.add_typer(data.app, name="data")
 app.add_typer(eval.app, name="eval")
 

@@ -21,6 +21,13 @@ def sample(
     num: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
     sampler: Annotated[str, typer.Option(help="How tokens are drawn; see docs/samplers.md.")] = "ar",
+    window: Annotated[int | None, typer.Option(help="sjd: rows of a pass.")] = None,
+    init: Annotated[str | None, typer.Option(help="sjd: how fresh drafts are made.")] = None,
+    variant: Annotated[str | None, typer.Option(help="sjd: coupled, published or gumbel.")] = None,
+    draft: Annotated[str | None, typer.Option(help="eagle, lantern: the draft network.")] = None,
+    neighbours: Annotated[int | None, typer.Option(help="lantern: codes that may lend their probability.")] = None,
+    delta: Annotated[float | None, typer.Option(help="lantern: how much they may lend.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Picture of the tokens that each step decided.")] = None,
     cfg: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 switches it off.")] = 3.0,
     cfg_interval: Annotated[int, typer.Option(help="Guide up to this decode step only; -1 guides all.")] = -1,
     temperature: Annotated[float, typer.Option(help="Divides the logits.")] = 1.0,
@@ -54,14 +61,16 @@ def sample(
     from vistok.data.files import check_writable
 
     check_writable(out)
+    if trace is not None:
+        check_writable(trace)
     import torch
 
-    from vistok.pipelines import expand, pipeline
+    from vistok.pipelines import build_sampler, expand, pipeline
     from vistok.samplers import Law, sampler_class
     from vistok.sampling_job import paint_to
 
     law = Law(cfg, cfg_interval, temperature, top_k or 0, top_p)
-    chosen = sampler_class(sampler)()
+    sampler_class(sampler)  # a misspelt name is told before anything is loaded
     samples = expand(conditions, num)
     pipe = pipeline(
         model,
@@ -75,8 +84,10 @@ def sample(
         compile=compile,
     )
     pipe.check(conditions, force)
+    options = {"window": window, "init": init, "variant": variant, "k": neighbours, "delta": delta}
+    chosen = build_sampler(pipe, sampler, draft, **options)
     torch.set_grad_enabled(False)
-    summary = paint_to(out, pipe, samples, chosen, law, seed, batch_size)
+    summary = paint_to(out, pipe, samples, chosen, law, seed, batch_size, trace)
     if summary is None:  # another process of the job reports
         return
     if json:

@@ -24,6 +24,7 @@ from vistok.models.llamagen import RMSNorm
 from vistok.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, Pretrained
 from vistok.ops import KVCache, apply_rope, attention, rope_1d, rope_2d
 from vistok.zoo.checkpoint import load_strict, read_state_dict
+from vistok.zoo.registry import resolve
 
 PUBLISHED_WEIGHTS = (WEIGHTS_FILE, "pytorch_model.bin")
 BEYOND = 10  # rows without rotation behind the grid, for drafts that run past the picture
@@ -126,29 +127,34 @@ class _Drafter(Pretrained, nn.Module):
         self.register_buffer("rope", rope, persistent=False)
 
     @classmethod
-    def from_published(cls: type[D], folder: str | Path, **overrides) -> D:
-        """Load a published drafter strictly: ``config.json`` and ``pytorch_model.bin`` or ``model.safetensors``.
+    def from_pretrained(cls: type[D], name: str | Path, **defaults) -> D:
+        """Load a drafter strictly: ``config.json``, and ``model.safetensors`` or ``pytorch_model.bin`` beside it.
 
         Args:
-            folder: where both lie.
-            overrides: what the target knows better than the drafter's configuration, e.g. ``grid`` and
-                ``cls_token_num``.
+            name: an embedded drafter, a folder, or a hub id such as ``jadohu/llamagen_drafter``.
+            defaults: what a published configuration does not say but the target knows: ``grid``, ``cls_token_num``.
+
+        Returns:
+            The drafter in evaluation mode, float32, on the CPU.
 
         Raises:
-            VistokError: a file is missing, or the weights are not those of this drafter.
+            VistokError: the name leads nowhere, or the weights are not those of this drafter.
         """
-        folder = Path(folder)
+        path = resolve(name, CONFIG_FILE)
         try:
-            entries = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            entries = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            raise VistokError(f"'{folder / CONFIG_FILE}' is missing or not JSON: name a drafter's folder.") from None
-        weights = next((folder / name for name in PUBLISHED_WEIGHTS if (folder / name).is_file()), None)
+            raise VistokError(f"'{path}' is not JSON: name the folder of a drafter.") from None
+        weights = next((path.parent / file for file in PUBLISHED_WEIGHTS if (path.parent / file).is_file()), None)
         if weights is None:
-            raise VistokError(f"'{folder}' holds no weights: expected {' or '.join(PUBLISHED_WEIGHTS)}.")
+            weights = resolve(name, PUBLISHED_WEIGHTS[-1])
+        # A published configuration describes the target's whole family; the drafter reads what shapes it.
         known = {field.name for field in fields(EagleConfig)}
-        # A published configuration describes the whole target family; the drafter reads what shapes it.
-        config = EagleConfig(**{k: v for k, v in entries.items() if k in known and v is not None} | overrides)
-        model = cls(config)
+        entries = defaults | {key: value for key, value in entries.items() if key in known and value is not None}
+        try:
+            model = cls(EagleConfig(**entries))
+        except TypeError:
+            raise VistokError(f"'{path}' does not say the shape of a drafter: name the folder of a drafter.") from None
         load_strict(model, model.complete(read_state_dict(weights)), cls.__name__)
         return model.eval()
 
@@ -265,8 +271,8 @@ class Eagle3Layer(nn.Module):
 
 
 class Eagle3(_Drafter):
-    """Drafter of EAGLE-3. Published files may lack ``embed_tokens``: give the target's table to ``from_published``'s
-    model.
+    """Drafter of EAGLE-3. Where a published file lacks ``embed_tokens``, the target's table must be given to the model
+    by ``share_embedding``.
     """
 
     def __init__(self, config: EagleConfig):

@@ -22,7 +22,7 @@ from vistok.projectors.fastv import FastV
 from vistok.projectors.layer_pruning import LayerPruning
 from vistok.projectors.layout import Packed, pack
 from vistok.projectors.shrink import Shrunk, positions_of, shrink_prompts
-from vistok.projectors.vision import Compressor
+from vistok.projectors.vision import Canvas, Compressor
 
 _STATE = "_vistok_compression"
 _PIXELS = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
@@ -36,11 +36,13 @@ class Report:
         before: visual tokens of each picture without compression.
         after: with it; for FastV, of each prompt from its layer on.
         kept: which tokens of each picture stayed (see ``Packed.index``); for FastV, which columns of each prompt.
+        layouts: grid of tokens of a view and layout of the crops, of each picture; none for FastV.
     """
 
     before: list[int] = field(default_factory=list)
     after: list[int] = field(default_factory=list)
     kept: list[Tensor] = field(default_factory=list)
+    layouts: list[tuple[tuple[int, int], Canvas | None]] = field(default_factory=list)
 
 
 class _Compressed:
@@ -80,11 +82,11 @@ class Compression:
         self.last = Report()
         self._family = model.config.model_type
         self._names = tuple(inspect.signature(type(model).forward).parameters)[1:]
-        self._pruning: LayerPruning | None = None
-        self._hooks = [model.register_forward_pre_hook(_outer_hook, with_kwargs=True)]
         base = model.base_model
-        if isinstance(compressor, FastV):
-            self._pruning = LayerPruning(base.language_model, compressor)
+        in_layers = isinstance(compressor, FastV)
+        self._pruning = LayerPruning(base.language_model, compressor) if in_layers else None
+        self._hooks = [model.register_forward_pre_hook(_outer_hook, with_kwargs=True)]
+        if in_layers:
             self._hooks += [
                 base.register_forward_pre_hook(self._before_base, with_kwargs=True),
                 base.register_forward_hook(self._after_base),
@@ -118,9 +120,10 @@ class Compression:
             return plain(None, generation_config, *args, **kwargs)
         if kwargs.get("assistant_model") is not None:
             raise VistokError("a compressed model cannot draft with an assistant model: leave assistant_model out.")
-        old, length = kwargs["input_ids"], kwargs["input_ids"].shape[1]
+        old = kwargs.get("input_ids")
         with torch.no_grad():
             kwargs = self._shortened(kwargs, left=True)
+        length = old.shape[1]
         saved = length - kwargs["input_ids"].shape[1]
         kwargs, generation_config = _shorter_limits(kwargs, generation_config, saved)
         output = plain(None, generation_config, *args, **kwargs)
@@ -172,11 +175,12 @@ class Compression:
         return kwargs
 
     def _encode(self, inputs: dict[str, Any]) -> tuple[list[Packed], list[int]]:
-        pictures, totals = [], []
+        pictures, totals, layouts = [], [], []
         for image, plan in FAMILIES[self._family](self.model.base_model, inputs, self.compressor):
             pictures.append(pack(image, plan, self.compressor.select(image), self.compressor.newlines))
             totals.append(len(plan.tokens))
-        self.last = Report(totals, [len(p.features) for p in pictures], [p.index for p in pictures])
+            layouts.append((image.grid, image.canvas))
+        self.last = Report(totals, [len(p.features) for p in pictures], [p.index for p in pictures], layouts)
         return pictures, totals
 
     def _rotary_positions(self, kwargs: dict[str, Any], ids: Tensor, mask: Tensor, shrunk: Shrunk) -> Tensor:
@@ -197,6 +201,8 @@ class Compression:
     def _before_base(self, base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         ids, mask, cache_ = (kwargs.get(name) for name in ("input_ids", "attention_mask", "past_key_values"))
         if cache_ is not None and cache_.get_seq_length() > 0:
+            if ids is not None and ids.shape[1] > 1 and bool((ids == self.model.config.image_token_id).any()):
+                raise VistokError("fastv ranks a prompt in one piece: leave out prefill chunks and filled caches.")
             return
         self._pruning.forget()
         if ids is None:
@@ -248,6 +254,8 @@ def compress(
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if kind not in FAMILIES or not hasattr(model, "generate"):
         raise VistokError(f"cannot compress '{kind}': supported for generation are {', '.join(FAMILIES)}.")
+    if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
+        raise VistokError("this transformers takes no encoded pictures in forward: install a newer one (5.23 has it).")
     if not isinstance(compressor, (Compressor, FastV)):
         raise VistokError(f"{compressor!r} is no compressor: pass one such as vistok.projectors.VtcCls(keep=64).")
     if positions not in ("compact", "original"):
@@ -275,8 +283,8 @@ def _flatten_features(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
 def _checked(kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, bool]:
     """Ids and mask of a call, and whether it gave the mask."""
     ids, mask, past = (kwargs.get(name) for name in ("input_ids", "attention_mask", "past_key_values"))
-    if ids is None:
-        raise VistokError("compression shortens token ids: pass input_ids, not inputs_embeds alone.")
+    if ids is None or kwargs.get("inputs_embeds") is not None:
+        raise VistokError("compression shortens token ids: pass input_ids, and no inputs_embeds.")
     if past is not None and past.get_seq_length() > 0:
         raise VistokError("pictures cannot be added to a cache that already holds tokens: start without the cache.")
     if mask is not None and mask.ndim != 2:

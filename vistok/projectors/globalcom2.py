@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vistok.errors import VistokError
-from vistok.projectors.vision import Canvas, Compressor, ImageTokens, Kept, Needs
+from vistok.projectors.vision import Canvas, Compressor, ImageTokens, Kept, Needs, everything
 
 
 class CropChoice(NamedTuple):
@@ -155,6 +155,8 @@ class GlobalCom2(Compressor):
         return Needs(attention=(layers - 1,))
 
     def select(self, image: ImageTokens) -> list[Kept] | Tensor:
+        if self.keep == 1.0:
+            return everything(image)
         scores = image.attention[image.layers - 1].cls_logits().mean(1)  # [V, N]
         best = scores[0].topk(max(1, int(scores.shape[1] * self.keep))).indices
         if image.canvas is None:

@@ -130,7 +130,7 @@ class LayerPruning:
         else:
             rows = len(present)
             mask = mask.expand(rows, -1, -1, -1)
-            if queries > 1:
+            if self._prompt is not None:
                 mask = mask.gather(2, self.columns[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
             index = self.columns[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1)
             mask = torch.cat([mask.gather(3, index), mask[..., self._full :]], -1)

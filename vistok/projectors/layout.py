@@ -98,8 +98,13 @@ def crops_plan(grid: tuple[int, int], canvas: Canvas) -> Plan:
 
 
 def _kept_newlines(plan: Plan, kept: Tensor, policy: str) -> Tensor:
-    """Placeholders of the row ends that stay: those of rows with a kept token, all, or none; int64 [n]."""
+    """Placeholders of the row ends that stay: those of rows with a kept token, all, or none; int64 [n].
+
+    A picture that is kept whole keeps its row ends whatever the policy.
+    """
     ends = plan.tokens == NEWLINE
+    if len(kept) == int((~ends).sum()):
+        return ends.nonzero().squeeze(1)
     if policy == "none":
         ends = torch.zeros_like(ends)
     elif policy == "rows":

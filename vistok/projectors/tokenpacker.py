@@ -126,6 +126,7 @@ class TokenPacker(nn.Module, Compressor):
         return Needs(states=self._states(layers))
 
     def select(self, image: ImageTokens) -> Tensor:
+        """Tokens of all views, one view after the other, without row ends."""
         if image.grid != (self.raw_grid, self.raw_grid):
             raise VistokError(f"this TokenPacker is for a grid of side {self.raw_grid}, not {image.grid}.")
         fine = torch.cat([image.states[i] for i in self._states(image.layers)], dim=-1)

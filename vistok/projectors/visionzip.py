@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vistok.errors import VistokError
 from vistok.projectors.vision import (
     LEADING,
     TRAILING,
@@ -65,6 +66,8 @@ class VisionZip(Compressor):
 
     def __init__(self, keep: int | float = 0.25, contextual: int | None = None) -> None:
         self.keep = check_keep(keep)
+        if contextual is not None and contextual < 0:
+            raise VistokError(f"contextual is {contextual}: give a number of merged tokens from 0.")
         self.contextual = contextual
 
     def needs(self, layers: int) -> Needs:

@@ -23,9 +23,10 @@ def ensemble_layers(layers: int, start: int | None = None) -> range:
     Raises:
         VistokError: no layer is left.
     """
-    chosen = range(layers)[slice(round(layers * 2 / 3) if start is None else start, -1)]
+    start = round(layers * 2 / 3) if start is None else start
+    chosen = range(layers)[start:-1]
     if not chosen:
-        raise VistokError(f"no layer from {start} to {layers - 2}: give a first layer of at most {layers - 2}.")
+        raise VistokError(f"{layers} layers leave none from {start} to the last but one: give start=-2 or earlier.")
     return chosen
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vistok.errors import unknown_name
-from vistok.samplers.autoregressive import Autoregressive
+from vistok.samplers.autoregressive import Autoregressive, Sampler
 from vistok.samplers.eagle import Eagle
 from vistok.samplers.jacobi import SpeculativeJacobi
 from vistok.samplers.lantern import Lantern
@@ -16,7 +16,7 @@ from vistok.samplers.target import ImageTarget
 SAMPLERS = {"ar": Autoregressive, "sjd": SpeculativeJacobi, "eagle": Eagle, "lantern": Lantern}
 
 
-def sampler_class(name: str) -> type:
+def sampler_class(name: str) -> type[Sampler]:
     """The class of a sampler.
 
     Raises:
@@ -35,6 +35,7 @@ __all__ = [
     "Lantern",
     "Law",
     "Noise",
+    "Sampler",
     "SpeculativeJacobi",
     "Stats",
     "generate",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -50,11 +51,9 @@ class Draw:
         return Verdict(token[:, None], torch.ones_like(token))
 
 
-@dataclass(frozen=True)
-class Autoregressive:
-    """One target forward for every token."""
+class Sampler(Protocol):
+    """A way to draw pictures: a small frozen dataclass of options."""
 
-    @torch.inference_mode()
     def sample(
         self,
         model: LlamaGen,
@@ -72,9 +71,26 @@ class Autoregressive:
             mask: which text features are real, [B, T]; all if None.
             law: guidance, temperature and truncation.
             noise: the random numbers of the run.
-            progress: called with the tokens that were gained.
+            progress: called with the tokens that the slowest sample gained.
 
         Returns:
             Codes int64 [B, n] in raster order, and the statistics of the run.
         """
+
+
+@dataclass(frozen=True)
+class Autoregressive:
+    """One target forward for every token."""
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        model: LlamaGen,
+        condition: Tensor,
+        mask: Tensor | None,
+        law: Law,
+        noise: Noise,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[Tensor, Stats]:
+        """Draw a batch of pictures; see ``Sampler.sample``."""
         return generate(ImageTarget(model, law, condition, mask), NoDraft(), Draw(), law, noise, progress)

@@ -268,7 +268,8 @@ class TreeVerifier:
         p = self.laws(scores, run)
         root = torch.zeros(1, dtype=torch.int64, device=p.device)
         most = torch.arange(tree.shape.height * tree.shape.children.shape[2], device=p.device)
-        walk = walk_tree(tree.shape, tree.tokens, p, tree.laws, self.rule, run.uniform(root, ACCEPT, most))
+        q = None if tree.kind is LawKind.DETERMINISTIC else tree.laws
+        walk = walk_tree(tree.shape, tree.tokens, p, q, self.rule, run.uniform(root, ACCEPT, most))
         token = draw(walk.law, run.uniform(root, RESIDUAL)[:, 0])
         return kept_path(tree.tokens, walk.path, walk.count, token)
 

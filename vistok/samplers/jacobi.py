@@ -3,15 +3,13 @@
 Each pass scores a window of drafts. A draft was drawn from the row law of an earlier pass, so the exact rule with that
 law keeps the output's law. Published SJD redraws everything behind the first rejection; coupled SJD (MC-SJD, arXiv
 2510.24211) applies the accept-or-residual rule there too, so that good drafts survive. Both are lossless when the law
-recorded for a draft
-is the row law of the latest pass, also for drafts that were kept: the law of an older draft would bias the result.
-    Gumbel
-coupling redraws with noise that belongs to the position, so that an unchanged law redraws the same token.
+recorded for a draft is the row law of the latest pass, also for drafts that were kept: the law of an older draft would
+bias the result. Gumbel coupling redraws with noise that belongs to the position, so that an unchanged law redraws the
+same token.
 
 Against the published code: sequences of a batch advance on their own; the residual is not processed a second time;
-    fresh
-drafts may come from a law that is recorded as such, and not only as a fixed guess; the window keeps its width to the
-end.
+fresh drafts may come from a law that is recorded as such, and not only as a fixed guess; the window keeps its width to
+the end.
 """
 
 from __future__ import annotations
@@ -244,7 +242,7 @@ class SpeculativeJacobi:
         noise: Noise,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[Tensor, Stats]:
-        """Draw a batch of pictures; see ``Autoregressive.sample``."""
+        """Draw a batch of pictures; see ``Sampler.sample``."""
         drafter = JacobiWindow(self.window, model.config.grid, self.init, VARIANTS[self.variant])
         target = ImageTarget(model, law, condition, mask, nodes=drafter.nodes)
         return generate(target, drafter, ExactChain(), law, noise, progress)

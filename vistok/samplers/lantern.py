@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from vistok.errors import VistokError
 from vistok.models.eagle import Eagle as EagleNetwork
 from vistok.models.llamagen import LlamaGen
-from vistok.samplers.eagle import HeadDrafter, check_drafter, draft_policy
+from vistok.samplers.eagle import DEFAULT_DRAFTER, HeadDrafter, draft_policy, drafter_of
 from vistok.samplers.law import Law
 from vistok.samplers.loop import generate
 from vistok.samplers.noise import Noise
@@ -26,8 +27,7 @@ class Lantern:
     law.
 
     Attributes:
-        drafter: the EAGLE network that belongs to the target.
-        codebook: the tokenizer's codes [V, D]; their neighbours are found once.
+        drafter: the EAGLE network that belongs to the target, or its name; see ``Eagle``.
         k: neighbours that may lend their probability.
         delta: how much: a total variation (additive), or the factor lambda by which a draft's probability may grow
             (multiplicative, LANTERN++).
@@ -35,14 +35,14 @@ class Lantern:
         residual: ``paper``, or ``reference`` for that of the published code.
         tree: ``dynamic`` (LANTERN) or the name of a static tree (LANTERN++).
         drafts, depth, top_k: shape of a dynamic tree.
+        codebook: the codes of the target's tokenizer, [V, D]; their neighbours are found once.
 
     Raises:
         VistokError: options that make no sense together.
     """
 
-    drafter: EagleNetwork
-    codebook: Tensor
-    k: int = 100
+    drafter: EagleNetwork | str = DEFAULT_DRAFTER
+    k: int = 20
     delta: float = 0.1
     mode: str = "additive"
     residual: str = "paper"
@@ -50,21 +50,26 @@ class Lantern:
     drafts: int = 16
     depth: int = 4
     top_k: int = 4
-    _neighbours: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
+    codebook: Tensor | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self):
         check_relaxation(self.k, self.delta, self.mode, self.residual)
-        if self.k >= len(self.codebook):
-            raise VistokError(
-                f"the codebook has {len(self.codebook)} codes, so at most {len(self.codebook) - 1} neighbours."
-            )
+        draft_policy(self.tree, self.drafts, self.depth, self.top_k)
 
+    def with_codebook(self, codebook: Tensor) -> Lantern:
+        """The same sampler for the tokenizer of this codebook, [V, D]."""
+        return replace(self, codebook=codebook)
+
+    @functools.cached_property
     def neighbours(self) -> Tensor:
-        """The table of nearest codes, int64 [V, k], and a column more for the reference residual."""
-        if not self._neighbours:
-            columns = min(self.k + (self.residual == "reference"), len(self.codebook) - 1)
-            self._neighbours.append(nearest_codes(self.codebook, columns))
-        return self._neighbours[0]
+        """The table of nearest codes, int64 [V, k], and a column more for the reference residual.
+
+        Raises:
+            VistokError: there is no codebook, or it has too few codes.
+        """
+        if self.codebook is None:
+            raise VistokError("LANTERN needs the tokenizer's codebook: call with_codebook with it.")
+        return nearest_codes(self.codebook, self.k + (self.residual == "reference" and self.k > 0))
 
     @torch.inference_mode()
     def sample(
@@ -76,16 +81,15 @@ class Lantern:
         noise: Noise,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[Tensor, Stats]:
-        """Draw a batch of pictures; see ``Autoregressive.sample``."""
-        check_drafter(self.drafter, model)
-        if len(self.codebook) != model.config.vocab_size:
+        """Draw a batch of pictures; see ``Sampler.sample``."""
+        neighbours = self.neighbours.to(model.tok_embeddings.weight.device)
+        if len(neighbours) != model.config.vocab_size:
             raise VistokError(
-                f"the codebook has {len(self.codebook)} codes, but the model draws from {model.config.vocab_size}: "
+                f"the codebook has {len(neighbours)} codes, but the model draws from {model.config.vocab_size}: "
                 "give the codebook of the tokenizer that the model was trained with."
             )
         policy = draft_policy(self.tree, self.drafts, self.depth, self.top_k)
-        drafter = HeadDrafter(self.drafter, model.head, law, policy, model.config.block_size)
-        neighbours = self.neighbours().to(next(model.parameters()).device)
+        drafter = HeadDrafter(drafter_of(self.drafter, model), model.head, law, policy, model.config.block_size)
         verifier = RelaxedTree(neighbours, self.k, self.delta, self.mode, self.residual)
         target = ImageTarget(model, law, condition, mask, nodes=drafter.nodes)
         return generate(target, drafter, verifier, law, noise, progress)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vistok.errors import VistokError
 from vistok.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, Pretrained
 from vistok.tokenizers.flextok_config import PRESETS, FlexTokConfig, from_published, parse_metadata
 from vistok.tokenizers.flextok_layers import (
@@ -98,9 +98,7 @@ class Decoder(nn.Module):
         self.module_dict = nn.ModuleDict(
             {
                 "dec_from_latents": Projection(len(config.levels), width),
-                "dec_registers_posemb_module": Parameter(
-                    "posembs", 0.02 * torch.randn(1, 1, width, config.registers)
-                ),
+                "dec_registers_posemb_module": Parameter("posembs", 0.02 * torch.randn(1, 1, width, config.registers)),
                 "dec_nested_dropout": Parameter("dropout_mask_token", 0.02 * torch.randn(width)),
                 "dec_latent_dropout": Parameter("nullcond", 0.02 * torch.randn(width)),
                 "dec_noise_patch_emb": PatchEmbed(config.latent_channels, config.patch, width),
@@ -296,7 +294,7 @@ class FlexTok(Pretrained, nn.Module):
     def decode(
         self,
         tokens: Tensor,
-        length: int | Sequence[int] | Tensor | None = None,
+        length: int | Tensor | None = None,
         sampling: FlowSampling | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
@@ -305,7 +303,7 @@ class FlexTok(Pretrained, nn.Module):
 
         Args:
             tokens: int64 [B, n].
-            length: how many first tokens to decode; several numbers give every row its own, in one batch.
+            length: how many first tokens to decode; an int64 tensor [B] gives every row its own number, in one batch.
             sampling: steps and guidance; the published recipe by default.
             generator: of the noise, on the CPU; seed 0 by default.
             noise: [B, C, h, w] to begin with, in place of a generator.
@@ -313,13 +311,12 @@ class FlexTok(Pretrained, nn.Module):
         Raises:
             VistokError: a length that there are no tokens for.
         """
-        lengths = [tokens.shape[1] if length is None else length]
-        if isinstance(length, Tensor | Sequence):
-            lengths = length.tolist() if isinstance(length, Tensor) else list(length)
-        for each in lengths:
-            self.capabilities.check_length(each, tokens.shape[1])
-        keep = torch.tensor(lengths, device=tokens.device) if len(set(lengths)) > 1 else None
-        codes = self.regularizer.codes(tokens[:, : max(lengths)])
+        length = tokens.shape[1] if length is None else length
+        self.capabilities.check_length(length, tokens.shape[1])
+        keep = None
+        if isinstance(length, Tensor):
+            keep, length = length, int(length.max())
+        codes = self.regularizer.codes(tokens[:, :length])
         return self.paint(codes, keep, sampling or FlowSampling(), generator, noise)
 
     def paint(
@@ -390,7 +387,13 @@ def _published_tree(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     if path.is_dir() and (path / CONFIG_FILE).exists():
-        return json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+        try:
+            tree = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+        except ValueError:
+            tree = None
+        if not isinstance(tree, dict):
+            raise VistokError(f"'{path / CONFIG_FILE}' is not a JSON object: take the file from its publisher.")
+        return tree
     weights = path / WEIGHTS_FILE if path.is_dir() else path
     with safe_open(weights, framework="pt") as file:
         return parse_metadata(file.metadata() or {})

@@ -23,14 +23,46 @@ from vistok.errors import VistokError
 PUBLISHED_LEVELS = (8, 8, 8, 5, 5, 5)
 # The parts of which published networks consist, by the last component of the name in their configuration.
 KNOWN_CLASSES = frozenset(
-    """
-    FlexTok FlexTokFromHub StableDiffusionVAE AutoencoderKL FSQ MinRFPipeline MinRFNoiseModule MomentumBuffer
-    SequentialModuleDictWrapper PositionalEmbedding PositionalEmbeddingAdder DictKeyFilter PerSampleOp PerSampleReducer
-    channels_first_to_last channels_last_to_first FlexTransformer FlexTransformerDecoder MaskedNestedDropout
-    TimestepEmbedder Registers1D PatchEmbedder LearnedNullCond LinearLayer BlockWiseSequencePacker SequenceUnpacker
-    LinearHead ToPatchesLinearHead MLPHead FlexBlock FlexBlockAdaLN Fp32LayerNorm LayerNorm GatedMlp FlexAttention
-    FlexSelfAttention SiLU partial
-    """.split()
+    {
+        "FlexTok",
+        "FlexTokFromHub",
+        "StableDiffusionVAE",
+        "AutoencoderKL",
+        "FSQ",
+        "MinRFPipeline",
+        "MinRFNoiseModule",
+        "MomentumBuffer",
+        "SequentialModuleDictWrapper",
+        "PositionalEmbedding",
+        "PositionalEmbeddingAdder",
+        "DictKeyFilter",
+        "PerSampleOp",
+        "PerSampleReducer",
+        "channels_first_to_last",
+        "channels_last_to_first",
+        "FlexTransformer",
+        "FlexTransformerDecoder",
+        "MaskedNestedDropout",
+        "TimestepEmbedder",
+        "Registers1D",
+        "PatchEmbedder",
+        "LearnedNullCond",
+        "LinearLayer",
+        "BlockWiseSequencePacker",
+        "SequenceUnpacker",
+        "LinearHead",
+        "ToPatchesLinearHead",
+        "MLPHead",
+        "FlexBlock",
+        "FlexBlockAdaLN",
+        "Fp32LayerNorm",
+        "LayerNorm",
+        "GatedMlp",
+        "FlexAttention",
+        "FlexSelfAttention",
+        "SiLU",
+        "partial",
+    }
 )
 
 

@@ -27,7 +27,7 @@ def sincos_2d(width: int, height: int, columns: int) -> Tensor:
     frequency = 10000 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     first, second = ((p[:, None] * frequency) for p in (place // height, place % height))
     table = torch.cat([first.sin(), first.cos(), second.sin(), second.cos()], 1)
-    return table.float().t().reshape(1, width, height, columns)
+    return table.float().t().contiguous().view(1, width, height, columns)
 
 
 def time_features(times: Tensor, size: int) -> Tensor:

@@ -77,8 +77,10 @@ class FlowSampling:
             raise VistokError(f"a flow needs at least one step, got {self.steps}.")
 
     def run(
-        self, noise: Tensor, conditional: Callable[[Tensor, Tensor], Tensor], unconditional: Callable[[Tensor,
-            Tensor], Tensor]
+        self,
+        noise: Tensor,
+        conditional: Callable[[Tensor, Tensor], Tensor],
+        unconditional: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
         """Integrate from noise to data.
 

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from vistok.data.vtok import bits_per_token
 from vistok.errors import VistokError
 
 
@@ -47,8 +48,8 @@ class Capabilities:
             VistokError: tokens are continuous.
         """
         if self.codebook_size is None:
-            raise VistokError("this tokenizer's tokens are continuous vectors without a codebook, so they have no size.")
-        return max(1, (self.codebook_size - 1).bit_length())
+            raise VistokError("this tokenizer's tokens are continuous vectors without a codebook: they have no bits.")
+        return bits_per_token(self.codebook_size)
 
     def check_images(self, images: Tensor) -> None:
         """Raise VistokError unless pictures [B, 3, H, W] have sides that the tokenizer takes."""
@@ -66,8 +67,12 @@ class Capabilities:
                 f"got {height}x{width}: resize or crop them."
             )
 
-    def check_length(self, length: int, available: int) -> None:
-        """Raise VistokError unless the first ``length`` of ``available`` tokens can be decoded."""
+    def check_length(self, length: int | Tensor, available: int) -> None:
+        """Raise VistokError unless the first ``length`` of ``available`` tokens (of each row) can be decoded."""
+        for each in length.unique().tolist() if isinstance(length, Tensor) else (length,):
+            self._check_length(each, available)
+
+    def _check_length(self, length: int, available: int) -> None:
         if length > available:
             raise VistokError(f"cannot decode {length} tokens of a picture that has {available}.")
         if length in self.lengths or (not self.lengths and length == available):
@@ -75,11 +80,9 @@ class Capabilities:
         if not self.variable_length:
             whole = self.lengths[0] if self.lengths else available
             raise VistokError(f"this tokenizer decodes all {whole} tokens of a picture and no fewer, got {length}.")
-        known = (
-            f"{self.lengths.start} to {self.lengths[-1]}"
-            if isinstance(self.lengths, range)
-            else ", ".join(map(str, self.lengths))
-        )
+        known = ", ".join(map(str, self.lengths))
+        if isinstance(self.lengths, range):
+            known = f"{self.lengths.start} to {self.lengths[-1]}"
         raise VistokError(f"this tokenizer decodes {known} tokens, got {length}.")
 
 
@@ -95,6 +98,11 @@ class Tokenizer(Protocol):
         """Pictures to tokens, int64 in the layout that ``capabilities`` states."""
         ...
 
-    def decode(self, tokens: Tensor, length: int | None = None) -> Tensor:
-        """Tokens, or their first ``length``, to pictures, nominally in [-1, 1] (not clamped)."""
+    def decode(self, tokens: Tensor, length: int | Tensor | None = None) -> Tensor:
+        """Tokens to pictures, nominally in [-1, 1] (not clamped).
+
+        Args:
+            tokens: as ``encode`` gives them.
+            length: how many first tokens to decode; an int64 tensor [B] gives every row its own number.
+        """
         ...

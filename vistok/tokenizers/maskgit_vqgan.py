@@ -42,6 +42,9 @@ class MaskGITVQGANConfig:
         return 2 ** (len(self.channel_mult) - 1)
 
 
+PRESETS: dict[str, MaskGITVQGANConfig] = {"MaskGIT-VQGAN": MaskGITVQGANConfig()}
+
+
 class ResBlock(nn.Module):
     """Two normalised 3x3 convolutions without bias; see the module's text for the shortcut."""
 
@@ -127,7 +130,7 @@ class MaskGITVQGAN(Pretrained, nn.Module):
     """A grid of codes from one Euclidean codebook: tokens int64 [B, H/f, W/f]."""
 
     config_class = MaskGITVQGANConfig
-    presets = {"MaskGIT-VQGAN": MaskGITVQGANConfig()}
+    presets = PRESETS
 
     def __init__(self, config: MaskGITVQGANConfig | None = None):
         super().__init__()
@@ -148,7 +151,7 @@ class MaskGITVQGAN(Pretrained, nn.Module):
         return self.quantize.indices(self.encoder((images + 1) / 2))
 
     @torch.no_grad()
-    def decode(self, tokens: Tensor, length: int | None = None) -> Tensor:
+    def decode(self, tokens: Tensor, length: int | Tensor | None = None) -> Tensor:
         """Codes int64 [B, h, w] to pictures [B, 3, f*h, f*w], nominally in [-1, 1] (not clamped).
 
         Raises:

@@ -120,7 +120,7 @@ class Encoder(_Transformer):
 
 
 class Decoder(_Transformer):
-    """Quantized tokens [B, n, C] to proxy logits [B, K', g, g], or pictures in [0, 1] where there are no proxy codes."""
+    """Quantized tokens [B, n, C] to proxy logits [B, K', g, g], or to pictures in [0, 1] without proxy codes."""
 
     def __init__(self, config: TiTokConfig):
         super().__init__(config, config.decoder)
@@ -251,11 +251,10 @@ class TiTok(Pretrained, nn.Module):
             VistokError: a length that this tokenizer does not decode.
         """
         lengths = None
-        if isinstance(length, Tensor):
-            lengths, length = length, int(length.max())
-            self.capabilities.check_length(int(lengths.min()), tokens.shape[1])
         length = tokens.shape[1] if length is None else length
         self.capabilities.check_length(length, tokens.shape[1])
+        if isinstance(length, Tensor):
+            lengths, length = length, int(length.max())
         tokens = tokens[:, :length]
         codes = tokens if self.config.mode == "vae" else self.quantize.codes(tokens)
         return self.paint(codes, lengths)

@@ -204,19 +204,28 @@ class TokenFlow(Pretrained, nn.Module):
         """Pictures, and optionally their features (see ``latents``), to tokens int64 [B, L]."""
         return self.multiscale.indices(self.latents(images, features))
 
-    def code_maps(self, tokens: Tensor, length: int | None = None) -> Tensor:
-        """Both codes at every position from the first ``length`` tokens, [B, semantic + pixel, n, n].
+    def code_maps(self, tokens: Tensor, length: int | Tensor | None = None) -> Tensor:
+        """Both codes at every position from the first ``length`` tokens (of each row), [B, semantic + pixel, n, n].
 
         Raises:
             VistokError: ``length`` ends within a scale.
         """
         length = tokens.shape[1] if length is None else length
         self.capabilities.check_length(length, tokens.shape[1])
-        return self.multiscale.partial_maps(tokens[:, :length])[-1]
+        if not isinstance(length, Tensor):
+            return self.multiscale.partial_maps(tokens[:, :length])[-1]
+        ends = torch.tensor(self.multiscale.lengths, device=tokens.device)
+        maps = self.multiscale.partial_maps(tokens[:, : int(length.max())])
+        scale = torch.searchsorted(ends, length.to(tokens.device))
+        return torch.stack(maps)[scale, torch.arange(len(tokens), device=tokens.device)]
 
     @torch.no_grad()
-    def decode(self, tokens: Tensor, length: int | None = None) -> Tensor:
+    def decode(self, tokens: Tensor, length: int | Tensor | None = None) -> Tensor:
         """Tokens to pictures [B, 3, H, W], nominally in [-1, 1] (not clamped).
+
+        Args:
+            tokens: int64 [B, L].
+            length: how many first tokens to decode; an int64 tensor [B] gives every row its own number.
 
         Raises:
             VistokError: ``length`` ends within a scale.
@@ -224,12 +233,8 @@ class TokenFlow(Pretrained, nn.Module):
         return self.paint(self.code_maps(tokens, length))
 
     @torch.no_grad()
-    def semantics(self, tokens: Tensor, length: int | None = None) -> Tensor:
-        """Tokens to semantic features [B, n * n, D], from the same indices as pictures.
-
-        Raises:
-            VistokError: ``length`` ends within a scale.
-        """
+    def semantics(self, tokens: Tensor, length: int | Tensor | None = None) -> Tensor:
+        """Tokens to semantic features [B, n * n, D], from the same indices as pictures; see ``decode``."""
         return self.describe(self.code_maps(tokens, length))
 
     def paint(self, maps: Tensor) -> Tensor:

@@ -70,13 +70,13 @@ def backbone_features(backbone: nn.Module, kind: str, images: Tensor) -> Tensor:
 def convert_backbone(state: Mapping[str, Tensor], config: TokenFlowConfig) -> dict[str, Tensor]:
     """Published weights of a whole tokenizer with the backbone's under the names of transformers.
 
-    CLIP's positions are resized to the grid of ``config.image_size``. Weights of a file that ``save_pretrained``
-    wrote come back as they are.
+    Positions of CLIP and of the semantic decoder, which were trained at 224 pixels, are resized to those of ``config``.
     """
     converted: dict[str, Tensor] = {}
     for key, value in state.items():
         if not key.startswith(PREFIX):
-            converted[key] = value
+            resize = key == "decoder_vqkd.pos_embed"
+            converted[key] = _resize_positions(value[0], config.scales[-1])[None] if resize else value
             continue
         name = key.removeprefix(PREFIX).removeprefix("vision_model.")
         if config.backbone == "clip":

@@ -55,8 +55,10 @@ class TokenFlowConfig:
     def pixel_encoder(self) -> VQConfig:
         """Shape of the convolutional encoder."""
         return VQConfig(
-            channels=self.channels, channel_mult=self.channel_mult, res_blocks=self.res_blocks,
-            z_channels=self.z_channels
+            channels=self.channels,
+            channel_mult=self.channel_mult,
+            res_blocks=self.res_blocks,
+            z_channels=self.z_channels,
         )
 
     @property

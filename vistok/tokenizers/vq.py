@@ -247,7 +247,7 @@ class VQTokenizer(Pretrained, nn.Module):
         return self.quantize.indices(self.latents(images))
 
     @torch.no_grad()
-    def decode(self, tokens: torch.Tensor, length: int | None = None) -> torch.Tensor:
+    def decode(self, tokens: torch.Tensor, length: int | torch.Tensor | None = None) -> torch.Tensor:
         """Codes int64 [B, h, w] to pictures [B, 3, f*h, f*w], nominally in [-1, 1] (not clamped).
 
         Raises:

@@ -8,11 +8,14 @@ from pathlib import Path
 
 from vistok.errors import VistokError, unknown_name
 from vistok.zoo.model_card import CARD_FILE, EMBEDDED, ModelCard, read_card, verify_files
-from vistok.zoo.published import PUBLISHED
+from vistok.zoo.published import PUBLISHED as PUBLISHED_LLAMAGEN
+from vistok.zoo.published_tokenizers import PUBLISHED_TOKENIZERS
 
+PUBLISHED = (*PUBLISHED_LLAMAGEN, *PUBLISHED_TOKENIZERS)
 WEIGHTS = Path(__file__).parent / "weights"
 # owner/name, with an optional file inside the repository: owner/name:folder/file.pt
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?::(?P<file>[^:]+))?")
+WHOLE_REPOSITORY = "model.safetensors"  # the weights of a repository with one model, beside its config.json
 _WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -54,8 +57,16 @@ def _unknown(name: str) -> VistokError:
 
 
 def card_of_file(path: str | Path) -> ModelCard | None:
-    """The published card whose checkpoint has this file name, so that its shape need not be spelt out."""
-    return next((card for card in PUBLISHED if Path(path).name in card.files), None)
+    """The one published card whose checkpoint has this file name, so that its shape need not be spelt out."""
+    found = [card for card in PUBLISHED if Path(path).name in card.files]
+    return found[0] if len(found) == 1 else None
+
+
+def _hub_names(card: ModelCard) -> list[str]:
+    """What a user writes to fetch the files of a card: the bare repository where it holds one model and its shape."""
+    if tuple(card.files) == (WHOLE_REPOSITORY,):
+        return [card.source]
+    return [f"{card.source}:{file}" for file in card.files]
 
 
 def hub_id(name: str | Path) -> tuple[str, str | None] | None:
@@ -91,7 +102,7 @@ def resolve(name: str | Path, filename: str | None = None) -> Path:
         path = WEIGHTS / found.name
     elif not path.exists():
         if found is not None:
-            hub = ", ".join(f"'{found.source}:{file}'" for file in found.files)
+            hub = ", ".join(f"'{where}'" for where in _hub_names(found))
             raise VistokError(f"the weights of '{name}' are not part of vistok: name your file, or {hub} to fetch it")
         if hub_id(name) is not None:
             return _fetch(str(name), filename)
@@ -141,8 +152,8 @@ def _fetch(name: str, filename: str | None) -> Path:
 
     repo, file = hub_id(name)
     file = file or filename
-    known = [f"{repo}:{published}" for card in PUBLISHED if card.source == repo for published in card.files]
-    if file is None and known:
+    known = [where for card in PUBLISHED if card.source == repo for where in _hub_names(card)]
+    if file is None and known and repo not in known:
         raise VistokError(f"'{repo}' holds several models: name one, such as {', '.join(known[:3])}")
     try:
         if file is None:

@@ -232,25 +232,39 @@ def patchgan(case: Case) -> None:
     network = PatchDiscriminator(config["input_nc"], config["ndf"], config["n_layers"])
     network.load_state_dict(case.weights)
     real, fake = case.inputs["real"], case.inputs["fake"]
-    # The stored running statistics are those after the two training passes; evaluation came first, on fresh ones.
-    tracked = {k: v.clone() for k, v in network.state_dict().items() if "running" in k or "num_batches" in k}
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.reset_running_stats()
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    if norms[0].num_batches_tracked == 2:
+        _undo_training_passes(network, norms, real, fake)
     with torch.no_grad():
         network.eval()
         case.close(network(real), "eval_real")
         case.close(network(fake), "eval_fake")
         network.train()
         on_real, on_fake = network(real), network(fake)
-    for key, value in tracked.items():
-        torch.testing.assert_close(network.state_dict()[key], value, atol=case.atol, rtol=case.rtol)
     case.close(on_real, "train_real")
     case.close(on_fake, "train_fake")
     for kind, reference in (("hinge", False), ("vanilla", False), ("non_saturating", True)):
         case.close(discriminator_loss(on_real, on_fake, kind, swapped=reference), f"{kind}_d_loss")
         if f"{kind}_gen_loss" in case.outputs:
             case.close(generator_loss(on_fake, kind, swapped=reference), f"{kind}_gen_loss")
+
+
+def _undo_training_passes(network: PatchDiscriminator, norms: list, real: torch.Tensor, fake: torch.Tensor) -> None:
+    """Running statistics were stored after both training passes, evaluation came before them: take the passes back.
+
+    A pass maps r to 0.9 r + 0.1 b, and the batch statistics b do not depend on r.
+    """
+    stored = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
+    for norm in norms:
+        norm.running_mean.zero_()
+        norm.running_var.zero_()
+    network.train()
+    with torch.no_grad():
+        network(real)
+        network(fake)
+    for norm, (mean, var) in zip(norms, stored, strict=True):
+        norm.running_mean.copy_((mean - norm.running_mean) / 0.81)
+        norm.running_var.copy_((var - norm.running_var) / 0.81)
 
 
 def state_dict_manifest(case: Case) -> None:

@@ -25,4 +25,8 @@ def build_task(recipe: Recipe) -> Task:
         from vistok.train.tasks.captions import CaptionTask
 
         return CaptionTask(recipe)
-    raise unknown_name("training task", recipe.task, ["captions", "llamagen", "vq"])
+    if recipe.task == "eagle":
+        from vistok.train.tasks.eagle import EagleTask
+
+        return EagleTask(recipe)
+    raise unknown_name("training task", recipe.task, ["captions", "eagle", "llamagen", "vq"])

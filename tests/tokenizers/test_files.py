@@ -1,0 +1,205 @@
+"""Pictures to .vtok files and back: the embedded tokenizer, by number of tokens, by quality, and bad input."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from vistok.cli.tokenize import detokenize, tokenize
+from vistok.data.images import ImageFolder, load_image, save_image, to_pil, to_tensor
+from vistok.data.scenes import render, sample_scenes
+from vistok.data.vtok import TokenFile, read_vtok, write_vtok
+from vistok.errors import VistokError
+from vistok.tokenizers import load
+from vistok.tokenizers.files import PICTURES, detokenize_files, pair_paths, prepare, tokenize_files
+from vistok.tokenizers.interface import Capabilities
+from vistok.tokenizers.load import FAMILIES, LoadedTokenizer, load_tokenizer, tokenizer_class
+from vistok.tokenizers.search import fewest_tokens
+from vistok.tokenizers.titok import TiTok
+from vistok.tokenizers.titok_config import TiTokConfig
+from vistok.zoo import card
+
+app = typer.Typer()
+app.command()(tokenize)
+app.command()(detokenize)
+
+
+def _run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "in"
+    for i, picture in enumerate(to_pil(render(sample_scenes(5, 3), 64))):
+        save_image(picture, folder / ("deep" if i % 2 else ".") / f"{i}.png")
+    return folder
+
+
+class Bars:
+    """Decodes n tokens to a picture whose first n columns are right: quality grows with every token."""
+
+    capabilities = Capabilities(16, "sequence", multiple=8, image_size=8, lengths=range(1, 9))
+
+    def encode(self, images):
+        return ((images[:, 0, 0] + 1) * 7.5).round().long()
+
+    def decode(self, tokens, length=None):
+        count = torch.as_tensor(tokens.shape[1] if length is None else length)
+        shown = torch.arange(tokens.shape[1]) < count.reshape(-1, 1)
+        rows = torch.where(shown, tokens / 7.5 - 1, -1.0)
+        rows = torch.nn.functional.pad(rows, (0, 8 - rows.shape[1]), value=-1.0)
+        return rows[:, None, None].expand(-1, 3, 8, 8)
+
+    def parameters(self):
+        yield torch.zeros(1)
+
+
+def _bars(*heights: int) -> torch.Tensor:
+    """One picture a number: that many columns are white."""
+    rows = torch.full((len(heights), 8), -1.0)
+    for row, count in zip(rows, heights, strict=True):
+        row[:count] = 1.0
+    return rows[:, None, None].expand(-1, 3, 8, 8)
+
+
+def test_the_fewest_tokens_are_found_for_each_picture():
+    images = _bars(1, 3, 5, 8, 0)
+    tokenizer = Bars()
+    equal = lambda a, b: (a - b).abs().amax((1, 2, 3)) < 1e-3  # noqa: E731
+    lengths, reached = fewest_tokens(tokenizer, images, tokenizer.encode(images), equal)
+    assert lengths.tolist() == [1, 3, 5, 8, 1] and reached.all()
+    never = lambda a, b: torch.zeros(len(a), dtype=torch.bool)  # noqa: E731
+    lengths, reached = fewest_tokens(tokenizer, images, tokenizer.encode(images), never)
+    assert lengths.tolist() == [8] * 5 and not reached.any()
+
+
+def test_files_of_different_lengths_decode_in_one_batch(tmp_path):
+    loaded = LoadedTokenizer("bars", "ab" * 32, Bars())
+    sources = []
+    for name, picture in zip("abc", to_pil(_bars(2, 6, 4)), strict=True):
+        save_image(picture, tmp_path / f"{name}.png")
+        sources.append((tmp_path / f"{name}.png", tmp_path / f"{name}.vtok"))
+    equal = lambda a, b: (a - b).abs().amax((1, 2, 3)) < 1e-3  # noqa: E731
+    summary = tokenize_files(loaded, sources, reached=equal, batch_size=2)
+    assert (summary.pictures, summary.tokens, summary.unreached) == (3, 12, 0)
+    assert [len(read_vtok(target).tokens) for _, target in sources] == [2, 6, 4]
+    back = [(target, tmp_path / f"back-{target.stem}.png") for _, target in sources]
+    assert detokenize_files(loaded, back) == 3
+    for (source, _), (_, again) in zip(sources, back, strict=True):
+        assert torch.equal(to_tensor(load_image(source)), to_tensor(load_image(again)))
+    detokenize_files(loaded, back, length=1)
+    assert (to_tensor(load_image(back[1][1]))[0, 0] > 0).sum() == 1
+
+
+def test_a_picture_goes_to_tokens_and_back(pictures, tmp_path):
+    out = _run("tokenize", pictures / "0.png", "-o", tmp_path / "a.vtok", "--json")
+    figures = json.loads(out)
+    assert figures["pictures"] == 1 and figures["bytes"] == (tmp_path / "a.vtok").stat().st_size
+    content = read_vtok(tmp_path / "a.vtok")
+    assert content.tokenizer == "vq-mini" and content.sha256 == card("vq-mini").files["model.safetensors"]
+    _run("detokenize", tmp_path / "a.vtok", "-o", tmp_path / "b.png")
+    error = (to_tensor(load_image(pictures / "0.png")) - to_tensor(load_image(tmp_path / "b.png"))).square().mean() / 4
+    assert -10 * error.log10() > 20
+
+
+def test_folders_keep_their_structure_and_batches_do_not_matter(pictures, tmp_path):
+    _run("tokenize", pictures, "-o", tmp_path / "one", "--batch-size", 1)
+    _run("tokenize", pictures, "-o", tmp_path / "all", "--batch-size", 8)
+    names = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.vtok"))
+    assert [str(name) for name in names] == ["0.vtok", "2.vtok", "4.vtok", "deep/1.vtok", "deep/3.vtok"]
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
+    _run("detokenize", tmp_path / "all", "-o", tmp_path / "back")
+    assert len(ImageFolder(tmp_path / "back")) == 5
+
+
+def test_a_foreign_or_damaged_file_stops_before_the_first_picture(pictures, tmp_path, monkeypatch):
+    _run("tokenize", pictures, "-o", tmp_path / "t")
+    victim = tmp_path / "t" / "4.vtok"
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:-3])
+    with pytest.raises(VistokError, match="truncated or was changed"):
+        _run("detokenize", tmp_path / "t", "-o", tmp_path / "back")
+    victim.write_bytes(whole)
+    monkeypatch.setattr(load, "sha256", lambda _: "0" * 64)
+    with pytest.raises(VistokError, match="was made by 'vq-mini'"):
+        _run("detokenize", tmp_path / "t", "-o", tmp_path / "back", "--tokenizer", "vq-mini")
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("name", ["owner/name", "../weights", "titok-l-32"])
+def test_a_file_cannot_make_us_fetch_or_read_other_weights(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(load, "resolve", lambda _: pytest.fail("looked for weights that only the file named"))
+    write_vtok(tmp_path / "a.vtok", TokenFile(name, "0" * 64, 8, (4,), torch.zeros(4, dtype=torch.long)))
+    with pytest.raises(VistokError, match=f"made by '{name}', which is not embedded: name its weights by --tokenizer"):
+        _run("detokenize", tmp_path / "a.vtok")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--tokens", 3, "--psnr", 30], "give one of them"),
+        (["--tokens", 3], "decodes all 256 tokens of a picture and no fewer, got 3"),
+        (["--psnr", 30], "no length to choose"),
+        (["--lpips", 0.1], "--lpips-head and --lpips-backbone"),
+        (["--size", 63], "smaller than|multiples of"),
+        (["--tokenizer", "vq-mine"], "unknown model 'vq-mine': did you mean vq-mini"),
+        (["--tokenizer", "titok-l-32"], "'yucornetto/tokenizer_titok_l32_imagenet' to fetch it"),
+        (["--tokenizer", "llamagen-b-256"], "to fetch it"),
+    ],
+)
+def test_mistakes_get_one_sentence(pictures, options, sentence):
+    with pytest.raises(VistokError, match=sentence):
+        _run("tokenize", pictures / "0.png", *options)
+
+
+def test_paths_that_cannot_be_are_refused(pictures, tmp_path):
+    with pytest.raises(VistokError, match="there is no file or folder"):
+        pair_paths([tmp_path / "absent"], None, PICTURES, ".vtok")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(VistokError, match="holds no file that ends in"):
+        pair_paths([tmp_path / "empty"], None, PICTURES, ".vtok")
+    with pytest.raises(VistokError, match="is one file for 5 results"):
+        pair_paths([pictures], tmp_path / "a.vtok", PICTURES, ".vtok")
+    save_image(load_image(pictures / "0.png"), pictures / "0.jpg")
+    with pytest.raises(VistokError, match="would both become"):
+        pair_paths([pictures], None, PICTURES, ".vtok")
+    assert pair_paths([pictures / "0.png"], None, PICTURES, ".vtok") == [(pictures / "0.png", pictures / "0.vtok")]
+
+
+def test_free_sizes_are_cropped_to_multiples_and_fixed_ones_resized(pictures):
+    image = load_image(pictures / "0.png").resize((70, 50))
+    assert prepare(image, Capabilities(8, "grid", multiple=16), None).shape == (3, 48, 64)
+    assert prepare(image, Capabilities(8, "grid", multiple=16), 32).shape == (3, 32, 32)
+    assert prepare(image, Capabilities(8, "sequence", multiple=16, image_size=64), None).shape == (3, 64, 64)
+    with pytest.raises(VistokError, match="smaller than one token"):
+        prepare(image, Capabilities(8, "grid", multiple=64), None)
+
+
+def test_every_family_loads_by_folder_and_states_what_it_can_do(tmp_path):
+    shape = (16, 1, 1)
+    config = TiTokConfig(
+        shape, shape, 4, 16, 4, legacy=False, pixel_decoder=False, variable_length=True, image_size=16, patch_size=8
+    )
+    TiTok(config).save_pretrained(tmp_path / "mine")
+    loaded = load_tokenizer(str(tmp_path / "mine"))
+    assert isinstance(loaded.tokenizer, TiTok) and loaded.name == "mine"
+    capabilities = loaded.tokenizer.capabilities
+    assert capabilities.variable_length and capabilities.bits_per_token == 4 and capabilities.layout == "sequence"
+    grid = load_tokenizer("vq-mini").tokenizer.capabilities
+    assert not grid.variable_length and grid.layout == "grid" and grid.image_size is None
+    assert all(tokenizer_class(family).presets for family in FAMILIES)
+    (tmp_path / "mine" / "config.json").write_text('{"colour": "red"}')
+    with pytest.raises(VistokError, match=r"not the shape of a tokenizer \(it has colour\)"):
+        load_tokenizer(str(tmp_path / "mine"))
+    with pytest.raises(VistokError, match="no published file name of a tokenizer: give a preset"):
+        load_tokenizer(str(tmp_path / "mine" / "model.safetensors"))
+    with pytest.raises(VistokError, match="unknown tokenizer family 'vqq'"):
+        tokenizer_class("vqq")

@@ -1,0 +1,66 @@
+"""``vistok compress``: a question about a picture, answered from fewer visual tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compress(
+    image: Annotated[Path, typer.Option(help="The picture.")],
+    question: Annotated[str, typer.Option("--question", "-q", help="What to ask about it.")],
+    model: Annotated[str, typer.Option(help="Embedded model, folder, or hub id of a LLaVA-type model.")] = "llava-mini",
+    method: Annotated[str, typer.Option(help="Compression method; see docs/projectors.md.")] = "vtc-cls",
+    keep: Annotated[
+        str | None, typer.Option(help="Tokens of a view (64) or share of them (25%). [default: the method's]")
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Answer with all tokens too.")] = False,
+    overlay: Annotated[Path | None, typer.Option(help="Draw which patches were kept into this picture.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
+) -> None:
+    """Ask a multimodal model about a picture with fewer visual tokens.
+
+    Examples:
+
+    `vistok compress --image photo.jpg --question "what is on the table?" --method vtc-cls --keep 64 --compare`
+
+    `vistok compress --model llava-hf/llava-1.5-7b-hf --image photo.jpg -q "how many?" --keep 25% --overlay kept.png`
+    """
+    from vistok.errors import VistokError
+
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise VistokError(f"--dtype is '{dtype}': choose float32, bfloat16 or float16.")
+    if max_new_tokens < 1:
+        raise VistokError(f"--max-new-tokens must be at least 1, got {max_new_tokens}.")
+    from vistok.data.files import check_writable
+    from vistok.data.images import load_image, save_image
+
+    picture = load_image(image)
+    if overlay is not None:
+        check_writable(overlay)
+    from vistok.projectors.ask import ask, build_compressor, kept_overlay, load, parse_keep
+
+    compressor = build_compressor(method, None if keep is None else parse_keep(keep))
+    network, processor = load(model, device, dtype)
+    answers = {}
+    if compare:
+        answers["all"], _ = ask(network, processor, picture, question, None, max_new_tokens)
+    answers[method], report = ask(network, processor, picture, question, compressor, max_new_tokens)
+    if overlay is not None:
+        save_image(kept_overlay(processor, picture, report), overlay)
+    if json:
+        import json as encoder
+
+        print(encoder.dumps({name: answer.to_dict() for name, answer in answers.items()}))
+        return
+    for name, answer in answers.items():
+        print(f"{name}: {answer.text}")
+        print(
+            f"  {answer.visual_tokens} visual tokens, prefill {answer.prefill_seconds:.3f} s and "
+            f"{answer.prefill_flops / 1e9:.1f} GFLOPs, cache {answer.cache_bytes / 2**20:.2f} MiB"
+        )

@@ -1,0 +1,148 @@
+"""``vistok tokenize`` and ``vistok detokenize``: pictures to ``.vtok`` files and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from vistok.tokenizers.files import Reached
+
+Tokenizer = Annotated[str, typer.Option(help="An embedded tokenizer, a folder, a checkpoint file or a hub id.")]
+Preset = Annotated[str | None, typer.Option(help="Shape of a checkpoint with an unpublished name.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time; does not change them.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
+
+
+def tokenize(
+    inputs: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+    tokenizer: Tokenizer = "vq-mini",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A .vtok file, or a folder. [default: beside the pictures]")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Keep this many first tokens. [default: all]")] = None,
+    psnr: Annotated[float | None, typer.Option(help="Keep the fewest tokens that reach this PSNR in dB.")] = None,
+    lpips: Annotated[float | None, typer.Option(help="Keep the fewest tokens of at most this LPIPS.")] = None,
+    lpips_net: Annotated[str, typer.Option(help="alex, vgg or squeeze; needs the two files below.")] = "alex",
+    lpips_head: Annotated[Path | None, typer.Option(help="alex.pth, vgg.pth or squeeze.pth of LPIPS v0.1.")] = None,
+    lpips_backbone: Annotated[Path | None, typer.Option(help="torchvision's weights of that network.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Side of the centre crop. [default: the tokenizer's]")] = None,
+    preset: Preset = None,
+    batch_size: BatchSize = 8,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Turn pictures into tokens.
+
+    Example: `vistok tokenize photo.jpg --size 64 -o photo.vtok`
+    """
+    from vistok.errors import VistokError
+
+    if sum(choice is not None for choice in (tokens, psnr, lpips)) > 1:
+        raise VistokError("--tokens, --psnr and --lpips each choose the number of tokens: give one of them.")
+    from vistok.data.vtok import SUFFIX
+    from vistok.tokenizers.files import PICTURES, pair_paths, tokenize_files
+    from vistok.tokenizers.load import load_tokenizer
+
+    pairs = pair_paths(inputs, out, PICTURES, SUFFIX)
+    reached = _quality(psnr, lpips, lpips_net, lpips_head, lpips_backbone)
+    loaded = load_tokenizer(tokenizer, preset, device)
+    with _progress("tokenize", len(pairs)) as advance:
+        summary = tokenize_files(loaded, pairs, tokens, reached, size, batch_size, advance)
+    figures = summary.to_dict()
+    if json:
+        import json as encoder
+
+        print(encoder.dumps(figures))
+        return
+    print(
+        f"{summary.pictures} pictures, {summary.tokens} tokens, {summary.bytes} bytes, "
+        f"{figures['bits_per_pixel']:.3f} bits a pixel"
+    )
+    if summary.unreached:
+        print(f"{summary.unreached} pictures do not reach the quality with all of their tokens, and hold all.")
+
+
+def detokenize(
+    inputs: Annotated[list[Path], typer.Argument(help=".vtok files, or folders of them.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="The tokenizer that made them. [default: the embedded one]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A .png, or a folder. [default: beside]")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Decode this many first tokens. [default: all]")] = None,
+    seed: Annotated[int, typer.Option(help="Of tokenizers that decode by sampling.")] = 0,
+    preset: Preset = None,
+    batch_size: BatchSize = 8,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Turn tokens back into pictures.
+
+    Example: `vistok detokenize photo.vtok -o back.png`
+    """
+    from vistok.data.vtok import read_vtok
+    from vistok.tokenizers.files import TOKENS, detokenize_files, pair_paths
+    from vistok.tokenizers.load import load_tokenizer
+
+    pairs = pair_paths(inputs, out, TOKENS, ".png")
+    loaded = load_tokenizer(tokenizer or _embedded(read_vtok(pairs[0][0]).tokenizer), preset, device)
+    decoding = {}
+    if loaded.tokenizer.capabilities.stochastic_decode:
+        import torch
+
+        decoding["generator"] = torch.Generator().manual_seed(seed)
+    with _progress("detokenize", len(pairs)) as advance:
+        count = detokenize_files(loaded, pairs, tokens, batch_size, advance, **decoding)
+    if json:
+        import json as encoder
+
+        print(encoder.dumps({"pictures": count}))
+    else:
+        print(f"{count} pictures")
+
+
+def _embedded(name: str) -> str:
+    """The name that a file states, if it is an embedded tokenizer's: a file must not make us read or fetch another."""
+    from vistok.errors import VistokError
+    from vistok.zoo import cards
+
+    if not any(card.embedded and card.name == name for card in cards()):
+        raise VistokError(f"the tokens were made by '{name}', which is not embedded: name its weights by --tokenizer.")
+    return name
+
+
+def _quality(
+    psnr: float | None, lpips: float | None, net: str, head: Path | None, backbone: Path | None
+) -> Reached | None:
+    """The quality that a number of tokens must reach, if one was asked for."""
+    from vistok.errors import VistokError
+
+    if psnr is not None:
+        from vistok.eval.reconstruction import psnr as measure
+        from vistok.eval.reconstruction import quantise
+
+        return lambda images, outputs: measure(quantise(images) / 255, quantise(outputs) / 255) >= psnr
+    if lpips is None:
+        return None
+    if head is None or backbone is None:
+        raise VistokError("--lpips needs the network's two files: give --lpips-head and --lpips-backbone.")
+    from vistok.eval.lpips import Lpips
+
+    metric = Lpips.from_files(net, head, backbone)
+    return lambda images, outputs: metric(images.cpu(), outputs.clamp(-1, 1).cpu()) <= lpips
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error for more than one file; yields what moves it on."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=total < 2, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,64 @@
+"""Draw over a picture which of its patches were kept."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from vistok.projectors.vision import Canvas
+
+_DROPPED = (24, 24, 32, 190)
+_EDGE = (255, 214, 64, 255)
+
+
+def kept_map(index: Tensor, grid: tuple[int, int], canvas: Canvas | None = None) -> Tensor:
+    """Kept tokens as a map: of the crops' unpadded part where there are crops, else of the one view.
+
+    Args:
+        index: of the kept tokens, as in ``Report.kept``.
+        grid: rows and columns of tokens of a view.
+        canvas: layout of the crops.
+
+    Returns:
+        bool [rows, columns].
+    """
+    height, width = grid
+    patches = index[index >= 0]
+    if canvas is None:
+        flat = torch.zeros(height * width, dtype=torch.bool)
+        flat[patches] = True
+        return flat.view(height, width)
+    flat = torch.zeros((1 + canvas.rows * canvas.cols) * height * width, dtype=torch.bool)
+    flat[patches] = True
+    crops = flat[height * width :].view(canvas.rows, canvas.cols, height, width).transpose(1, 2)
+    full = crops.reshape(canvas.rows * height, canvas.cols * width)
+    return full[canvas.top : canvas.bottom, canvas.left : canvas.right]
+
+
+def overlay(picture: Image.Image, kept: Tensor, least_side: int = 336) -> Image.Image:
+    """Darken the dropped patches and outline the kept ones.
+
+    Args:
+        picture: what the map covers, whole.
+        kept: bool [rows, columns].
+        least_side: small pictures are enlarged to this.
+
+    Returns:
+        RGB picture.
+    """
+    scale = max(1, -(-least_side // min(picture.size)))
+    picture = picture.convert("RGBA").resize((picture.width * scale, picture.height * scale), Image.Resampling.LANCZOS)
+    rows, cols = kept.shape
+    layer = Image.new("RGBA", picture.size)
+    draw = ImageDraw.Draw(layer)
+    for row, line in enumerate(kept.tolist()):
+        for col, stays in enumerate(line):
+            box = (
+                col * picture.width // cols,
+                row * picture.height // rows,
+                (col + 1) * picture.width // cols - 1,
+                (row + 1) * picture.height // rows - 1,
+            )
+            draw.rectangle(box, fill=None if stays else _DROPPED, outline=_EDGE if stays else None)
+    return Image.alpha_composite(picture, layer).convert("RGB")

@@ -1,0 +1,42 @@
+"""A picture of a run: how many tokens were decided together, and where."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from vistok.samplers.stats import Stats
+
+SCALE = 4  # the sheet is this many times as large as the picture
+# Dark for one token a step, bright for many: anchors of a ramp that reads in grey as well.
+RAMP = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], dtype=np.float64)
+
+
+def acceptance_map(stats: Stats, sample: int, grid: int) -> np.ndarray:
+    """Tokens decided by the step that decided each token, int64 [grid, grid]."""
+    return stats.step_map(sample).view(grid, grid).numpy()
+
+
+def paint_trace(image: Image.Image, stats: Stats, sample: int, grid: int, brightest: int | None = None) -> Image.Image:
+    """The picture, and beside it the map of its steps.
+
+    Args:
+        image: the finished picture.
+        stats: of the batch that it was drawn in.
+        sample: its number in the batch.
+        grid: tokens along a side.
+        brightest: tokens a step at the bright end of the ramp; the map's own most if None. Steps of one token are dark.
+
+    Returns:
+        An RGB picture, twice as wide as high.
+    """
+    counts = acceptance_map(stats, sample, grid)
+    top = max(2, int(counts.max()) if brightest is None else brightest)
+    level = np.clip(np.log(counts) / np.log(top), 0, 1) * (len(RAMP) - 1)
+    colours = np.stack([np.interp(level, range(len(RAMP)), RAMP[:, c]) for c in range(3)], -1)
+    size = (image.width * SCALE, image.height * SCALE)
+    sheet = Image.new("RGB", (2 * size[0], size[1]))
+    sheet.paste(image.resize(size, Image.Resampling.NEAREST), (0, 0))
+    heat = Image.fromarray(colours.round().astype(np.uint8))
+    sheet.paste(heat.resize(size, Image.Resampling.NEAREST), (size[0], 0))
+    return sheet

@@ -1,0 +1,208 @@
+"""Pictures to ``.vtok`` files and back, many at a time; every file is whole or absent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vistok.data.images import IMAGE_SUFFIXES, center_crop, load_image, save_image, to_pil, to_tensor
+from vistok.data.vtok import SUFFIX, TokenFile, read_vtok, write_vtok
+from vistok.errors import VistokError
+from vistok.tokenizers.interface import Capabilities
+from vistok.tokenizers.load import LoadedTokenizer
+from vistok.tokenizers.search import fewest_tokens
+
+Reached = Callable[[Tensor, Tensor], Tensor]
+T = TypeVar("T")
+PICTURES, TOKENS = IMAGE_SUFFIXES, frozenset({SUFFIX})  # what is taken from folders
+
+
+@dataclass
+class TokenizeSummary:
+    """What was written.
+
+    Attributes:
+        pictures: how many.
+        tokens, bytes, pixels: sums over all files.
+        unreached: pictures whose quality all tokens did not reach; they hold all tokens.
+    """
+
+    pictures: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    pixels: int = 0
+    unreached: int = 0
+
+    def to_dict(self) -> dict[str, float]:
+        """All figures, with the size in bits a pixel."""
+        return {**asdict(self), "bits_per_pixel": 8 * self.bytes / self.pixels}
+
+
+def pair_paths(inputs: list[Path], out: Path | None, suffixes: frozenset[str], suffix: str) -> list[tuple[Path, Path]]:
+    """Each input file with the place of its output.
+
+    Args:
+        inputs: files, and folders whose files are taken at any depth.
+        out: a file for one file, else a folder that keeps the inputs' structure; beside the inputs if None.
+        suffixes: of the files that are taken from folders.
+        suffix: of the outputs.
+
+    Raises:
+        VistokError: an input is absent or empty, two outputs would be the same file, or ``out`` is a file for many.
+    """
+    pairs: list[tuple[Path, Path]] = []
+    for given in inputs:
+        if not given.exists():
+            raise VistokError(f"there is no file or folder '{given}': check the path.")
+        files = [given]
+        if given.is_dir():
+            files = sorted(
+                path for path in given.rglob("*") if path.suffix.lower() in suffixes and not path.name.startswith(".")
+            )
+            if not files:
+                raise VistokError(f"the folder '{given}' holds no file that ends in {' '.join(sorted(suffixes))}.")
+        root = given if given.is_dir() else given.parent
+        pairs += [(path, ((out or root) / path.relative_to(root)).with_suffix(suffix)) for path in files]
+    if out is not None and len(inputs) == 1 and not inputs[0].is_dir() and not out.is_dir() and out.suffix:
+        return [(inputs[0], out)]
+    if out is not None and out.suffix and not out.is_dir():
+        raise VistokError(f"'{out}' is one file for {len(pairs)} results: name a folder.")
+    seen: dict[Path, Path] = {}
+    for source, target in pairs:
+        if target in seen:
+            raise VistokError(f"'{seen[target]}' and '{source}' would both become '{target}': rename one.")
+        seen[target] = source
+    return pairs
+
+
+def prepare(image: Image.Image, capabilities: Capabilities, size: int | None) -> Tensor:
+    """A picture as a tokenizer takes it, [3, H, W] in [-1, 1].
+
+    Args:
+        image: any size.
+        capabilities: of the tokenizer.
+        size: side of the centre crop; by default the one side that the tokenizer takes, or else the picture is only
+            cropped to multiples of what it takes.
+
+    Raises:
+        VistokError: the picture is smaller than one token, or the tokenizer does not take that size.
+    """
+    side, multiple = size or capabilities.image_size, capabilities.multiple
+    if side is not None:
+        image = center_crop(image, side)
+    width, height = (length // multiple * multiple for length in image.size)
+    if not width or not height:
+        raise VistokError(f"a picture of {image.width}x{image.height} pixels is smaller than one token: give --size.")
+    if side is None:
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    return to_tensor(image)
+
+
+def tokenize_files(
+    loaded: LoadedTokenizer,
+    pairs: list[tuple[Path, Path]],
+    length: int | None = None,
+    reached: Reached | None = None,
+    size: int | None = None,
+    batch_size: int = 8,
+    progress: Callable[[int], Any] = lambda _: None,
+) -> TokenizeSummary:
+    """Encode pictures and write their tokens.
+
+    Args:
+        loaded: the tokenizer.
+        pairs: picture and ``.vtok`` file each.
+        length: how many first tokens to keep; all if None.
+        reached: keep the fewest tokens that reach this quality instead (see ``fewest_tokens``).
+        size: see ``prepare``.
+        batch_size: pictures at a time; does not change the files.
+        progress: called with the number of pictures that were written.
+
+    Raises:
+        VistokError: a picture cannot be read, or the tokenizer does not take it, or not this length.
+    """
+    tokenizer = loaded.tokenizer
+    capabilities = tokenizer.capabilities
+    _ = capabilities.bits_per_token  # refuses continuous tokens before any work is done
+    summary = TokenizeSummary()
+    prepared = ((prepare(load_image(source), capabilities, size), target) for source, target in pairs)
+    for same in _batches(prepared, batch_size, key=lambda item: item[0].shape):
+        images = torch.stack([image for image, _ in same]).to(loaded.device)
+        tokens = tokenizer.encode(images)
+        shape, flat = tuple(tokens.shape[1:]), tokens.flatten(1)
+        lengths = [flat.shape[1]] * len(flat)
+        if reached is not None:
+            found, good = fewest_tokens(tokenizer, images, tokens, reached)
+            lengths = found.tolist()
+            summary.unreached += int((~good).sum())
+        elif length is not None:
+            capabilities.check_length(length, flat.shape[1])
+            lengths = [length] * len(flat)
+        for (_, target), row, keep in zip(same, flat, lengths, strict=True):
+            content = TokenFile(loaded.name, loaded.sha256, capabilities.codebook_size, shape, row[:keep].cpu())
+            summary.bytes += write_vtok(target, content)
+            summary.tokens += keep
+        summary.pictures += len(same)
+        summary.pixels += len(same) * images.shape[-1] * images.shape[-2]
+        progress(len(same))
+    return summary
+
+
+def detokenize_files(
+    loaded: LoadedTokenizer,
+    pairs: list[tuple[Path, Path]],
+    length: int | None = None,
+    batch_size: int = 8,
+    progress: Callable[[int], Any] = lambda _: None,
+    **decoding: Any,
+) -> int:
+    """Decode ``.vtok`` files and write pictures.
+
+    Args:
+        loaded: the tokenizer.
+        pairs: ``.vtok`` file and picture each.
+        length: how many first tokens to decode, where a file holds more; all if None.
+        batch_size: pictures at a time.
+        progress: called with the number of pictures that were written.
+        decoding: further arguments of ``decode``, which some tokenizers have.
+
+    Returns:
+        How many pictures were written.
+
+    Raises:
+        VistokError: a file is damaged or of another tokenizer, or cannot be decoded to this length.
+    """
+    tokenizer = loaded.tokenizer
+    # Headers are cheap: a wrong file is refused before the first picture is written.
+    for source, _ in pairs:
+        read_vtok(source).check_tokenizer(loaded.name, loaded.sha256, f"'{source}'")
+    contents = ((read_vtok(source), target) for source, target in pairs)
+    for same in _batches(contents, batch_size, key=lambda item: item[0].shape):
+        files = [content for content, _ in same]
+        counts = [len(file.tokens) if length is None else min(length, len(file.tokens)) for file in files]
+        rows = [file.tokens[:count] for file, count in zip(files, counts, strict=True)]
+        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(loaded.device)
+        lengths: int | Tensor = counts[0] if len(set(counts)) == 1 else torch.tensor(counts)
+        if len(files[0].shape) > 1:
+            tokenizer.capabilities.check_length(lengths, files[0].tokens.numel())
+            tokens = tokens.view(len(tokens), *files[0].shape)
+        pictures = to_pil(tokenizer.decode(tokens, lengths, **decoding))
+        for (_, target), picture in zip(same, pictures, strict=True):
+            save_image(picture, target)
+        progress(len(same))
+    return len(pairs)
+
+
+def _batches(items: Iterable[T], batch_size: int, key: Callable[[T], Any]) -> Iterator[list[T]]:
+    """Consecutive items of one key, at most ``batch_size`` at a time."""
+    for _, group in groupby(items, key):
+        while batch := list(islice(group, batch_size)):
+            yield batch
