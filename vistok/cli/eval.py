@@ -143,11 +143,21 @@ def stats(
 
 
 @app.command(
-    epilog="Example: vistok eval geneval --images out/ --metadata evaluation_metadata.jsonl --detector mask2former/"
+    epilog="Examples: vistok eval geneval --model llamagen --out geneval/ ; "
+    "vistok eval geneval --images out/ --metadata evaluation_metadata.jsonl --detector mask2former/ --clip clip/"
 )
 def geneval(
-    images: Annotated[Path, typer.Option(help="Pictures as 00000/samples/0000.png, with 00000/metadata.jsonl.")],
-    metadata: Annotated[Path | None, typer.Option(help="The metadata file that the pictures were made from.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Pictures that exist, as 00000/samples/0000.png, with 00000/metadata.jsonl.")
+    ] = None,
+    metadata: Annotated[Path | None, typer.Option(help="The metadata file that the pictures are made from.")] = None,
+    model: Annotated[str | None, typer.Option(help="Paint the pictures with this model, into OUT/images.")] = None,
+    per_prompt: Annotated[int, typer.Option(min=1, help="With --model: pictures of each prompt.")] = 4,
+    per_task: Annotated[int, typer.Option(min=1, help="With --model and no metadata: prompts of each task.")] = 100,
+    cfg: Annotated[float, typer.Option(help="With --model: scale of guidance.")] = 3.0,
+    sampler: Annotated[str, typer.Option(help="With --model: how tokens are drawn.")] = "ar",
+    seed: Annotated[int, typer.Option(help="With --model: of prompts and pictures.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="With --model: pictures at a time.")] = 32,
     detector: Annotated[str, typer.Option(help="scenes, or a Mask2Former by folder or hub id.")] = "scenes",
     clip: Annotated[str | None, typer.Option(help="CLIP by folder or hub id, for the colours of Mask2Former.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report and of the resumable records.")] = None,
@@ -156,19 +166,33 @@ def geneval(
     ceiling: Annotated[Path | None, typer.Option(help="summary.json of the tokenizer's reconstructions.")] = None,
     json: Json = None,
 ) -> None:
-    """GenEval of pictures that exist: six tasks, every failure with its reason and a picture of them."""
+    """GenEval: six tasks, every failure with its reason and a picture of them; of pictures that exist, or of a model.
+
+    With `--model`, pictures that are already in OUT/images are not painted again. On the embedded world the report also
+    gives the ceiling that the tokenizer's reconstruction sets.
+    """
     import dataclasses
     import tempfile
     from contextlib import nullcontext
 
+    from vistok.errors import VistokError
     from vistok.eval.geneval.evaluate import evaluate_folder, write_report
     from vistok.eval.geneval.load import load_detector
     from vistok.eval.geneval.summary import read_summary
 
+    if (model is None) == (images is None) or (model is not None and out is None):
+        raise VistokError("name pictures with --images, or a model with --model and a folder for it with --out.")
     finder, colours = load_detector(detector, clip)
     given = {"threshold": threshold, "counting_threshold": counting_threshold}
     options = dataclasses.replace(finder.options, **{k: v for k, v in given.items() if v is not None})
     best = read_summary(ceiling) if ceiling is not None else None
+    if model is not None:
+        from vistok.eval.geneval.paint import paint_for_eval
+
+        images = out / "images"
+        best = paint_for_eval(
+            images, model, metadata, per_prompt, per_task, cfg, sampler, seed, batch_size, detector == "scenes"
+        )
     with nullcontext(str(out / "records")) if out else tempfile.TemporaryDirectory(prefix="vistok-") as work:
         report = evaluate_folder(images, finder, colours, work, metadata, options, best)
     if not _is_main():

@@ -110,3 +110,46 @@ def reconstruction_ceiling(tokenizer: VQTokenizer, side: int, count: int = 500) 
     detector, colours = load_detector("scenes")
     read = [(record, pictures[number], f"scene {number}") for record, number in scene_records(count, CEILING_SEED)]
     return summarise(list(score_images(read, detector, colours)))
+
+
+def paint_for_eval(
+    root: Path,
+    model: str,
+    metadata: Path | None,
+    per_prompt: int,
+    per_task: int,
+    guidance: float,
+    sampler: str,
+    seed: int,
+    batch_size: int,
+    ceiling: bool,
+) -> Summary | None:
+    """Paint a prompt set with a model by name, this process's share of it.
+
+    Args:
+        root: the set's folder.
+        model: a model of ``vistok models``.
+        metadata: prompts; those of the embedded world, ``per_task`` of each task, if None.
+        per_prompt, guidance, sampler, seed, batch_size: see :func:`paint_set`.
+        ceiling: whether to measure what the tokenizer's reconstruction allows.
+
+    Returns:
+        The ceiling, or None.
+    """
+    from accelerate import PartialState
+
+    from vistok.data.scenes import COLOURS, SHAPES
+    from vistok.pipelines import build_sampler, pipeline
+    from vistok.samplers import Law
+
+    state = PartialState()
+    if metadata is None:
+        records = prompts_of.scene_prompts(SHAPES, COLOURS, seed, per_task)
+    else:
+        records = prompts_of.read_metadata(metadata)
+    pipe = pipeline(model)
+    chosen, law = build_sampler(pipe, sampler), Law(guidance)
+    rank, world = state.process_index, state.num_processes
+    paint_set(root, records, pipe, per_prompt, chosen, law, seed, batch_size, rank, world)
+    state.wait_for_everyone()
+    return reconstruction_ceiling(pipe.vq, pipe.size) if ceiling else None

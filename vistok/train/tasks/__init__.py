@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from vistok.errors import unknown_name
 from vistok.train.recipe import Recipe
 from vistok.train.trainer import Task
+
+TASKS = {
+    "captions": ("captions", "CaptionTask"),
+    "eagle": ("eagle", "EagleTask"),
+    "llamagen": ("llamagen", "LlamaGenTask"),
+    "scenes-features": ("scenes_features", "SceneFeaturesTask"),
+    "vq": ("vq", "VQTask"),
+}
 
 
 def build_task(recipe: Recipe) -> Task:
@@ -13,20 +23,7 @@ def build_task(recipe: Recipe) -> Task:
     Raises:
         VistokError: unknown task.
     """
-    if recipe.task == "llamagen":
-        from vistok.train.tasks.llamagen import LlamaGenTask
-
-        return LlamaGenTask(recipe)
-    if recipe.task == "vq":
-        from vistok.train.tasks.vq import VQTask
-
-        return VQTask(recipe)
-    if recipe.task == "captions":
-        from vistok.train.tasks.captions import CaptionTask
-
-        return CaptionTask(recipe)
-    if recipe.task == "eagle":
-        from vistok.train.tasks.eagle import EagleTask
-
-        return EagleTask(recipe)
-    raise unknown_name("training task", recipe.task, ["captions", "eagle", "llamagen", "vq"])
+    if recipe.task not in TASKS:
+        raise unknown_name("training task", recipe.task, list(TASKS))
+    module, name = TASKS[recipe.task]
+    return getattr(import_module(f"vistok.train.tasks.{module}"), name)(recipe)
