@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vistok.pipelines import pipeline
+    from vistok.projectors import compress
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "pipeline"]
+__all__ = ["__version__", "compress", "pipeline"]
 
-_LAZY = {"pipeline": "vistok.pipelines"}
-_MODULES = ("data", "eval", "models", "ops", "samplers", "tokenizers", "train", "zoo")
+_LAZY = {"compress": "vistok.projectors.compress", "pipeline": "vistok.pipelines"}
+_MODULES = ("data", "eval", "models", "ops", "projectors", "samplers", "tokenizers", "train", "zoo")
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from vistok.data.files import atomic_path
 from vistok.data.images import IMAGE_SUFFIXES, grid, save_image
 from vistok.errors import VistokError
-from vistok.eval.jobs import ShardedJob
+from vistok.jobs import ShardedJob
 from vistok.progress import progress
 from vistok.samplers.stats import Stats
 from vistok.samplers.trace import paint_trace

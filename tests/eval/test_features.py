@@ -21,9 +21,9 @@ from vistok.eval.extractors import Extractor, load_extractor
 from vistok.eval.features import extract_features
 from vistok.eval.frechet import frechet_distance
 from vistok.eval.inception import FidInception, fold_batch_norms, load_inception
-from vistok.eval.jobs import ShardedJob
 from vistok.eval.pictures import FolderPictures, NpzPictures
 from vistok.eval.scenes_features import SceneFeatures
+from vistok.jobs import ShardedJob
 
 
 @pytest.fixture(scope="module")

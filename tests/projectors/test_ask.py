@@ -118,6 +118,7 @@ def test_command(model_folder, tmp_path):
         (["--method", "zip"], "unknown compression method"),
         (["--dtype", "int8"], "choose float32"),
         (["--max-new-tokens", "0"], "at least 1"),
+        (["--method", "fastv", "--overlay", str(tmp_path / "f.png")], "leave the overlay out"),
     ]:
         failed = CliRunner().invoke(app, [*asked, *wrong])
         assert isinstance(failed.exception, VistokError)

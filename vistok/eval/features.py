@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from vistok.data.files import atomic_path
 from vistok.errors import VistokError
 from vistok.eval.extractors import Extractor
-from vistok.eval.jobs import ShardedJob
 from vistok.eval.pictures import Pictures
 from vistok.eval.statistics import FeatureStatistics
+from vistok.jobs import ShardedJob
 from vistok.progress import progress
 
 

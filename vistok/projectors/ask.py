@@ -159,10 +159,10 @@ def kept_overlay(processor: Any, picture: Image.Image, report: Report) -> Image.
         report: of the call.
 
     Raises:
-        VistokError: the method's tokens have no places in the picture.
+        VistokError: the method makes tokens of no place, or drops them inside the model.
     """
     if not report.layouts or not bool((report.kept[0] >= 0).any()):
-        raise VistokError("this method's tokens stand for no patches of the picture: leave --overlay out.")
+        raise VistokError("this method does not tell which patches it kept: leave the overlay out.")
     grid, canvas = report.layouts[0]
     if canvas is None:
         pixels = processor.image_processor(images=picture, return_tensors="pt")["pixel_values"]

@@ -29,7 +29,7 @@ class Rule(Protocol):
         """The state before the first test: laws p, q [B, V] of the target and the draft; candidates to come [B]."""
 
     def test(self, state: State, token: Tensor, uniform: Tensor) -> tuple[Tensor, State]:
-        """Test the next candidate, int64 [B], with a uniform [B]: accepted bool [B], and the state if it is rejected."""
+        """Test the next candidate, int64 [B], with a uniform [B]: accepted bool [B], and the state if it is not."""
 
     def law(self, state: State) -> Tensor:
         """Law [B, V] of the token if no candidate was accepted."""

@@ -18,8 +18,8 @@ from vistok.eval.geneval.detectors import ColourClassifier, Detector
 from vistok.eval.geneval.folder import PromptFolder, read_folders
 from vistok.eval.geneval.judge import Options, judge, keep
 from vistok.eval.geneval.summary import Summary, summarise
-from vistok.eval.jobs import ShardedJob
 from vistok.eval.protocol import Protocol, Result
+from vistok.jobs import ShardedJob
 from vistok.progress import progress
 
 GRID_PICTURES = 64
