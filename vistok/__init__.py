@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["__version__", "compress", "pipeline"]
 
-_LAZY = {"compress": "vistok.projectors.compress", "pipeline": "vistok.pipelines"}
+_LAZY = {"compress": "vistok.projectors", "pipeline": "vistok.pipelines"}
 _MODULES = ("data", "eval", "models", "ops", "projectors", "samplers", "tokenizers", "train", "zoo")
 
 

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from vistok.cli import data, eval, models, sample, tokenize, train
+from vistok.cli import compress, data, eval, models, sample, tokenize, train
 from vistok.errors import VistokError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.command("sample")(sample.sample)
 app.command("models")(models.models)
+app.command("compress")(compress.compress)
 app.command("train")(train.train)
 app.command("tokenize")(tokenize.tokenize)
 app.command("detokenize")(tokenize.detokenize)
