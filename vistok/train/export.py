@@ -40,6 +40,7 @@ def write_training_card(
         files={},
         source=str(directory),
         licence="Apache-2.0",
+        aliases=recipe.aliases,
         parts=parts or {},
         recipe=f"recipes/{recipe.name}.yaml",
         seed=recipe.seed,

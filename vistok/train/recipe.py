@@ -41,6 +41,7 @@ class Recipe:
     Attributes:
         name: name of the model that comes out.
         task: which of ``vistok.train.tasks`` trains it.
+        aliases: other names that lead to it.
         seed: of initial weights, data order and dropout.
         steps: optimizer steps.
         batch_size: samples per step over all processes.
@@ -57,6 +58,7 @@ class Recipe:
     task: str
     steps: int
     batch_size: int
+    aliases: tuple[str, ...] = ()
     seed: int = 0
     precision: str = "fp32"
     compile: bool = False
@@ -98,6 +100,7 @@ def _build(cls, entries: dict, path: str | Path):
     required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
     if missing := sorted(required - set(entries)):
         raise VistokError(f"'{path}' lacks the entries {missing}.")
-    if "betas" in entries:
-        entries["betas"] = tuple(entries["betas"])
+    for name in ("betas", "aliases"):
+        if name in entries:
+            entries[name] = tuple(entries[name])
     return cls(**entries)
