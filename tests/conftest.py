@@ -1,0 +1,5 @@
+"""Settings of all tests: one thread, because on a busy two-core machine every parallel region can wait for a time slice."""
+
+import torch
+
+torch.set_num_threads(1)
