@@ -72,8 +72,8 @@ def test_everything_occurs():
 
 
 def test_backgrounds_vary():
-    backgrounds = render(sample_scenes(500, 0), 32)
-    assert len({tuple(image[:, 0, 0].tolist()) for image in backgrounds}) > 490
+    corners = render(sample_scenes(500, 0), 32)[:, :, :8, :8]
+    assert len({tuple(corner.flatten().tolist()) for corner in corners}) > 400
 
 
 def test_captions_name_exactly_what_is_there():
