@@ -148,8 +148,10 @@ class Pipeline:
         noise = Noise(seed, torch.tensor([s.index for s in batch], device=device))
         report = None if progress is None else lambda gained: progress(gained * len(batch))
         tokens, stats = sampler.sample(self.model, condition, mask, law, noise, report)
-        grid = self.model.config.grid
-        return Output(to_pil(self.vq.decode(tokens.view(-1, grid, grid)).float()), tokens.cpu(), stats)
+        grids = tokens.view(-1, 1, self.model.config.grid, self.model.config.grid)
+        # One by one: rounding inside a batched decoder depends on the batch, and a picture must not.
+        images = [image for codes in grids for image in to_pil(self.vq.decode(codes))]
+        return Output(images, tokens.cpu(), stats)
 
     def _condition(self, conditions: list[str | int]) -> tuple[Tensor, Tensor | None]:
         """Labels [B], or features [B, T, D] with their mask [B, T]; each caption is encoded by itself and once."""
@@ -282,7 +284,7 @@ def pipeline(
     encoder = _text_encoder(model, source, text_encoder, found)
     model = model.to(target, DTYPES[dtype])
     if target.type == "cpu":
-        pack_linears(model)
+        pack_linears(model, batch_invariant=True)  # the same seed gives the same picture in any batch
     if compile:
         model.decode = torch.compile(model.decode)
     if encoder is not None:

@@ -35,7 +35,7 @@ def test_boxes_fit():
 def test_bytes_and_floats_agree():
     images = render(sample_scenes(20, 23), 64)
     as_bytes = ((images + 1) * 127.5).round().to(torch.uint8)
-    seen, again = ([[(d.shape, d.colour, d.box) for d in found] for found in detect(x)] for x in (images, as_bytes))
+    seen, again = ([[(d.shape, d.colour, d.size) for d in found] for found in detect(x)] for x in (images, as_bytes))
     assert seen == again
 
 

@@ -62,3 +62,13 @@ def test_pack_linears_keeps_the_state_dict():
     assert isinstance(model[0], PackedLinear) and isinstance(model[2]["head"], PackedLinear)
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+@torch.inference_mode()
+def test_a_row_does_not_depend_on_its_batch_where_that_is_asked_for():
+    for inputs, outputs in ((48, 96), (96, 48), (64, 205)):
+        layer = PackedLinear.from_linear(nn.Linear(inputs, outputs, bias=False), batch_invariant=True)
+        x = torch.randn(150, inputs)
+        alone = torch.cat([layer(row[None]) for row in x])
+        for rows in (2, 3, 4, 7, 16, 64, 150):
+            assert torch.equal(layer(x[:rows]), alone[:rows])

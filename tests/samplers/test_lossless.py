@@ -145,9 +145,9 @@ class PublishedBatch(JacobiWindow):
 
     def observe(self, run, tree, scores, verdict):
         p = verdict.probs
-        accepted = run.uniform(torch.arange(tree.nodes - 1), ACCEPT) * tree.laws.gather(
-            2, tree.tokens[:, 1:, None]
-        ).squeeze(-1) < p[:, :-1].gather(2, tree.tokens[:, 1:, None]).squeeze(-1)
+        accepted = run.window(tree.nodes, ACCEPT)[:, :-1] * tree.laws.gather(2, tree.tokens[:, 1:, None]).squeeze(
+            -1
+        ) < p[:, :-1].gather(2, tree.tokens[:, 1:, None]).squeeze(-1)
         passed = accepted.long().cumprod(1).bool()
         drafts, laws = self._drafts.clone(), self._laws.clone()
         super().observe(run, tree, scores, verdict)
@@ -162,9 +162,8 @@ class ResidualOfTarget(ExactChain):
 
     def verify(self, tree, scores, run):
         verdict = super().verify(tree, scores, run)
-        offsets = torch.arange(tree.nodes)
-        again = draw(verdict.probs, run.uniform(offsets, RESIDUAL))
-        last = run.uniform(offsets[-1:], DRAW)
+        again = draw(verdict.probs, run.window(tree.nodes, RESIDUAL))
+        last = run.window(tree.nodes, DRAW)[:, -1:]
         again = torch.cat([again[:, :-1], draw(verdict.probs[:, -1:], last)], 1)
         end = verdict.count[:, None] - 1
         return verdict._replace(emitted=verdict.emitted.scatter(1, end, again.gather(1, end)))

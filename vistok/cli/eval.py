@@ -143,7 +143,7 @@ def stats(
 
 
 @app.command(
-    epilog="Examples: vistok eval geneval --model llamagen --out geneval/ ; "
+    epilog="Example: vistok eval geneval --model llamagen --out geneval/, or "
     "vistok eval geneval --images out/ --metadata evaluation_metadata.jsonl --detector mask2former/ --clip clip/"
 )
 def geneval(

@@ -63,8 +63,6 @@ def sample(
     check_writable(out)
     if trace is not None:
         check_writable(trace)
-    import torch
-
     from vistok.pipelines import build_sampler, expand, pipeline
     from vistok.samplers import Law, sampler_class
     from vistok.sampling_job import paint_to
@@ -86,7 +84,6 @@ def sample(
     pipe.check(conditions, force)
     options = {"window": window, "init": init, "variant": variant, "k": neighbours, "delta": delta}
     chosen = build_sampler(pipe, sampler, draft, **options)
-    torch.set_grad_enabled(False)
     summary = paint_to(out, pipe, samples, chosen, law, seed, batch_size, trace)
     if summary is None:  # another process of the job reports
         return

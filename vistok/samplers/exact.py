@@ -65,15 +65,14 @@ class ExactChain:
         """Judge a chain whose drafts came from ``tree.laws``."""
         p = run.law.probabilities(scores.logits)
         last = tree.nodes - 1
-        offsets = torch.arange(last, device=p.device)
         outcome = couple(
             p[:, :last],
             tree.laws[:, :last],
             tree.tokens[:, 1:],
-            run.uniform(offsets, ACCEPT),
-            run.uniform(offsets, RESIDUAL),
+            run.window(tree.nodes, ACCEPT)[:, :last],
+            run.window(tree.nodes, RESIDUAL)[:, :last],
             run.law if self.reprocess_residual else None,
         )
-        bonus = draw(p[:, last:], run.uniform(torch.tensor([last], device=p.device), DRAW))
+        bonus = draw(p[:, last:], run.window(tree.nodes, DRAW)[:, last:])
         count = 1 + outcome.accepted.long().cumprod(1).sum(1)
         return Verdict(torch.cat([outcome.token, bonus], 1), count, probs=p)

@@ -28,7 +28,7 @@ from vistok.ops import draw
 from vistok.samplers.exact import ExactChain
 from vistok.samplers.law import Law
 from vistok.samplers.loop import Run, Scores, Verdict, generate
-from vistok.samplers.noise import DRAFT, FRESH, GUMBEL, Noise
+from vistok.samplers.noise import DRAFT, FRESH, GUMBEL, SAMPLE, Noise
 from vistok.samplers.stats import Stats
 from vistok.samplers.target import ImageTarget
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
@@ -167,7 +167,7 @@ class JacobiWindow:
 
     def _fresh(self, run: Run) -> tuple[Tensor, Tensor]:
         offsets = self._slots - 1
-        uniform = run.uniform(offsets, DRAFT)
+        uniform = run.window(self.nodes, DRAFT)[:, :-1]
         pick = (uniform * len(self.vocabulary)).long().clamp(max=len(self.vocabulary) - 1)
         random = self.vocabulary[pick]
         positions = run.decided[:, None] + offsets
@@ -180,7 +180,7 @@ class JacobiWindow:
             self._drafts.gather(1, decided.clamp(0, self.nodes - 2)),
         )
         law = None if self._rows is None else self._rows.gather(1, source[..., None].expand(-1, -1, self._size))
-        uniform = run.uniform(offsets, DRAFT, 1) if self.init.startswith("sample") else uniform
+        uniform = run.window(self.nodes, SAMPLE)[:, :-1]
         return initial_drafts(self.init, random, self._uniform_law, token, law, there, uniform)
 
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
@@ -190,7 +190,7 @@ class JacobiWindow:
         if self.resample == "maximal":
             tokens = verdict.emitted
         elif self.resample == "independent":
-            tokens = draw(p, run.uniform(rows, FRESH))
+            tokens = draw(p, run.window(tree.nodes, FRESH))
         else:
             tokens = (p.log() + self._gumbel(run, rows)).argmax(-1)
         if self._rows is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.samplers.law import Law
-from vistok.samplers.noise import DRAW, Noise
+from vistok.samplers.noise import DRAW, PURPOSES, Noise
 from vistok.samplers.stats import Stats
 from vistok.samplers.tree import LawKind, TokenTree
 
@@ -63,6 +63,7 @@ class Run:
     draws: Tensor
     least: int = 1
     step: int = 0
+    _block: tuple[tuple[int, int], Tensor] | None = None
 
     @property
     def root(self) -> Tensor:
@@ -70,10 +71,25 @@ class Run:
         return self.tokens.gather(1, self.decided[:, None] - 1)
 
     def uniform(self, offsets: Tensor, purpose: int, *keys: int | Tensor) -> Tensor:
-        """Uniforms of this step for positions ``decided + offsets``: offsets [N] or [B, N], keys as wide; result [B,
-        N].
+        """Uniforms of this step for positions ``decided + offsets``.
+
+        Args:
+            offsets: [N] or [B, N].
+            purpose, keys: see ``Noise.uniform``; keys as wide as the offsets.
+
+        Returns:
+            [B, N].
         """
         return self.noise.uniform(self.decided[:, None] + offsets, purpose, self.step, *keys)
+
+    def window(self, nodes: int, purpose: int) -> Tensor:
+        """``uniform`` of offsets 0 to ``nodes - 1``, [B, nodes]; one computation serves all purposes of a step."""
+        if self._block is None or self._block[0] != (self.step, nodes):
+            device = self.decided.device
+            positions = self.decided[:, None] + torch.arange(nodes, device=device)
+            purposes = torch.arange(PURPOSES, device=device)[:, None]
+            self._block = (self.step, nodes), self.noise.uniform(positions[:, None], purposes, self.step)
+        return self._block[1][:, purpose]
 
 
 class Target(Protocol):

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from vistok.ops.noise import counter_uniform
 
-DRAW, ACCEPT, RESIDUAL, DRAFT, FRESH, GUMBEL = range(6)
+PURPOSES = 7
+DRAW, ACCEPT, RESIDUAL, DRAFT, SAMPLE, FRESH, GUMBEL = range(PURPOSES)
 
 
 class Noise:
@@ -21,13 +22,13 @@ class Noise:
         self.seed = seed
         self.samples = samples
 
-    def uniform(self, positions: Tensor, purpose: int, *keys: int | Tensor) -> Tensor:
+    def uniform(self, positions: Tensor, purpose: int | Tensor, *keys: int | Tensor) -> Tensor:
         """Uniforms in (0, 1), float64.
 
         Args:
             positions: token positions, [B, ...]; the first axis runs over the samples.
             purpose: DRAW for a token drawn from the target, ACCEPT and RESIDUAL for the test of a draft and its
-                replacement, DRAFT for drafts, FRESH and GUMBEL for drafts that are redrawn from the target's law.
+                replacement, DRAFT and SAMPLE for drafts, FRESH and GUMBEL for drafts that are redrawn from the target's law.
             keys: further addresses, broadcast against ``positions``.
 
         Shape:

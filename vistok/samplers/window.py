@@ -17,9 +17,7 @@ GROWTH = 0.3  # accepted length grows about like window**GROWTH; docs/samplers.m
 
 
 @torch.inference_mode()
-def forward_cost(
-    model: LlamaGen, rows: int = 2, widths: Sequence[int] = WIDTHS, repeats: int = 5
-) -> dict[int, float]:
+def forward_cost(model: LlamaGen, rows: int = 2, widths: Sequence[int] = WIDTHS, repeats: int = 5) -> dict[int, float]:
     """Seconds of a cached forward pass, by the tokens that each row feeds.
 
     Args:

@@ -117,18 +117,20 @@ class Tape:
         self.tape, self.target, self.drafter = case.inputs, target, drafter
         self.passes = len(self.tape["u_residual"])
 
-    def uniform(self, positions: Tensor, purpose: int, step: int = 0, *keys: int) -> Tensor:
+    def uniform(self, positions: Tensor, purpose: int | Tensor, step: int = 0) -> Tensor:
+        if isinstance(purpose, Tensor):
+            return torch.stack([self.uniform(positions[:, 0], one, step) for one in purpose.flatten().tolist()], 1)
         row, count = min(step, self.passes - 1), positions.shape[1]
         if purpose == RESIDUAL:
             return self.tape["u_residual"][row].expand(1, count)
-        values = self.tape[{ACCEPT: "u_accept", DRAW: "u_fresh", FRESH: "u_fresh", DRAFT: "u_init"}[purpose]][row]
-        if purpose == DRAW:  # the fresh sample of the last row; the prompt has one row
-            last = len(self.target.windows[-1]) - 1 if step else 0
-            return values[last].expand(1, count)
+        if purpose not in (names := {ACCEPT: "u_accept", DRAW: "u_fresh", FRESH: "u_fresh", DRAFT: "u_init"}):
+            return torch.zeros(1, count, dtype=torch.float64)  # this sampler does not ask for it
+        values = torch.cat([self.tape[names[purpose]][row], torch.zeros(1, dtype=torch.float64)])
+        if purpose == DRAW and not step:
+            return values[:1].expand(1, count)
+        places = torch.arange(count) + (purpose == ACCEPT)
         if purpose == DRAFT:  # new drafts take theirs from the front
-            places = (torch.arange(count) - int(self.drafter.kept)).clamp(min=0)
-        else:
-            places = torch.arange(count) + (purpose == ACCEPT)
+            places = (places - int(self.drafter.kept)).clamp(min=0)
         return values[places][None]
 
 
