@@ -1,4 +1,4 @@
-"""Settings of all tests: one thread, because on a busy two-core machine every parallel region can wait for a time slice."""
+"""Settings of all tests: one thread, because on a busy machine every parallel region can wait for a time slice."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The samplers on a small LlamaGen in float64, where decoding with and without drafts can be compared token by token."""
+"""The samplers on a small LlamaGen in float64, where decoding with and without drafts compares token by token."""
 
 from __future__ import annotations
 

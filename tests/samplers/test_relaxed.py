@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from scipy.stats import chi2
@@ -87,7 +89,7 @@ def test_acceptance_grows_with_k_and_with_the_bound():
     every = torch.arange(SIZE)
     for settings in ([(k, 0.3) for k in range(SIZE - 1)], [(5, bound / 10) for bound in range(11)]):
         chances = [LatentNeighbours(near, *one).relaxed(p.expand(SIZE, -1), every).mean() for one in settings]
-        assert all(a <= b + 1e-12 for a, b in zip(chances, chances[1:], strict=False))
+        assert all(a <= b + 1e-12 for a, b in pairwise(chances))
 
 
 def test_neighbours_are_the_nearest_other_codes():

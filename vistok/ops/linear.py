@@ -44,7 +44,7 @@ class PackedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // self.in_features
         narrows = self.out_features < self.in_features
-        special = 0 < rows and (self.batch_invariant or (rows <= _MAX_ROWS and not (rows == 1 and narrows)))
+        special = rows > 0 and (self.batch_invariant or (rows <= _MAX_ROWS and not (rows == 1 and narrows)))
         if not special or torch.is_grad_enabled() or x.device.type != "cpu":
             return F.linear(x, self.weight, self.bias)
         flat = x.reshape(rows, self.in_features)

@@ -1,4 +1,4 @@
-"""Samplers side by side: the same prompts and seeds, forwards, accepted lengths, seconds, and scores of the pictures."""
+"""Samplers side by side: the same prompts and seeds, forwards, accepted lengths, seconds, and scores."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ class Noise:
         Args:
             positions: token positions, [B, ...]; the first axis runs over the samples.
             purpose: DRAW for a token drawn from the target, ACCEPT and RESIDUAL for the test of a draft and its
-                replacement, DRAFT and SAMPLE for drafts, FRESH and GUMBEL for drafts that are redrawn from the target's law.
+                replacement, DRAFT and SAMPLE for drafts, FRESH and GUMBEL for drafts that are
+                redrawn from the target's law.
             keys: further addresses, broadcast against ``positions``.
 
         Shape:

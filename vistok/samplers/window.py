@@ -1,6 +1,7 @@
 """What a forward pass costs by its width, and the window that this makes worth while.
 
-A pass over N drafted tokens decides more tokens than a pass over one, but costs more where the machine is short of compute.
+A pass over N drafted tokens decides more tokens than a pass over one, but costs more where the machine is short of
+compute.
 """
 
 from __future__ import annotations
