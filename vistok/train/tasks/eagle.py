@@ -74,7 +74,8 @@ class EagleObjective(nn.Module):
         agreed = (self._guide(drafted).argmax(-1) == self._guide(exact).argmax(-1)).float().mean()
         loss = regression + self.token_weight * entropy
         overlap = torch.minimum(self._guide(drafted).softmax(-1), self._guide(exact).softmax(-1)).sum(-1).mean()
-        return loss, {"regression": regression, "entropy": entropy, "agreed": agreed, "acceptance": overlap}
+        metrics = {"regression": regression, "entropy": entropy, "agreed": agreed, "acceptance": overlap}
+        return loss, {name: value.detach() for name, value in metrics.items()}
 
     def _guide(self, logits: Tensor) -> Tensor:
         return combine_guidance(*logits.chunk(2), self.guidance)
