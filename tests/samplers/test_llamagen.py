@@ -161,6 +161,15 @@ def test_a_drafter_that_knows_the_target_drafts_well(model, prompts):
     assert relaxed.draft_forwards > relaxed.forwards.max()
 
 
+def test_an_automatic_window_is_chosen_once(model, prompts):
+    sampler = SpeculativeJacobi(window="auto")
+    fixed = sampler.tuned(model, 6)
+    assert isinstance(fixed.window, int) and fixed.window >= 2 and sampler.tuned(model, 2) == fixed
+    automatic, _ = sampler.sample(model, *prompts, Law(guidance=2.0), Noise(0, torch.arange(3)))
+    named, _ = fixed.sample(model, *prompts, Law(guidance=2.0), Noise(0, torch.arange(3)))
+    assert torch.equal(automatic, named)
+
+
 def test_wrong_parts_are_refused(model, drafter, prompts):
     noise = Noise(0, torch.arange(3))
     other = EagleNetwork(EagleConfig(SIZE + 1, 32, 48, 2, grid=GRID, cls_token_num=PREFIX))

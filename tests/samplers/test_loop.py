@@ -15,13 +15,13 @@ from vistok.samplers.jacobi import JacobiWindow, SpeculativeJacobi
 from vistok.samplers.loop import check_composition
 from vistok.samplers.relaxed import RelaxedTree
 from vistok.samplers.tree import LawKind, TreeShape
+from vistok.samplers.window import best_window
 
 TREE = TreeShape.of_paths([(0,), (1,), (0, 0), (0, 1), (1, 0)])
 MAKERS = {
     "ar": lambda: (NoDraft(), Draw()),
-    "published": lambda: (JacobiWindow(6, 5, "repeat-left", "independent"), ExactChain()),
-    "coupled": lambda: (JacobiWindow(6, 5, "sample-up", "maximal"), ExactChain()),
-    "gumbel": lambda: (JacobiWindow(6, 5, "uniform", "gumbel"), ExactChain()),
+    "published": lambda: (JacobiWindow(6, 5, "repeat-left", False), ExactChain()),
+    "coupled": lambda: (JacobiWindow(6, 5, "sample-up"), ExactChain()),
     "tree": lambda: (TableDrafter(TREE, LawKind.DETERMINISTIC, 4), SampleMatch()),
     "sampled-tree": lambda: (
         TableDrafter(TREE, LawKind.WITHOUT_REPLACEMENT, 4),
@@ -57,11 +57,11 @@ def test_jacobi_windows_decode_greedily_in_fewer_passes():
 @pytest.mark.parametrize(("window", "factor"), [(16, 1.3), (64, 2.0)])
 def test_coupling_decides_more_tokens_in_a_pass(window, factor):
     length = {}
-    for resample in ("independent", "maximal"):
-        drafter = JacobiWindow(window, 16, "uniform", resample)
+    for coupled in (False, True):
+        drafter = JacobiWindow(window, 16, "uniform", coupled)
         _, stats, _ = decode(drafter, ExactChain(), batch=10, length=256, vocabulary=64, scale=0.6)
-        length[resample] = stats.mean_accepted_length
-    assert length["maximal"] > factor * length["independent"]
+        length[coupled] = stats.mean_accepted_length
+    assert length[True] > factor * length[False]
 
 
 def test_statistics_derive_from_the_steps():
@@ -128,4 +128,13 @@ def test_names_and_options_are_checked():
     with pytest.raises(VistokError, match="did you mean repeat-left"):
         SpeculativeJacobi(init="repeat_left")
     with pytest.raises(VistokError, match="at least 2 rows"):
-        JacobiWindow(1, 5)
+        SpeculativeJacobi(window=1)
+    with pytest.raises(VistokError, match="or 'auto', not 'wide'"):
+        SpeculativeJacobi(window="wide")
+
+
+def test_the_window_follows_from_the_cost_of_a_pass():
+    free = dict.fromkeys((1, 2, 4, 8, 16, 32), 1.0)
+    dear = {width: float(width) for width in free}
+    assert best_window(free) == 32 and best_window(dear) == 2
+    assert best_window({1: 1.0, 2: 1.1, 8: 1.3, 32: 4.0}) == 8

@@ -29,8 +29,8 @@ def outcome(rule, p, q, draft):
     """Tokens decided when a draft [TRIALS] is tested once."""
     uniforms = Noise(5, torch.arange(TRIALS)).uniform(torch.zeros(TRIALS, 3, dtype=torch.int64), 0, torch.arange(3))
     tokens = torch.stack([torch.zeros_like(draft), draft], 1)
-    rows = p.expand(TRIALS, 2, -1)
-    walk = walk_tree(ONE, tokens, rows, None if q is None else q.expand(TRIALS, 2, -1), rule, uniforms[:, :1])
+    rows, laws = p.expand(TRIALS, -1), None if q is None else q.expand(TRIALS, 2, -1)
+    walk = walk_tree(ONE, tokens, lambda node: rows, laws, rule, uniforms[:, :1])
     return torch.where(walk.count > 1, draft, draw(walk.law, uniforms[:, 1]))
 
 

@@ -57,9 +57,8 @@ def standard_samplers(codebook: Tensor | None = None, drafter: bool = True) -> d
     found: dict[str, tuple[Sampler, bool]] = {"ar": (Autoregressive(), True)}
     for init in INITS:
         found[f"sjd published, {init}"] = (SpeculativeJacobi(init=init, variant="published"), True)
-    for window in (16, 32, 64):
+    for window in (8, 16, 32, 64):
         found[f"sjd coupled, window {window}"] = (SpeculativeJacobi(window), True)
-    found["sjd gumbel, window 16"] = (SpeculativeJacobi(variant="gumbel"), True)
     if not drafter:
         return found
     found["eagle dynamic"] = (Eagle(), True)

@@ -8,6 +8,7 @@ tree that was fixed beforehand, in the same law as the one-hot rule, with one dr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -20,6 +21,7 @@ from vistok.samplers.noise import ACCEPT, RESIDUAL
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 State = tuple[Tensor, ...]
+Laws = Callable[[Tensor], Tensor]  # nodes [B], one of each tree, to the target's laws behind them [B, V]
 
 
 class Rule(Protocol):
@@ -143,30 +145,30 @@ class Walk(NamedTuple):
     tests: Tensor  # uniforms that were used, int64 [B]
 
 
-def walk_tree(shape: TreeShape, tokens: Tensor, p: Tensor, q: Tensor | None, rule: Rule, uniforms: Tensor) -> Walk:
+def walk_tree(shape: TreeShape, tokens: Tensor, laws: Laws, q: Tensor | None, rule: Rule, uniforms: Tensor) -> Walk:
     """Follow each tree from the root, testing the children of the current node in order, until none is accepted.
 
     Args:
         shape: of the trees.
         tokens: int64 [B, N].
-        p: target laws behind each node, [B, N, V].
+        laws: the target's law behind one node of each tree; only nodes on the path are asked for.
         q: laws that each node's children were drawn from, [B, N, V]; None for rules that need none.
         rule: the test.
         uniforms: one for each test, used in order, [B, M].
     """
-    batch, _nodes = tokens.shape
+    batch = len(tokens)
     here = torch.arange(batch, device=tokens.device)
     children = shape.children.expand(batch, -1, -1)
     node = torch.zeros_like(here)
     path = torch.full((batch, shape.height + 1), -1, dtype=torch.int64, device=tokens.device)
     path[:, 0] = 0
-    count, tests = torch.ones_like(here), torch.zeros_like(here)
+    tests = torch.zeros_like(here)
     alive = torch.ones_like(here, dtype=torch.bool)
-    law = p[:, 0]
+    p = law = laws(node)
     host = tokens.device.type == "cpu"  # asking whether to go on costs nothing there
     for level in range(1, shape.height + 1):
         candidates = children[here, node]
-        state = rule.enter(p[here, node], None if q is None else q[here, node], (candidates >= 0).sum(1))
+        state = rule.enter(p, None if q is None else q[here, node], (candidates >= 0).sum(1))
         moved = torch.zeros_like(alive)
         for rank in range(children.shape[2]):
             child = candidates[:, rank]
@@ -183,42 +185,45 @@ def walk_tree(shape: TreeShape, tokens: Tensor, p: Tensor, q: Tensor | None, rul
             took = testing & accepted
             node = torch.where(took, child, node)
             moved = moved | took
-        law = torch.where(alive[:, None], torch.where(moved[:, None], p[here, node], rule.law(state)), law)
+        p = laws(node)
+        law = torch.where(alive[:, None], torch.where(moved[:, None], p, rule.law(state)), law)
         path[:, level] = torch.where(moved, node, -1)
-        count = count + moved
         alive = moved
         if host and not alive.any():
             break
-    return Walk(path, count, law, tests)
+    return Walk(path, (path >= 0).sum(1), law, tests)
 
 
-def match_tree(shape: TreeShape, tokens: Tensor, p: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def match_tree(shape: TreeShape, tokens: Tensor, draws: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, Tensor]:
     """Draw from the target at each node and follow the child that carries the token that was drawn.
 
     Args:
-        shape, tokens, p: as in ``walk_tree``.
-        uniforms: one for each level, [B, height + 1].
+        shape, tokens: as in ``walk_tree``.
+        draws: a draw [B] from the target's law behind one node of each tree, given nodes [B] and their depth.
 
     Returns:
-        Path int64 [B, height + 1] padded with -1, nodes on it int64 [B], and the token behind it int64 [B].
+        Path int64 [B, height + 1] padded with -1, and the token behind it, int64 [B].
     """
     batch = len(tokens)
     here = torch.arange(batch, device=tokens.device)
     children = shape.children.expand(batch, -1, -1)
-    wanted = draw(p, uniforms.gather(1, shape.depth.clamp(min=0).expand(batch, -1)))  # of every node, [B, N]
     node, alive = torch.zeros_like(here), torch.ones_like(here, dtype=torch.bool)
     path = torch.full((batch, shape.height + 1), -1, dtype=torch.int64, device=tokens.device)
     path[:, 0] = 0
+    wanted = draws(node, 0)
     for level in range(1, shape.height + 1):
         candidates = children[here, node]
-        same = (tokens.gather(1, candidates.clamp(min=0)) == wanted[here, node][:, None]) & (candidates >= 0)
+        same = (tokens.gather(1, candidates.clamp(min=0)) == wanted[:, None]) & (candidates >= 0)
         alive = alive & same.any(1)
+        if tokens.device.type == "cpu" and not alive.any():
+            break
         node = torch.where(alive, candidates[here, same.long().argmax(1)], node)
         path[:, level] = torch.where(alive, node, -1)
-    return path, (path >= 0).sum(1), wanted[here, node]
+        wanted = torch.where(alive, draws(node, level), wanted)
+    return path, wanted
 
 
-def longest_path(shape: TreeShape, passed: Tensor) -> tuple[Tensor, Tensor]:
+def longest_path(shape: TreeShape, passed: Tensor) -> Tensor:
     """The longest path on which every node but the root passed; the first of the longest.
 
     Args:
@@ -226,7 +231,7 @@ def longest_path(shape: TreeShape, passed: Tensor) -> tuple[Tensor, Tensor]:
         passed: bool [B, N].
 
     Returns:
-        Path int64 [B, height + 1] padded with -1, and nodes on it int64 [B].
+        Path int64 [B, height + 1], padded with -1.
     """
     batch, nodes = passed.shape
     ancestors = shape.ancestors.expand(batch, -1, -1)
@@ -239,11 +244,12 @@ def longest_path(shape: TreeShape, passed: Tensor) -> tuple[Tensor, Tensor]:
     path = torch.full((batch, shape.height + 2), -1, dtype=torch.int64, device=passed.device)
     places = torch.where(on, shape.depth.expand(batch, -1), shape.height + 1)  # the last column takes what is not on it
     path.scatter_(1, places, torch.arange(nodes, device=passed.device).expand(batch, -1))
-    return path[:, :-1], on.sum(1)
+    return path[:, :-1]
 
 
-def kept_path(tokens: Tensor, path: Tensor, count: Tensor, token: Tensor) -> Verdict:
+def kept_path(tokens: Tensor, path: Tensor, token: Tensor) -> Verdict:
     """The verdict that keeps a path and decides one token behind it."""
+    count = (path >= 0).sum(1)
     emitted = tokens.gather(1, path[:, 1:].clamp(min=0))
     emitted = torch.cat([emitted, token[:, None]], 1).scatter(1, count[:, None] - 1, token[:, None])
     return Verdict(emitted, count, path)
@@ -265,32 +271,38 @@ class TreeVerifier:
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
         """Keep the accepted path and draw one token behind it."""
-        p = self.laws(scores, run)
-        root = torch.zeros(1, dtype=torch.int64, device=p.device)
-        most = torch.arange(tree.shape.height * tree.shape.children.shape[2], device=p.device)
-        q = None if tree.kind is LawKind.DETERMINISTIC else tree.laws
-        walk = walk_tree(tree.shape, tree.tokens, p, q, self.rule, run.uniform(root, ACCEPT, most))
+        here = torch.arange(len(tree.tokens), device=tree.tokens.device)
+        root = torch.zeros(1, dtype=torch.int64, device=here.device)
+        most = torch.arange(tree.shape.height * tree.shape.children.shape[2], device=here.device)
+        walk = walk_tree(
+            tree.shape,
+            tree.tokens,
+            lambda node: run.law.probabilities(scores.logits[here, node]),
+            None if tree.kind is LawKind.DETERMINISTIC else tree.laws,
+            self.rule,
+            run.uniform(root, ACCEPT, most),
+        )
         token = draw(walk.law, run.uniform(root, RESIDUAL)[:, 0])
-        return kept_path(tree.tokens, walk.path, walk.count, token)
-
-    def laws(self, scores: Scores, run: Run) -> Tensor:
-        """The target's laws that candidates are tested by, [B, N, V]."""
-        return run.law.probabilities(scores.logits)
+        return kept_path(tree.tokens, walk.path, token)
 
 
 class SampleMatch:
     """Keeps the path that sampling from the target follows through the tree."""
 
-    accepts = frozenset(LawKind)
+    accepts = frozenset(LawKind) - {LawKind.STALE}
     trees = True
     lossless = True
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
         """Draw along the tree."""
-        levels = torch.arange(tree.shape.height + 1, device=scores.logits.device)
-        p = run.law.probabilities(scores.logits)
-        path, count, token = match_tree(tree.shape, tree.tokens, p, run.uniform(levels, ACCEPT))
-        return kept_path(tree.tokens, path, count, token)
+        here = torch.arange(len(tree.tokens), device=tree.tokens.device)
+        uniforms = run.window(tree.shape.height + 1, ACCEPT)
+        path, token = match_tree(
+            tree.shape,
+            tree.tokens,
+            lambda node, depth: run.law.draw(scores.logits[here, node], uniforms[:, depth]),
+        )
+        return kept_path(tree.tokens, path, token)
 
 
 def exact_tree(kind: LawKind) -> TreeVerifier | SampleMatch:

@@ -4,8 +4,7 @@ Each pass scores a window of drafts. A draft was drawn from the row law of an ea
 law keeps the output's law. Published SJD redraws everything behind the first rejection; coupled SJD (MC-SJD, arXiv
 2510.24211) applies the accept-or-residual rule there too, so that good drafts survive. Both are lossless when the law
 recorded for a draft is the row law of the latest pass, also for drafts that were kept: the law of an older draft would
-bias the result. Gumbel coupling redraws with noise that belongs to the position, so that an unchanged law redraws the
-same token.
+bias the result.
 
 Against the published code: sequences of a batch advance on their own; the residual is not processed a second time;
 fresh drafts may come from a law that is recorded as such, and not only as a fixed guess; the window keeps its width to
@@ -15,8 +14,8 @@ the end.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +27,14 @@ from vistok.ops import draw
 from vistok.samplers.exact import ExactChain
 from vistok.samplers.law import Law
 from vistok.samplers.loop import Run, Scores, Verdict, generate
-from vistok.samplers.noise import DRAFT, FRESH, GUMBEL, SAMPLE, Noise
+from vistok.samplers.noise import DRAFT, FRESH, SAMPLE, Noise
 from vistok.samplers.stats import Stats
 from vistok.samplers.target import ImageTarget
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
+from vistok.samplers.window import best_window, forward_cost
 
 INITS = ("uniform", "random", "repeat-left", "repeat-up", "sample-left", "sample-up", "top-left", "top-up")
-VARIANTS = {"coupled": "maximal", "published": "independent", "gumbel": "gumbel"}
+VARIANTS = ("coupled", "published")
 
 
 def neighbour_positions(positions: Tensor, existing: Tensor, row: int, up: bool) -> tuple[Tensor, Tensor]:
@@ -107,7 +107,7 @@ class JacobiWindow:
         nodes: rows of a pass, the last decided token included.
         row: tokens of a line of the picture.
         init: how a fresh draft is made, one of INITS.
-        resample: what happens to drafts behind a rejection: ``independent`` (published), ``maximal`` or ``gumbel``.
+        coupled: whether drafts behind a rejection survive where the rule lets them; else they are redrawn (published).
         warmup: passes of plain decoding before the window opens.
         vocabulary: tokens that a fresh draft may take, int64; all if None.
 
@@ -123,18 +123,13 @@ class JacobiWindow:
         self,
         nodes: int,
         row: int,
-        init: str = "uniform",
-        resample: Literal["independent", "maximal", "gumbel"] = "maximal",
+        init: str = "repeat-up",
+        coupled: bool = True,
         warmup: int = 0,
         vocabulary: Tensor | None = None,
     ):
-        if init not in INITS:
-            raise unknown_name("initialisation", init, list(INITS))
-        if nodes < 2:
-            raise VistokError(
-                f"a Jacobi window needs at least 2 rows, got {nodes}: use the sampler 'ar' to decode plainly."
-            )
-        self.nodes, self.row, self.init, self.resample, self.warmup = nodes, row, init, resample, warmup
+        _check_window(nodes, init)
+        self.nodes, self.row, self.init, self.coupled, self.warmup = nodes, row, init, coupled, warmup
         self.vocabulary = vocabulary
 
     def start(self, run: Run, prefill: Scores) -> None:
@@ -142,9 +137,8 @@ class JacobiWindow:
         first = run.law.probabilities(prefill.logits[:, -1])  # [B, V]
         batch, self._size = first.shape
         device = first.device
-        if self.vocabulary is None:
-            self.vocabulary = torch.arange(self._size, device=device)
-        self._uniform_law = first.new_zeros(self._size).index_fill_(0, self.vocabulary, 1 / len(self.vocabulary))
+        self._ids = torch.arange(self._size, device=device) if self.vocabulary is None else self.vocabulary
+        self._uniform_law = first.new_zeros(self._size).index_fill_(0, self._ids, 1 / len(self._ids))
         self._slots = torch.arange(1, self.nodes, device=device)  # offsets of the drafts from the last decided token
         self._window, self._lone = TreeShape.chain_of(self.nodes, device), TreeShape.chain_of(1, device)
         self._drafts = torch.zeros(batch, self.nodes - 1, dtype=torch.int64, device=device)
@@ -168,8 +162,7 @@ class JacobiWindow:
     def _fresh(self, run: Run) -> tuple[Tensor, Tensor]:
         offsets = self._slots - 1
         uniform = run.window(self.nodes, DRAFT)[:, :-1]
-        pick = (uniform * len(self.vocabulary)).long().clamp(max=len(self.vocabulary) - 1)
-        random = self.vocabulary[pick]
+        random = self._ids[(uniform * len(self._ids)).long().clamp(max=len(self._ids) - 1)]
         positions = run.decided[:, None] + offsets
         existing = (run.decided + self.kept)[:, None]
         source, there = neighbour_positions(positions, existing, self.row, self.init.endswith("up"))
@@ -186,14 +179,9 @@ class JacobiWindow:
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
         """Move the window on; drafts behind the rejection are redrawn, and each is now one of its new row's law."""
         p = verdict.probs
-        rows = torch.arange(tree.nodes, device=p.device)
-        if self.resample == "maximal":
-            tokens = verdict.emitted
-        elif self.resample == "independent":
-            tokens = draw(p, run.window(tree.nodes, FRESH))
-        else:
-            tokens = (p.log() + self._gumbel(run, rows)).argmax(-1)
+        tokens = verdict.emitted if self.coupled else draw(p, run.window(tree.nodes, FRESH))
         if self._rows is not None:
+            rows = torch.arange(tree.nodes, device=p.device)
             places = (run.decided[:, None] + rows)[..., None].expand(-1, -1, self._size)
             self._rows.scatter_(1, places.clamp(max=self._rows.shape[1] - 1), p)
         self.kept = tree.nodes - verdict.count
@@ -201,11 +189,8 @@ class JacobiWindow:
         self._drafts = tokens.gather(1, source)
         self._laws = p.gather(1, source[..., None].expand(-1, -1, self._size))
 
-    def _gumbel(self, run: Run, rows: Tensor) -> Tensor:
-        """Gumbel noise [B, N, V] that belongs to the positions and not to the pass."""
-        positions = (run.decided[:, None] + rows)[..., None]
-        uniform = run.noise.uniform(positions, GUMBEL, torch.arange(self._size, device=rows.device))
-        return -torch.log(-torch.log(uniform))
+
+_TUNED: WeakKeyDictionary[LlamaGen, int] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -213,24 +198,40 @@ class SpeculativeJacobi:
     """Several tokens for a target forward, without a draft model and without a change of the output's law.
 
     Attributes:
-        window: rows of a pass.
-        init: how a fresh draft is made; ``uniform`` is the best that needs no picture.
+        window: rows of a pass, or ``auto`` for the window that suits the machine, see ``tuned``.
+        init: how a fresh draft is made, one of INITS.
         variant: ``coupled`` keeps drafts behind a rejection where it can, ``published`` redraws them, ``gumbel``
             redraws them with noise that stays.
 
     Raises:
-        VistokError: unknown init or variant.
+        VistokError: unknown init or variant, or a window of less than 2.
     """
 
-    window: int = 16
-    init: str = "uniform"
+    window: int | str = 16
+    init: str = "repeat-up"
     variant: str = "coupled"
 
     def __post_init__(self):
         if self.variant not in VARIANTS:
             raise unknown_name("variant of speculative Jacobi decoding", self.variant, list(VARIANTS))
-        if self.init not in INITS:
-            raise unknown_name("initialisation", self.init, list(INITS))
+        if isinstance(self.window, str) and self.window != "auto":
+            raise VistokError(f"the window is a number of tokens or 'auto', not '{self.window}'.")
+        _check_window(2 if self.window == "auto" else self.window, self.init)
+
+    def tuned(self, model: LlamaGen, rows: int) -> SpeculativeJacobi:
+        """The same sampler with the window that suits the model on this machine, measured once in a process.
+
+        Another window gives other pictures of the same law, so name the number to paint the same ones elsewhere.
+
+        Args:
+            model: the transformer.
+            rows: sequences of a batch, twice the pictures where there is guidance.
+        """
+        if self.window != "auto":
+            return self
+        if model not in _TUNED:
+            _TUNED[model] = best_window(forward_cost(model, rows))
+        return replace(self, window=_TUNED[model])
 
     @torch.inference_mode()
     def sample(
@@ -243,6 +244,16 @@ class SpeculativeJacobi:
         progress: Callable[[int], None] | None = None,
     ) -> tuple[Tensor, Stats]:
         """Draw a batch of pictures; see ``Sampler.sample``."""
-        drafter = JacobiWindow(self.window, model.config.grid, self.init, VARIANTS[self.variant])
+        window = self.tuned(model, len(condition) * (2 if law.guided else 1)).window
+        drafter = JacobiWindow(window, model.config.grid, self.init, self.variant == "coupled")
         target = ImageTarget(model, law, condition, mask, nodes=drafter.nodes)
         return generate(target, drafter, ExactChain(), law, noise, progress)
+
+
+def _check_window(nodes: int, init: str) -> None:
+    if init not in INITS:
+        raise unknown_name("initialisation", init, list(INITS))
+    if nodes < 2:
+        raise VistokError(
+            f"a Jacobi window needs at least 2 rows, got {nodes}: use the sampler 'ar' to decode plainly."
+        )

@@ -22,23 +22,31 @@ from vistok.samplers.tree import LawKind, TokenTree
 
 
 class Scores(NamedTuple):
-    """What a target says about a tree."""
+    """What a target says about a tree.
 
-    logits: Tensor  # guided logits behind every node, [B, N, V]
-    hidden: Tensor | None = (
-        None  # final features of the nodes, [B or 2B, N, D]: with guidance the unconditional ones follow
-    )
+    Attributes:
+        logits: guided logits behind every node, [B, N, V].
+        hidden: final features of the nodes, [B, N, D]; with guidance [2B, N, D], the unconditional ones behind.
+    """
+
+    logits: Tensor
+    hidden: Tensor | None = None
 
 
 class Verdict(NamedTuple):
-    """What a verifier keeps of a tree."""
+    """What a verifier keeps of a tree.
 
-    emitted: Tensor  # decided tokens, int64 [B, M]; the first `count` of each sequence are valid
-    count: Tensor  # tokens decided, which is also the number of nodes kept, the root included; int64 [B], 1 .. M
-    path: Tensor | None = None  # nodes kept, root first, padded with -1, int64 [B, M]; None for a chain
-    probs: Tensor | None = (
-        None  # the target's processed law behind every node, [B, N, V], where a drafter may learn from it
-    )
+    Attributes:
+        emitted: decided tokens, int64 [B, M]; the first ``count`` of each sequence are valid.
+        count: tokens decided, which is also the number of nodes kept, the root included; int64 [B], 1 to M.
+        path: nodes kept, root first, padded with -1, int64 [B, M]; None for a chain.
+        probs: the target's processed laws behind the nodes, [B, N, V], of verifiers that form them all.
+    """
+
+    emitted: Tensor
+    count: Tensor
+    path: Tensor | None = None
+    probs: Tensor | None = None
 
 
 @dataclass
@@ -53,6 +61,8 @@ class Run:
         least: smallest of them, known on the host.
         step: number of the current verify step, from 1.
         draws: the uniform of each position for tokens that are drawn from the target once and for all, [B, length].
+        step_of: the step that decided each token, int64, shaped like ``tokens``.
+        proposed: draft tokens that were offered, int64 [B].
     """
 
     law: Law
@@ -61,9 +71,37 @@ class Run:
     tokens: Tensor
     decided: Tensor
     draws: Tensor
+    step_of: Tensor
+    proposed: Tensor
     least: int = 1
     step: int = 0
     _block: tuple[tuple[int, int], Tensor] | None = None
+
+    @staticmethod
+    def begin(law: Law, noise: Noise, first: Tensor, length: int, slack: int) -> Run:
+        """A run whose first tokens are drawn from logits [B, V]."""
+        batch, device = len(first), first.device
+        draws = noise.uniform(torch.arange(length, device=device).expand(batch, -1), DRAW)
+        tokens = torch.zeros(batch, length + slack, dtype=torch.int64, device=device)
+        tokens[:, 0] = law.draw(first, draws[:, 0])
+        decided = torch.ones(batch, dtype=torch.int64, device=device)
+        return Run(law, noise, length, tokens, decided, draws, torch.zeros_like(tokens), torch.zeros_like(decided))
+
+    def record(self, tree: TokenTree, verdict: Verdict) -> int | None:
+        """Take over what was decided; returns how many nodes every sequence keeps, where it is the same number."""
+        left = self.length - self.decided
+        # What is written behind a sequence's count is garbage, and overwritten by its next step.
+        places = self.decided[:, None] + torch.arange(verdict.emitted.shape[1], device=left.device)
+        self.tokens.scatter_(1, places, verdict.emitted)
+        self.step_of.scatter_(1, places, self.step)
+        self.decided = self.decided + verdict.count
+        if tree.nodes == 1:  # known without asking the device
+            self.least += 1
+            return 1
+        self.proposed += left.clamp(max=tree.nodes) - (left > 0).long()
+        kept = verdict.count.tolist()
+        self.least = int(self.decided.min())
+        return kept[0] if len(set(kept)) == 1 else None
 
     @property
     def root(self) -> Tensor:
@@ -208,40 +246,22 @@ def generate(
     check_composition(drafter, verifier)
     began = time.perf_counter()
     prefill = target.prefill()
-    batch, length, device = target.batch, target.length, prefill.logits.device
-    draws = noise.uniform(torch.arange(length, device=device).expand(batch, -1), DRAW)
-    tokens = torch.zeros(batch, length + drafter.nodes, dtype=torch.int64, device=device)
-    tokens[:, 0] = law.draw(prefill.logits[:, -1], draws[:, 0])
-    step_of = torch.zeros_like(tokens)
-    proposed = torch.zeros(batch, dtype=torch.int64, device=device)
-    run = Run(law, noise, length, tokens, torch.ones_like(proposed), draws)
+    run = Run.begin(law, noise, prefill.logits[:, -1], target.length, drafter.nodes)
     drafter.start(run, prefill)
     if progress:
         progress(1)
-    while run.least < length:
+    while run.least < run.length:
         run.step += 1
         tree = drafter.propose(run)
         scores = target.forward(tree, run.decided)
         verdict = verifier.verify(tree, scores, run)
-        left = length - run.decided
-        verdict = verdict._replace(count=torch.minimum(verdict.count, left))
+        verdict = verdict._replace(count=torch.minimum(verdict.count, run.length - run.decided))
         drafter.observe(run, tree, scores, verdict)
-        # What is written behind a sequence's count is garbage, and overwritten by its next step.
-        places = run.decided[:, None] + torch.arange(verdict.emitted.shape[1], device=device)
-        tokens.scatter_(1, places, verdict.emitted)
-        step_of.scatter_(1, places, run.step)
-        run.decided = run.decided + verdict.count
         before = run.least
-        if tree.nodes == 1:  # known without asking the device
-            run.least += 1
-            rows = 1
-        else:
-            proposed += torch.minimum(left.clamp(min=0), torch.tensor(tree.nodes, device=device)) - (left > 0).long()
-            kept = verdict.count.tolist()
-            run.least = int(run.decided.min())
-            rows = kept[0] if all(k == kept[0] for k in kept) else None
+        rows = run.record(tree, verdict)
         target.commit(verdict, run.least, rows)
         if progress and run.least > before:
             progress(run.least - before)
-    stats = Stats(step_of[:, :length].cpu(), proposed.cpu(), drafter.forwards, time.perf_counter() - began)
-    return tokens[:, :length], stats
+    seconds = time.perf_counter() - began
+    step_of = run.step_of[:, : run.length].cpu()
+    return run.tokens[:, : run.length], Stats(step_of, run.proposed.cpu(), drafter.forwards, seconds)

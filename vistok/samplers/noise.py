@@ -6,8 +6,8 @@ from torch import Tensor
 
 from vistok.ops.noise import counter_uniform
 
-PURPOSES = 7
-DRAW, ACCEPT, RESIDUAL, DRAFT, SAMPLE, FRESH, GUMBEL = range(PURPOSES)
+PURPOSES = 6
+DRAW, ACCEPT, RESIDUAL, DRAFT, SAMPLE, FRESH = range(PURPOSES)
 
 
 class Noise:
@@ -28,8 +28,7 @@ class Noise:
         Args:
             positions: token positions, [B, ...]; the first axis runs over the samples.
             purpose: DRAW for a token drawn from the target, ACCEPT and RESIDUAL for the test of a draft and its
-                replacement, DRAFT and SAMPLE for drafts, FRESH and GUMBEL for drafts that are
-                redrawn from the target's law.
+                replacement, DRAFT and SAMPLE for drafts, FRESH for drafts that are redrawn from the target's law.
             keys: further addresses, broadcast against ``positions``.
 
         Shape:

@@ -3,13 +3,11 @@
 Codes that lie close in the tokenizer's codebook look alike, so a draft may borrow the probability of its nearest codes.
 For a draft x with neighbours n_1, n_2, ... the borrowed mass m_j = p(n_1) + ... + p(n_j) takes the largest j within a
 bound: m_j <= delta (additive), or m_j <= (lambda - 1) p(x) (multiplicative, LANTERN++). m_j is the total variation
-    between p and the law p~
-that has the mass moved onto x. With one deterministic draft and the published residual the output law is exactly p~, so
-its total variation from p stays within delta; drafts that were sampled have no such bound.
+between p and the law p~ that has the mass moved onto x. With one deterministic draft and the published residual the
+output law is exactly p~, so its total variation from p stays within delta; drafts that were sampled have no such bound.
 
 The published residual is norm(max(p~ - q, 0)). The reference code clears the k + 1 nearest codes instead, however many
-were
-borrowed from: of p for a deterministic draft, of q for a sampled one; ``residual="reference"`` does the same.
+were borrowed from: of p for a deterministic draft, of q for a sampled one; ``residual="reference"`` does the same.
 """
 
 from __future__ import annotations
@@ -147,9 +145,9 @@ class RelaxedTree(TreeVerifier):
         if not run.law.greedy:
             return super().verify(tree, scores, run)
         p = scores.logits.softmax(-1)
-        path, count = longest_path(tree.shape, self.greedy(tree, p))
-        end = path.gather(1, count[:, None] - 1)[:, 0]
-        return kept_path(tree.tokens, path, count, p[torch.arange(len(p), device=p.device), end].argmax(-1))
+        path = longest_path(tree.shape, self.greedy(tree, p))
+        end = path.gather(1, (path >= 0).sum(1, keepdim=True) - 1)[:, 0]
+        return kept_path(tree.tokens, path, p[torch.arange(len(p), device=p.device), end].argmax(-1))
 
     def greedy(self, tree: TokenTree, p: Tensor) -> Tensor:
         """Which nodes are the most likely token behind their parent once they have borrowed, bool [B, N]."""

@@ -14,7 +14,7 @@ import torch
 from vistok.models.llamagen import LlamaGen
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
-GROWTH = 0.3  # accepted length grows about like window**GROWTH; docs/samplers.md has the measurement
+HALF = 6.0  # the accepted length grows about like window / (window + HALF); docs/samplers.md has the measurement
 
 
 @torch.inference_mode()
@@ -51,17 +51,18 @@ def forward_cost(model: LlamaGen, rows: int = 2, widths: Sequence[int] = WIDTHS,
     return cost
 
 
-def best_window(cost: Mapping[int, float], growth: float = GROWTH) -> int:
-    """The window of most decided tokens a second, if a pass of N decides about N**growth times those of one.
+def best_window(cost: Mapping[int, float], half: float = HALF) -> int:
+    """The window of most decided tokens a second, if a pass of N decides about N / (N + half) of what an endless one
+    would.
 
     Args:
         cost: seconds by width, as ``forward_cost`` measures it.
-        growth: exponent of the accepted length.
+        half: width that decides half of what an endless one would.
 
     Returns:
         A width of at least 2.
     """
-    return max((width for width in cost if width >= 2), key=lambda width: width**growth / cost[width])
+    return max((width for width in cost if width >= 2), key=lambda width: width / (width + half) / cost[width])
 
 
 def _synchronise(device: torch.device) -> None:

@@ -17,10 +17,9 @@ from vistok.zoo.checkpoint import load_strict
 SYSTEM = "eagle"
 
 
-def accepted_row(shape: TreeShape, path: Tensor, count: Tensor) -> Tensor:
+def accepted_row(shape: TreeShape, path: Tensor) -> Tensor:
     """First root-to-leaf path that begins with the accepted nodes, int64 [B]."""
-    levels = torch.arange(path.shape[1])
-    same = (shape.paths == path[:, None]) | (levels >= count[:, None])[:, None]
+    same = (shape.paths == path[:, None]) | (path < 0)[:, None]
     return same.all(-1).long().argmax(1)
 
 
@@ -29,14 +28,15 @@ def posterior(case: Case) -> None:
     shape = TreeShape.of_paths([tuple(path) for path in case.config["choices"]])
     assert torch.equal(shape.paths, inputs["retrieve_indices"])
     p = inputs["tree_logits"].softmax(-1)
-    walk = walk_tree(shape, inputs["tree_tokens"], p, None, OneHot(), inputs["u"])
+    here = torch.arange(len(p))
+    walk = walk_tree(shape, inputs["tree_tokens"], lambda node: p[here, node], None, OneHot(), inputs["u"])
     case.equal(walk.count - 1, "n_accept")
-    case.equal(accepted_row(shape, walk.path, walk.count), "best")
+    case.equal(accepted_row(shape, walk.path), "best")
     case.close(walk.law, "sample_p")
     parents = shape.parents.clamp(min=0).expand_as(inputs["tree_tokens"])
-    path, count = longest_path(shape, p.argmax(-1).gather(1, parents) == inputs["tree_tokens"])
-    case.equal(count - 1, "greedy.n_accept")
-    case.equal(accepted_row(shape, path, count), "greedy.best")
+    path = longest_path(shape, p.argmax(-1).gather(1, parents) == inputs["tree_tokens"])
+    case.equal((path > 0).sum(1), "greedy.n_accept")
+    case.equal(accepted_row(shape, path), "greedy.best")
 
 
 def tree_buffers(case: Case) -> None:
@@ -80,7 +80,8 @@ def run_behind(tokens: Tensor, law: Law) -> Run:
     """A run whose last decided token is the last of these, int64 [B, n]."""
     batch, decided = tokens.shape
     noise = Noise(0, torch.arange(batch))
-    return Run(law, noise, decided + 1, tokens, torch.full((batch,), decided), torch.zeros(batch, decided + 1))
+    counts, none = torch.full((batch,), decided), torch.zeros(batch, 0)
+    return Run(law, noise, decided + 1, tokens, counts, none, none, none)
 
 
 def check_tree(case: Case, head: HeadDrafter, tokens: Tensor, name: str, by_leaf: bool = False) -> None:

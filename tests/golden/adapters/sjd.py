@@ -143,7 +143,7 @@ def trace(case: Case) -> None:
         config["L"],
         config.get("img_width", config["L"]) + 1,
         INITS[config["init"]],
-        "independent",
+        False,
         config["jacobi_loop_interval_l"],
         case.inputs["draft_vocab"],
     )

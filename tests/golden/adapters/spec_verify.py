@@ -22,8 +22,8 @@ def siblings(case: Case, rule):
     p, q, candidates = (case.inputs[name] for name in ("p", "q", "candidates"))
     shape = TreeShape(torch.tensor([[-1, *[0] * candidates.shape[1]]]))
     tokens = torch.cat([torch.zeros_like(candidates[:, :1]), candidates], 1)
-    laws = [law[:, None].expand(-1, tokens.shape[1], -1) for law in (p, q)]
-    walk = walk_tree(shape, tokens, *laws, rule, case.inputs["uniforms"])
+    laws = q[:, None].expand(-1, tokens.shape[1], -1)
+    walk = walk_tree(shape, tokens, lambda node: p, laws, rule, case.inputs["uniforms"])
     return walk, torch.where(walk.path[:, 1] > 0, walk.path[:, 1] - 1, -1)
 
 
@@ -54,7 +54,8 @@ def tree(case: Case) -> None:
     assert torch.equal(shape.ancestors[0], buffers["tree_attn_mask"][0, 0].bool())
     p = (inputs["target_logits"] / case.config.get("temperature", 1.0)).softmax(-1)
     rule, q = (OneHot(), None) if case.kind == "eagle2_tree" else (RecursiveRejection(False), inputs["draft_probs"])
-    walk = walk_tree(shape, inputs["tree_tokens"], p, q, rule, inputs["uniforms"])
+    here = torch.arange(len(p))
+    walk = walk_tree(shape, inputs["tree_tokens"], lambda node: p[here, node], q, rule, inputs["uniforms"])
     case.equal(walk.count - 1, "accept_length")
     case.equal(walk.path, "accepted_nodes")
     case.close(walk.law, "sample_p")
