@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vistok.errors import VistokError, unknown_name
 from vistok.models.pretrained import Pretrained
-from vistok.ops import KVCache, apply_rope, attention, collapse_prefix, rope_2d
+from vistok.ops import KVCache, apply_rope, attention, causal_attention, collapse_prefix, rope_2d
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
         q, k, v = self.attention.project(self.attention_norm(x), rope)
-        return self.residual(x, self.attention.merge(attention(q, k, v, mask=mask)))
+        return self.residual(x, self.attention.merge(causal_attention(q, k, v, mask)))
 
 
 @dataclass
@@ -295,15 +295,21 @@ class LlamaGen(Pretrained, nn.Module):
         Returns:
             [B, n + 1, V]: entry k predicts image token k.
         """
+        return self.head(self.norm(self.states(tokens, condition, mask)[-1]))
+
+    def states(self, tokens: Tensor, condition: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+        """The residual stream behind every layer, [B, n + 1, dim] each; the arguments are those of ``forward``."""
         if self.training and self.config.class_dropout_prob > 0:
             condition = self.drop_condition(condition)
         prefix = self.cls_embedding(condition)
         x = torch.cat([prefix, self.tok_embeddings(tokens)], 1)
         x = F.dropout(x, self.config.token_dropout_p, self.training)
         rope, visible = self.rope[: x.shape[1]], self._full_mask(x, mask)
+        states = []
         for layer in self.layers:
             x = layer(x, rope, visible)
-        return self.output(self.norm(x[:, prefix.shape[1] - 1 :]))
+            states.append(x[:, prefix.shape[1] - 1 :])
+        return states
 
     @staticmethod
     def _full_mask(x: Tensor, mask: Tensor | None) -> Tensor:

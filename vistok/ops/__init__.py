@@ -2,6 +2,7 @@
 
 from vistok.ops.attention import attention, collapse_prefix
 from vistok.ops.cache import KVCache
+from vistok.ops.causal import causal_attention
 from vistok.ops.linear import pack_linears
 from vistok.ops.logits import combine_guidance, draw, probabilities, process_logits
 from vistok.ops.rope import apply_rope, rope_1d, rope_2d
@@ -13,6 +14,7 @@ __all__ = [
     "TreeMask",
     "apply_rope",
     "attention",
+    "causal_attention",
     "collapse_prefix",
     "combine_guidance",
     "draw",

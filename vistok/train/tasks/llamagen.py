@@ -20,25 +20,40 @@ from vistok.models.text import TextEncoder, left_pad
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
+from vistok.train.tasks.scene_reader import SceneReader, plan
 from vistok.train.tasks.vq import HELD_OUT_SEED
 
 CHUNK = 32  # scenes that are encoded at a time
 
 
 class LlamaGenObjective(nn.Module):
-    """Cross-entropy of image codes given captions; the generator itself drops conditions at random."""
+    """Cross-entropy of image codes given captions, and deep supervision by the scenes' plans.
 
-    def __init__(self, gpt: LlamaGen, text: TextEncoder):
+    The generator itself drops conditions at random.
+
+    Args:
+        gpt: the generator.
+        text: the frozen caption encoder.
+        supervision: weights of the two cross-entropies of ``SceneReader``.
+    """
+
+    def __init__(self, gpt: LlamaGen, text: TextEncoder, supervision: tuple[float, float]):
         super().__init__()
         self.gpt = gpt
         self.text_encoder = text
+        self.reader = SceneReader(gpt.config.dim)
+        self.supervision = supervision
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, **plan: Tensor):
         with torch.no_grad():
             encoded = self.text_encoder.encoder(input_ids=input_ids, attention_mask=attention_mask)
         features, mask = left_pad(encoded.last_hidden_state, attention_mask)
-        logits = self.gpt(tokens[:, :-1], features, mask)
-        return F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten()), {}
+        states = self.gpt.states(tokens[:, :-1], features, mask)
+        logits = self.gpt.head(self.gpt.norm(states[-1]))
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
+        now, left = self.reader(states[len(states) // 2], **plan)
+        metrics = {"codes": loss.detach(), "now": now.detach(), "left": left.detach()}
+        return loss + self.supervision[0] * now + self.supervision[1] * left, metrics
 
 
 class LlamaGenTask:
@@ -65,7 +80,7 @@ class LlamaGenTask:
                     **recipe.model,
                 )
             )
-        self.model = LlamaGenObjective(gpt, text)
+        self.model = LlamaGenObjective(gpt, text, tuple(recipe.data.get("supervision", (0.0, 0.0))))
         self.scenes = recipe.data["scenes"]
         if self.scenes % recipe.batch_size:
             raise VistokError(f"data.scenes ({self.scenes}) must be a multiple of batch_size ({recipe.batch_size}).")
@@ -95,8 +110,9 @@ class LlamaGenTask:
         """Scenes in order, pass after pass, with captions worded anew in each pass."""
         variant, start = divmod(step * self.recipe.batch_size, self.scenes)
         index = start + torch.arange(rows.start, rows.stop)
-        texts = captions(sample_scenes(len(index), self.seed, int(index[0])), variant)
-        return self._captions(texts) | {"tokens": self._tokens(index)}
+        scenes = sample_scenes(len(index), self.seed, int(index[0]))
+        plans = plan(scenes, self.model.gpt.config.grid)._asdict()
+        return self._captions(captions(scenes, variant)) | {"tokens": self._tokens(index)} | plans
 
     def after_step(self, step: int) -> None:
         """Nothing happens between steps."""
@@ -107,11 +123,17 @@ class LlamaGenTask:
         count = self.recipe.data.get("eval_scenes", 128)
         device = next(self.model.parameters()).device
         tokens = self._extract(HELD_OUT_SEED, 0, count).to(device)
-        texts = captions(sample_scenes(count, HELD_OUT_SEED))
-        told = self.model(**{k: v.to(device) for k, v in self._captions(texts).items()}, tokens=tokens)[0]
+        scenes = sample_scenes(count, HELD_OUT_SEED)
         gpt = self.model.gpt
+        told = self._captions(captions(scenes)) | plan(scenes, gpt.config.grid)._asdict()
+        metrics = self.model(**{k: v.to(device) for k, v in told.items()}, tokens=tokens)[1]
         untold = F.cross_entropy(gpt(tokens[:, :-1], gpt.null_condition(count)).flatten(0, 1), tokens.flatten())
-        return {"held_out_loss": told.item(), "held_out_loss_without_captions": untold.item()}
+        return {
+            "held_out_loss": metrics["codes"].item(),
+            "held_out_loss_without_captions": untold.item(),
+            "held_out_now": metrics["now"].item(),
+            "held_out_left": metrics["left"].item(),
+        }
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the generator and its caption encoder as one embedded model."""
@@ -119,5 +141,13 @@ class LlamaGenTask:
         self.model.text_encoder.half().save_pretrained(directory / "text_encoder")
         parts = {"vq": self.recipe.init["vq"]}
         write_training_card(
-            directory, self.recipe, self.model, "text-to-image", "llamagen", metrics, steps, parts, "2406.06525"
+            directory,
+            self.recipe,
+            nn.ModuleList([self.model.gpt, self.model.text_encoder]),
+            "text-to-image",
+            "llamagen",
+            metrics,
+            steps,
+            parts,
+            "2406.06525",
         )
