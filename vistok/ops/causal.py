@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,7 +37,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     edges = [length * i // BLOCKS for i in range(BLOCKS + 1)]
     parts = []
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
+    for first, last in itertools.pairwise(edges):
         scores = (q[:, :, first:last] @ k[:, :, :last].mT).float() * q.shape[-1] ** -0.5
         weights = (scores + bias[:, :, first:last, :last]).softmax(-1)
         parts.append(weights.to(v.dtype) @ v[:, :, :last])
