@@ -258,7 +258,7 @@ def pipeline(
         preset: shape of a checkpoint file whose name is not a published one, e.g. ``GPT-B``.
         device: ``cpu``, ``cuda`` or ``cuda:1``; the GPU where there is one if None.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
-        compile: compile the transformer with ``torch.compile``.
+        compile: compile the transformer's blocks with ``torch.compile``, on a GPU.
 
     Raises:
         VistokError: an unknown name, device or dtype, an impossible size, or weights that do not fit.
@@ -266,6 +266,8 @@ def pipeline(
     if dtype not in DTYPES:
         raise VistokError(f"unknown dtype '{dtype}': use one of {', '.join(DTYPES)}.")
     target = _device(device)
+    if compile and target.type == "cpu":
+        raise VistokError("on a CPU packed weights are faster than compiled blocks: leave --compile out.")
     found = card(name) if checkpoint is None else (card_of_file(checkpoint) or card(name))
     if found.family != "llamagen":
         raise VistokError(f"'{name}' is a model for {found.task}, it does not paint: see `vistok models`.")
@@ -286,7 +288,7 @@ def pipeline(
     if target.type == "cpu":
         pack_linears(model, batch_invariant=True)  # the same seed gives the same picture in any batch
     if compile:
-        model.decode = torch.compile(model.decode)
+        model.compile_blocks()
     if encoder is not None:
         encoder = encoder.to(target).eval()
     return Pipeline(model, tokenizer.to(target), encoder, found.name)

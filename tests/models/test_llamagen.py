@@ -148,3 +148,29 @@ def test_wrong_checkpoints_are_named(tmp_path, monkeypatch):
 def test_impossible_shapes_are_refused(entries):
     with pytest.raises(VistokError):
         LlamaGen(LlamaGenConfig(**{**TINY, **entries}))
+
+
+@torch.no_grad()
+def test_compiled_blocks_share_their_graphs():
+    model = tiny("c2i")
+    condition, _ = condition_of(model, 2)
+    tokens = torch.randint(50, (2, 6))
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph
+
+    def decoded():
+        state = model.new_state(2)
+        out = [model.prefill(condition, state)[:, -1:]]
+        for k in range(6):
+            out.append(model.decode(tokens[:, k : k + 1], torch.tensor([k]), state))
+            state.cache.advance(1)
+        return torch.cat(out, 1)
+
+    plain = decoded()
+    model.compile_blocks(backend=backend)
+    torch.testing.assert_close(decoded(), plain)
+    # One token after another over a growing cache compiles nothing anew: prefix and decode, projection and residual.
+    assert 0 < len(graphs) <= 4

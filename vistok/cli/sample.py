@@ -41,7 +41,7 @@ def sample(
     batch_size: Annotated[int, typer.Option(help="Pictures at a time; does not change them.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    compile: Annotated[bool, typer.Option("--compile", help="Compile the transformer.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the transformer, on a GPU.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Paint words that the model never saw.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:

@@ -194,6 +194,10 @@ class Block(nn.Module):
         self.ffn_dropout_p = config.ffn_dropout_p
         self.drop_path = drop_path
 
+    def project(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the stream [B, T, dim]; see ``Attention.project``."""
+        return self.attention.project(self.attention_norm(x), rope)
+
     def residual(self, x: Tensor, mixed: Tensor) -> Tensor:
         """Add the attention's output [B, T, dim] and the feed-forward to the stream, with dropout in training."""
         x = x + self._dropped(F.dropout(mixed, self.resid_dropout_p, self.training))
@@ -207,7 +211,7 @@ class Block(nn.Module):
         return h * kept.to(h.dtype) / (1 - self.drop_path)
 
     def forward(self, x: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = self.attention.project(self.attention_norm(x), rope)
+        q, k, v = self.project(x, rope)
         return self.residual(x, self.attention.merge(causal_attention(q, k, v, mask)))
 
 
@@ -379,10 +383,22 @@ class LlamaGen(Pretrained, nn.Module):
         rope = self.rope[self.config.cls_token_num + positions]
         visible = self._decode_mask(x, state, ancestors)
         for i, layer in enumerate(self.layers):
-            q, k, v = layer.attention.project(layer.attention_norm(x), rope)
+            q, k, v = layer.project(x, rope)
             keys, values = state.cache.write(i, k, v)
             x = layer.residual(x, layer.attention.merge(attention(q, keys, values, mask=visible)))
         return self.norm(x)
+
+    def compile_blocks(self, **options) -> None:
+        """Compile what the blocks compute around their attention, one graph for all layers and each number of tokens.
+
+        The cache and the attention over it stay as they are: their shapes change from step to step.
+
+        Args:
+            **options: of ``torch.compile``.
+        """
+        for layer in self.layers:
+            layer.project = torch.compile(layer.project, **options)
+            layer.residual = torch.compile(layer.residual, **options)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., dim] to logits [..., V]."""

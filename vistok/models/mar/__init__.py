@@ -1,0 +1,7 @@
+"""MAR: its network, its diffusion head, and the head's process."""
+
+from vistok.models.mar.diffusion import Diffusion, Transition, diffusion, respace
+from vistok.models.mar.head import DiffLoss, HeadNetwork
+from vistok.models.mar.model import MAR, MARConfig
+
+__all__ = ["MAR", "DiffLoss", "Diffusion", "HeadNetwork", "MARConfig", "Transition", "diffusion", "respace"]
