@@ -1,8 +1,8 @@
-"""Train a VQ tokenizer with LlamaGen's losses (arXiv 2406.06525, section 2.1).
+"""Train a VQ tokenizer with LlamaGen's losses (arXiv 2406.06525, section 2.1), and a smoothness term of our own.
 
-The embedded recipe uses the pixel, codebook and commitment terms, and a smoothness term of our own. A perceptual term
-needs VGG weights that cannot be shipped, and scenes of flat colour gain nothing from an adversary:
-``vistok.tokenizers.discriminator`` has the published adversary for those who train on photographs.
+Pixel, codebook and commitment terms are always on. The perceptual term needs LPIPS weights that cannot be shipped, so
+a recipe names their files; the adversarial one joins at a step that the recipe names. The embedded recipe goes without
+both: scenes of flat colour gain nothing from them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,31 @@ import torch.nn.functional as F
 from torch import nn
 
 from vistok.data.scenes import render, sample_scenes
+from vistok.tokenizers.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
 from vistok.tokenizers.vq import VQConfig, VQTokenizer
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 
 HELD_OUT_SEED = 1_000_003  # the world that no recipe trains on
+
+
+class Adversary(nn.Module):
+    """A patch discriminator that is trained in the same step as the tokenizer.
+
+    The reference gives it an optimizer of its own; here one backward pass serves both, as each loss reaches its own
+    weights alone.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.discriminator = PatchDiscriminator()
+
+    def forward(self, images: torch.Tensor, reconstruction: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the tokenizer minimises, and what the discriminator does, on pictures [B, 3, H, W] in [-1, 1]."""
+        fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+        fooled = generator_loss(torch.func.functional_call(self.discriminator, fixed, (reconstruction,)))
+        told = discriminator_loss(self.discriminator(images), self.discriminator(reconstruction.detach()))
+        return fooled, told
 
 
 class VQObjective(nn.Module):
@@ -29,23 +49,41 @@ class VQObjective(nn.Module):
         smoothness: weight of the latents' total variation. Left alone, the encoder dithers flat areas with many codes,
             which a generator must then predict; a little of this term makes neighbouring codes agree where the
             picture does.
+        adversary: trained against the tokenizer; none if None.
+        perceptual: distance [B] of two batches of pictures, added to the pixel term; none if None.
     """
 
-    def __init__(self, tokenizer: VQTokenizer, smoothness: float = 0.0):
+    def __init__(
+        self,
+        tokenizer: VQTokenizer,
+        smoothness: float = 0.0,
+        adversary: Adversary | None = None,
+        perceptual: nn.Module | None = None,
+    ):
         super().__init__()
         self.tokenizer = tokenizer
         self.smoothness = smoothness
+        self.adversary, self.perceptual = adversary, perceptual
 
-    def forward(self, images: torch.Tensor):
+    def forward(self, images: torch.Tensor, adversarial: torch.Tensor | None = None):
+        """The loss and its parts; ``adversarial`` is the weight of the adversarial term in this step."""
         latents = self.tokenizer.latents(images)
         quantized = self.tokenizer.quantize(latents)
         reconstruction = self.tokenizer.decode_latents(quantized.latents)
         pixel = F.mse_loss(reconstruction.float(), images)
+        metrics = {"pixel_loss": pixel.detach(), "codebook_loss": quantized.codebook_loss.detach()}
         loss = pixel + quantized.loss
         if self.smoothness:
             loss = loss + self.smoothness * total_variation(F.normalize(latents.float(), dim=1))
+        if self.perceptual is not None:
+            distance = self.perceptual(reconstruction.float(), images).mean()
+            loss, metrics["perceptual_loss"] = loss + distance, distance.detach()
+        if adversarial is not None:
+            fooled, told = self.adversary(images, reconstruction.float())
+            loss = loss + adversarial * fooled + told * (adversarial > 0)
+            metrics |= {"adversarial_loss": fooled.detach(), "discriminator_loss": told.detach()}
         self.last_indices, self.last_images = quantized.indices.detach(), images
-        return loss, {"pixel_loss": pixel.detach(), "codebook_loss": quantized.codebook_loss.detach()}
+        return loss, metrics
 
 
 def total_variation(latents: torch.Tensor) -> torch.Tensor:
@@ -58,7 +96,10 @@ def total_variation(latents: torch.Tensor) -> torch.Tensor:
 class VQTask:
     """The ``vq`` task: scenes at ``data.size`` pixels, from new weights or from those that ``init.vq`` names.
 
-    Codes that fall out of use are revived every ``data.revive_every`` steps until step ``data.revive_until``.
+    ``data.adversarial_weight`` is the weight of the adversarial term from step ``data.adversarial_from`` on (published:
+    0.5 from 20,000); ``init.lpips`` and ``init.vgg`` name the files of the perceptual term, LPIPS's ``vgg.pth`` and
+    torchvision's VGG-16. Codes that fall out of use are revived every ``data.revive_every`` steps until
+    step ``data.revive_until``.
     """
 
     def __init__(self, recipe: Recipe):
@@ -70,7 +111,14 @@ class VQTask:
             config = dict(recipe.model)
             config["channel_mult"] = tuple(config["channel_mult"])
             self.tokenizer = VQTokenizer(VQConfig(**config))
-        self.model = VQObjective(self.tokenizer, recipe.data.get("smoothness", 0.0))
+        self.adversarial_weight = recipe.data.get("adversarial_weight", 0.0)
+        perceptual = None
+        if "lpips" in recipe.init:
+            from vistok.eval.lpips import Lpips
+
+            perceptual = Lpips.from_files("vgg", recipe.init["lpips"], recipe.init["vgg"])
+        adversary = Adversary() if self.adversarial_weight else None
+        self.model = VQObjective(self.tokenizer, recipe.data.get("smoothness", 0.0), adversary, perceptual)
         self.size = recipe.data["size"]
         self.revive_every = recipe.data.get("revive_every", 0)
         self.revive_until = recipe.data.get("revive_until", 0)
@@ -79,7 +127,12 @@ class VQTask:
     def batch(self, step: int, rows: slice) -> dict[str, torch.Tensor]:
         """Freshly drawn scenes: no picture is seen twice."""
         start = step * self.recipe.batch_size + rows.start
-        return {"images": render(sample_scenes(rows.stop - rows.start, self.recipe.data["seed"], start), self.size)}
+        scenes = sample_scenes(rows.stop - rows.start, self.recipe.data["seed"], start)
+        batch = {"images": render(scenes, self.size)}
+        if self.adversarial_weight:
+            on = step >= self.recipe.data.get("adversarial_from", 0)
+            batch["adversarial"] = torch.tensor(self.adversarial_weight if on else 0.0)
+        return batch
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
