@@ -114,11 +114,11 @@ def test_training_pairs_are_those_of_drafting(target, network):
     torch.manual_seed(1)
     condition, tokens = torch.randn(2, 3, 6), torch.randint(24, (2, 16))
     mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
-    both = torch.cat([condition, target.null_condition(2)])
     seen = []
     drafter = HeadDrafter(network, target.head, Law(2.0), StaticTree("chain"), 16)
     with torch.inference_mode():
-        features = target_features(target, tokens.repeat(2, 1), both, mask.repeat(2, 1))
+        pairs = target_features(target, tokens, condition, mask)
+        features = torch.cat([pairs[:, 0], pairs[:, 1]])
         drafter.reset(4, 3 + 16)
         first = torch.zeros(2, 3, dtype=torch.int64)
         first[:, -1] = tokens[:, 0]
@@ -130,23 +130,22 @@ def test_training_pairs_are_those_of_drafting(target, network):
         drafted = torch.cat(seen, 1)
         fed = {}
         network.register_forward_hook(lambda module, args, out: fed.update(out=out))
-        EagleObjective(network, target, 2.0, 1.0, 0.0).eval()(condition, mask, tokens)
+        EagleObjective(network, target.output, 2.0, 1.0, 0.0).eval()(pairs, tokens)
     assert torch.allclose(fed["out"][:, 2:], drafted, atol=1e-5)
 
 
 def test_training_teaches_to_draft(target):
     torch.manual_seed(2)
     network = Eagle(EagleConfig(24, 16, 32, 2, grid=4, cls_token_num=3))
-    objective = EagleObjective(network, target, 2.0, 1.0, 10.0)
-    assert not any(p.requires_grad for p in target.parameters())
+    objective = EagleObjective(network, target.output, 2.0, 1.0, 10.0)
+    assert not target.output.weight.requires_grad
     condition, mask = torch.randn(8, 3, 6), torch.ones(8, 3)
     tokens, _ = Autoregressive().sample(target, condition, mask, Law(2.0), Noise(0, torch.arange(8)))
-    batch = (condition, mask, tokens.clone())
+    batch = (target_features(target, tokens, condition, mask).clone(), tokens.clone())
     objective.eval()
     with torch.no_grad():
         before = objective(*batch)[1]["acceptance"]
     objective.train()
-    assert not target.training
     optimizer = torch.optim.AdamW(network.parameters(), 5e-3)
     for _ in range(60):
         objective(*batch)[0].backward()

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from vistok.cli import compress, data, eval, models, sample, tokenize, train
+from vistok.cli import bench, compress, data, eval, models, sample, tokenize, train
 from vistok.errors import VistokError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("tokenize")(tokenize.tokenize)
 app.command("detokenize")(tokenize.detokenize)
 app.add_typer(data.app, name="data")
 app.add_typer(eval.app, name="eval")
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
 """``scenes-features``: the embedded feature network, for distances between sets of scenes without downloaded weights.
 
-A small convolutional network that learns to name what is in a scene (:mod:`vistok.data.scenes`): which coloured shapes,
-how many objects, where each shape lies, which background, and how blurred or noisy the picture is. Its penultimate
-features see composition, position and picture quality. A Frechet distance on them is called ``FD scenes-features``;
-it shares nothing but the formula with the FID of ImageNet papers.
+A small convolutional network that learns to say what each of 8x8 cells of a scene (:mod:`vistok.data.scenes`) shows:
+which shape of which colour and size, or none, and its pixels in coarse; and, from the features themselves, which
+coloured shapes are there, on which background, and how blurred and noisy the picture is. The features are the last
+map, averaged over each quarter of the picture: they see composition, coarse position and picture quality. A Frechet
+distance on them is called ``fd-scenes-features``; it shares nothing but the formula with the FID of ImageNet papers.
 """
 
 from __future__ import annotations
@@ -14,50 +15,65 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.data.scenes import BACKGROUNDS, COLOURS, NUM_CLASSES, SHAPES, Scenes, render, sample_scenes
-from vistok.data.scenes.world import MAX_OBJECTS
+from vistok.data.scenes import BACKGROUNDS, COLOURS, NUM_CLASSES, SHAPES, SIZES, Scenes, render, sample_scenes
+from vistok.eval.inception import ConvNormAct, fold_batch_norms
 from vistok.zoo import resolve
 from vistok.zoo.checkpoint import load_strict, read_state_dict
 
 SIDE = 64
-DIM = 128
+CELLS = 8  # along a side of the last map
+CHANNELS = 64  # of the last map
+DIM = 4 * CHANNELS
 WORST_QUALITY = (2.0, 0.2)  # blur in pixels and standard deviation of the noise, on pictures in [-1, 1]
 
 
 class SceneFeatures(nn.Module):
-    """Pictures [B, 3, 64, 64] in [-1, 1] -> ``{"features": [B, 128]}``; about 0.4 M parameters."""
+    """Pictures [B, 3, 64, 64] in [-1, 1] -> ``{"features": [B, 256]}``; 0.4 M parameters.
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128, 128)):
+    Its batch norms are there for training; trained weights come with them folded into the convolutions.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        stages, channels = [], 3
-        for i, width in enumerate(widths):
-            stride = 1 if i == 3 else 2  # 32, 16, 8, 8, 4 pixels
-            conv = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
-            stages += [conv, nn.GroupNorm(8, width), nn.SiLU()]
-            channels = width
-        self.stages = nn.Sequential(*stages)
-        self.reduce = nn.Conv2d(channels, 32, 1)
-        self.project = nn.Linear(32 * 4 * 4, DIM)
+        self.trunk = nn.Sequential(
+            ConvNormAct(3, 32, 4, stride=2, padding=1),  # 32 x 32 pixels
+            ConvNormAct(32, 64, 3, stride=2, padding=1),  # 16 x 16
+            ConvNormAct(64, 64, 3, padding=1),
+            ConvNormAct(64, 128, 3, stride=2, padding=1),  # 8 x 8
+            ConvNormAct(128, 128, 3, padding=1),
+            ConvNormAct(128, 128, 3, padding=1),
+            ConvNormAct(128, CHANNELS, 1),
+        )
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        maps = self.stages(pixels)
-        return {"features": self.project(F.silu(self.reduce(maps)).flatten(1))}
+        return {"features": self.pool(self.trunk(pixels))}
+
+    @staticmethod
+    def pool(maps: Tensor) -> Tensor:
+        """Means [B, 256] over the quarters of the last map [B, 64, 8, 8]."""
+        return F.adaptive_avg_pool2d(maps, 2).flatten(1)
 
 
 def scene_targets(scenes: Scenes) -> dict[str, Tensor]:
     """What the training heads must say about B scenes.
 
     Returns:
-        ``kinds`` float32 [B, 48], 1 where an object of that shape and colour is present; ``count`` int64 [B], number of
-        objects less one; ``background`` int64 [B]; ``centres`` float32 [B, 6, 2], mean position of the objects of each
-        shape, NaN where there is none.
+        ``shape``, ``colour`` and ``size`` int64 [B, 8, 8], of the object whose box the centre of a cell lies in, one
+        past the last index where there is none; ``kinds`` float32 [B, 48], 1 where an object of that shape and colour
+        is present; ``background`` int64 [B].
     """
     present = scenes.present
+    at = (torch.arange(CELLS, dtype=torch.float64) + 0.5) / CELLS
+    inside = (at - scenes.centre[..., None]).abs() < scenes.radius[..., None, None]  # [B, 4, (x, y), 8]
+    owned = inside[:, :, 1, :, None] & inside[:, :, 0, None, :] & present[..., None, None]  # [B, 4, 8, 8]
+    empty, owner = ~owned.any(1), owned.int().argmax(1).flatten(1)
+    cells = {
+        name: getattr(scenes, name).gather(1, owner).view_as(empty).masked_fill(empty, len(names))
+        for name, names in (("shape", SHAPES), ("colour", COLOURS), ("size", SIZES))
+    }
     kinds = torch.zeros(len(scenes), NUM_CLASSES)
     kinds.scatter_reduce_(1, scenes.shape * len(COLOURS) + scenes.colour, present.float(), "amax")
-    of_shape = F.one_hot(scenes.shape, len(SHAPES)).float() * present[..., None]  # [B, 4, 6]
-    centres = torch.einsum("bos,boc->bsc", of_shape, scenes.centre.float()) / of_shape.sum(1)[..., None]
-    return {"kinds": kinds, "count": present.sum(1) - 1, "background": scenes.background, "centres": centres}
+    return {**cells, "kinds": kinds, "background": scenes.background}
 
 
 def corrupt(images: Tensor, quality: Tensor, generator: torch.Generator) -> Tensor:
@@ -93,36 +109,48 @@ def training_batch(count: int, seed: int, start: int) -> dict[str, Tensor]:
 
 
 class SceneFeaturesObjective(nn.Module):
-    """The network with the heads that train it."""
+    """The network with the heads that train it: one on every cell of the last map, one on the features."""
 
     def __init__(self, network: SceneFeatures):
         super().__init__()
         self.network = network
-        self.sizes = (NUM_CLASSES, MAX_OBJECTS, len(BACKGROUNDS), 2 * len(SHAPES), 2)
+        self.cell_sizes = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, 3 * 4)
+        self.sizes = (NUM_CLASSES, len(BACKGROUNDS), 2)
+        self.cell_heads = nn.Conv2d(CHANNELS, sum(self.cell_sizes), 1)
         self.heads = nn.Linear(DIM, sum(self.sizes))
 
     def forward(
-        self, images: Tensor, kinds: Tensor, count: Tensor, background: Tensor, centres: Tensor, quality: Tensor
+        self,
+        images: Tensor,
+        shape: Tensor,
+        colour: Tensor,
+        size: Tensor,
+        kinds: Tensor,
+        background: Tensor,
+        quality: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of a :func:`training_batch`."""
-        features = self.network(images)["features"]
-        said = dict(zip(("kinds", "count", "background", "centres", "quality"), self._split(features), strict=True))
-        known = centres.isfinite()
+        maps = self.network.trunk(images.contiguous(memory_format=torch.channels_last))
+        said_shape, said_colour, said_size, said_pixels = self.cell_heads(maps).float().split(self.cell_sizes, 1)
+        said_kinds, said_background, said_quality = self.heads(self.network.pool(maps)).float().split(self.sizes, 1)
+        pixels = F.pixel_unshuffle(F.adaptive_avg_pool2d(images, 2 * CELLS), 2)  # four pixels a cell
         losses = {
-            "kinds": F.binary_cross_entropy_with_logits(said["kinds"], kinds) * 10,
-            "count": F.cross_entropy(said["count"], count),
-            "background": F.cross_entropy(said["background"], background),
-            "centres": F.mse_loss(said["centres"].view_as(centres)[known], centres[known]) * 10,
-            "quality": F.mse_loss(said["quality"], quality),
+            "shape": F.cross_entropy(said_shape, shape),
+            "colour": F.cross_entropy(said_colour, colour),
+            "size": F.cross_entropy(said_size, size),
+            "pixels": F.mse_loss(said_pixels, pixels) * 5,
+            "kinds": F.binary_cross_entropy_with_logits(said_kinds, kinds) * 10,
+            "background": F.cross_entropy(said_background, background),
+            "quality": F.mse_loss(said_quality, quality) * 5,
         }
         metrics = {f"{name}_loss": loss.detach() for name, loss in losses.items()}
-        metrics["kinds_accuracy"] = ((said["kinds"] > 0) == (kinds > 0.5)).all(1).float().mean()
-        metrics["count_accuracy"] = (said["count"].argmax(1) == count).float().mean()
-        metrics["background_accuracy"] = (said["background"].argmax(1) == background).float().mean()
+        metrics |= {
+            f"{name}_accuracy": (said.argmax(1) == true)[true < said.shape[1] - 1].float().mean()  # on objects
+            for name, said, true in (("shape", said_shape, shape), ("colour", said_colour, colour))
+        }
+        metrics["kinds_accuracy"] = ((said_kinds > 0) == (kinds > 0.5)).all(1).float().mean()
+        metrics["background_accuracy"] = (said_background.argmax(1) == background).float().mean()
         return sum(losses.values()), metrics
-
-    def _split(self, features: Tensor) -> tuple[Tensor, ...]:
-        return self.heads(F.silu(features)).float().split(self.sizes, -1)
 
 
 def load_scene_features(path: str | Path = "scenes-features") -> SceneFeatures:
@@ -134,6 +162,6 @@ def load_scene_features(path: str | Path = "scenes-features") -> SceneFeatures:
     Raises:
         VistokError: if the file is absent or holds another network.
     """
-    network = SceneFeatures()
+    network = fold_batch_norms(SceneFeatures().eval())
     load_strict(network, read_state_dict(resolve(path, "model.safetensors")), "scenes-features network")
-    return network.eval().requires_grad_(False)
+    return network.requires_grad_(False)

@@ -1,153 +1,216 @@
-"""Samplers side by side: the same prompts and seeds, forwards, accepted lengths, seconds, and scores."""
+"""Samplers side by side: the same prompts and seeds, target forwards, accepted lengths, seconds, and scores.
+
+Every batch of pictures is drawn by all samplers in turn before the next one begins, so that whatever else the machine
+does slows all of them alike. Ratios are of sums over the same pictures, with paired bootstrap intervals
+(:mod:`vistok.eval.decoding`).
+"""
 
 from __future__ import annotations
 
-import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from vistok.errors import unknown_name
+from vistok.eval.decoding import Estimate, ratio_estimate
 from vistok.samplers.autoregressive import Autoregressive, Sampler
 from vistok.samplers.eagle import Eagle
 from vistok.samplers.jacobi import INITS, SpeculativeJacobi
 from vistok.samplers.lantern import Lantern
+from vistok.samplers.law import Law
 from vistok.samplers.stats import Stats
 
-Paint = Callable[[Sampler], tuple[Tensor, Stats]]
-Score = Callable[[Tensor], Mapping[str, float]]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vistok.pipelines import Pipeline, Sample
+
+WINDOWS = (8, 16, 32, 64)
+ADDITIVE = (0.05, 0.1, 0.2, 0.4)  # LANTERN's published grid of delta
+MULTIPLICATIVE = ((10, 5.0), (5, 10.0), (5, 20.0))  # LANTERN++'s published pairs of k and lambda
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A sampler in a comparison.
+
+    Attributes:
+        name: of the sampler and its options.
+        sampler: draws the pictures.
+        lossless: whether its pictures follow the model's law.
+    """
+
+    name: str
+    sampler: Sampler
+    lossless: bool = True
+
+
+def standard_samplers(drafter: str | None) -> list[Contestant]:
+    """What a comparison runs; plain decoding comes first.
+
+    Args:
+        drafter: the model's EAGLE network, for exact speculation and LANTERN; they are left out without one.
+    """
+    found = [Contestant("ar", Autoregressive())]
+    found += [Contestant(f"sjd published {init}", SpeculativeJacobi(16, init, "published")) for init in INITS]
+    found += [Contestant(f"sjd coupled {window}", SpeculativeJacobi(window)) for window in WINDOWS]
+    if drafter is None:
+        return found
+    static = {"drafter": drafter, "tree": "mc_sim_7b_63"}
+    found += [Contestant("eagle dynamic", Eagle(drafter)), Contestant("eagle static", Eagle(**static))]
+    for delta in ADDITIVE:
+        lantern = Lantern(drafter, delta=delta)
+        found.append(Contestant(f"lantern delta {delta:g}", lantern, lossless=False))
+    for k, factor in MULTIPLICATIVE:
+        lantern = Lantern(k=k, delta=factor, mode="multiplicative", **static)
+        found.append(Contestant(f"lantern++ k {k} lambda {factor:g}", lantern, lossless=False))
+    return found
+
+
+def choose(contestants: Sequence[Contestant], words: Sequence[str]) -> list[Contestant]:
+    """Plain decoding and the contestants whose name contains one of the words.
+
+    Raises:
+        VistokError: a word that is in no name.
+    """
+    for word in words:
+        if not any(word in contestant.name for contestant in contestants):
+            raise unknown_name("sampler", word, [contestant.name for contestant in contestants])
+    base, *others = contestants
+    return [base, *(one for one in others if any(word in one.name for word in words))]
+
+
+@dataclass
+class Trial:
+    """What one contestant drew.
+
+    Attributes:
+        contestant: who.
+        images: in the order of the samples.
+        stats: of each batch.
+        seconds, cpu_seconds: wall and processor time of drawing the tokens of each batch.
+    """
+
+    contestant: Contestant
+    images: list[Image] = field(default_factory=list)
+    stats: list[Stats] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+
+    def sample(self, *args, **options) -> tuple[Tensor, Stats]:
+        """Draw a batch with the contestant's sampler and keep the time."""
+        began, worked = time.perf_counter(), time.process_time()
+        tokens, stats = self.contestant.sampler.sample(*args, **options)
+        self.cpu_seconds.append(time.process_time() - worked)
+        self.seconds.append(time.perf_counter() - began)
+        return tokens, stats
+
+
+def run_trials(
+    pipe: Pipeline,
+    contestants: Sequence[Contestant],
+    samples: Sequence[Sample],
+    law: Law,
+    seed: int = 0,
+    batch_size: int = 1,
+    advance: Callable[[], None] | None = None,
+) -> list[Trial]:
+    """Draw the same samples with every contestant.
+
+    Args:
+        pipe: what paints.
+        contestants: plain decoding first.
+        samples: what is painted.
+        law, seed, batch_size: as in ``Pipeline.iterate``.
+        advance: called whenever a contestant has drawn a batch.
+    """
+    codebook = pipe.vq.quantize.codebook.detach()
+    trials = []
+    for contestant in contestants:
+        if isinstance(contestant.sampler, Lantern):
+            contestant = replace(contestant, sampler=contestant.sampler.with_codebook(codebook))
+        trials.append(Trial(contestant))
+    for trial in trials:  # warms up: drafters load, windows are measured
+        list(pipe.iterate(samples[:1], trial.contestant.sampler, law, seed))
+    for start in range(0, len(samples), batch_size):
+        batch = samples[start : start + batch_size]
+        for trial in trials:
+            for _, output in pipe.iterate(batch, trial, law, seed, batch_size):
+                trial.images += output.images
+                trial.stats.append(output.stats)
+            if advance:
+                advance()
+    return trials
 
 
 @dataclass(frozen=True)
 class Row:
-    """One sampler's figures.
+    """One contestant's figures.
 
     Attributes:
-        name: of the sampler and its options.
-        lossless: whether its pictures follow the model's law.
+        name, lossless: of the contestant.
         forwards: target forwards a picture, the prefill not counted.
-        accepted_length: tokens decided by a verify step on average.
-        seconds: of a batch: the median run.
-        forward_ratio, speed_up: plain decoding's forwards and seconds over the sampler's.
-        scores: of the pictures.
+        draft_forwards: calls of the draft network a batch.
+        accepted_length: tokens decided by a verify step; also plain decoding's forwards over the sampler's.
+        acceptance_rate: accepted over proposed draft tokens; None without drafts.
+        seconds: of a batch, wall time.
+        speed_up, cpu_speed_up: plain decoding's wall and processor time over the sampler's.
+        scores: of the pictures, by name.
     """
 
     name: str
     lossless: bool
     forwards: float
-    accepted_length: float
+    draft_forwards: float
+    accepted_length: Estimate
+    acceptance_rate: float | None
     seconds: float
-    forward_ratio: float
-    speed_up: float
-    scores: Mapping[str, float] = field(default_factory=dict)
+    speed_up: Estimate
+    cpu_speed_up: Estimate
+    scores: Mapping[str, Estimate | float]
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""
         return asdict(self)
 
 
-def standard_samplers(codebook: Tensor | None = None, drafter: bool = True) -> dict[str, tuple[Sampler, bool]]:
-    """What a comparison runs, by name, with whether it is lossless; plain decoding comes first.
+def summarise(trials: Sequence[Trial], scores: Sequence[Mapping[str, Estimate | float]] | None = None) -> list[Row]:
+    """Figures of all contestants against the first, which decodes plainly.
 
     Args:
-        codebook: of the tokenizer, for LANTERN; left out without one.
-        drafter: whether the model has an EAGLE drafter.
+        trials: of the same samples.
+        scores: of each contestant's pictures.
     """
-    found: dict[str, tuple[Sampler, bool]] = {"ar": (Autoregressive(), True)}
-    for init in INITS:
-        found[f"sjd published, {init}"] = (SpeculativeJacobi(init=init, variant="published"), True)
-    for window in (8, 16, 32, 64):
-        found[f"sjd coupled, window {window}"] = (SpeculativeJacobi(window), True)
-    if not drafter:
-        return found
-    found["eagle dynamic"] = (Eagle(), True)
-    found["eagle static"] = (Eagle(tree="mc_sim_7b_63"), True)
-    if codebook is None:
-        return found
-    for delta in (0.05, 0.1, 0.2, 0.4):
-        found[f"lantern delta {delta}"] = (Lantern(delta=delta, codebook=codebook), False)
-    for factor in (2.0, 5.0):
-        lantern = Lantern(k=10, delta=factor, mode="multiplicative", tree="mc_sim_7b_63", codebook=codebook)
-        found[f"lantern++ lambda {factor:g}"] = (lantern, False)
-    return found
-
-
-def bench(
-    samplers: Mapping[str, tuple[Sampler, bool]],
-    paint: Paint,
-    score: Score | None = None,
-    repeats: int = 3,
-    report: Callable[[Row], None] | None = None,
-) -> list[Row]:
-    """Run every sampler on the same prompts and seeds.
-
-    Args:
-        samplers: by name, with whether each is lossless; the first is what the others are compared with.
-        paint: draws the pictures with a sampler: codes [B, n] and statistics.
-        score: judges the codes, e.g. by a detector.
-        repeats: runs of which the median time counts.
-        report: called with each row as it is ready.
-    """
-    rows: list[Row] = []
-    for name, (sampler, lossless) in samplers.items():
-        runs = [paint(sampler) for _ in range(repeats)]
-        tokens, stats = runs[0]
-        seconds = statistics.median(run[1].seconds for run in runs)
-        forwards = float(stats.forwards.double().mean())
-        base = rows[0] if rows else None
+    base, rows = trials[0], []
+    for number, trial in enumerate(trials):
+        stats = Stats.merged(trial.stats)
+        forwards = stats.forwards.tolist()
         row = Row(
-            name,
-            lossless,
-            forwards,
-            stats.mean_accepted_length,
-            seconds,
-            base.forwards / forwards if base else 1.0,
-            base.seconds / seconds if base else 1.0,
-            dict(score(tokens)) if score else {},
+            name=trial.contestant.name,
+            lossless=trial.contestant.lossless,
+            forwards=sum(forwards) / len(forwards),
+            draft_forwards=stats.draft_forwards / stats.batches,
+            accepted_length=ratio_estimate([stats.tokens - 1] * len(forwards), forwards),
+            acceptance_rate=stats.acceptance_rate if int(stats.proposed.sum()) else None,
+            seconds=sum(trial.seconds) / len(trial.seconds),
+            speed_up=ratio_estimate(base.seconds, trial.seconds),
+            cpu_speed_up=ratio_estimate(base.cpu_seconds, trial.cpu_seconds),
+            scores=scores[number] if scores else {},
         )
         rows.append(row)
-        if report:
-            report(row)
     return rows
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
-    scores = list(rows[0].scores) if rows else []
-    head = ["sampler", "lossless", "forwards", "of AR", "accepted", "seconds", "speed-up", *scores]
+    names = list(rows[0].scores)
+    head = ["sampler", "lossless", "forwards", "accepted length", "seconds", "speed-up", "CPU speed-up", *names]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        lines.append(
-            [
-                row.name,
-                "yes" if row.lossless else "no",
-                f"{row.forwards:.1f}",
-                f"{row.forward_ratio:.2f}x",
-                f"{row.accepted_length:.2f}",
-                f"{row.seconds:.2f}",
-                f"{row.speed_up:.2f}x",
-                *(f"{row.scores[name]:.3f}" for name in scores),
-            ]
-        )
+        figures = [f"{row.forwards:.1f}", row.accepted_length, f"{row.seconds:.2f}", row.speed_up, row.cpu_speed_up]
+        figures += (f"{score:.2f}" if isinstance(score, float) else score for score in row.scores.values())
+        lines.append([row.name, "yes" if row.lossless else "no", *map(str, figures)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def plot(rows: Sequence[Row], path: str | Path) -> None:
-    """Forwards saved and time saved of every sampler, as bars in a picture file; needs matplotlib (extra ``dev``)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(rows) + 1.5), layout="constrained")
-    places = range(len(rows))
-    axes.barh([p - 0.2 for p in places], [row.forward_ratio for row in rows], 0.4, label="fewer target forwards")
-    axes.barh([p + 0.2 for p in places], [row.speed_up for row in rows], 0.4, label="less time")
-    axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.set_yticks(list(places), [row.name for row in rows])
-    axes.invert_yaxis()
-    axes.set_xlabel("times plain autoregressive decoding")
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)

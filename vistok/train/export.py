@@ -21,6 +21,7 @@ def write_training_card(
     steps: int,
     parts: Mapping[str, str] | None = None,
     paper: str | None = None,
+    data: str | None = None,
 ) -> ModelCard:
     """Write ``card.json`` beside the exported weights, with their SHA-256.
 
@@ -31,6 +32,7 @@ def write_training_card(
         task, family, parts, paper: as in ModelCard.
         metrics: held-out figures.
         steps: optimizer steps that were taken.
+        data: what it was trained on; by default the scenes of the recipe's seed.
     """
     card = ModelCard(
         name=recipe.name,
@@ -45,7 +47,7 @@ def write_training_card(
         recipe=f"recipes/{recipe.name}.yaml",
         seed=recipe.seed,
         steps=steps,
-        data=f"vistok.data.scenes, seed {recipe.data['seed']}",
+        data=data or f"vistok.data.scenes, seed {recipe.data['seed']}",
         metrics={key: float(f"{value:.4g}") for key, value in metrics.items()},
         paper=paper,
     )

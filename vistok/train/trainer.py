@@ -50,11 +50,14 @@ def parameter_groups(model: nn.Module, config: Optimization) -> list[torch.optim
     rest.
     """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    stack = re.compile(r"\.(layers|block|(\w+_)?blocks|transformer)\.\d+\.")
     stacked = {
         f"{name}.weight"
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and re.search(r"\.(layers|block|blocks)\.\d+\.", f".{name}")
+        if isinstance(module, nn.Linear) and stack.search(f".{name}")
     }
+    # The fused projection of nn.MultiheadAttention is a bare parameter.
+    stacked |= {n for n, _ in named if n.endswith(".in_proj_weight") and stack.search(f".{n}")}
     hidden = [p for n, p in named if config.muon_lr and n in stacked]
     taken = {id(p) for p in hidden}
     rest = [p for _, p in named if id(p) not in taken]

@@ -2,36 +2,45 @@
 
 The drafter learns to predict the target's next feature (smooth L1) and the law that the target's head makes of it
 (cross-entropy). Against the published recipe: every sample is seen under its caption and under the null condition, and
-the cross-entropy is also taken of the guided law, because that is the law that drafts are checked against.
+the cross-entropy is also taken of the guided law, because that is the law that drafts are checked against. The target's
+features are extracted once, so a step costs the drafter alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.data.scenes import captions, sample_scenes
+from vistok.data.scenes import captions, render, sample_scenes
 from vistok.models.eagle import Eagle, EagleConfig
 from vistok.models.llamagen import LlamaGen
+from vistok.models.text import TextEncoder
 from vistok.ops import combine_guidance
+from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.llamagen import LlamaGenTask
 from vistok.train.tasks.vq import HELD_OUT_SEED
 from vistok.zoo import resolve
+
+CHUNK = 32  # scenes whose features are extracted at a time
 
 
 @torch.no_grad()
 def target_features(gpt: LlamaGen, tokens: Tensor, condition: Tensor, mask: Tensor | None) -> Tensor:
-    """The target's final features of the prefix and of all image tokens but the last, [B, T + n - 1, dim]."""
-    state = gpt.new_state(len(tokens))
-    prefix = gpt.prefill(condition, state, mask)
-    fed = tokens[:, :-1]
-    return torch.cat([prefix, gpt.decode(fed, torch.arange(fed.shape[1], device=fed.device), state)], 1)
+    """The target's final features of the prefix and of all image tokens but the last, with and without the condition.
+
+    Shape:
+        tokens [B, n], condition [B, T, caption_dim], mask [B, T] -> [B, 2, T + n - 1, dim], the conditional ones first.
+    """
+    both = torch.cat([condition, gpt.null_condition(len(tokens)).to(condition)])
+    state = gpt.new_state(len(both))
+    prefix = gpt.prefill(both, state, None if mask is None else mask.repeat(2, 1))
+    fed = tokens[:, :-1].repeat(2, 1)
+    image = gpt.decode(fed, torch.arange(fed.shape[1], device=fed.device), state)
+    return torch.stack(torch.cat([prefix, image], 1).chunk(2), 1)
 
 
 class EagleObjective(nn.Module):
@@ -39,42 +48,38 @@ class EagleObjective(nn.Module):
 
     Args:
         drafter: the network that is trained; its embedding stays as it is.
-        gpt: the frozen target.
+        head: the frozen output layer of the target.
         guidance: scale at which drafts will be made.
         token_weight: weight of the cross-entropy against the regression.
         noise: uniform noise on the features that are read, over the length of the sequence (EAGLE's augmentation).
     """
 
-    def __init__(self, drafter: Eagle, gpt: LlamaGen, guidance: float, token_weight: float, noise: float):
+    def __init__(self, drafter: Eagle, head: nn.Module, guidance: float, token_weight: float, noise: float):
         super().__init__()
-        self.drafter, self.gpt = drafter, gpt.requires_grad_(False)
+        self.drafter, self.head = drafter, head.requires_grad_(False)
         self.guidance, self.token_weight, self.noise = guidance, token_weight, noise
 
-    def train(self, mode: bool = True) -> EagleObjective:
-        """The target stays as it decodes."""
-        super().train(mode)
-        self.gpt.eval()
-        return self
-
-    def forward(self, condition: Tensor, mask: Tensor, tokens: Tensor):
-        batch, prefix = condition.shape[:2]
-        both = torch.cat([condition, self.gpt.null_condition(batch).to(condition)])
-        tokens = tokens.repeat(2, 1)
-        with torch.autocast(tokens.device.type, enabled=False):
-            features = target_features(self.gpt, tokens, both, mask.repeat(2, 1))
+    def forward(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics of tokens [B, n] and their features as ``target_features`` gives them."""
+        prefix = features.shape[2] - tokens.shape[1] + 1
+        features = features.float().transpose(0, 1).flatten(0, 1)  # conditional rows first, as in decoding
         read = features[:, :-1]
         if self.training:
             read = read + (torch.rand_like(read) - 0.5) * (self.noise / read.shape[1])
-        followed = F.pad(tokens[:, : read.shape[1] - prefix + 1], (prefix - 1, 0))
+        followed = F.pad(tokens[:, : read.shape[1] - prefix + 1], (prefix - 1, 0)).repeat(2, 1)
         predicted = self.drafter(read, followed)[:, prefix - 1 :]
         wanted = features[:, prefix:]
         regression = F.smooth_l1_loss(predicted.float(), wanted)
-        drafted, exact = self.gpt.head(predicted), self.gpt.head(wanted)
-        entropy = (self._entropy(drafted, exact) + self._entropy(self._guide(drafted), self._guide(exact))) / 2
-        agreed = (self._guide(drafted).argmax(-1) == self._guide(exact).argmax(-1)).float().mean()
+        drafted, exact = self.head(predicted).float(), self.head(wanted).float()
+        guided, law = self._guide(drafted), self._guide(exact)
+        entropy = (self._entropy(drafted, exact) + self._entropy(guided, law)) / 2
         loss = regression + self.token_weight * entropy
-        overlap = torch.minimum(self._guide(drafted).softmax(-1), self._guide(exact).softmax(-1)).sum(-1).mean()
-        metrics = {"regression": regression, "entropy": entropy, "agreed": agreed, "acceptance": overlap}
+        metrics = {
+            "regression": regression,
+            "entropy": entropy,
+            "agreed": (guided.argmax(-1) == law.argmax(-1)).float().mean(),
+            "acceptance": torch.minimum(guided.softmax(-1), law.softmax(-1)).sum(-1).mean(),
+        }
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def _guide(self, logits: Tensor) -> Tensor:
@@ -82,23 +87,24 @@ class EagleObjective(nn.Module):
 
     @staticmethod
     def _entropy(drafted: Tensor, exact: Tensor) -> Tensor:
-        return -(exact.float().softmax(-1) * drafted.float().log_softmax(-1)).sum(-1).mean()
+        return -(exact.softmax(-1) * drafted.log_softmax(-1)).sum(-1).mean()
 
 
-class EagleTask(LlamaGenTask):
-    """The ``eagle`` task: scenes and captions are those of the ``llamagen`` task.
+class EagleTask:
+    """The ``eagle`` task.
 
-    ``init.gpt`` names the target and ``init.vq`` its tokenizer; ``model`` is the drafter's configuration, and ``data``
-    holds ``guidance``, ``token_weight`` and ``noise``.
+    ``init.gpt`` names the target with its text encoder, and ``init.vq`` its tokenizer; ``model`` is the drafter's
+    configuration, and ``data`` holds the ``scenes`` of world ``seed`` that it learns from, their ``size`` in pixels,
+    ``guidance``, ``token_weight`` and ``noise``.
     """
 
     def __init__(self, recipe: Recipe):
-        encoder = resolve(recipe.init["gpt"]) / "text_encoder"
-        super().__init__(replace(recipe, init={**recipe.init, "text_encoder": str(encoder)}))
         self.recipe = recipe
-        self.text_encoder = self.model.text_encoder
-        gpt = self.model.gpt
-        target = gpt.config
+        torch.manual_seed(recipe.seed)
+        self.vq = VQTokenizer.from_pretrained(recipe.init["vq"]).requires_grad_(False)
+        self.gpt = LlamaGen.from_pretrained(recipe.init["gpt"]).requires_grad_(False).eval()
+        self.text = TextEncoder.from_pretrained(resolve(recipe.init["gpt"]) / "text_encoder", torch.float32).eval()
+        target, data = self.gpt.config, recipe.data
         shape = {
             "vocab_size": target.vocab_size,
             "hidden_size": target.dim,
@@ -107,31 +113,48 @@ class EagleTask(LlamaGenTask):
             "cls_token_num": target.cls_token_num,
         }
         drafter = Eagle(EagleConfig(**(shape | recipe.model)))
-        drafter.embed_tokens.weight.data.copy_(gpt.output.weight.data)  # where LANTERN's began, and frozen there too
+        drafter.embed_tokens.weight.data.copy_(self.gpt.output.weight)  # where LANTERN's began, and frozen there too
         drafter.embed_tokens.requires_grad_(False)
-        data = recipe.data
-        self.model = EagleObjective(drafter, gpt, data["guidance"], data["token_weight"], data["noise"])
+        self.model = EagleObjective(drafter, self.gpt.output, data["guidance"], data["token_weight"], data["noise"])
+        slots = target.cls_token_num + target.block_size - 1
+        self.tokens = torch.empty(data["scenes"], target.block_size, dtype=torch.int64)
+        self.features = torch.empty(data["scenes"], 2, slots, target.dim, dtype=torch.float16)
+        self.extracted = 0  # scenes whose features are known
 
-    def _conditions(self, texts: list[str]) -> dict[str, Tensor]:
-        self.text_encoder.to(next(self.model.parameters()).device)
-        features, mask = self.text_encoder(texts)
-        return {"condition": features.float(), "mask": mask}
+    @torch.no_grad()
+    def _extract(self, seed: int, start: int, count: int) -> tuple[Tensor, Tensor]:
+        """Tokens and features of scenes."""
+        device = next(self.model.parameters()).device
+        for network in (self.vq, self.gpt, self.text):
+            network.to(device)
+        scenes = sample_scenes(count, seed, start)
+        tokens = self.vq.encode(render(scenes, self.recipe.data["size"]).to(device)).flatten(1)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            condition, mask = self.text(captions(scenes))
+            return tokens, target_features(self.gpt, tokens, condition, mask)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """As for the target."""
-        variant, start = divmod(step * self.recipe.batch_size, self.scenes)
-        index = start + torch.arange(rows.start, rows.stop)
-        texts = captions(sample_scenes(len(index), self.seed, int(index[0])), variant)
-        return self._conditions(texts) | {"tokens": self._tokens(index)}
+        """Scenes in a new order in each pass; the first pass is in order and extracts them."""
+        epoch, start = divmod(step * self.recipe.batch_size, len(self.tokens))
+        order = torch.arange(len(self.tokens))
+        if epoch:
+            order = torch.randperm(len(order), generator=torch.Generator().manual_seed(epoch))
+        index = order[(start + torch.arange(rows.start, rows.stop)) % len(order)]
+        while self.extracted <= int(index.max()):
+            chunk = slice(self.extracted, min(self.extracted + CHUNK, len(order)))
+            found = self._extract(self.recipe.data["seed"], chunk.start, chunk.stop - chunk.start)
+            self.tokens[chunk], self.features[chunk] = (part.cpu() for part in found)
+            self.extracted = chunk.stop
+        return {"tokens": self.tokens[index], "features": self.features[index]}
+
+    def after_step(self, step: int) -> None:
+        """Nothing happens between steps."""
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """How well held-out scenes are drafted; ``acceptance`` is that of one sampled draft."""
-        count = self.recipe.data.get("eval_scenes", 64)
-        device = next(self.model.parameters()).device
-        tokens = self._extract(HELD_OUT_SEED, 0, count).to(device)
-        texts = captions(sample_scenes(count, HELD_OUT_SEED))
-        loss, metrics = self.model(**self._conditions(texts), tokens=tokens)
+        tokens, features = self._extract(HELD_OUT_SEED, 0, self.recipe.data["eval_scenes"])
+        loss, metrics = self.model(features, tokens)
         return {"held_out_loss": float(loss)} | {f"held_out_{k}": float(v) for k, v in metrics.items()}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vistok.data.files import atomic_path
+from vistok.eval.inception import fold_batch_norms
 from vistok.eval.scenes_features import SceneFeatures, SceneFeaturesObjective, training_batch
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.vq import HELD_OUT_SEED
+
+STATISTICS_BATCHES = 8  # from which the batch norms of the averaged weights are estimated
 
 
 class SceneFeaturesTask:
@@ -20,7 +24,7 @@ class SceneFeaturesTask:
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
-        self.model = SceneFeaturesObjective(SceneFeatures())
+        self.model = SceneFeaturesObjective(SceneFeatures()).to(memory_format=torch.channels_last)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Freshly drawn scenes, half of them blurred and noisy."""
@@ -32,17 +36,34 @@ class SceneFeaturesTask:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Loss and the heads' accuracies on held-out scenes."""
-        device = self.model.heads.weight.device
-        batch = training_batch(self.recipe.data.get("eval_scenes", 512), HELD_OUT_SEED, 0)
-        loss, metrics = self.model(**{key: value.to(device) for key, value in batch.items()})
+        """Loss and the heads' accuracies on held-out scenes, after batch norms that fit the averaged weights."""
+        self._estimate_batch_norms()
+        loss, metrics = self.model(**self._to_device(training_batch(self.recipe.data["eval_scenes"], HELD_OUT_SEED, 0)))
         return {"held_out_loss": float(loss)} | {key: float(value) for key, value in metrics.items()}
 
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key: value.to(self.model.heads.weight.device) for key, value in batch.items()}
+
+    def _estimate_batch_norms(self) -> None:
+        """The running statistics belong to the trained weights, not to their average: take plain means anew."""
+        norms = [module for module in self.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+        self.model.train()
+        for step in range(STATISTICS_BATCHES):
+            self.model(**self._to_device(self.batch(step, slice(0, 64))))
+        self.model.eval()
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the network without its heads."""
+        """Write the network without its heads, its batch norms folded into its convolutions, in half precision."""
         from safetensors.torch import save_file
 
-        network = self.model.network
+        network = fold_batch_norms(copy.deepcopy(self.model.network).eval())
+        state = {key: value.half().cpu().contiguous() for key, value in network.state_dict().items()}
         with atomic_path(directory / "model.safetensors") as path:
-            save_file({key: value.contiguous().cpu() for key, value in network.state_dict().items()}, path)
+            save_file(state, path)
         write_training_card(directory, self.recipe, network, "image-features", "scenes-features", metrics, steps)

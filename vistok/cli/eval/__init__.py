@@ -1,0 +1,17 @@
+"""``vistok eval``: thin commands over :mod:`vistok.eval`; each prints a table, and writes JSON with ``--json``."""
+
+from __future__ import annotations
+
+import typer
+
+from vistok.cli.eval import answers, fid, geneval, reconstruction, vqa
+
+app = typer.Typer(help="Score pictures, reconstructions and answers.", no_args_is_help=True)
+app.command("fid")(fid.fid)
+app.command("stats")(fid.stats)
+app.command("geneval")(geneval.geneval)
+app.command("clipscore")(geneval.clipscore)
+app.command("reconstruction")(reconstruction.reconstruction)
+app.command("answers")(answers.answers)
+app.command("compare")(fid.compare)
+app.command("vqa")(vqa.vqa)

@@ -1,0 +1,30 @@
+"""``vistok eval answers``: scores of multimodal benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vistok.cli.eval.common import Json, print_results
+
+
+def answers(
+    predictions: Annotated[Path, typer.Argument(help='JSONL of {"prediction": ..., "answers": [...]}.')],
+    benchmark: Annotated[str, typer.Option(help="textvqa, vqav2, exact, docvqa (ANLS), choice, pope or mme.")],
+    json: Json = None,
+) -> None:
+    """Score answers of a multimodal model.
+
+    Example: vistok eval answers predictions.jsonl --benchmark pope
+    """
+    from vistok.eval.benchmarks import score_answers
+    from vistok.eval.protocol import Protocol, Result
+
+    figures = score_answers(predictions, benchmark)
+    (headline, value), *_ = figures.items()
+    lines = sum(1 for line in predictions.read_text().splitlines() if line.strip())
+    protocol = Protocol(f"{benchmark} {headline}", samples=lines)
+    details = {key: figure for key, figure in figures.items() if key != headline}
+    print_results([Result(predictions.name, value, protocol, details=details)], json)

@@ -1,0 +1,127 @@
+"""``vistok eval geneval`` and ``clipscore``: do pictures show what their prompts ask for?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vistok.cli.eval.common import BatchSize, Json, is_main, print_results
+
+
+def geneval(
+    images: Annotated[
+        Path | None, typer.Option(help="Pictures that exist, as 00000/samples/0000.png, with 00000/metadata.jsonl.")
+    ] = None,
+    metadata: Annotated[Path | None, typer.Option(help="The metadata file that the pictures are made from.")] = None,
+    model: Annotated[str | None, typer.Option(help="Paint the pictures with this model, into OUT/images.")] = None,
+    per_prompt: Annotated[int, typer.Option(min=1, help="With --model: pictures of each prompt.")] = 4,
+    per_task: Annotated[int, typer.Option(min=1, help="With --model and no metadata: prompts of each task.")] = 100,
+    cfg: Annotated[float, typer.Option(help="With --model: scale of guidance.")] = 3.0,
+    sampler: Annotated[str, typer.Option(help="With --model: how tokens are drawn.")] = "ar",
+    seed: Annotated[int, typer.Option(help="With --model: of prompts and pictures.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="With --model: pictures at a time.")] = 32,
+    detector: Annotated[str, typer.Option(help="scenes, or a Mask2Former by folder or hub id.")] = "scenes",
+    clip: Annotated[str | None, typer.Option(help="CLIP by folder or hub id, for the colours of Mask2Former.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report and of the resumable records.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Instead of the detector's own.")] = None,
+    counting_threshold: Annotated[float | None, typer.Option(help="Instead of the detector's own.")] = None,
+    ceiling: Annotated[Path | None, typer.Option(help="summary.json of the tokenizer's reconstructions.")] = None,
+    json: Json = None,
+) -> None:
+    """GenEval: six tasks, every failure with its reason and a picture of them; of pictures that exist, or of a model.
+
+    With `--model`, pictures that are already in OUT/images are not painted again. On the embedded world the report also
+    gives the ceiling that the tokenizer's reconstruction sets.
+
+    Example: vistok eval geneval --model llamagen --out geneval/
+
+    Example: vistok eval geneval --images out/ --metadata evaluation_metadata.jsonl --detector mask2former/ --clip clip/
+    """
+    import dataclasses
+    import tempfile
+    from contextlib import nullcontext
+
+    from vistok.errors import VistokError
+    from vistok.eval.geneval.evaluate import evaluate_folder, write_report
+    from vistok.eval.geneval.load import load_detector
+    from vistok.eval.geneval.summary import read_summary
+
+    if (model is None) == (images is None) or (model is not None and out is None):
+        raise VistokError("name pictures with --images, or a model with --model and a folder for it with --out.")
+    finder, colours = load_detector(detector, clip)
+    given = {"threshold": threshold, "counting_threshold": counting_threshold}
+    options = dataclasses.replace(finder.options, **{k: v for k, v in given.items() if v is not None})
+    best = read_summary(ceiling) if ceiling is not None else None
+    if model is not None:
+        from vistok.eval.geneval.paint import paint_for_eval
+
+        images = out / "images"
+        best = paint_for_eval(
+            images, model, metadata, per_prompt, per_task, cfg, sampler, seed, batch_size, detector == "scenes"
+        )
+    with nullcontext(str(out / "records")) if out else tempfile.TemporaryDirectory(prefix="vistok-") as work:
+        report = evaluate_folder(images, finder, colours, work, metadata, options, best)
+    if not is_main():
+        return
+    if out is not None:
+        write_report(report, out)
+    print_results([report.result(images.name)], json)
+    if str(json) != "-":
+        print_geneval(report)
+
+
+def print_geneval(report) -> None:
+    """Task table, ceiling and the first failures of a GenEval report."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from vistok.eval.geneval.evaluate import describe
+
+    table = Table("task", "right", "95 %", "pictures", *(["ceiling"] if report.ceiling else []))
+    for task, score in report.summary.tasks.items():
+        row = [task, f"{score.accuracy:.3f}", f"{score.low:.3f} to {score.high:.3f}", str(score.images)]
+        best = report.ceiling.tasks.get(task) if report.ceiling else None
+        table.add_row(*row, *([f"{best.accuracy:.3f}"] if best else []))
+    console = Console()
+    console.print(table)
+    for record in report.failures[:20]:
+        console.print(describe(record), style="dim", markup=False, highlight=False)
+    if len(report.failures) > 20:
+        console.print(f"and {len(report.failures) - 20} more failures; --out FOLDER writes them all.")
+
+
+def clipscore(
+    images: Annotated[Path, typer.Option(help="Folder of pictures, or a set in GenEval's layout.")],
+    clip: Annotated[str, typer.Option(help="CLIP by folder or hub id.")],
+    captions: Annotated[Path | None, typer.Option(help='JSONL of {"image": ..., "caption": ...}.')] = None,
+    weight: Annotated[float, typer.Option(help="2.5 for CLIPScore, 1 for the plain cosine.")] = 2.5,
+    prefix: Annotated[str, typer.Option(help="Put before every caption.")] = "A photo depicts ",
+    batch_size: BatchSize = 32,
+    json: Json = None,
+) -> None:
+    """How well pictures fit their captions.
+
+    Example: vistok eval clipscore --images out/ --captions captions.jsonl --clip openai/clip-vit-base-patch32
+    """
+    import torch
+    from accelerate import PartialState
+
+    from vistok.data.images import load_image
+    from vistok.eval.captions import read_captions
+    from vistok.eval.clip_score import ClipModel, clip_scores
+    from vistok.eval.protocol import Protocol, Result
+
+    pictures = read_captions(images, captions)
+    model = ClipModel(clip, PartialState().device)
+    scores = []
+    for start in range(0, len(pictures), batch_size):
+        batch = pictures[start : start + batch_size]
+        loaded = [load_image(picture.path) for picture in batch]
+        scores.append(clip_scores(model, loaded, [picture.caption for picture in batch], prefix, weight))
+    values = torch.cat(scores)
+    protocol = Protocol(
+        "clipscore", "clip", model.digest, "pil", "clip", samples=len(values), options=(f"{weight=}", f"{prefix=}")
+    )
+    print_results([Result(images.name, values.mean().item(), protocol, values.std(correction=0).item())], json)

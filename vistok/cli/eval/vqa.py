@@ -1,0 +1,92 @@
+"""``vistok eval vqa``: accuracy of a multimodal model against kept visual tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vistok.cli.eval.common import Json
+
+
+def vqa(
+    model: Annotated[str, typer.Option(help="Embedded model, folder or hub id of a LLaVA-type model.")],
+    methods: Annotated[str, typer.Option(help="all, or names with commas; see docs/projectors.md.")] = "all",
+    keep: Annotated[str, typer.Option(help="Shares of the visual tokens, in per cent.")] = "100,50,25,11,6",
+    questions: Annotated[
+        Path | None, typer.Option(help='JSONL of {"image": ..., "question": ..., "answers": [...]}; held-out scenes.')
+    ] = None,
+    scorer: Annotated[str, typer.Option(help="exact, textvqa, vqav2, docvqa (ANLS) or choice.")] = "exact",
+    scenes: Annotated[int, typer.Option(min=1, help="Held-out scenes, without --questions.")] = 128,
+    per_scene: Annotated[int, typer.Option(min=1, max=12, help="Questions about each.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 8,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    plot: Annotated[Path | None, typer.Option(help="Draw accuracy against kept tokens into this picture.")] = None,
+    json: Json = None,
+) -> None:
+    """Accuracy, prefill FLOPs, cache and prefill time against kept visual tokens, for all methods in one run.
+
+    Example: vistok eval vqa --model llava-mini --methods all --keep 100,50,25,11,6 --plot curves.png
+    """
+    from vistok.errors import VistokError, unknown_name
+    from vistok.eval.benchmarks import SCORERS
+
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise VistokError(f"--dtype is '{dtype}': choose float32, bfloat16 or float16.")
+    if scorer not in SCORERS:
+        raise unknown_name("scorer", scorer, list(SCORERS))
+    from vistok.data.files import check_writable
+
+    for path in (plot, json):
+        if path is not None and str(path) != "-":
+            check_writable(path)
+    from vistok.eval.keep_curves import (
+        keep_curves,
+        method_names,
+        parse_shares,
+        plot_keep_curves,
+        read_questions,
+        scene_questions,
+    )
+    from vistok.projectors.ask import load
+    from vistok.projectors.scenes_vqa import scene_side
+
+    names, shares = method_names(methods), parse_shares(keep)
+    asked = None if questions is None else read_questions(questions)
+    network, processor = load(model, device, dtype)
+    if asked is None:
+        asked = scene_questions(scene_side(network.config), scenes, per_scene)
+    points = keep_curves(network, processor, asked, names, shares, SCORERS[scorer], batch_size, max_new_tokens)
+    if plot is not None:
+        plot_keep_curves(points, plot, f"{model}: {len(asked)} questions")
+    if json is not None:
+        import json as encoder
+
+        text = encoder.dumps([point.to_dict() for point in points], indent=1)
+        print(text) if str(json) == "-" else json.write_text(text + "\n", encoding="utf-8")
+    if str(json) != "-":
+        print_points(points, f"{model}: {len(asked)} questions")
+
+
+def print_points(points: list, title: str) -> None:
+    """The table, one line a point."""
+    from rich.console import Console
+    from rich.table import Table
+
+    full = points[0].accuracy
+    table = Table("method", "keep", "tokens", "accuracy", "of full", "MFLOPs", "cache KiB", "prefill ms", title=title)
+    for p in points:
+        table.add_row(
+            p.method,
+            "own" if p.keep is None else f"{100 * p.keep:g} %",
+            f"{p.visual_tokens:.1f}",
+            f"{p.accuracy:.3f}",
+            f"{100 * p.accuracy / full:.1f} %" if full else "-",
+            f"{p.prefill_flops / 1e6:.1f}",
+            f"{p.cache_bytes / 1024:.1f}",
+            f"{1e3 * p.prefill_seconds:.2f}",
+        )
+    Console().print(table)
