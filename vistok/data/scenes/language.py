@@ -147,7 +147,7 @@ def statement(scene: list[Group], background: str, rng: random.Random) -> Statem
     return Statement(
         groups=tuple(order),
         with_size=rng.random() < 0.25,
-        with_colour=rng.random() < 0.85,
+        with_colour=rng.random() < 0.6,
         where=where,
         background=background if rng.random() < 0.2 else None,
         opening=rng.choice(OPENINGS),
