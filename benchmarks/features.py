@@ -1,11 +1,13 @@
 """Features of pictures a second: this package's extraction against a plain loop in the style of pytorch-fid.
 
-Both use the FID Inception network with the same (random) weights and resize, and give the same features. The plain
-loop: workers decode to float tensors, the network runs as it was written, and every batch is copied back at once.
+Both use the FID Inception network with the same (random) weights and resize, and in float32 give the same features. The
+plain loop: workers decode to float tensors, the network runs as it was written in float32, and every batch is copied
+back at once.
 
     python benchmarks/features.py --pictures 64 --threads 1
     python benchmarks/features.py --pictures 5000 --batch-size 128 --workers 8     # on a GPU
-    python benchmarks/features.py --memory 1000 4000 16000                         # peak memory, small network
+    python benchmarks/features.py --pictures 64 --threads 1 --precision bfloat16   # ours in bfloat16: another protocol
+    python benchmarks/features.py --memory 1000 10000 50000                        # peak memory, small network
     python benchmarks/features.py --frechet 2048 --threads 1                       # the distance against scipy's sqrtm
 
 CPU seconds (of the process and its workers) are printed beside the rate: on a shared machine they are what compares.
@@ -87,7 +89,7 @@ def compare_speed(arguments: argparse.Namespace, root: Path) -> None:
     write_pictures(pictures, arguments.pictures, arguments.side)
     torch.manual_seed(0)
     torch.save(FidInception().state_dict(), weights)
-    plain, ours = load_inception(weights), load_extractor("inception", weights, "pytorch-fid")
+    plain, ours = load_inception(weights), load_extractor("inception", weights, "pytorch-fid", arguments.precision)
     options = {"batch_size": arguments.batch_size, "workers": arguments.workers}
     rates: dict[str, list[tuple[float, float]]] = {"plain loop": [], "vistok": []}
     for repeat in range(arguments.repeats):
@@ -120,7 +122,7 @@ def peak_memory(arguments: argparse.Namespace, root: Path) -> None:
     for count in sorted(arguments.memory):
         folder = root / str(count)
         folder.mkdir()
-        write_pictures(folder, count, 32)
+        write_pictures(folder, count, 8)
         shards = extract_features(FolderPictures(folder), extractor, root / f"features-{count}", workers=0)
         shards.statistics()
         print(f"{count:8d} pictures: peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.1f} MiB")
@@ -151,6 +153,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, help="of torch; by default all cores")
+    parser.add_argument("--precision", default="float32", help="of this package's extraction: float32 or bfloat16")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", type=int, nargs="+", help="instead of the speed: peak memory at these numbers")
     parser.add_argument(

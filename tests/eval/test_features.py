@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from vistok.data.images import ImageFolder
 from vistok.errors import VistokError
 from vistok.eval.distribution import Options, check_metrics, evaluate_sets, open_set, resize_of
 from vistok.eval.extractors import Extractor, load_extractor
@@ -22,7 +23,9 @@ from vistok.eval.features import extract_features
 from vistok.eval.frechet import frechet_distance
 from vistok.eval.inception import FidInception, fold_batch_norms, load_inception
 from vistok.eval.pictures import FolderPictures, NpzPictures
+from vistok.eval.reference import save_statistics
 from vistok.eval.scenes_features import SceneFeatures
+from vistok.eval.statistics import FeatureStatistics
 from vistok.jobs import ShardedJob
 
 
@@ -31,7 +34,7 @@ def weights(tmp_path_factory):
     """Random weights of the scenes network: the code does not care, and nothing is claimed about the values."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    save_file(SceneFeatures().state_dict(), path)
+    save_file(fold_batch_norms(SceneFeatures().eval()).state_dict(), path)
     return path
 
 
@@ -98,6 +101,39 @@ def test_shards_are_split_among_processes_without_overlap(tmp_path):
     assert 4 not in job.pending(0, 2)
     with pytest.raises(VistokError, match="9 of 10 shards"):
         job.check_complete()
+
+
+def test_folders_are_listed_as_paths_sort_and_hold_only_names(pictures, tmp_path):
+    for name in ("b.png", "a/z.PNG", "a/.hidden.png", "a-1.png", "a/b/ä.png", "note.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name, format="png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    source = FolderPictures(tmp_path)
+    assert [source.path(i) for i in range(len(source))] == ImageFolder(tmp_path).paths
+    assert [picture.shape for picture in source.batch(1, 9)] == [(3, 4, 4)] * 3
+    (tmp_path / "b.png").write_bytes(b"longer or shorter")
+    assert FolderPictures(tmp_path).digest != source.digest
+    with pytest.raises(VistokError, match="no picture in"):
+        (tmp_path / "empty").mkdir()
+        FolderPictures(tmp_path / "empty")
+
+
+def test_bfloat16_is_another_protocol(pictures, weights, tmp_path):
+    exact, fast = (load_extractor("scenes-features", weights, precision=p) for p in ("float32", "bfloat16"))
+    features = extract(pictures, weights, tmp_path / "exact").load()
+    source = FolderPictures(pictures)
+    found = extract_features(source, fast, tmp_path / "fast", batch_size=4, shard_size=12, workers=0).load()
+    assert found.dtype == torch.float32
+    assert 0 < (found - features).norm() / features.norm() < 0.02
+    with pytest.raises(VistokError, match=r"another job .*precision"):
+        extract_features(source, fast, tmp_path / "exact", batch_size=4, shard_size=12, workers=0)
+    save_statistics(tmp_path / "ref.npz", FeatureStatistics.of(features), exact.name, exact.weights, exact.resize)
+    sides = [open_set(tmp_path / "ref.npz", exact, tmp_path, ("features",), False)]
+    assert sides[0].stored.precision == "float32"
+    with pytest.raises(VistokError, match="give --precision float32"):
+        open_set(tmp_path / "ref.npz", fast, tmp_path, ("features",), False)
+    with pytest.raises(VistokError, match="did you mean bfloat16"):
+        load_extractor("scenes-features", weights, precision="bflot16")
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

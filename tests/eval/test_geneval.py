@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from vistok.cli.eval import app
 from vistok.data.scenes import COLOURS, SHAPES
 from vistok.errors import VistokError
 from vistok.eval.geneval import (
@@ -102,6 +104,10 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(generated, tmp_path):
     assert resumed.records == whole.records
     with pytest.raises(VistokError, match="another job"):
         evaluate(generated, tmp_path / "work", options=Options(threshold=0.1))
+    metadata = tmp_path / "metadata.jsonl"
+    write_metadata(metadata, [RED_CIRCLE | {"prompt": "one red circle"}, TWO_RINGS])
+    with pytest.raises(VistokError, match=r"another job .*prompts"):
+        evaluate(generated, tmp_path / "work", metadata=metadata)
 
 
 def test_rewritten_prompts_are_judged_by_the_official_line_and_labelled(generated, tmp_path):
@@ -285,3 +291,12 @@ def test_mask2former_and_clip_from_folders_judge_a_picture(tmp_path):
     plain = clip_scores(colours.clip, [image, image], ["a dog", "a zebra"], weight=1.0)
     assert plain.shape == (2,) and (plain >= 0).all() and (plain <= 1 + 1e-6).all()
     torch.testing.assert_close(clip_scores(colours.clip, [image, image], ["a dog", "a zebra"]), 2.5 * plain)
+
+    (tmp_path / "pictures").mkdir()
+    image.save(tmp_path / "pictures" / "a.png")
+    captions = tmp_path / "captions.jsonl"
+    captions.write_text("".join(json.dumps({"image": "a.png", "caption": c}) + "\n" for c in ("a dog", "a zebra")))
+    folders = ("--images", tmp_path / "pictures", "--captions", captions, "--clip", tmp_path / "clip")
+    outcome = CliRunner().invoke(app, ["clipscore", *map(str, folders), "--json", "-"])
+    assert outcome.exit_code == 0, outcome.output
+    assert json.loads(outcome.stdout)[0]["value"] == pytest.approx(2.5 * plain.mean().item(), rel=1e-5)

@@ -1,4 +1,4 @@
-"""Pictures with captions: a JSONL file beside a folder, or a set in GenEval's layout."""
+"""Pictures with captions: a JSONL file, a folder that ``vistok sample`` wrote, or a set in GenEval's layout."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vistok.errors import VistokError
+
+SAMPLE_CAPTIONS = "metadata.jsonl"
+KEYS = (("image", "caption"), ("file", "text"))
 
 
 class CaptionedPicture(NamedTuple):
@@ -19,12 +22,15 @@ def read_captions(images: str | Path, captions: str | Path | None = None) -> lis
 
     Args:
         images: folder of the pictures.
-        captions: JSONL with ``image`` (path below the folder) and ``caption``; None for a folder in GenEval's layout.
+        captions: JSONL with ``image`` (path below the folder) and ``caption``, or with ``file`` and ``text`` as in
+            the ``metadata.jsonl`` of ``vistok sample``. None takes that file of the folder, or GenEval's layout.
 
     Raises:
         VistokError: an unreadable file, a line without the two entries, or a picture that does not exist.
     """
     images = Path(images)
+    if captions is None and (images / SAMPLE_CAPTIONS).is_file():
+        captions = images / SAMPLE_CAPTIONS
     if captions is None:
         from vistok.eval.geneval.folder import read_folders
 
@@ -41,8 +47,12 @@ def read_captions(images: str | Path, captions: str | Path | None = None) -> lis
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            picture = CaptionedPicture(images / record["image"], record["caption"])
-        except (ValueError, TypeError, KeyError) as error:
+            picture = next(
+                CaptionedPicture(images / record[image], record[caption])
+                for image, caption in KEYS
+                if {image, caption} <= record.keys()
+            )
+        except (ValueError, TypeError, AttributeError, StopIteration) as error:
             raise VistokError(
                 f'line {number} of \'{captions}\' is not {{"image": "a.png", "caption": "..."}}.'
             ) from error

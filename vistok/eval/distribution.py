@@ -201,6 +201,11 @@ def open_set(
                 f"'{path}' was made with {stored.extractor} ({stored.weights}), "
                 f"not with {extractor.name} ({extractor.weights})."
             )
+        if stored.precision != extractor.precision:
+            raise VistokError(
+                f"'{path}' was made in {stored.precision}, the samples would be seen in {extractor.precision}: "
+                f"give --precision {stored.precision}, or the reference's pictures."
+            )
         if not pictures or "arr_0" not in keys:
             count = stored.count if stored.count is not None else "unknown number of"
             return PictureSet(
@@ -238,6 +243,7 @@ def evaluate_sets(
             weights=extractor.weights,
             resize=extractor.resize,
             normalisation=extractor.normalisation,
+            precision=extractor.precision,
             reference="" if name == "is" else reference.label,
             samples=count,
             options=tuple(f"{option}={getattr(options, option)}" for option in metric.options),

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from vistok.zoo.registry import check_folder_or_hub_id
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 @dataclass
 class Extractor:
@@ -43,6 +45,7 @@ class Extractor:
         normalisation: what maps 0..255 to its input.
         prepare: uint8 pictures [B, 3, H, W] of one size -> its input; runs on the device.
         decode: what is done to each picture in the worker that reads it: uint8 [3, H, W] -> uint8 [3, h, w].
+        precision: a name in :data:`PRECISIONS`, of the network; pre-processing and features are float32.
     """
 
     name: str
@@ -52,13 +55,19 @@ class Extractor:
     normalisation: str
     prepare: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor] | None = None
+    precision: str = "float32"
+
+    def run(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Float32 outputs of the network for prepared pictures [B, 3, h, w]."""
+        pixels = pixels.to(PRECISIONS[self.precision]).contiguous(memory_format=torch.channels_last)
+        return {name: value.float() for name, value in self.network(pixels).items()}
 
     @torch.inference_mode()
     def __call__(self, pictures: list[Tensor]) -> dict[str, Tensor]:
         """Features of uint8 pictures [3, H, W] (of any sizes, not yet decoded by a worker)."""
         if self.decode is not None:
             pictures = [self.decode(picture) for picture in pictures]
-        return self.network(torch.cat([self.prepare(picture[None]) for picture in pictures]))
+        return self.run(torch.cat([self.prepare(picture[None]) for picture in pictures]))
 
 
 @dataclass(frozen=True)
@@ -185,20 +194,27 @@ EXTRACTORS: dict[str, tuple[Callable[[str | Path | None, str], Extractor], tuple
 }
 
 
-def load_extractor(name: str, weights: str | Path | None = None, resize: str | None = None) -> Extractor:
+def load_extractor(
+    name: str, weights: str | Path | None = None, resize: str | None = None, precision: str = "float32"
+) -> Extractor:
     """A feature extractor by name, on the CPU.
 
     Args:
         name: a name in :data:`EXTRACTORS`.
         weights: path (or, for ``dinov2`` and ``clip``, folder or hub id); ``scenes-features`` has embedded ones.
         resize: resize convention; by default the extractor's first.
+        precision: of the network. Published numbers are float32; ``bfloat16`` is two to three times as fast on CPUs
+            that have it, and is another protocol.
 
     Raises:
-        VistokError: unknown name, absent or wrong weights.
+        VistokError: unknown name or precision, absent or wrong weights.
     """
     if name not in EXTRACTORS:
         raise unknown_name("feature extractor", name, list(EXTRACTORS))
     build, conventions = EXTRACTORS[name]
     if resize is not None and resize not in conventions:
         raise unknown_name(f"resize convention of the {name} extractor", resize, list(conventions))
-    return build(weights, resize or conventions[0])
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, list(PRECISIONS))
+    extractor = build(weights, resize or conventions[0])
+    return replace(extractor, network=extractor.network.to(PRECISIONS[precision]), precision=precision)

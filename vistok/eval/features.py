@@ -23,6 +23,7 @@ from vistok.data.files import atomic_path
 from vistok.errors import VistokError
 from vistok.eval.extractors import Extractor
 from vistok.eval.pictures import Pictures
+from vistok.eval.processes import processes
 from vistok.eval.statistics import FeatureStatistics
 from vistok.jobs import ShardedJob
 from vistok.progress import progress
@@ -134,13 +135,12 @@ def extract_features(
     Raises:
         VistokError: an unreadable picture, or a folder that holds another job.
     """
-    from accelerate import PartialState
-
-    state = PartialState()
+    state = processes()
     identity = {
         "pictures": f"{pictures.name} {len(pictures)} {pictures.digest}",
         "extractor": f"{extractor.name} {extractor.weights}",
         "resize": extractor.resize,
+        "precision": extractor.precision,
         "batch_size": batch_size,
         "shard_size": shard_size,
         "outputs": list(outputs),
@@ -154,7 +154,7 @@ def extract_features(
         num_workers=min(workers, len(bounds)),
         pin_memory=state.device.type == "cuda",
     )
-    network = extractor.network.to(state.device, memory_format=torch.channels_last)
+    extractor.network.to(state.device, memory_format=torch.channels_last)
     start = time.perf_counter()
     done: list[dict[str, Tensor]] = []
     with full_precision(), progress("features", sum(stop - first for first, stop in bounds)) as advance:
@@ -162,10 +162,10 @@ def extract_features(
             if isinstance(batch, VistokError):
                 raise batch
             pixels = torch.cat([extractor.prepare(group.to(state.device, non_blocking=True)) for group in batch])
-            result = network(pixels.contiguous(memory_format=torch.channels_last))
+            result = extractor.run(pixels)
             done.append({name: result[name] for name in outputs})
             if stop % shard_size == 0 or stop == len(pictures):
-                tensors = {name: torch.cat([part[name] for part in done]).float().cpu() for name in outputs}
+                tensors = {name: torch.cat([part[name] for part in done]).cpu() for name in outputs}
                 with atomic_path(job.path((stop - 1) // shard_size)) as temporary:
                     save_file(tensors, temporary)
                 done.clear()
@@ -182,10 +182,9 @@ def work_folder(cache: str | Path | None, name: str) -> Iterator[Path]:
     if cache is not None:
         yield Path(cache) / name
         return
-    from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    state = PartialState()
+    state = processes()
     with tempfile.TemporaryDirectory(prefix="vistok-") as own:
         shared = [own]
         if state.num_processes > 1:

@@ -192,8 +192,9 @@ class FidInception(nn.Module):
         x = self.Mixed_6e(self.Mixed_6d(x))
         if dim == 768:
             return {"features": x.mean((2, 3))}
-        features = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean((2, 3))
-        return {"features": features, "spatial": spatial, "logits": features @ self.fc.weight.T}
+        # Float32 from here on, also behind a bfloat16 network: a mean of 64 values has digits that those do not.
+        features = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean((2, 3), dtype=torch.float32)
+        return {"features": features, "spatial": spatial, "logits": features @ self.fc.weight.T.float()}
 
 
 def load_inception(path: str | Path) -> FidInception:

@@ -1,13 +1,15 @@
 """Where the pictures of an evaluation come from: a folder, or the batch files of ADM's evaluator.
 
-Pictures are read as uint8, the form in which published numbers are taken, a batch at a time: memory does not grow with
-their number.
+Pictures are read as uint8, the form in which published numbers are taken, a batch at a time. Of each picture of a
+folder only the name is kept, as its bytes, so that memory hardly grows with their number.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vistok.data.images import ImageFolder, load_image
+from vistok.data.images import IMAGE_SUFFIXES, load_image
 from vistok.errors import VistokError
 
 
@@ -44,18 +46,45 @@ class FolderPictures:
     """
 
     def __init__(self, root: str | Path):
-        self.paths = ImageFolder(root).paths
-        self.name = Path(root).name
+        self.root = Path(root)
+        self.name = self.root.name
+        if not self.root.is_dir():
+            raise VistokError(f"there is no folder '{root}'.")
+        # Sorted as paths are, by folder and then by name: "/" comes before every other character.
+        names = sorted(name.replace(os.sep, "\0").encode("utf-8", "surrogateescape") for name in _walk(str(root)))
+        if not names:
+            raise VistokError(f"there is no picture in '{root}': looked for {' '.join(sorted(IMAGE_SUFFIXES))}.")
+        self._ends = np.cumsum([len(name) for name in names])
+        self._names = b"".join(names)
         listing = hashlib.sha256()
-        for path in self.paths:
-            listing.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
+        for i, name in enumerate(names):
+            listing.update(b"%s %d\n" % (name.replace(b"\0", b"/"), self.path(i).stat().st_size))
         self.digest = listing.hexdigest()[:12]
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self._ends)
+
+    def path(self, index: int) -> Path:
+        """Where a picture lies."""
+        first = self._ends[index - 1] if index else 0
+        name = self._names[first : self._ends[index]].decode("utf-8", "surrogateescape")
+        return self.root / name.replace("\0", os.sep)
 
     def batch(self, start: int, stop: int) -> list[Tensor]:
-        return [torch.from_numpy(np.array(load_image(path))).permute(2, 0, 1) for path in self.paths[start:stop]]
+        return [
+            torch.from_numpy(np.array(load_image(self.path(index)))).permute(2, 0, 1)
+            for index in range(start, min(stop, len(self)))
+        ]
+
+
+def _walk(root: str) -> Iterator[str]:
+    """Names of the pictures under a folder, relative to it; hidden files are left out."""
+    for folder, _, files in os.walk(root):
+        inside = os.path.relpath(folder, root)
+        for file in files:
+            picture = os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES and not file.startswith(".")
+            if picture and os.path.isfile(os.path.join(folder, file)):
+                yield os.path.normpath(os.path.join(inside, file))
 
 
 class NpzPictures:

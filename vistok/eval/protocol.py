@@ -25,6 +25,7 @@ class Protocol:
         weights: digest of that network's weights.
         resize: name of the resize convention (:mod:`vistok.eval.resize`).
         normalisation: what maps 0..255 to the network's input, e.g. ``"(x-128)/128"``.
+        precision: number format that the network computed in, ``""`` where there is none.
         reference: what the samples were compared with (name, number of pictures, digest).
         samples: number of samples; FID and its kin are biased in it.
         options: the metric's own settings as ``name=value`` strings, in a fixed order.
@@ -35,6 +36,7 @@ class Protocol:
     weights: str = ""
     resize: str = ""
     normalisation: str = ""
+    precision: str = ""
     reference: str = ""
     samples: int = 0
     options: tuple[str, ...] = ()

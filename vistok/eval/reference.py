@@ -34,6 +34,7 @@ class StoredStatistics:
         extractor: network that made them.
         weights: digest of its weights.
         resize: resize convention.
+        precision: of the network; float32 unless the file says otherwise, as all published ones are.
         digest: of the stored mean.
     """
 
@@ -43,6 +44,7 @@ class StoredStatistics:
     extractor: str | None
     weights: str | None
     resize: str | None
+    precision: str
     digest: str
 
 
@@ -88,6 +90,7 @@ def load_statistics(path: str | Path) -> StoredStatistics:
         extractor=protocol.get("extractor"),
         weights=protocol.get("weights"),
         resize=resize,
+        precision=protocol.get("precision", "float32"),
         digest=hashlib.sha256(np.ascontiguousarray(arrays["mu"], np.float64).tobytes()).hexdigest()[:12],
     )
 
@@ -119,6 +122,7 @@ def save_statistics(
     weights: str,
     resize: str,
     spatial: FeatureStatistics | None = None,
+    precision: str = "float32",
 ) -> None:
     """Write statistics with their protocol; pytorch-fid, clean-fid and ADM's evaluator read them too.
 
@@ -129,6 +133,7 @@ def save_statistics(
         weights: digest of its weights.
         resize: resize convention.
         spatial: statistics of the spatial features.
+        precision: of the network.
 
     Raises:
         VistokError: for another suffix, or a folder that cannot be written to.
@@ -137,6 +142,6 @@ def save_statistics(
     arrays = {"mu": features.mean.cpu().numpy(), "sigma": features.covariance.cpu().numpy()}
     if spatial is not None:
         arrays |= {"mu_s": spatial.mean.cpu().numpy(), "sigma_s": spatial.covariance.cpu().numpy()}
-    protocol = json.dumps({"extractor": extractor, "weights": weights, "resize": resize})
+    protocol = json.dumps({"extractor": extractor, "weights": weights, "resize": resize, "precision": precision})
     with atomic_path(path) as temporary:
         np.savez(temporary, n=features.count, protocol=protocol, **arrays)

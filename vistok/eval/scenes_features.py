@@ -51,7 +51,7 @@ class SceneFeatures(nn.Module):
     @staticmethod
     def pool(maps: Tensor) -> Tensor:
         """Means [B, 256] over the quarters of the last map [B, 64, 8, 8]."""
-        return F.adaptive_avg_pool2d(maps, 2).flatten(1)
+        return F.adaptive_avg_pool2d(maps.float(), 2).flatten(1)
 
 
 def scene_targets(scenes: Scenes) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from vistok.cli.eval import answers, fid, geneval, reconstruction, vqa
+from vistok.cli.eval import answers, fid, geneval, language, reconstruction, vqa
 
 app = typer.Typer(help="Score pictures, reconstructions and answers.", no_args_is_help=True)
 app.command("fid")(fid.fid)
@@ -12,6 +12,7 @@ app.command("stats")(fid.stats)
 app.command("geneval")(geneval.geneval)
 app.command("clipscore")(geneval.clipscore)
 app.command("reconstruction")(reconstruction.reconstruction)
+app.command("language")(language.language)
 app.command("answers")(answers.answers)
 app.command("compare")(fid.compare)
 app.command("vqa")(vqa.vqa)

@@ -16,6 +16,9 @@ Weights = Annotated[str | None, typer.Option(help="The network's weights: a path
 Resize = Annotated[
     str | None, typer.Option(help="clean, tf1, pytorch-fid or torchmetrics; by default what the .npz says, else clean.")
 ]
+Precision = Annotated[
+    str, typer.Option(help="float32, or bfloat16: faster, and another protocol than that of published numbers.")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures a forward pass.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")]
 Cache = Annotated[
@@ -25,9 +28,9 @@ Cache = Annotated[
 
 def is_main() -> bool:
     """Whether this process prints and writes; under `accelerate launch` one does."""
-    from accelerate import PartialState
+    from vistok.eval.processes import processes
 
-    return PartialState().is_main_process
+    return processes().is_main_process
 
 
 def print_results(results: list[Result], json: Path | None, title: str = "") -> None:
@@ -52,5 +55,6 @@ def print_results(results: list[Result], json: Path | None, title: str = "") -> 
     console = Console()
     console.print(table)
     protocol = results[0].protocol
-    parts = (protocol.extractor, protocol.weights, protocol.resize, protocol.normalisation, protocol.reference)
-    console.print("protocol: " + ", ".join(part for part in parts if part) + f", {protocol.samples} samples")
+    parts = (protocol.extractor, protocol.weights, protocol.resize, protocol.normalisation, protocol.precision)
+    parts = (*parts, protocol.reference, f"{protocol.samples} samples")
+    console.print("protocol: " + ", ".join(part for part in parts if part))

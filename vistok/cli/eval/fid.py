@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vistok.cli.eval.common import BatchSize, Cache, Extractor, Json, Resize, Weights, Workers, is_main, print_results
+from vistok.cli.eval.common import (
+    BatchSize,
+    Cache,
+    Extractor,
+    Json,
+    Precision,
+    Resize,
+    Weights,
+    Workers,
+    is_main,
+    print_results,
+)
 
 if TYPE_CHECKING:
     from vistok.eval.protocol import Result
@@ -20,6 +31,7 @@ def fid(
     extractor: Extractor = "inception",
     weights: Weights = None,
     resize: Resize = None,
+    precision: Precision = "float32",
     batch_size: BatchSize = 64,
     workers: Workers = 2,
     cache: Cache = None,
@@ -35,10 +47,11 @@ def fid(
     from vistok.eval.distribution import Options, check_metrics, evaluate_sets, open_set, resize_of
     from vistok.eval.extractors import load_extractor
     from vistok.eval.features import work_folder
+    from vistok.eval.processes import processes
 
     names = [name.strip() for name in metrics.split(",")]
     chosen = check_metrics(names, extractor)
-    network = load_extractor(extractor, weights, resize_of([reference, samples], resize))
+    network = load_extractor(extractor, weights, resize_of([reference, samples], resize), precision)
     options = Options(kid_subset_size=kid_subset_size, inception_score_flavour=is_flavour)
     sample_outputs = tuple(dict.fromkeys(output for metric in chosen for output in metric.outputs))
     if plot is not None:
@@ -60,8 +73,9 @@ def fid(
         print_results(results, json)
         for side in (real, fake):
             if side.shards is not None and side.shards.computed:
-                rate = side.shards.computed / side.shards.seconds
-                typer.echo(f"{side.name}: {side.shards.computed} pictures, {rate:.1f} a second", err=True)
+                mine, world = side.shards.computed, processes().num_processes
+                of = f" of {side.shards.count} (one of {world} processes)" if world > 1 else ""
+                typer.echo(f"{side.name}: {mine}{of} pictures, {mine / side.shards.seconds:.1f} a second", err=True)
 
 
 def stats(
@@ -70,6 +84,7 @@ def stats(
     extractor: Extractor = "inception",
     weights: Weights = None,
     resize: Resize = None,
+    precision: Precision = "float32",
     batch_size: BatchSize = 64,
     workers: Workers = 2,
     cache: Cache = None,
@@ -86,7 +101,7 @@ def stats(
     from vistok.eval.reference import check_statistics_path, save_statistics
 
     check_statistics_path(out)
-    network = load_extractor(extractor, weights, resize)
+    network = load_extractor(extractor, weights, resize, precision)
     outputs = ("features", "spatial") if extractor == "inception" else ("features",)
     source = open_pictures(pictures)
     with work_folder(cache, "features") as folder:
@@ -94,10 +109,9 @@ def stats(
         if not is_main():
             return
         features, *rest = (shards.statistics(output) for output in outputs)
-        save_statistics(out, features, network.name, network.weights, network.resize, *rest)
-    protocol = Protocol(
-        "statistics", network.name, network.weights, network.resize, network.normalisation, samples=len(source)
-    )
+        save_statistics(out, features, network.name, network.weights, network.resize, *rest, precision=precision)
+    seen_by = (network.name, network.weights, network.resize, network.normalisation, precision)
+    protocol = Protocol("statistics", *seen_by, samples=len(source))
     trace = features.covariance.trace().item()
     print_results(
         [Result(str(out), trace, protocol, details={"dimensions": features.dim})], json, "trace of the covariance"

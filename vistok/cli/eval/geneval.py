@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vistok.cli.eval.common import BatchSize, Json, is_main, print_results
+
+if TYPE_CHECKING:
+    from vistok.eval.geneval.summary import Summary
 
 
 def geneval(
@@ -28,6 +31,9 @@ def geneval(
     threshold: Annotated[float | None, typer.Option(help="Instead of the detector's own.")] = None,
     counting_threshold: Annotated[float | None, typer.Option(help="Instead of the detector's own.")] = None,
     ceiling: Annotated[Path | None, typer.Option(help="summary.json of the tokenizer's reconstructions.")] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="With --images on scenes: whose reconstructions set the ceiling.")
+    ] = "vq-mini",
     json: Json = None,
 ) -> None:
     """GenEval: six tasks, every failure with its reason and a picture of them; of pictures that exist, or of a model.
@@ -40,10 +46,9 @@ def geneval(
     Example: vistok eval geneval --images out/ --metadata evaluation_metadata.jsonl --detector mask2former/ --clip clip/
     """
     import dataclasses
-    import tempfile
-    from contextlib import nullcontext
 
     from vistok.errors import VistokError
+    from vistok.eval.features import work_folder
     from vistok.eval.geneval.evaluate import evaluate_folder, write_report
     from vistok.eval.geneval.load import load_detector
     from vistok.eval.geneval.summary import read_summary
@@ -58,18 +63,29 @@ def geneval(
         from vistok.eval.geneval.paint import paint_for_eval
 
         images = out / "images"
-        best = paint_for_eval(
-            images, model, metadata, per_prompt, per_task, cfg, sampler, seed, batch_size, detector == "scenes"
-        )
-    with nullcontext(str(out / "records")) if out else tempfile.TemporaryDirectory(prefix="vistok-") as work:
+        measure = detector == "scenes" and best is None
+        painted = paint_for_eval(images, model, metadata, per_prompt, per_task, cfg, sampler, seed, batch_size, measure)
+        best = best or painted
+    with work_folder(out, "records") as work:
         report = evaluate_folder(images, finder, colours, work, metadata, options, best)
     if not is_main():
         return
+    if detector == "scenes" and report.ceiling is None:
+        report = dataclasses.replace(report, ceiling=tokenizer_ceiling(tokenizer))
     if out is not None:
         write_report(report, out)
     print_results([report.result(images.name)], json)
     if str(json) != "-":
         print_geneval(report)
+
+
+def tokenizer_ceiling(name: str) -> Summary:
+    """What perfect scenes score after the reconstruction of a tokenizer by name."""
+    from vistok.eval.geneval.paint import reconstruction_ceiling
+    from vistok.tokenizers.load import load_tokenizer
+
+    tokenizer = load_tokenizer(name).tokenizer
+    return reconstruction_ceiling(tokenizer, tokenizer.capabilities.image_size or 64)
 
 
 def print_geneval(report) -> None:
@@ -93,9 +109,11 @@ def print_geneval(report) -> None:
 
 
 def clipscore(
-    images: Annotated[Path, typer.Option(help="Folder of pictures, or a set in GenEval's layout.")],
+    images: Annotated[Path, typer.Option(help="Folder of pictures, of `vistok sample`, or a set in GenEval's layout.")],
     clip: Annotated[str, typer.Option(help="CLIP by folder or hub id.")],
-    captions: Annotated[Path | None, typer.Option(help='JSONL of {"image": ..., "caption": ...}.')] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help='JSONL of {"image": ..., "caption": ...}. [default: what is with the pictures]')
+    ] = None,
     weight: Annotated[float, typer.Option(help="2.5 for CLIPScore, 1 for the plain cosine.")] = 2.5,
     prefix: Annotated[str, typer.Option(help="Put before every caption.")] = "A photo depicts ",
     batch_size: BatchSize = 32,
@@ -106,15 +124,15 @@ def clipscore(
     Example: vistok eval clipscore --images out/ --captions captions.jsonl --clip openai/clip-vit-base-patch32
     """
     import torch
-    from accelerate import PartialState
 
     from vistok.data.images import load_image
     from vistok.eval.captions import read_captions
     from vistok.eval.clip_score import ClipModel, clip_scores
+    from vistok.eval.processes import processes
     from vistok.eval.protocol import Protocol, Result
 
     pictures = read_captions(images, captions)
-    model = ClipModel(clip, PartialState().device)
+    model = ClipModel(clip, processes().device)
     scores = []
     for start in range(0, len(pictures), batch_size):
         batch = pictures[start : start + batch_size]

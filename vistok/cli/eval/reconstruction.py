@@ -1,32 +1,125 @@
-"""``vistok eval reconstruction``: PSNR, SSIM and LPIPS."""
+"""``vistok eval reconstruction``: how well a tokenizer gives pictures back, at each number of tokens."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vistok.cli.eval.common import Json, print_results
 
+if TYPE_CHECKING:
+    from vistok.eval.tokenizer_report import TokenizerReport
+
 
 def reconstruction(
-    originals: Annotated[Path, typer.Argument(help="Folder of pictures.")],
-    outputs: Annotated[Path, typer.Argument(help="Folder of their reconstructions, in the same order of names.")],
-    convention: Annotated[str, typer.Option(help="default, or llamagen to reproduce its tables.")] = "default",
+    originals: Annotated[
+        Path | None, typer.Argument(help="Folder of pictures. [default: held-out scenes, with --tokenizer]")
+    ] = None,
+    outputs: Annotated[
+        Path | None, typer.Argument(help="Folder of their reconstructions, in the same order of names.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Reconstruct with this tokenizer: embedded, a folder, a file or a hub id.")
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Numbers of tokens, by commas. [default: powers of two, or whole scales]")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the rate-distortion curves into this file.")] = None,
+    codecs: Annotated[bool, typer.Option(help="Compare with JPEG and WebP.")] = True,
+    rfid: Annotated[
+        str | None, typer.Option(help="Extractor of the Frechet distance to the originals, e.g. scenes-features.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="That extractor's weights.")] = None,
+    count: Annotated[int, typer.Option(min=2, help="Scenes, or pictures of the folder at most.")] = 256,
+    size: Annotated[int | None, typer.Option(min=1, help="Side of the centre crop. [default: the tokenizer's]")] = None,
+    preset: Annotated[str | None, typer.Option(help="Shape of a checkpoint with an unpublished name.")] = None,
+    seed: Annotated[int, typer.Option(help="Of tokenizers that decode by sampling.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 16,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    convention: Annotated[str, typer.Option(help="Of two folders: default, or llamagen for its tables.")] = "default",
     lpips: Annotated[str | None, typer.Option(help="alex, vgg or squeeze; needs the two files below.")] = None,
     lpips_head: Annotated[Path | None, typer.Option(help="alex.pth, vgg.pth or squeeze.pth of LPIPS v0.1.")] = None,
     lpips_backbone: Annotated[Path | None, typer.Option(help="torchvision's weights of that network.")] = None,
     json: Json = None,
 ) -> None:
-    """PSNR, SSIM and LPIPS of reconstructions.
+    """PSNR, SSIM, LPIPS, rFID, codebook usage and bytes of a tokenizer by token count; or of two folders.
+
+    Bytes are those of whole files: `.vtok` with its header, JPEG and WebP with theirs.
+
+    Example: vistok eval reconstruction --tokenizer one-d-piece --plot rate.png
 
     Example: vistok eval reconstruction originals/ reconstructions/ --convention llamagen
     """
+    from vistok.errors import VistokError
+
+    if (tokenizer is None) == (outputs is None):
+        raise VistokError("name a tokenizer with --tokenizer, or two folders: of originals and of reconstructions.")
     from vistok.eval.lpips import Lpips
-    from vistok.eval.pictures import FolderPictures
-    from vistok.eval.reconstruction import compare_pictures
 
     metric = Lpips.from_files(lpips, lpips_head, lpips_backbone) if lpips else None
-    sources = FolderPictures(originals), FolderPictures(outputs)
-    print_results(compare_pictures(*sources, convention, metric), json)
+    if tokenizer is None:
+        from vistok.eval.pictures import FolderPictures
+        from vistok.eval.reconstruction import compare_pictures
+
+        sources = FolderPictures(originals), FolderPictures(outputs)
+        print_results(compare_pictures(*sources, convention, metric), json)
+        return
+
+    from vistok.data.files import check_writable
+
+    if plot is not None:
+        check_writable(plot)
+    from vistok.eval.rate_distortion import plot_rate_distortion
+    from vistok.eval.tokenized import PictureSource
+    from vistok.eval.tokenizer_report import evaluate_tokenizer
+    from vistok.tokenizers.load import load_tokenizer
+
+    loaded = load_tokenizer(tokenizer, preset, device)
+    source = PictureSource(loaded.tokenizer.capabilities, originals, count, size)
+    network = None
+    if rfid is not None:
+        from vistok.eval.extractors import load_extractor
+
+        network = load_extractor(rfid, weights)
+    report = evaluate_tokenizer(
+        loaded, source, _lengths(tokens), batch_size, metric, network, compare_codecs=codecs, seed=seed
+    )
+    if plot is not None:
+        plot_rate_distortion(report.curves, report.side, plot)
+    if json is not None:
+        from vistok.eval.protocol import write_results
+
+        write_results(json, report.results())
+    if str(json) != "-":
+        _print(report)
+
+
+def _lengths(tokens: str | None) -> list[int] | None:
+    from vistok.errors import VistokError
+
+    try:
+        return None if tokens is None else sorted({int(each) for each in tokens.split(",")})
+    except ValueError:
+        raise VistokError(f"--tokens takes numbers by commas, such as 1,8,64; got '{tokens}'.") from None
+
+
+def _print(report: TokenizerReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    own = report.curves[report.name]
+    optional = [name for name in ("lpips", "rfid") if getattr(own[0], name) is not None]
+    table = Table("what", "tokens or quality", "bytes", "of tokens", "bits a pixel", "PSNR", "SSIM", *optional)
+    for name, points in report.curves.items():
+        for point in points:
+            rate = f"{point.bits_per_pixel(report.side):.3f}"
+            row = [name, str(point.setting), f"{point.bytes:.0f}", f"{point.payload:.0f}", rate]
+            row += [f"{point.psnr:.2f}", f"{point.ssim:.4f}"]
+            figures = [getattr(point, each) for each in optional]
+            table.add_row(*row, *("" if figure is None else f"{figure:.4f}" for figure in figures))
+    console = Console()
+    console.print(table)
+    for line in report.remarks():
+        console.print(line)

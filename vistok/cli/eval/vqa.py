@@ -12,7 +12,7 @@ from vistok.cli.eval.common import Json
 
 def vqa(
     model: Annotated[str, typer.Option(help="Embedded model, folder or hub id of a LLaVA-type model.")],
-    methods: Annotated[str, typer.Option(help="all, or names with commas; see docs/projectors.md.")] = "all",
+    methods: Annotated[str, typer.Option(help="all, none, or names with commas; see docs/projectors.md.")] = "all",
     keep: Annotated[str, typer.Option(help="Shares of the visual tokens, in per cent.")] = "100,50,25,11,6",
     questions: Annotated[
         Path | None, typer.Option(help='JSONL of {"image": ..., "question": ..., "answers": [...]}; held-out scenes.')
@@ -20,6 +20,7 @@ def vqa(
     scorer: Annotated[str, typer.Option(help="exact, textvqa, vqav2, docvqa (ANLS) or choice.")] = "exact",
     scenes: Annotated[int, typer.Option(min=1, help="Held-out scenes, without --questions.")] = 128,
     per_scene: Annotated[int, typer.Option(min=1, max=12, help="Questions about each.")] = 4,
+    positions: Annotated[str, typer.Option(help="compact, or original: kept tokens keep their numbers.")] = "compact",
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
@@ -38,6 +39,8 @@ def vqa(
         raise VistokError(f"--dtype is '{dtype}': choose float32, bfloat16 or float16.")
     if scorer not in SCORERS:
         raise unknown_name("scorer", scorer, list(SCORERS))
+    if positions not in ("compact", "original"):
+        raise VistokError(f"--positions is '{positions}': choose compact or original.")
     from vistok.data.files import check_writable
 
     for path in (plot, json):
@@ -59,7 +62,9 @@ def vqa(
     network, processor = load(model, device, dtype)
     if asked is None:
         asked = scene_questions(scene_side(network.config), scenes, per_scene)
-    points = keep_curves(network, processor, asked, names, shares, SCORERS[scorer], batch_size, max_new_tokens)
+    points = keep_curves(
+        network, processor, asked, names, shares, SCORERS[scorer], batch_size, max_new_tokens, positions
+    )
     if plot is not None:
         plot_keep_curves(points, plot, f"{model}: {len(asked)} questions")
     if json is not None:

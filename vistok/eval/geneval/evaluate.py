@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from vistok.eval.geneval.detectors import ColourClassifier, Detector
 from vistok.eval.geneval.folder import PromptFolder, read_folders
 from vistok.eval.geneval.judge import Options, judge, keep
 from vistok.eval.geneval.summary import Summary, summarise
+from vistok.eval.processes import processes
 from vistok.eval.protocol import Protocol, Result
 from vistok.jobs import ShardedJob
 from vistok.progress import progress
@@ -137,15 +139,19 @@ def evaluate_folder(
     Raises:
         VistokError: a set that cannot be scored, or a ``work`` folder of another set.
     """
-    from accelerate import PartialState
-
-    state = PartialState()
+    state = processes()
     options = options or detector.options
     prompts = read_folders(root, metadata)
     check_classes((prompt.metadata for prompt in prompts), detector, colours)
     rewritten = any(prompt.rewritten for prompt in prompts)
     pictures = [[path.name, path.stat().st_size] for prompt in prompts for path in prompt.images]
-    identity = {"pictures": pictures, "detector": detector.name, "options": dataclasses.asdict(options)}
+    wanted = json.dumps([prompt.metadata for prompt in prompts])
+    identity = {
+        "pictures": pictures,
+        "prompts": hashlib.sha256(wanted.encode()).hexdigest(),
+        "detector": detector.name,
+        "options": dataclasses.asdict(options),
+    }
     job = ShardedJob(work, identity, len(prompts), ".json")
     pending = job.pending(state.process_index, state.num_processes)
     with progress("geneval", len(pending)) as advance:

@@ -24,10 +24,9 @@ def load_detector(name: str, clip: str | None = None) -> tuple[Detector, ColourC
         raise VistokError(
             "Mask2Former needs a CLIP for the colours: give --clip, as published openai/clip-vit-large-patch14."
         )
-    from accelerate import PartialState
-
     from vistok.eval.clip_score import ClipModel
     from vistok.eval.geneval.mask2former import ClipColours, Mask2FormerDetector
+    from vistok.eval.processes import processes
 
-    device = PartialState().device
+    device = processes().device
     return Mask2FormerDetector(name, device), ClipColours(ClipModel(clip, device))

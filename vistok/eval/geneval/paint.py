@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +17,8 @@ from vistok.eval.geneval.evaluate import score_images
 from vistok.eval.geneval.folder import write_prompt_folder
 from vistok.eval.geneval.load import load_detector
 from vistok.eval.geneval.summary import Summary, summarise
+from vistok.eval.processes import processes
+from vistok.jobs import ShardedJob
 from vistok.progress import progress
 
 if TYPE_CHECKING:
@@ -39,6 +44,8 @@ def paint_set(
 ) -> None:
     """Paint a prompt set in the published folder layout; prompts whose folder is complete are passed over.
 
+    A manifest beside the folders says what paints them, so that a set never mixes the pictures of two models.
+
     Args:
         root: the set's folder.
         records: prompts with their metadata; number ``i`` goes to folder ``i``.
@@ -48,11 +55,21 @@ def paint_set(
         rank, world: of this process, which paints every ``world``-th prompt.
 
     Raises:
-        VistokError: a prompt that the model cannot follow.
+        VistokError: a prompt that the model cannot follow, or a folder that holds another set.
     """
     from vistok.pipelines import Sample
 
     pipe.check([record["prompt"] for record in records])
+    identity = {
+        "model": pipe.name,
+        "weights": pipe.digest,
+        "sampler": repr(sampler),
+        "law": None if law is None else asdict(law),
+        "seed": seed,
+        "per_prompt": per_prompt,
+        "prompts": hashlib.sha256(json.dumps(records).encode()).hexdigest(),
+    }
+    ShardedJob(root, identity, len(records), "")
     todo = [i for i in range(rank, len(records), world) if not (Path(root) / f"{i:05d}" / "metadata.jsonl").exists()]
     samples = [Sample(i * per_prompt + j, records[i]["prompt"]) for i in todo for j in range(per_prompt)]
     waiting: list = []
@@ -134,15 +151,13 @@ def paint_for_eval(
         ceiling: whether to measure what the tokenizer's reconstruction allows.
 
     Returns:
-        The ceiling, or None.
+        The ceiling, or None if it was not asked for or another process measures it.
     """
-    from accelerate import PartialState
-
     from vistok.data.scenes import COLOURS, SHAPES
     from vistok.pipelines import build_sampler, pipeline
     from vistok.samplers import Law
 
-    state = PartialState()
+    state = processes()
     if metadata is None:
         records = prompts_of.scene_prompts(SHAPES, COLOURS, seed, per_task)
     else:
@@ -152,4 +167,4 @@ def paint_for_eval(
     rank, world = state.process_index, state.num_processes
     paint_set(root, records, pipe, per_prompt, chosen, law, seed, batch_size, rank, world)
     state.wait_for_everyone()
-    return reconstruction_ceiling(pipe.vq, pipe.size) if ceiling else None
+    return reconstruction_ceiling(pipe.vq, pipe.size) if ceiling and state.is_main_process else None

@@ -1,0 +1,84 @@
+"""Pictures that a model paints for GenEval, the ceiling of its tokenizer, and captions that come with pictures."""
+
+from __future__ import annotations
+
+import functools
+import json
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from vistok.cli.eval import app
+from vistok.data.images import to_pil
+from vistok.data.scenes import render, sample_scenes
+from vistok.errors import VistokError
+from vistok.eval.captions import read_captions
+from vistok.eval.geneval import paint, read_folders, write_prompt_folder
+from vistok.eval.geneval.metadata import colors
+
+
+class StubPipe:
+    """Paints the index of each sample."""
+
+    model = SimpleNamespace(config=SimpleNamespace(block_size=4))
+
+    def __init__(self, name: str = "stub"):
+        self.name = self.digest = name
+        self.painted = []
+
+    def check(self, prompts):
+        assert all(isinstance(prompt, str) for prompt in prompts)
+
+    def iterate(self, samples, sampler, law, seed, batch_size, advance):
+        for start in range(0, len(samples), batch_size):
+            batch = samples[start : start + batch_size]
+            self.painted += [sample.index for sample in batch]
+            yield batch, SimpleNamespace(images=[Image.new("RGB", (4, 4), (s.index, 0, 0)) for s in batch])
+
+
+RECORDS = [colors(shape, "red") for shape in ("circle", "ring", "square")]
+
+
+def test_a_set_is_painted_once_and_never_mixed(tmp_path):
+    pipe = StubPipe()
+    paint.paint_set(tmp_path, RECORDS, pipe, per_prompt=2, batch_size=5, rank=1, world=2)
+    assert pipe.painted == [2, 3]
+    paint.paint_set(tmp_path, RECORDS, pipe, per_prompt=2, batch_size=5)
+    assert pipe.painted == [2, 3, 0, 1, 4, 5]
+    prompts = read_folders(tmp_path)
+    assert [prompt.metadata for prompt in prompts] == RECORDS
+    colours = [Image.open(path).getpixel((0, 0))[0] for prompt in prompts for path in prompt.images]
+    assert colours == list(range(6))
+    for other in ({"pipe": StubPipe("another")}, {"seed": 1}, {"records": RECORDS[:2]}):
+        with pytest.raises(VistokError, match="another job"):
+            paint.paint_set(**{"root": tmp_path, "records": RECORDS, "pipe": pipe, "per_prompt": 2} | other)
+
+
+def test_every_report_on_scenes_has_the_ceiling(tmp_path, monkeypatch):
+    monkeypatch.setattr(paint, "reconstruction_ceiling", functools.partial(paint.reconstruction_ceiling, count=24))
+    scenes = sample_scenes(40, seed=2)
+    single = scenes[(scenes.present.sum(1) == 1).nonzero().flatten()[:2]]
+    for i, image in enumerate(to_pil(render(single))):
+        found = paint.prompts_of.colors(*("circle", "red"))
+        write_prompt_folder(tmp_path / "images", i, found, [image])
+    outcome = CliRunner().invoke(app, ["geneval", "--images", str(tmp_path / "images"), "--out", str(tmp_path)])
+    assert outcome.exit_code == 0, outcome.output
+    assert "ceiling" in outcome.output
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert 0.8 <= summary["ceiling"]["overall"] <= 1
+    failures = (tmp_path / "failures.txt").read_text().splitlines()
+    assert all("expected" in line for line in failures) and (tmp_path / "failures.png").exists() == bool(failures)
+
+
+def test_captions_come_with_the_pictures_of_sample(tmp_path):
+    lines = [{"file": f"{i:06d}.png", "text": f"prompt {i}", "seed": 0, "index": i} for i in range(2)]
+    for line in lines:
+        Image.new("RGB", (4, 4)).save(tmp_path / line["file"])
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read_captions(tmp_path)
+    assert [(picture.path.name, picture.caption) for picture in found] == [(x["file"], x["text"]) for x in lines]
+    with pytest.raises(VistokError, match="line 1"):
+        (tmp_path / "metadata.jsonl").write_text('{"file": "000000.png", "class": 3}\n')
+        read_captions(tmp_path)

@@ -1,0 +1,52 @@
+"""``vistok eval language``: token sequences as a language."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vistok.cli.eval.common import Json, print_results
+
+
+def language(
+    folder: Annotated[Path | None, typer.Argument(help="Folder of pictures. [default: held-out scenes]")] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="Whose tokens: an embedded tokenizer, a folder, a checkpoint file or a hub id.")
+    ] = "vq-mini",
+    ngrams: Annotated[int, typer.Option(min=1, help="Longest n-grams.")] = 3,
+    held_out: Annotated[float, typer.Option(help="Share of pictures that the n-gram models are scored on.")] = 0.2,
+    plot: Annotated[Path | None, typer.Option(help="Draw rank-frequency curves and growth into this file.")] = None,
+    count: Annotated[int, typer.Option(min=2, help="Scenes, or pictures of the folder at most.")] = 512,
+    size: Annotated[int | None, typer.Option(min=1, help="Side of the centre crop. [default: the tokenizer's]")] = None,
+    preset: Annotated[str | None, typer.Option(help="Shape of a checkpoint with an unpublished name.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 32,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    json: Json = None,
+) -> None:
+    """Zipf and Heaps fits, entropy, compression, innovation and n-gram perplexity of a tokenizer's tokens.
+
+    Example: vistok eval language --tokenizer one-d-piece --plot language.png
+    """
+    import torch
+
+    from vistok.data.files import check_writable
+
+    if plot is not None:
+        check_writable(plot)
+    from vistok.eval.language import language_results, language_statistics, plot_language
+    from vistok.eval.tokenized import PictureSource
+    from vistok.tokenizers.load import load_tokenizer
+
+    loaded = load_tokenizer(tokenizer, preset, device)
+    capabilities = loaded.tokenizer.capabilities
+    source = PictureSource(capabilities, folder, count, size)
+    _ = capabilities.bits_per_token  # refuses continuous tokens before any work is done
+    parts = [loaded.tokenizer.encode(images.to(loaded.device)) for images in source.batches(batch_size)]
+    tokens = torch.cat(parts).flatten(1).cpu()
+    statistics = language_statistics(tokens, capabilities.codebook_size, range(1, ngrams + 1), held_out)
+    if plot is not None:
+        plot_language(statistics, plot)
+    reference = f"{source.name} ({len(tokens)} pictures, {tokens.shape[1]} tokens each)"
+    print_results(language_results(loaded.name, loaded.sha256, statistics, reference, len(tokens)), json)
