@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,15 +17,18 @@ from vistok.data.images import to_pil
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen
 from vistok.ops.linear import pack_linears
-from vistok.samplers import Autoregressive, Law, Noise, Stats, sampler_class
+from vistok.samplers import CONTINUOUS, Autoregressive, Law, MaskedAutoregressive, Noise, Stats, sampler_class
+from vistok.tokenizers.load import load_tokenizer
 from vistok.tokenizers.vq import VQTokenizer
-from vistok.zoo import card, card_of_file
+from vistok.zoo import card, card_of_file, cards
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from vistok.models.mar import MAR
     from vistok.models.text import TextEncoder
     from vistok.samplers import Sampler
+    from vistok.tokenizers.interface import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 EMBEDDED_GUIDANCE = 3.0
@@ -49,7 +53,7 @@ class Output:
 
     Attributes:
         images: PIL pictures, in the order of the samples.
-        tokens: their image codes, int64 [N, n].
+        tokens: their image codes, int64 [N, n], or continuous tokens [N, n, D].
         stats: steps, target forwards, accepted lengths and seconds of drawing the tokens.
     """
 
@@ -60,10 +64,10 @@ class Output:
 
 @dataclass(eq=False)
 class Pipeline:
-    """A LlamaGen with its tokenizer and, for text, its caption encoder. Build it with :func:`pipeline`."""
+    """A generator with its tokenizer and, for text, its caption encoder. Build it with :func:`pipeline`."""
 
-    model: LlamaGen
-    vq: VQTokenizer
+    model: LlamaGen | MAR
+    vq: Tokenizer
     text_encoder: TextEncoder | None
     name: str = "llamagen"
     _features: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
@@ -74,9 +78,21 @@ class Pipeline:
         return "text" if self.model.config.model_type == "t2i" else "class"
 
     @property
+    def continuous(self) -> bool:
+        """Whether tokens are vectors, not codes."""
+        return self.vq.capabilities.codebook_size is None
+
+    @property
+    def plain_sampler(self) -> str:
+        """Name of the sampler that drafts nothing."""
+        return "mar" if self.continuous else "ar"
+
+    @property
     def size(self) -> int:
         """Side of the pictures in pixels."""
-        return self.model.config.grid * self.vq.config.downsample
+        if self.continuous:
+            return self.model.config.img_size
+        return self.vq.capabilities.image_size or self.model.config.grid * self.vq.capabilities.multiple
 
     @functools.cached_property
     def digest(self) -> str:
@@ -128,7 +144,7 @@ class Pipeline:
 
         Args:
             samples: what to paint; checked with :meth:`check` by the caller.
-            sampler: how tokens are drawn; autoregressive if None.
+            sampler: how tokens are drawn; the model's plain way if None.
             law: guidance, temperature and truncation.
             seed: of the job.
             batch_size: pictures at a time; it does not change them.
@@ -136,26 +152,36 @@ class Pipeline:
         """
         if batch_size < 1:
             raise VistokError(f"the batch size must be at least 1, got {batch_size}.")
-        sampler, law = sampler or Autoregressive(), law or Law(guidance=EMBEDDED_GUIDANCE)
+        plain = MaskedAutoregressive if self.continuous else Autoregressive
+        sampler, law = sampler or plain(), law or Law(guidance=EMBEDDED_GUIDANCE)
         for start in range(0, len(samples), batch_size):
             batch = list(samples[start : start + batch_size])
             yield batch, self._paint(batch, sampler, law, seed, progress)
 
     @torch.inference_mode()
     def _paint(self, batch: list[Sample], sampler: Sampler, law: Law, seed: int, progress) -> Output:
-        device = self.model.tok_embeddings.weight.device
+        device = next(self.model.parameters()).device
         condition, mask = self._condition([s.condition for s in batch])
         noise = Noise(seed, torch.tensor([s.index for s in batch], device=device))
         report = None if progress is None else lambda gained: progress(gained * len(batch))
         tokens, stats = sampler.sample(self.model, condition, mask, law, noise, report)
-        grids = tokens.view(-1, 1, self.model.config.grid, self.model.config.grid)
         # One by one: rounding inside a batched decoder depends on the batch, and a picture must not.
-        images = [image for codes in grids for image in to_pil(self.vq.decode(codes))]
+        images = [to_pil(self._decode(codes, seed, s.index))[0] for codes, s in zip(tokens, batch, strict=True)]
         return Output(images, tokens.cpu(), stats)
+
+    def _decode(self, codes: Tensor, seed: int, index: int) -> Tensor:
+        """The picture of one sample's codes [n], or of its vectors [n, D], as [1, 3, H, W]."""
+        if self.continuous:
+            return self.vq.decode(self.model.unpatchify(codes[None]))
+        if self.vq.capabilities.layout == "grid":
+            return self.vq.decode(codes.view(1, self.model.config.grid, -1))
+        if not self.vq.capabilities.stochastic_decode:
+            return self.vq.decode(codes[None])
+        return self.vq.decode(codes[None], generator=torch.Generator().manual_seed(seed * 1_000_003 + index))
 
     def _condition(self, conditions: list[str | int]) -> tuple[Tensor, Tensor | None]:
         """Labels [B], or features [B, T, D] with their mask [B, T]; each caption is encoded by itself and once."""
-        weight = self.model.tok_embeddings.weight
+        weight = next(self.model.parameters())
         if self.conditional_on == "class":
             return torch.tensor(conditions, device=weight.device), None
         for text in set(conditions) - set(self._features):
@@ -191,36 +217,40 @@ class Pipeline:
         samples = expand(conditions, n)
         parts = [output for _, output in self.iterate(samples, sampler, law, seed, batch_size)]
         images = [image for part in parts for image in part.images]
-        return Output(images, torch.cat([p.tokens for p in parts]), Stats.merged([p.stats for p in parts]))
+        stats = [part.stats for part in parts]
+        return Output(images, torch.cat([p.tokens for p in parts]), type(stats[0]).merged(stats))
 
 
-def build_sampler(pipe: Pipeline, name: str, draft: str | Path | None = None, **options) -> Sampler:
+def build_sampler(pipe: Pipeline, name: str | None, draft: str | Path | None = None, **options) -> Sampler:
     """A sampler by its name, for the command line.
 
     Args:
         pipe: what it will sample from.
-        name: one of ``vistok.samplers.SAMPLERS``.
-        draft: the drafter that ``eagle`` and ``lantern`` need: an embedded model, a folder or a hub id.
+        name: one of ``vistok.samplers.SAMPLERS``; the model's plain one if None.
+        draft: the drafter of ``eagle`` and ``lantern``: an embedded model, a folder or a hub id; the embedded model's
+            own if None.
         options: the sampler's own; None means its default.
 
     Raises:
-        VistokError: an unknown sampler, an option that it does not have, or no drafter where one is needed.
+        VistokError: an unknown sampler, one for another kind of tokens, or an option that it does not have.
     """
+    name = name or pipe.plain_sampler
     cls = sampler_class(name)
+    if (name in CONTINUOUS) != pipe.continuous:
+        kind, other = ("vectors", "codes") if pipe.continuous else ("codes", "vectors")
+        raise VistokError(f"the sampler '{name}' draws {other}, but the tokens of '{pipe.name}' are {kind}.")
     known = {f.name for f in fields(cls) if f.init}
     given = {key: value for key, value in options.items() if value is not None}
     if unknown := sorted(set(given) - known):
         raise VistokError(f"the sampler '{name}' has no option {', '.join(unknown)}.")
-    if "drafter" in known:
-        if draft is None:
-            raise VistokError(f"the sampler '{name}' needs a draft network: name it with --draft.")
-        from vistok.models.eagle import Eagle
-
-        given["drafter"] = Eagle.from_pretrained(draft).to(pipe.model.tok_embeddings.weight)
+    if "drafter" in known and draft is not None:
+        given["drafter"] = str(draft)
     elif draft is not None:
         raise VistokError(f"the sampler '{name}' drafts by itself: leave --draft out.")
     if "codebook" in known:
-        given["codebook"] = pipe.vq.quantize.codebook.detach()
+        if not hasattr(pipe.vq, "quantize"):
+            raise VistokError(f"the sampler '{name}' compares codes, and this tokenizer has no codebook of weights.")
+        given["codebook"] = pipe.vq.quantize.embedding.weight.detach()  # as LANTERN measured distances
     return cls(**given)
 
 
@@ -246,6 +276,8 @@ def pipeline(
     device: str | None = None,
     dtype: str = "float32",
     compile: bool = False,
+    tokenizer: str | None = None,
+    tokens: int | None = None,
 ) -> Pipeline:
     """Load everything that a model needs to paint.
 
@@ -260,29 +292,40 @@ def pipeline(
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         compile: compile the transformer's blocks with ``torch.compile``, on a GPU.
 
+        tokenizer: paint with the embedded generator of this tokenizer's tokens, e.g. ``flextok``.
+        tokens: draw only so many first tokens of each picture, where they are ordered from coarse to fine.
+
     Raises:
-        VistokError: an unknown name, device or dtype, an impossible size, or weights that do not fit.
+        VistokError: an unknown name, device or dtype, an impossible size or number of tokens, or weights that do not
+            fit.
     """
     if dtype not in DTYPES:
         raise VistokError(f"unknown dtype '{dtype}': use one of {', '.join(DTYPES)}.")
     target = _device(device)
     if compile and target.type == "cpu":
         raise VistokError("on a CPU packed weights are faster than compiled blocks: leave --compile out.")
+    if tokenizer is not None:
+        name = _generator_of(tokenizer)
     found = card(name) if checkpoint is None else (card_of_file(checkpoint) or card(name))
+    if found.family == "mar":
+        return _continuous(found, checkpoint, vq, preset, size, target, DTYPES[dtype])
     if found.family != "llamagen":
         raise VistokError(f"'{name}' is a model for {found.task}, it does not paint: see `vistok models`.")
-    tokenizer = VQTokenizer.from_pretrained(_part(vq, found.parts.get("vq"), "vq"))
-    overrides = {} if size is None else {"block_size": _block_size(size, tokenizer.config.downsample)}
+    image_tokenizer = _image_tokenizer(_part(vq, found.parts.get("vq"), "vq"))
+    can = image_tokenizer.capabilities
+    overrides = {} if size is None else {"block_size": _block_size(size, can.multiple)}
     source = checkpoint if checkpoint is not None else found.name
     model = LlamaGen.from_pretrained(source, preset, **overrides)
     if size is not None and model.config.block_size != overrides["block_size"]:
-        side = model.config.grid * tokenizer.config.downsample
+        side = can.image_size or model.config.grid * can.multiple
         raise VistokError(f"'{source}' paints {side}x{side} pictures: leave --size out, or give {side}.")
-    if model.config.vocab_size != tokenizer.config.codebook_size:
+    if model.config.vocab_size != can.codebook_size or model.config.layout != can.layout:
         raise VistokError(
-            f"the generator knows {model.config.vocab_size} codes but the tokenizer has "
-            f"{tokenizer.config.codebook_size}: name the tokenizer that belongs to it with --vq."
+            f"the generator knows {model.config.vocab_size} codes in a {model.config.layout} but the tokenizer has "
+            f"{can.codebook_size} in a {can.layout}: name the tokenizer that belongs to it with --vq."
         )
+    if tokens is not None:
+        model.stop_at(tokens)
     encoder = _text_encoder(model, source, text_encoder, found)
     model = model.to(target, DTYPES[dtype])
     if target.type == "cpu":
@@ -291,14 +334,38 @@ def pipeline(
         model.compile_blocks()
     if encoder is not None:
         encoder = encoder.to(target).eval()
-    return Pipeline(model, tokenizer.to(target), encoder, found.name)
+    return Pipeline(model, image_tokenizer.to(target), encoder, found.name)
+
+
+def _continuous(found, checkpoint, vq, preset, size, target: torch.device, dtype: torch.dtype) -> Pipeline:
+    """A MAR, by its averaged weights, and its autoencoder."""
+    from vistok.models.mar import MAR
+    from vistok.tokenizers.kl import KLAutoencoder
+    from vistok.zoo import resolve
+
+    part = _part(vq, found.parts.get("vq"), "vq")
+    autoencoder = KLAutoencoder.from_pretrained(part, None if resolve(part).is_dir() else "KL-16")
+    model = MAR.from_pretrained(checkpoint or found.name, preset, prefer_ema=True)
+    config = model.config
+    if size is not None and size != config.img_size:
+        raise VistokError(f"'{found.name}' paints {config.img_size}x{config.img_size} pictures: leave --size out.")
+    if (config.vae_embed_dim, config.vae_stride) != (autoencoder.config.z_channels, autoencoder.config.downsample):
+        raise VistokError(
+            f"the generator draws latents of {config.vae_embed_dim} channels for {config.vae_stride} pixels but the "
+            f"autoencoder has {autoencoder.config.z_channels} for {autoencoder.config.downsample}: name the one that "
+            "belongs to it with --vq."
+        )
+    model = model.to(target, dtype)
+    if target.type == "cpu":
+        pack_linears(model, batch_invariant=True)
+    return Pipeline(model, autoencoder.to(target), None, found.name)
 
 
 def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name is None and torch.cuda.is_available():
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # under `accelerate launch` each process has its own
     try:
-        device = torch.device(name)
+        device = torch.device(name or "cpu")
     except RuntimeError:
         raise VistokError(f"unknown device '{name}': use cpu, cuda or cuda:N.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -310,6 +377,23 @@ def _part(given: str | Path | None, of_card: str | None, option: str) -> str | P
     if given is None and of_card is None:
         raise VistokError(f"this model comes without its {option} weights: name them with --{option}.")
     return given if given is not None else of_card
+
+
+def _generator_of(tokenizer: str) -> str:
+    """The embedded generator of a tokenizer's tokens."""
+    wanted = card(tokenizer).name
+    known = {each.parts.get("vq"): each.name for each in cards() if each.embedded and each.family == "llamagen"}
+    if wanted not in known:
+        raise VistokError(f"no embedded generator paints with '{wanted}': use one of {', '.join(known)}.")
+    return known[wanted]
+
+
+def _image_tokenizer(name: str | Path) -> Tokenizer:
+    """A tokenizer of any family from its folder, or a VQ tokenizer from its checkpoint file."""
+    from vistok.zoo import resolve
+
+    path = resolve(name)
+    return load_tokenizer(str(name)).tokenizer if path.is_dir() else VQTokenizer.from_pretrained(path)
 
 
 def _block_size(size: int, downsample: int) -> int:

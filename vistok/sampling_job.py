@@ -99,6 +99,8 @@ def paint_to(
     is_file = out.suffix.lower() in IMAGE_SUFFIXES
     if is_file and world > 1:
         raise VistokError(f"{world} processes cannot share the one file '{out}': give a folder as --out.")
+    if trace is not None and pipe.model.config.layout == "sequence":
+        raise VistokError("a trace maps tokens onto a picture, and a sequence has no places in it: leave --trace out.")
     job = None if is_file else _folder_job(out, pipe, samples, sampler, law, seed, rank)
     wanted = list(samples) if job is None else [samples[i] for i in job.pending(rank, world)]
     began, stats, images, traces = time.perf_counter(), [], [], []
@@ -120,7 +122,7 @@ def paint_to(
     if rank != 0:
         return None
     skipped = len(range(0, len(samples), world)) - len(wanted)
-    done = Stats.merged(stats) if stats else None
+    done = type(stats[0]).merged(stats) if stats else None
     return Summary(len(wanted), skipped, time.perf_counter() - began, out, done)
 
 
@@ -129,6 +131,7 @@ def _folder_job(out, pipe, samples, sampler, law, seed: int, rank: int) -> Shard
     identity = {
         "model": pipe.name,
         "weights": pipe.digest,
+        "tokens": pipe.model.config.block_size,
         "sampler": repr(sampler),
         "law": asdict(law),
         "seed": seed,

@@ -14,7 +14,14 @@ from tests.samplers.toy import TableDrafter, context_p_value, decode
 from vistok.ops import draw
 from vistok.samplers import Law
 from vistok.samplers.autoregressive import Draw, NoDraft
-from vistok.samplers.candidates import KSequential, OneHot, RecursiveRejection, SampleMatch, TreeVerifier
+from vistok.samplers.candidates import (
+    KSequential,
+    OneHot,
+    RecursiveRejection,
+    SampleMatch,
+    TreeVerifier,
+    exact_tree,
+)
 from vistok.samplers.exact import ExactChain
 from vistok.samplers.jacobi import INITS, JacobiWindow
 from vistok.samplers.noise import ACCEPT, DRAW, RESIDUAL
@@ -24,7 +31,7 @@ from vistok.samplers.tree import LawKind, TreeShape
 LAWS = [
     pytest.param(Law(), id="plain"),
     pytest.param(Law(guidance=3.0), id="guidance"),
-    pytest.param(Law(top_k=3), id="top-k"),
+    pytest.param(Law(guidance=2.0, top_k=3), id="guidance-top-k"),
     pytest.param(Law(guidance=2.0, temperature=0.7, top_p=0.9), id="guidance-temperature-top-p"),
 ]
 TREE = TreeShape.of_paths([(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1)])
@@ -83,6 +90,21 @@ def test_tree_verifiers_are_lossless(kind, verifier, law):
     assert_lossless(lambda: (TableDrafter(TREE, kind, 4), verifier), law, length=16, seeds=2)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: (JacobiWindow(8, 5, "repeat-up"), ExactChain()), id="coupled"),
+        pytest.param(
+            lambda: (TableDrafter(TREE, LawKind.WITHOUT_REPLACEMENT, 4), exact_tree(LawKind.WITHOUT_REPLACEMENT)),
+            id="recursive",
+        ),
+    ],
+)
+def test_long_sequences_in_batches_of_four_are_lossless(make):
+    """Sequences drift far apart, so a verdict, a cache row or a recorded law of a neighbour would show."""
+    assert_lossless(make, Law(guidance=2.0, top_k=3), seeds=1, batch=4, length=1500)
+
+
 def test_relaxed_verification_without_neighbours_is_lossless():
     nearest = torch.zeros(4, 0, dtype=torch.int64)
     for kind in (LawKind.DETERMINISTIC, LawKind.WITHOUT_REPLACEMENT):
@@ -92,20 +114,26 @@ def test_relaxed_verification_without_neighbours_is_lossless():
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "law"),
     [
-        pytest.param(lambda: (JacobiWindow(4, 5, "random", False), ExactChain()), id="published"),
-        pytest.param(lambda: (JacobiWindow(4, 5, "uniform"), ExactChain()), id="coupled"),
-        pytest.param(lambda: (TableDrafter(TREE, LawKind.DETERMINISTIC, 3), SampleMatch()), id="tree"),
+        pytest.param(lambda: (JacobiWindow(4, 5, "random", False), ExactChain()), Law(), id="published"),
+        pytest.param(lambda: (JacobiWindow(4, 5, "uniform"), ExactChain()), Law(2.0, top_k=2), id="coupled"),
+        pytest.param(lambda: (TableDrafter(TREE, LawKind.DETERMINISTIC, 3), SampleMatch()), Law(), id="match"),
+        pytest.param(
+            lambda: (TableDrafter(TREE, LawKind.WITHOUT_REPLACEMENT, 3), exact_tree(LawKind.WITHOUT_REPLACEMENT)),
+            Law(2.0, top_k=2),
+            id="recursive",
+        ),
     ],
 )
-def test_whole_sequences_follow_the_joint_law(make):
+def test_whole_sequences_follow_the_joint_law(make, law):
     """All 3^5 sequences of five tokens, over 100,000 draws of each sampler."""
     length, size, batch = 5, 3, 100_000
-    tokens, _, target = decode(*make(), batch=batch, length=length, vocabulary=size)
+    tokens, _, target = decode(*make(), law=law, batch=batch, length=length, vocabulary=size)
     cells = torch.cartesian_prod(*[torch.arange(size)] * length)
     context = torch.cat([torch.zeros(len(cells), 2, dtype=torch.int64), cells], 1)
     law = target.exact()
+    assert not law[tokens[:, 1:-1], tokens[:, :-2], tokens[:, 2:]].eq(0).any()
     chance = torch.stack([law[context[:, i + 1], context[:, i], cells[:, i]] for i in range(length)]).prod(0)
     place = size ** torch.arange(length - 1, -1, -1)
     counts = torch.bincount((tokens * place).sum(1), minlength=size**length).double()
@@ -199,6 +227,25 @@ def test_most_likely_candidates_tested_as_if_drawn_are_caught():
 def test_independent_candidates_tested_as_if_without_replacement_are_caught():
     wrong = TreeVerifier(RecursiveRejection(False), ANY)
     assert_caught(lambda: (TableDrafter(TREE, LawKind.INDEPENDENT, 4), wrong), length=16, batch=15_000)
+
+
+class Undiminished(OneHot):
+    """A rejected candidate keeps its probability."""
+
+    def test(self, state, token, uniform):
+        return super().test(state, token, uniform)[0], state
+
+
+class PlainResidual(KSequential):
+    """Draws from the target when no candidate passed."""
+
+    def law(self, state):
+        return state[0]
+
+
+@pytest.mark.parametrize(("rule", "kind"), [(Undiminished(), "DETERMINISTIC"), (PlainResidual(), "INDEPENDENT")])
+def test_rules_that_forget_what_they_rejected_are_caught(rule, kind):
+    assert_caught(lambda: (TableDrafter(TREE, LawKind[kind], 4), TreeVerifier(rule, ANY)), length=16)
 
 
 def test_relaxation_is_caught():

@@ -20,13 +20,29 @@ def sample(
     ] = Path("out.png"),
     num: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
-    sampler: Annotated[str, typer.Option(help="How tokens are drawn; see docs/samplers.md.")] = "ar",
-    window: Annotated[int | None, typer.Option(help="sjd: rows of a pass.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="How tokens are drawn; see docs/samplers.md. [default: the model's plain way]")
+    ] = None,
+    window: Annotated[
+        str | None, typer.Option(help="sjd: rows of a pass, or auto for what suits this machine.")
+    ] = None,
     init: Annotated[str | None, typer.Option(help="sjd: how fresh drafts are made.")] = None,
-    variant: Annotated[str | None, typer.Option(help="sjd: coupled, published or gumbel.")] = None,
-    draft: Annotated[str | None, typer.Option(help="eagle, lantern: the draft network.")] = None,
+    variant: Annotated[str | None, typer.Option(help="sjd: coupled or published.")] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="eagle, lantern: the draft network. [default: the embedded model's]")
+    ] = None,
     neighbours: Annotated[int | None, typer.Option(help="lantern: codes that may lend their probability.")] = None,
     delta: Annotated[float | None, typer.Option(help="lantern: how much they may lend.")] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="lantern: additive or multiplicative (LANTERN++); cspd: exact or reference.")
+    ] = None,
+    residual: Annotated[str | None, typer.Option(help="lantern: paper or reference.")] = None,
+    tree: Annotated[str | None, typer.Option(help="eagle, lantern: dynamic, or the name of a static tree.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="mar, cspd: steps over the picture. [default: 64]")] = None,
+    head_steps: Annotated[
+        int | None, typer.Option(help="mar, cspd: diffusion steps of each token. [default: 100]")
+    ] = None,
+    solver: Annotated[str | None, typer.Option(help="mar: ddpm, or dpm++ for about ten head steps.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Picture of the tokens that each step decided.")] = None,
     cfg: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 switches it off.")] = 3.0,
     cfg_interval: Annotated[int, typer.Option(help="Guide up to this decode step only; -1 guides all.")] = -1,
@@ -34,6 +50,12 @@ def sample(
     top_k: Annotated[int | None, typer.Option(help="Keep the k most likely codes. [default: all]")] = None,
     top_p: Annotated[float, typer.Option(help="Keep the smallest set of this probability.")] = 1.0,
     size: Annotated[int | None, typer.Option(help="Side in pixels, for checkpoints that do not tell.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Paint with the generator of this tokenizer's tokens: one-d-piece or flextok.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Stop after so many tokens, coarse to fine; one-d-piece and flextok.")
+    ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Generator weights: path or hub id owner/name:file.")] = None,
     preset: Annotated[str | None, typer.Option(help="Shape of a checkpoint with an unpublished name.")] = None,
     vq: Annotated[str | None, typer.Option(help="Tokenizer weights: path or hub id.")] = None,
@@ -50,6 +72,8 @@ def sample(
     Examples:
 
     `vistok sample --prompt "a red circle left of a blue square" --out out.png`
+
+    `vistok sample --model mar --class 12 --sampler cspd --draft mar-mini-draft --out cross.png`
 
     `vistok sample --checkpoint c2i_B_256.pt --vq vq_ds16_c2i.pt --class 207 --cfg 4 --top-k 2000 --out dog.png`
     """
@@ -68,7 +92,8 @@ def sample(
     from vistok.sampling_job import paint_to
 
     law = Law(cfg, cfg_interval, temperature, top_k or 0, top_p)
-    sampler_class(sampler)  # a misspelt name is told before anything is loaded
+    if sampler is not None:
+        sampler_class(sampler)  # a misspelt name is told before anything is loaded
     samples = expand(conditions, num)
     pipe = pipeline(
         model,
@@ -80,9 +105,14 @@ def sample(
         device=device,
         dtype=dtype,
         compile=compile,
+        tokenizer=tokenizer,
+        tokens=tokens,
     )
     pipe.check(conditions, force)
-    options = {"window": window, "init": init, "variant": variant, "k": neighbours, "delta": delta}
+    rows = int(window) if window is not None and window.isdecimal() else window
+    options = {"window": rows, "init": init, "variant": variant, "k": neighbours, "delta": delta}
+    options |= {"mode": mode, "residual": residual, "tree": tree}
+    options |= {"iterations": iterations, "head_steps": head_steps, "solver": solver}
     chosen = build_sampler(pipe, sampler, draft, **options)
     summary = paint_to(out, pipe, samples, chosen, law, seed, batch_size, trace)
     if summary is None:  # another process of the job reports

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vistok.errors import unknown_name
 from vistok.samplers.autoregressive import Autoregressive, Sampler
+from vistok.samplers.continuous import ContinuousSpeculative, MaskedAutoregressive
 from vistok.samplers.eagle import Eagle
 from vistok.samplers.jacobi import SpeculativeJacobi
 from vistok.samplers.lantern import Lantern
@@ -12,8 +13,18 @@ from vistok.samplers.loop import generate
 from vistok.samplers.noise import Noise
 from vistok.samplers.stats import Stats
 from vistok.samplers.target import ImageTarget
+from vistok.samplers.text.image import Recycling
 
-SAMPLERS = {"ar": Autoregressive, "sjd": SpeculativeJacobi, "eagle": Eagle, "lantern": Lantern}
+SAMPLERS = {
+    "ar": Autoregressive,
+    "sjd": SpeculativeJacobi,
+    "eagle": Eagle,
+    "lantern": Lantern,
+    "recycling": Recycling,
+    "mar": MaskedAutoregressive,
+    "cspd": ContinuousSpeculative,
+}
+CONTINUOUS = frozenset({"mar", "cspd"})  # those of continuous tokens; the others draw codes
 
 
 def sampler_class(name: str) -> type[Sampler]:
@@ -28,13 +39,17 @@ def sampler_class(name: str) -> type[Sampler]:
 
 
 __all__ = [
+    "CONTINUOUS",
     "SAMPLERS",
     "Autoregressive",
+    "ContinuousSpeculative",
     "Eagle",
     "ImageTarget",
     "Lantern",
     "Law",
+    "MaskedAutoregressive",
     "Noise",
+    "Recycling",
     "Sampler",
     "SpeculativeJacobi",
     "Stats",

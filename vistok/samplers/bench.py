@@ -22,6 +22,7 @@ from vistok.samplers.jacobi import INITS, SpeculativeJacobi
 from vistok.samplers.lantern import Lantern
 from vistok.samplers.law import Law
 from vistok.samplers.stats import Stats
+from vistok.samplers.text.image import Recycling
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,6 +58,7 @@ def standard_samplers(drafter: str | None) -> list[Contestant]:
     found = [Contestant("ar", Autoregressive())]
     found += [Contestant(f"sjd published {init}", SpeculativeJacobi(16, init, "published")) for init in INITS]
     found += [Contestant(f"sjd coupled {window}", SpeculativeJacobi(window)) for window in WINDOWS]
+    found.append(Contestant("recycling", Recycling()))
     if drafter is None:
         return found
     static = {"drafter": drafter, "tree": "mc_sim_7b_63"}
@@ -193,7 +195,7 @@ def summarise(trials: Sequence[Trial], scores: Sequence[Mapping[str, Estimate | 
             lossless=trial.contestant.lossless,
             forwards=sum(forwards) / len(forwards),
             draft_forwards=stats.draft_forwards / stats.batches,
-            accepted_length=ratio_estimate([stats.tokens - 1] * len(forwards), forwards),
+            accepted_length=ratio_estimate((stats.lengths - 1).tolist(), forwards),
             acceptance_rate=stats.acceptance_rate if int(stats.proposed.sum()) else None,
             seconds=sum(trial.seconds) / len(trial.seconds),
             speed_up=ratio_estimate(base.seconds, trial.seconds),

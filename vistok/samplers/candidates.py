@@ -287,7 +287,11 @@ class TreeVerifier:
 
 
 class SampleMatch:
-    """Keeps the path that sampling from the target follows through the tree."""
+    """Keeps the path that sampling from the target follows through the tree.
+
+    Each position is drawn once, with the uniform that plain decoding draws it with, so whatever the drafts are, the
+    tokens are those of plain decoding with the same seed.
+    """
 
     accepts = frozenset(LawKind) - {LawKind.STALE}
     trees = True
@@ -296,7 +300,8 @@ class SampleMatch:
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
         """Draw along the tree."""
         here = torch.arange(len(tree.tokens), device=tree.tokens.device)
-        uniforms = run.window(tree.shape.height + 1, ACCEPT)
+        places = run.decided[:, None] + torch.arange(tree.shape.height + 1, device=here.device)
+        uniforms = run.draws.gather(1, places.clamp(max=run.length - 1))
         path, token = match_tree(
             tree.shape,
             tree.tokens,

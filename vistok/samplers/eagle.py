@@ -131,6 +131,10 @@ class HeadDrafter:
         scale = scale[..., None] if isinstance(scale, Tensor) else scale
         return combine_guidance(*logits.chunk(2), scale)
 
+    def token(self, index: Tensor) -> Tensor:
+        """Tokens of entries of the draft logits."""
+        return self.network.token(index)
+
     def expand(self, tokens: Tensor, features: Tensor, seen: Tensor, slots: Tensor) -> Tensor:
         """Run the network on draft nodes, whose slots the cache keeps until ``forget``.
 
@@ -197,11 +201,11 @@ class DynamicTree:
 
     def grow(self, head: HeadDrafter, run: Run) -> TokenTree:
         """Expand the best nodes level by level, then keep the best of all that was seen."""
-        k, network = self.top_k, head.network
+        k = self.top_k
         batch, device = len(run.decided), run.decided.device
         position = run.decided[:, None]
         best = head.logits(head.hidden, position).log_softmax(-1)[:, 0].topk(k)
-        score, frontier = best.values, network.token(best.indices)  # [B, K]
+        score, frontier = best.values, head.token(best.indices)  # [B, K]
         tokens, scores = [frontier], [score]
         parents = [torch.full((batch, k), -1, device=device)]  # record numbers; -1 is the root
         records = torch.arange(k, device=device).expand(batch, -1)  # of the frontier
@@ -212,7 +216,7 @@ class DynamicTree:
             hidden = head.expand(frontier, features, seen, torch.full((k,), level, device=device))
             best = head.logits(hidden, (position + level + 1).expand(-1, k)).log_softmax(-1).topk(k)  # [B, K, K]
             reach = (best.values + score[..., None]).flatten(1)
-            found = network.token(best.indices).flatten(1)
+            found = head.token(best.indices).flatten(1)
             tokens.append(found)
             scores.append(reach)
             parents.append(records.repeat_interleave(k, 1))

@@ -200,8 +200,7 @@ class SpeculativeJacobi:
     Attributes:
         window: rows of a pass, or ``auto`` for the window that suits the machine, see ``tuned``.
         init: how a fresh draft is made, one of INITS.
-        variant: ``coupled`` keeps drafts behind a rejection where it can, ``published`` redraws them, ``gumbel``
-            redraws them with noise that stays.
+        variant: ``coupled`` keeps drafts behind a rejection where it can, ``published`` redraws them.
 
     Raises:
         VistokError: unknown init or variant, or a window of less than 2.

@@ -63,6 +63,8 @@ class Run:
         draws: the uniform of each position for tokens that are drawn from the target once and for all, [B, length].
         step_of: the step that decided each token, int64, shaped like ``tokens``.
         proposed: draft tokens that were offered, int64 [B].
+        final: tokens that each sample has in the end, as far as is known, int64 [B].
+        ends: tokens that end a sample early, int64 [E]; such a sample counts as wholly decided.
     """
 
     law: Law
@@ -73,19 +75,43 @@ class Run:
     draws: Tensor
     step_of: Tensor
     proposed: Tensor
+    final: Tensor
+    ends: Tensor | None = None
     least: int = 1
     step: int = 0
     _block: tuple[tuple[int, int], Tensor] | None = None
 
     @staticmethod
-    def begin(law: Law, noise: Noise, first: Tensor, length: int, slack: int) -> Run:
+    def begin(law: Law, noise: Noise, first: Tensor, length: int, slack: int, ends: Tensor | None = None) -> Run:
         """A run whose first tokens are drawn from logits [B, V]."""
         batch, device = len(first), first.device
         draws = noise.uniform(torch.arange(length, device=device).expand(batch, -1), DRAW)
         tokens = torch.zeros(batch, length + slack, dtype=torch.int64, device=device)
         tokens[:, 0] = law.draw(first, draws[:, 0])
         decided = torch.ones(batch, dtype=torch.int64, device=device)
-        return Run(law, noise, length, tokens, decided, draws, torch.zeros_like(tokens), torch.zeros_like(decided))
+        final = torch.full_like(decided, length)
+        counts = torch.zeros_like(tokens), torch.zeros_like(decided)
+        run = Run(law, noise, length, tokens, decided, draws, *counts, final, ends)
+        if ends is not None:
+            run.final = torch.where(torch.isin(tokens[:, 0], ends), 1, final)
+            run._finish()
+        return run
+
+    def cut(self, verdict: Verdict) -> Verdict:
+        """Keep nothing behind a sample's length, or behind its first end token."""
+        count = torch.minimum(verdict.count, self.length - self.decided)
+        if self.ends is None:
+            return verdict._replace(count=count)
+        places = torch.arange(verdict.emitted.shape[1], device=count.device)
+        end = torch.isin(verdict.emitted, self.ends) & (places < count[:, None])
+        ended = end.any(1)
+        count = torch.where(ended, end.long().argmax(1) + 1, count)
+        self.final = torch.where(ended, self.decided + count, self.final)
+        return verdict._replace(count=count)
+
+    def _finish(self) -> None:
+        self.decided = torch.where(self.decided >= self.final, self.length, self.decided)
+        self.least = int(self.decided.min())
 
     def record(self, tree: TokenTree, verdict: Verdict) -> int | None:
         """Take over what was decided; returns how many nodes every sequence keeps, where it is the same number."""
@@ -95,12 +121,12 @@ class Run:
         self.tokens.scatter_(1, places, verdict.emitted)
         self.step_of.scatter_(1, places, self.step)
         self.decided = self.decided + verdict.count
-        if tree.nodes == 1:  # known without asking the device
+        if tree.nodes == 1 and self.ends is None:  # known without asking the device
             self.least += 1
             return 1
         self.proposed += left.clamp(max=tree.nodes) - (left > 0).long()
         kept = verdict.count.tolist()
-        self.least = int(self.decided.min())
+        self._finish()
         return kept[0] if len(set(kept)) == 1 else None
 
     @property
@@ -226,6 +252,7 @@ def generate(
     law: Law,
     noise: Noise,
     progress: Callable[[int], None] | None = None,
+    ends: Tensor | None = None,
 ) -> tuple[Tensor, Stats]:
     """Decide all tokens of a batch.
 
@@ -236,9 +263,10 @@ def generate(
         law: how logits become probabilities.
         noise: the random numbers of the run.
         progress: called after each step with the number of tokens that the slowest sample gained.
+        ends: tokens that end a sample, int64 [E]; none if None.
 
     Returns:
-        Tokens int64 [B, length], and the statistics of the run.
+        Tokens int64 [B, length], zero behind a sample's end, and the statistics of the run.
 
     Raises:
         VistokError: the verifier does not go with the drafter.
@@ -246,7 +274,7 @@ def generate(
     check_composition(drafter, verifier)
     began = time.perf_counter()
     prefill = target.prefill()
-    run = Run.begin(law, noise, prefill.logits[:, -1], target.length, drafter.nodes)
+    run = Run.begin(law, noise, prefill.logits[:, -1], target.length, drafter.nodes, ends)
     drafter.start(run, prefill)
     if progress:
         progress(1)
@@ -254,8 +282,7 @@ def generate(
         run.step += 1
         tree = drafter.propose(run)
         scores = target.forward(tree, run.decided)
-        verdict = verifier.verify(tree, scores, run)
-        verdict = verdict._replace(count=torch.minimum(verdict.count, run.length - run.decided))
+        verdict = run.cut(verifier.verify(tree, scores, run))
         drafter.observe(run, tree, scores, verdict)
         before = run.least
         rows = run.record(tree, verdict)
@@ -263,5 +290,7 @@ def generate(
         if progress and run.least > before:
             progress(run.least - before)
     seconds = time.perf_counter() - began
-    step_of = run.step_of[:, : run.length].cpu()
-    return run.tokens[:, : run.length], Stats(step_of, run.proposed.cpu(), drafter.forwards, seconds)
+    behind = torch.arange(run.length, device=run.final.device) >= run.final[:, None]
+    tokens = run.tokens[:, : run.length].masked_fill(behind, 0)
+    step_of = run.step_of[:, : run.length].masked_fill(behind, 0).cpu()
+    return tokens, Stats(step_of, run.proposed.cpu(), drafter.forwards, seconds)

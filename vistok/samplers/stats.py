@@ -15,7 +15,8 @@ class Stats:
     Everything that counts tokens derives from ``step_of``, so a trace, a summary and a statistic cannot disagree.
 
     Attributes:
-        step_of: which verify step decided each token, 0 for the prefill; int64 [B, n] on the CPU.
+        step_of: which verify step decided each token, 0 for the prefill and behind a sample's end; int64 [B, n] on the
+            CPU.
         proposed: draft tokens that were offered for each sample, int64 [B].
         draft_forwards: calls of a draft network.
         seconds: wall time of each sample's batch, prefill included.
@@ -29,23 +30,28 @@ class Stats:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a sample."""
+        """Tokens of the longest sample."""
         return self.step_of.shape[1]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each sample, int64 [B]: the prefill decides one."""
+        return 1 + (self.step_of > 0).sum(1)
 
     @property
     def forwards(self) -> Tensor:
         """Target forwards behind the prefill that each sample needed, int64 [B]."""
-        return self.step_of[:, -1]
+        return self.step_of.amax(1)
 
     @property
     def accepted(self) -> Tensor:
         """Draft tokens that were accepted for each sample, int64 [B]: every step decides one token more."""
-        return self.tokens - 1 - self.forwards
+        return self.lengths - 1 - self.forwards
 
     @property
     def mean_accepted_length(self) -> float:
         """Tokens decided by a verify step on average, the target's own token included; 1 for plain decoding."""
-        return (self.tokens - 1) * len(self.step_of) / max(1, int(self.forwards.sum()))
+        return int((self.lengths - 1).sum()) / max(1, int(self.forwards.sum()))
 
     @property
     def acceptance_rate(self) -> float:
@@ -68,7 +74,7 @@ class Stats:
         steps = self.step_of[sample]
         return torch.bincount(steps)[steps]
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, float | list[float]]:
         """The figures that the command line prints."""
         return {
             "samples": len(self.step_of),
@@ -76,6 +82,7 @@ class Stats:
             "target_forwards": float(self.forwards.double().mean()),
             "mean_accepted_length": self.mean_accepted_length,
             "acceptance_rate": self.acceptance_rate,
+            "acceptance_by_position": self.acceptance_by_position,
             "draft_forwards": self.draft_forwards / self.batches,
             "seconds": self.seconds,
         }
