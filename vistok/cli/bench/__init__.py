@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from vistok.cli.bench import samplers
+from vistok.cli.bench import mar, samplers, text
 
 app = typer.Typer(help="Measure speed beside quality.", no_args_is_help=True)
+app.command("mar")(mar.mar)
 app.command("samplers")(samplers.samplers)
-
-
-@app.callback()
-def _several() -> None:
-    """Keeps the name of a lone subcommand."""
+app.command("text")(text.text)

@@ -1,0 +1,54 @@
+"""Tiny random causal LMs of several architectures, in float64 so that ties do not blur comparisons.
+
+Eager attention is float32: its softmax always is, where transformers' own mask of padding overflows in float64.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+VOCABULARY = 23
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+KINDS = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 2}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"num_key_value_heads": 2}),
+    "mistral": (MistralForCausalLM, MistralConfig, {"num_key_value_heads": 2, "sliding_window": None}),
+    "gpt-neox": (GPTNeoXForCausalLM, GPTNeoXConfig, {}),
+}
+
+
+@functools.cache
+def tiny(kind: str = "llama", seed: int = 0, attention: str = "sdpa", **options):
+    """A model; the same one for the same arguments."""
+    network, config, more = KINDS[kind]
+    torch.manual_seed(seed)
+    sizes = {**SIZES, **more, "initializer_range": 0.35, **options}
+    model = network(config(**sizes, attn_implementation=attention)).eval().requires_grad_(False)
+    return model if attention == "eager" else model.double()
+
+
+def prompt(batch: int = 1, length: int = 7, seed: int = 0) -> torch.Tensor:
+    """Random prompts, int64 [B, L]."""
+    return torch.randint(1, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))

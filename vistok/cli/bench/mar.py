@@ -1,0 +1,78 @@
+"""``vistok bench mar``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def mar(
+    model: Annotated[str, typer.Option(help="A MAR that paints scenes.")] = "mar",
+    draft: Annotated[str, typer.Option(help="The smaller MAR that drafts.")] = "mar-mini-draft",
+    num: Annotated[int, typer.Option(min=1, help="Pictures of each of the 48 classes.")] = 1,
+    classes: Annotated[int, typer.Option(min=1, help="Only every so manieth class.")] = 1,
+    iterations: Annotated[int, typer.Option(min=1, help="Steps over the picture.")] = 64,
+    head_steps: Annotated[int, typer.Option(min=2, help="Diffusion steps of each token.")] = 100,
+    prefill: Annotated[float, typer.Option(min=0, max=1, help="cspd: share of the target's own steps.")] = 0.05,
+    cfg: Annotated[float, typer.Option(help="Scale of classifier-free guidance, growing linearly to it.")] = 3.0,
+    temperature: Annotated[float, typer.Option(help="Multiplies the head's noise.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the pictures.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; changes times, not pictures.")] = 1,
+    json: Annotated[Path | None, typer.Option(help="Write all figures to this file; - prints them alone.")] = None,
+) -> None:
+    """MAR against continuous speculative decoding and faster head solvers, on the same classes and seeds.
+
+    `detector` is the share of pictures with exactly one object, of the right shape and colour. `FD` is the Frechet
+    distance to held-out scenes of one object, which compares only runs of one size.
+
+    Example: `vistok bench mar --num 2 --json mar.json`
+    """
+    import json as encoder
+
+    from vistok.data.files import atomic_path, check_writable
+
+    if json is not None and str(json) != "-":
+        check_writable(json)
+    import torch
+
+    from vistok.data.scenes import NUM_CLASSES
+    from vistok.errors import VistokError
+    from vistok.models.mar import MAR
+    from vistok.pipelines import expand, pipeline
+    from vistok.progress import progress
+    from vistok.samplers import Law
+    from vistok.samplers.continuous.bench import contestants, run_trials, summarise, table
+
+    pipe = pipeline(model)
+    if not pipe.continuous or pipe.model.config.num_classes != NUM_CLASSES:
+        raise VistokError(f"'{model}' is no MAR of the scenes' {NUM_CLASSES} classes, which this comparison needs.")
+    entered = contestants(MAR.from_pretrained(draft, prefer_ema=True), iterations, head_steps, prefill)
+    samples = expand(list(range(0, NUM_CLASSES, classes)), num)
+    batches = -(-len(samples) // batch_size)
+    with progress("bench", batches * len(entered)) as advance:
+        trials = run_trials(pipe, entered, samples, Law(cfg, temperature=temperature), seed, batch_size, advance)
+    rows = summarise(trials, samples)
+    settings = {
+        "model": pipe.name,
+        "draft": draft,
+        "pictures": len(samples),
+        "batch_size": batch_size,
+        "iterations": iterations,
+        "head_steps": head_steps,
+        "prefill": prefill,
+        "guidance": cfg,
+        "temperature": temperature,
+        "seed": seed,
+        "threads": torch.get_num_threads(),
+    }
+    text = encoder.dumps({**settings, "rows": [row.to_dict() for row in rows]}, indent=2)
+    if str(json) == "-":
+        print(text)
+        return
+    if json is not None:
+        with atomic_path(json) as temporary:
+            temporary.write_text(text + "\n")
+    print(", ".join(f"{name} {value}" for name, value in settings.items()))
+    print(table(rows))

@@ -1,0 +1,94 @@
+"""``vistok bench text``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def text(
+    contestants: Annotated[
+        str | None, typer.Option(help="Only those whose names hold one of these words; by commas.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="The target: an embedded model, a folder, or a hub id.")] = "text-mini",
+    draft: Annotated[
+        str | None, typer.Option(help="A small model with its tokenizer. [default: text-mini-draft for text-mini]")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of each kind.")] = 8,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a held-out prompt.")] = 96,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens that are generated.")] = 128,
+    spec_bench: Annotated[
+        Path | None, typer.Option(help="Spec-Bench's question.jsonl, instead of held-out modules.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 decodes greedily.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Keep the smallest set of this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of prompts and draws.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    json: Annotated[Path | None, typer.Option(help="Write all figures to this file; - prints them alone.")] = None,
+) -> None:
+    """Speculative decoding of text, against transformers' plain, assisted and prompt-lookup decoding.
+
+    The embedded model continues passages of standard-library modules that it never saw.
+
+    Example: `vistok bench text --contestants "recycling,assisted"`
+    """
+    import json as encoder
+
+    from vistok.data.files import atomic_path, check_writable
+    from vistok.errors import VistokError, unknown_name
+
+    if json is not None and str(json) != "-":
+        check_writable(json)
+    import torch
+
+    from vistok.progress import progress
+    from vistok.samplers.text import bench
+    from vistok.samplers.text.load import load_causal_lm
+
+    dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+    if dtype not in dtypes:
+        raise unknown_name("dtype", dtype, list(dtypes))
+    if draft is None and model == "text-mini":
+        draft = "text-mini-draft"
+    target, tokenizer = load_causal_lm(model, device, dtypes[dtype])
+    small = None if draft is None else load_causal_lm(draft, device, dtypes[dtype])[0]
+    if spec_bench is not None:
+        texts = bench.spec_bench_prompts(spec_bench, tokenizer, prompts)
+    else:
+        room = target.config.max_position_embeddings - new_tokens
+        if prompt_tokens > room:
+            raise VistokError(f"'{model}' reads {target.config.max_position_embeddings} tokens: shorten the prompts.")
+        texts = bench.held_out_prompts(tokenizer, prompts, prompt_tokens, seed)
+    sampling = temperature > 0
+    field = bench.standard_contestants(target, small, sampling)
+    if contestants is not None:
+        field = bench.choose(field, [word.strip() for word in contestants.split(",")])
+    options = {"max_new_tokens": new_tokens, "do_sample": sampling, "pad_token_id": tokenizer.pad_token_id}
+    if sampling:
+        options |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
+    with progress("bench", len(texts) * len(field)) as advance:
+        trials = bench.run_trials(target, small, field, texts, options, seed, advance)
+    rows = bench.summarise(trials)
+    settings = {
+        "model": model,
+        "draft": draft,
+        "prompts": len(texts),
+        "new_tokens": new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "threads": torch.get_num_threads(),
+    }
+    document = encoder.dumps({**settings, "rows": [row.to_dict() for row in rows]}, indent=2)
+    if str(json) == "-":
+        print(document)
+        return
+    if json is not None:
+        with atomic_path(json) as temporary:
+            temporary.write_text(document + "\n")
+    print(", ".join(f"{name} {value}" for name, value in settings.items() if value is not None))
+    for kind in dict.fromkeys(row.kind for row in rows):
+        print(f"\n{kind}: forwards and seconds of a hundred tokens\n\n{bench.table(rows, kind)}")

@@ -1,0 +1,163 @@
+"""Train a small language model on the Python standard library, or a smaller one that drafts for it.
+
+A language model learns the next token, with a byte-level BPE that is trained on the same corpus. A draft model shares
+the tokenizer of its target (``init.teacher``) and learns the target's law at every position of the corpus, because the
+chance that its drafts are accepted is the overlap of the two laws (distillation as in DistillSpec, arXiv 2310.08461,
+here on corpus text instead of sampled text).
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from vistok.data.stdlib import documents
+from vistok.train.export import write_training_card
+from vistok.train.recipe import Recipe
+from vistok.zoo import resolve
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_tokenizer(texts: list[str], vocabulary: int, length: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of ``vocabulary`` tokens, with one special token that ends every text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, model_max_length=length
+    )
+
+
+class TextObjective(nn.Module):
+    """Cross-entropy with the text, or with a teacher's law.
+
+    Args:
+        lm: the model that is trained.
+        teacher: the frozen model whose law is learnt; the text itself if None.
+    """
+
+    def __init__(self, lm: LlamaForCausalLM, teacher: LlamaForCausalLM | None = None):
+        super().__init__()
+        self.lm = lm
+        self.teacher = None if teacher is None else teacher.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> TextObjective:
+        """The teacher stays as it decodes."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def forward(self, input_ids: Tensor):
+        read, followed = input_ids[:, :-1], input_ids[:, 1:]
+        logits = self.lm(input_ids=read, use_cache=False).logits.flatten(0, 1).float()
+        if self.teacher is None:
+            return F.cross_entropy(logits, followed.flatten()), {}
+        with torch.no_grad():
+            law = self.teacher(input_ids=read, use_cache=False).logits.flatten(0, 1).float().softmax(-1)
+        acceptance = torch.minimum(logits.detach().softmax(-1), law).sum(-1).mean()
+        return F.cross_entropy(logits, law), {"acceptance": acceptance}
+
+
+class TextTask:
+    """The ``text`` task.
+
+    ``model`` holds entries of the Llama configuration; ``data`` the ``length`` of a sample, the ``vocabulary`` of a
+    tokenizer that is trained, and the ``seed`` of the samples' order. ``init.teacher`` makes a draft model of it.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        data = recipe.data
+        self.length, self.seed = data["length"], data["seed"]
+        texts = documents("train")
+        teacher = None
+        if "teacher" in recipe.init:
+            folder = resolve(recipe.init["teacher"])
+            self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+            teacher = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        else:
+            self.tokenizer = train_tokenizer(texts, data["vocabulary"], self.length)
+        self.tokens = self._encode(texts)
+        torch.manual_seed(recipe.seed)
+        config = LlamaConfig(
+            vocab_size=len(self.tokenizer),
+            max_position_embeddings=self.length,
+            bos_token_id=None,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=None,
+            tie_word_embeddings=True,
+            **recipe.model,
+        )
+        self.model = TextObjective(LlamaForCausalLM(config), teacher)
+
+    def _encode(self, texts: list[str]) -> Tensor:
+        """All texts behind one another, each with its end."""
+        encoded = self.tokenizer.backend_tokenizer.encode_batch([text + END_OF_TEXT for text in texts])
+        return torch.cat([torch.tensor(text.ids, dtype=torch.int64) for text in encoded])
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - a task lives as long as its process
+    def _order(self, epoch: int) -> Tensor:
+        """Where the samples of an epoch begin, in their order."""
+        generator = torch.Generator().manual_seed(self.seed * 10_007 + epoch)
+        shift = int(torch.randint(self.length, (1,), generator=generator))
+        starts = torch.arange(shift, len(self.tokens) - self.length, self.length)
+        return starts[torch.randperm(len(starts), generator=generator)]
+
+    def _samples(self, starts: Tensor, tokens: Tensor) -> Tensor:
+        return tokens[starts[:, None] + torch.arange(self.length + 1)]
+
+    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
+        """Windows of the corpus, each once an epoch."""
+        size = len(self.tokens) // self.length - 1
+        starts = []
+        for index in range(step * self.recipe.batch_size + rows.start, step * self.recipe.batch_size + rows.stop):
+            epoch, number = divmod(index, size)
+            starts.append(self._order(epoch)[number])
+        return {"input_ids": self._samples(torch.stack(starts), self.tokens)}
+
+    def after_step(self, step: int) -> None:
+        """Nothing happens between steps."""
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Cross-entropy on modules that were held out; of a draft model also how well it knows its target."""
+        tokens = self._encode(documents("held-out"))
+        count = self.recipe.data.get("eval_samples", 64)
+        starts = torch.linspace(0, len(tokens) - self.length - 1, count).long()
+        device = self.model.lm.device
+        batches = self._samples(starts, tokens).to(device).split(16)
+        text = TextObjective(self.model.lm).eval()
+        figures = {"held_out_loss": sum(float(text(ids)[0]) * len(ids) for ids in batches) / count}
+        if self.model.teacher is not None:
+            found = [self.model(ids)[1]["acceptance"] for ids in batches]
+            figures["held_out_acceptance"] = float(torch.stack(found).mean())
+        return figures
+
+    def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
+        """Write the model as transformers does, in half precision, with its tokenizer."""
+        lm = self.model.lm
+        saved = LlamaForCausalLM(lm.config).to(torch.float16)
+        saved.load_state_dict(lm.state_dict())
+        saved.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+        draft = self.model.teacher is not None
+        parts = {"target": self.recipe.init["teacher"]} if draft else None
+        task = "draft" if draft else "text-generation"
+        corpus = f"the Python standard library's sources and documentation strings, seed {self.seed}"
+        write_training_card(directory, self.recipe, lm, task, "llama", metrics, steps, parts, data=corpus)
