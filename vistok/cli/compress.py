@@ -11,7 +11,7 @@ import typer
 def compress(
     image: Annotated[Path, typer.Option(help="The picture.")],
     question: Annotated[str, typer.Option("--question", "-q", help="What to ask about it.")],
-    model: Annotated[str, typer.Option(help="Folder or hub id of a LLaVA-type model.")],
+    model: Annotated[str, typer.Option(help="Embedded model, folder or hub id of a LLaVA-type model.")],
     method: Annotated[str, typer.Option(help="Compression method; see docs/projectors.md.")] = "vtc-cls",
     keep: Annotated[
         str | None, typer.Option(help="Tokens of a view (64) or share of them (25%). [default: the method's]")
@@ -27,7 +27,7 @@ def compress(
 
     Examples:
 
-    `vistok compress --model llava/ --image photo.jpg --question "what is on the table?" --keep 64 --compare`
+    `vistok compress --model llava --image scene.png --question "how many circles are there?" --keep 25% --compare`
 
     `vistok compress --model llava-hf/llava-1.5-7b-hf --image photo.jpg -q "how many?" --keep 25% --overlay kept.png`
     """

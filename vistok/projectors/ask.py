@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from vistok.errors import VistokError
-from vistok.projectors import COMPRESSORS, FastV, compress, compressor_class
-from vistok.projectors.compress import Report
+from vistok.projectors import COMPRESSORS, FastV, TokenPacker, compress, compressor_class
+from vistok.projectors.compress import Report, active
 from vistok.projectors.cost import prefill_flops
 from vistok.projectors.overlay import kept_map, overlay
+from vistok.projectors.tokenpacker import CONFIG_FILE as PACKER_FILE
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ def build_compressor(name: str, keep: int | float | None = None) -> Any:
 def load(name: str, device: str | None = None, dtype: str = "float32") -> tuple[Any, Any]:
     """A multimodal model and its processor.
 
+    A folder with a TokenPacker beside the model gives a model that runs with it, as after :func:`vistok.compress`.
+
     Args:
         name: embedded model, folder, or hub id.
         device: cpu, cuda or cuda:N; cuda where there is one if None.
@@ -92,6 +95,7 @@ def load(name: str, device: str | None = None, dtype: str = "float32") -> tuple[
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    import vistok.projectors.pvc_llava  # noqa: F401 - makes its model type known
     from vistok.zoo.registry import hub_id, resolve
 
     remote = hub_id(name) is not None and not Path(name).exists()
@@ -100,10 +104,13 @@ def load(name: str, device: str | None = None, dtype: str = "float32") -> tuple[
     try:
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype))
         processor = AutoProcessor.from_pretrained(source)
+        model = model.to(device).eval()
+        if (Path(source) / PACKER_FILE).exists():
+            compress(model, TokenPacker.from_pretrained(source).to(model.device, model.dtype))
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise VistokError(f"cannot load '{name}' as a multimodal model: {reason}") from error
-    return model.to(device).eval(), processor
+    return model, processor
 
 
 def prompt_for(processor: Any, question: str) -> str:
@@ -123,7 +130,7 @@ def ask(
         model, processor: see :func:`load`.
         picture: RGB.
         question: in words.
-        compressor: None for all tokens.
+        compressor: None for all tokens, or for what the model is compressed with already.
         max_new_tokens: at most.
 
     Returns:
@@ -134,7 +141,7 @@ def ask(
     length = inputs["input_ids"].shape[1]
     visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
     settings = {"do_sample": False, "return_dict_in_generate": True}
-    with nullcontext() if compressor is None else compress(model, compressor) as compression:
+    with nullcontext(active(model)) if compressor is None else compress(model, compressor) as compression:
         started = _now(model)
         model.generate(**inputs, max_new_tokens=1, **settings)
         seconds = _now(model) - started

@@ -224,6 +224,11 @@ class Compression:
         pruning.end()
 
 
+def active(model: nn.Module) -> Compression | None:
+    """What a model is compressed with at the moment."""
+    return model.__dict__.get(_STATE)
+
+
 def compress(
     model: nn.Module, compressor: Compressor | FastV, positions: Literal["compact", "original"] = "compact"
 ) -> Compression:

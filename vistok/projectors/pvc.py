@@ -55,9 +55,14 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int, frequencies: int = 256) -> None:
         super().__init__()
-        scale = torch.exp(-math.log(10000.0) * torch.arange(frequencies // 2) / (frequencies // 2))
-        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("scale", torch.empty(frequencies // 2), persistent=False)
+        self.reset_scale()
         self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def reset_scale(self) -> None:
+        """Set what no checkpoint holds."""
+        steps = torch.arange(len(self.scale), device=self.scale.device) / len(self.scale)
+        self.scale.copy_(torch.exp(-math.log(10000.0) * steps))
 
     def forward(self, time: Tensor) -> Tensor:
         """[..., ] in 0..1 -> [..., width]."""
@@ -245,11 +250,15 @@ class PvcEncoder(nn.Module):
         self.encoder = encoder
         self.connector = ProgressiveConnector(encoder.position.shape[-1], hidden_size, scale)
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """A video [B, T, 3, H, W], or pictures [B, 3, H, W] as static videos, to tokens [B, T*N*scale^2, D]."""
+    def patches(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """A video [B, T, 3, H, W], or pictures [B, 3, H, W] as static videos, to patches [B, T, N, C] and times."""
         if frames.ndim == 4:
             frames = as_static_video(frames)
         count = frames.shape[1]
         time = (torch.arange(count, device=frames.device) / count).expand(len(frames), -1)
-        patches, _ = self.encoder(frames, time)
+        return self.encoder(frames, time)[0], time
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames as :meth:`patches` takes them to tokens [B, T*N*scale^2, D]."""
+        patches, time = self.patches(frames)
         return self.connector(patches, self.encoder.time_embed(time))

@@ -6,6 +6,7 @@ resolution. Published key layout, loaded strictly. The reference's constants (wi
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from vistok.projectors.vision import Compressor, ImageTokens, Needs
 
 PREFIX = "model.mm_projector."  # of the projector in a full LLaVA checkpoint
 FINE_STATES = (12, 16, 22, 23)  # of CLIP-L's 24 layers
+CONFIG_FILE, WEIGHTS_FILE = "tokenpacker.json", "tokenpacker.safetensors"
 
 
 class TokenPacker(nn.Module, Compressor):
@@ -92,6 +94,40 @@ class TokenPacker(nn.Module, Compressor):
         )
         load_strict(module, state, str(path))
         return module
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``tokenpacker.json`` and ``tokenpacker.safetensors``, beside the model that it belongs to."""
+        from safetensors.torch import save_file
+
+        config = {
+            "raw_grid": self.raw_grid,
+            "embed_dim": self.clip_attn.embed_dim,
+            "num_heads": self.clip_attn.num_heads,
+            "hidden_size": self.mlp[2].out_features,
+            "scale_factor": self.scale_factor,
+            "states": self.states,
+        }
+        (Path(folder) / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        state = {key: value.contiguous().cpu() for key, value in self.state_dict().items()}
+        save_file(state, Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> TokenPacker:
+        """What :meth:`save_pretrained` wrote, in float32.
+
+        Raises:
+            VistokError: the folder holds none, or another shape.
+        """
+        from vistok.zoo.checkpoint import load_strict, read_state_dict
+
+        try:
+            config = json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
+            states = config.pop("states")
+            module = cls(states=None if states is None else tuple(states), **config)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise VistokError(f"'{folder}' has no readable {CONFIG_FILE}: {error}.") from error
+        load_strict(module, read_state_dict(Path(folder) / WEIGHTS_FILE), str(folder))
+        return module.eval()
 
     def forward(self, x: Tensor, x_multi: Tensor) -> Tensor:
         """Project and pack.
