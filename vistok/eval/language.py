@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vistok.data.files import atomic_path
 from vistok.errors import VistokError
+from vistok.eval.protocol import Protocol, Result
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,35 @@ def language_statistics(
     }
 
 
+def language_results(
+    name: str, weights: str, statistics: dict[str, Any], reference: str, pictures: int
+) -> list[Result]:
+    """The statistics as results: one of the vocabulary, and one of each n.
+
+    Args:
+        name: of the tokenizer.
+        weights: SHA-256 of its weights.
+        statistics: of ``language_statistics``.
+        reference: what was tokenized.
+        pictures: how many.
+    """
+
+    def result(metric: str, value: float, details: dict[str, float]) -> Result:
+        protocol = Protocol(metric, weights=weights[:12], reference=reference, samples=pictures)
+        return Result(name, value, protocol, details=details)
+
+    vocabulary = {key: statistics[key] for key in ("heaps_beta", "heaps_r2", "compression")}
+    types = statistics["types_per_image"]
+    # Innovation: the share of all types that the first tenth of the pictures already shows.
+    vocabulary["types"] = float(types[-1])
+    vocabulary["types_in_first_tenth"] = (types[max(0, len(types) // 10 - 1)] / types[-1]).item()
+    found = [result("codebook usage", statistics["usage"], vocabulary)]
+    for n, entry in statistics["ngrams"].items():
+        details = {key: value for key, value in entry.items() if key not in ("counts", "perplexity")}
+        found.append(result(f"{n}-gram perplexity", entry["perplexity"], details))
+    return found
+
+
 def plot_language(statistics: dict[str, Any], path: str | Path) -> None:
     """Draw rank-frequency curves and the growth of the vocabulary into a file.
 
@@ -255,4 +285,4 @@ def plot_language(statistics: dict[str, Any], path: str | Path) -> None:
     growth.plot(range(1, len(types) + 1), types)
     growth.set(xlabel="pictures", ylabel="distinct tokens", title=f"Innovation, beta {statistics['heaps_beta']:.2f}")
     with atomic_path(path) as temporary:
-        figure.savefig(temporary)
+        figure.savefig(temporary, dpi=150)

@@ -176,22 +176,3 @@ def compare_pictures(
         protocol = Protocol(name, reference=reference, samples=len(stacked), options=options)
         results.append(Result(outputs.name, stacked.mean().item(), protocol, stacked.std(correction=0).item()))
     return results
-
-
-def codebook_usage(indices: Tensor, codebook_size: int) -> dict[str, float]:
-    """How evenly a codebook is used.
-
-    Args:
-        indices: token indices of the whole evaluation set, any shape.
-        codebook_size: number of codes.
-
-    Returns:
-        ``usage`` (share of codes that occur), ``entropy`` in bits and ``perplexity`` (2 to the entropy).
-    """
-    frequency = torch.bincount(indices.flatten(), minlength=codebook_size).double() / indices.numel()
-    entropy = torch.special.entr(frequency).sum() / torch.tensor(2.0, dtype=torch.float64).log()
-    return {
-        "usage": (frequency > 0).double().mean().item(),
-        "entropy": entropy.item(),
-        "perplexity": (2**entropy).item(),
-    }

@@ -10,7 +10,7 @@ log(visible tokens). Cached decoding uses this exactly: the whole prefix costs o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vistok.errors import VistokError, unknown_name
 from vistok.models.pretrained import Pretrained
-from vistok.ops import KVCache, apply_rope, attention, causal_attention, collapse_prefix, rope_2d
+from vistok.ops import KVCache, apply_rope, attention, causal_attention, collapse_prefix, rope_1d, rope_2d
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class LlamaGenConfig:
         multiple_of, ffn_dim_multiplier: rounding and scaling of the feed-forward width.
         rope_base, norm_eps, initializer_range: constants.
         vocab_size: image codes.
-        block_size: image tokens, a square number.
+        block_size: image tokens; a square number in a grid.
+        layout: ``grid`` in raster order with the published 2D positions, or ``sequence`` with 1D positions, for
+            tokenizers whose tokens are ordered from coarse to fine.
         model_type: ``c2i`` (class to image) or ``t2i`` (text to image).
         cls_token_num: length T of the conditioning prefix.
         num_classes: classes of ``c2i``; one more row is the null class.
@@ -60,6 +62,7 @@ class LlamaGenConfig:
     ffn_dropout_p: float = 0.1
     attn_dropout_p: float = 0.0
     drop_path_rate: float = 0.0
+    layout: str = "grid"
 
     @property
     def head_dim(self) -> int:
@@ -68,8 +71,8 @@ class LlamaGenConfig:
 
     @property
     def grid(self) -> int:
-        """Image tokens along a side."""
-        return round(self.block_size**0.5)
+        """Image tokens in a row; a sequence is one row."""
+        return self.block_size if self.layout == "sequence" else round(self.block_size**0.5)
 
     @property
     def hidden_dim(self) -> int:
@@ -240,7 +243,7 @@ class LlamaGen(Pretrained, nn.Module):
         config: its shape.
 
     Raises:
-        VistokError: ``model_type`` is neither ``c2i`` nor ``t2i``, or ``block_size`` is not a square.
+        VistokError: ``model_type`` is neither ``c2i`` nor ``t2i``, or a grid's ``block_size`` is not a square.
     """
 
     config_class = LlamaGenConfig
@@ -251,7 +254,9 @@ class LlamaGen(Pretrained, nn.Module):
         super().__init__()
         if config.model_type not in ("c2i", "t2i"):
             raise unknown_name("LlamaGen model type", config.model_type, ["c2i", "t2i"])
-        if config.grid**2 != config.block_size:
+        if config.layout not in ("grid", "sequence"):
+            raise unknown_name("LlamaGen layout", config.layout, ["grid", "sequence"])
+        if config.layout == "grid" and config.grid**2 != config.block_size:
             raise VistokError(
                 f"LlamaGen paints square grids, but block_size {config.block_size} is not a square number."
             )
@@ -263,10 +268,25 @@ class LlamaGen(Pretrained, nn.Module):
         self.layers = nn.ModuleList(Block(config, rate * i) for i in range(config.n_layer))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
-        rope = rope_2d(config.grid, config.grid, config.head_dim, config.rope_base, prefix=config.cls_token_num)
+        if config.layout == "grid":
+            rope = rope_2d(config.grid, config.grid, config.head_dim, config.rope_base, prefix=config.cls_token_num)
+        else:
+            rope = rope_1d(config.block_size, config.head_dim, config.rope_base, prefix=config.cls_token_num)
         self.register_buffer("rope", rope, persistent=False)
         self.apply(self._init)
         nn.init.zeros_(self.output.weight)
+
+    def stop_at(self, tokens: int) -> None:
+        """Draw only the first ``tokens`` of a sequence from now on; they are the first of a longer draw.
+
+        Raises:
+            VistokError: the tokens are a grid, or there are not so many.
+        """
+        if self.config.layout == "grid":
+            raise VistokError("this model paints a grid of tokens as a whole: leave the number of tokens out.")
+        if not 1 <= tokens <= self.config.block_size:
+            raise VistokError(f"this model draws 1 to {self.config.block_size} tokens, got {tokens}.")
+        self.config = replace(self.config, block_size=tokens)
 
     def _init(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):

@@ -42,6 +42,7 @@ from vistok.tokenizers.flow import FlowSampling, noise_for
 from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.quantizers import FSQ
 from vistok.tokenizers.tail_drop import sample_lengths
+from vistok.tokenizers.vq import VQConfig, VQTokenizer
 from vistok.zoo.checkpoint import load_strict, read_state_dict
 from vistok.zoo.registry import resolve
 
@@ -194,6 +195,42 @@ class VAE(nn.Module):
         return self.vae.decode(maps / self.scaling).sample
 
 
+class VQLatents(nn.Module):
+    """A ``VQTokenizer`` in place of the VAE: maps are its latents on the unit sphere, scaled to unit variance.
+
+    Decoding moves every painted vector to the nearest code, which takes away what is left of the noise.
+    """
+
+    def __init__(self, config: FlexTokConfig):
+        super().__init__()
+        self.vq = VQTokenizer(VQConfig(**config.vq))
+        self.scaling = config.latent_channels**0.5
+
+    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Latents before quantization; there is no posterior to draw from."""
+        return self.scaling * F.normalize(self.vq.latents(images), dim=1)
+
+    def decode(self, maps: Tensor) -> Tensor:
+        """Pictures of the nearest codes."""
+        return self.vq.decode(self.vq.quantize.indices(maps))
+
+
+class FlowDraws(NamedTuple):
+    """The random draws of a training pass.
+
+    Attributes:
+        noise: standard normal, of the maps' shape [B, C, h, w].
+        sigma: times, [B].
+        keep: tokens that each picture is painted from, int64 [B].
+        null: pictures that train the unconditional velocity, bool [B].
+    """
+
+    noise: Tensor
+    sigma: Tensor
+    keep: Tensor
+    null: Tensor
+
+
 class FlowTraining(NamedTuple):
     """What a training pass gives.
 
@@ -202,12 +239,14 @@ class FlowTraining(NamedTuple):
         target: noise minus data.
         features: patches to be aligned with a vision network's (REPA, arXiv 2410.06940), [B, P, D].
         indices: tokens int64 [B, N].
+        codes: of all tokens, passing gradients on, [B, N, code channels].
     """
 
     velocity: Tensor
     target: Tensor
     features: Tensor
     indices: Tensor
+    codes: Tensor
 
     @property
     def loss(self) -> Tensor:
@@ -228,8 +267,8 @@ class FlexTok(Pretrained, nn.Module):
     def __init__(self, config: FlexTokConfig | None = None):
         super().__init__()
         self.config = config = config or FlexTokConfig()
-        if config.vae:
-            self.vae = VAE(config)
+        if config.vae or config.vq is not None:
+            self.vae = VAE(config) if config.vq is None else VQLatents(config)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.regularizer = FSQ(config.levels)
@@ -277,7 +316,7 @@ class FlexTok(Pretrained, nn.Module):
             VistokError: the pictures have another size.
         """
         self.capabilities.check_images(images)
-        return self.vae.encode(images, generator) if self.config.vae else images
+        return self.vae.encode(images, generator) if hasattr(self, "vae") else images
 
     @torch.no_grad()
     def encode(self, images: Tensor, length: int | None = None) -> Tensor:
@@ -329,7 +368,7 @@ class FlexTok(Pretrained, nn.Module):
     ) -> Tensor:
         """Codes [B, n, channels], of which row b sees the first ``keep[b]``, to pictures; see ``decode``."""
         maps = self.sample_maps(codes, keep, sampling, generator, noise)
-        return self.vae.decode(maps) if self.config.vae else maps
+        return self.vae.decode(maps) if hasattr(self, "vae") else maps
 
     def sample_maps(
         self,
@@ -342,8 +381,9 @@ class FlexTok(Pretrained, nn.Module):
         """As ``paint``, without the VAE's decoder."""
         weight = self.decoder.module_dict["dec_from_latents"].proj.weight
         if noise is None:
-            shape = (self.config.latent_channels, self.config.latent_size, self.config.latent_size)
-            noise = noise_for(len(codes), shape, generator or torch.Generator().manual_seed(0), weight.device)
+            noise = noise_for(
+                len(codes), self.config.map_shape, generator or torch.Generator().manual_seed(0), weight.device
+            )
         noise, codes = noise.to(weight.dtype), codes.to(weight.dtype)
         nothing = codes[:, :0]
         null = torch.ones(len(codes), dtype=torch.bool, device=codes.device)
@@ -353,25 +393,30 @@ class FlexTok(Pretrained, nn.Module):
             lambda x, times: self.decoder(x, times, nothing, null=null),
         )
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> FlowTraining:
-        """Training pass: one time, one noise and one number of kept tokens for each picture.
+    def draw(self, count: int, generator: torch.Generator) -> FlowDraws:
+        """Draw one noise, one time and one number of kept tokens for each of ``count`` pictures, on the CPU."""
+        config = self.config
+        return FlowDraws(
+            noise_for(count, config.map_shape, generator, torch.device("cpu")),
+            torch.randn(count, generator=generator).sigmoid(),
+            sample_lengths(config.length_law, config.registers, count, generator),
+            torch.rand(count, generator=generator) < config.null_probability,
+        )
 
-        Args:
-            images: [B, 3, H, W] in [-1, 1].
-            generator: of all draws, on the CPU.
-        """
+    def training_pass(self, maps: Tensor, draws: FlowDraws) -> FlowTraining:
+        """Encode maps [B, C, h, w] and predict the velocity of their noised form, from the tokens that are kept."""
+        quantized = self.regularizer(self.encoder(maps).transpose(1, 2))
+        noised = maps + draws.sigma[:, None, None, None] * (draws.noise - maps)
+        codes = quantized.latents.transpose(1, 2)
+        velocity, features = self.decoder.velocity_and_features(noised, draws.sigma, codes, draws.keep, draws.null)
+        return FlowTraining(velocity, draws.noise - maps, features, quantized.indices, codes)
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> FlowTraining:
+        """Training pass of pictures [B, 3, H, W] in [-1, 1]; the generator of all draws is on the CPU."""
         with torch.no_grad():
             maps = self.maps(images)
-        quantized = self.regularizer(self.encoder(maps).transpose(1, 2))
-        count = len(maps)
-        noise = noise_for(count, tuple(maps.shape[1:]), generator, maps.device)
-        sigma = torch.randn(count, generator=generator).sigmoid().to(maps.device)
-        keep = sample_lengths(self.config.length_law, self.config.registers, count, generator)
-        null = torch.rand(count, generator=generator) < self.config.null_probability
-        noised = maps + sigma[:, None, None, None] * (noise - maps)
-        codes = quantized.latents.transpose(1, 2)
-        velocity, features = self.decoder.velocity_and_features(noised, sigma, codes, keep, null)
-        return FlowTraining(velocity, noise - maps, features, quantized.indices)
+        draws = FlowDraws(*(draw.to(maps.device) for draw in self.draw(len(maps), generator)))
+        return self.training_pass(maps, draws)
 
 
 def _is_published(config: Path) -> bool:

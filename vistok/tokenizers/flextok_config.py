@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from vistok.errors import VistokError
+from vistok.tokenizers.vq import VQConfig
 
 PUBLISHED_LEVELS = (8, 8, 8, 5, 5, 5)
 # The parts of which published networks consist, by the last component of the name in their configuration.
@@ -86,6 +87,7 @@ class FlexTokConfig:
         vae: maps are latents of a diffusers ``AutoencoderKL`` inside; without it they are the pictures themselves.
         vae_widths: its channels at each resolution.
         vae_scaling: by which its latents are multiplied.
+        vq: shape of a ``VQTokenizer`` inside, whose latents the maps then are in place of the VAE's.
     """
 
     encoder: tuple[int, int] = (1152, 18)
@@ -105,6 +107,7 @@ class FlexTokConfig:
     vae: bool = True
     vae_widths: tuple[int, ...] = (128, 256, 512, 512)
     vae_scaling: float = 0.18215
+    vq: dict[str, Any] | None = None
 
     @property
     def grid(self) -> int:
@@ -112,8 +115,15 @@ class FlexTokConfig:
         return self.latent_size // self.patch
 
     @property
+    def map_shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of a map."""
+        return self.latent_channels, self.latent_size, self.latent_size
+
+    @property
     def image_size(self) -> int:
         """Side of the pictures."""
+        if self.vq is not None:
+            return self.latent_size * VQConfig(**self.vq).downsample
         return self.latent_size * (2 ** (len(self.vae_widths) - 1) if self.vae else 1)
 
 

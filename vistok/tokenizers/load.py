@@ -17,6 +17,7 @@ from vistok.zoo import card_of_file, cards, resolve, sha256
 
 FAMILIES = {
     "vq": ("vistok.tokenizers.vq", "VQTokenizer"),
+    "kl": ("vistok.tokenizers.kl", "KLAutoencoder"),
     "titok": ("vistok.tokenizers.titok", "TiTok"),
     "flextok": ("vistok.tokenizers.flextok", "FlexTok"),
     "tokenflow": ("vistok.tokenizers.tokenflow", "TokenFlow"),

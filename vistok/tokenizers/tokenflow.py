@@ -179,7 +179,7 @@ class TokenFlow(Pretrained, nn.Module):
         """
         if self.config.backbone == "none":
             raise VistokError("this TokenFlow has no vision network: hand its features in.")
-        return backbone_features(self.encoder_vqkd, self.config.backbone, images)
+        return backbone_features(self.encoder_vqkd, self.config.backbone, images, self.config.scales[-1])
 
     def latents(self, images: Tensor, features: Tensor | None = None) -> Tensor:
         """Un-quantized maps [B, semantic + pixel, n, n].

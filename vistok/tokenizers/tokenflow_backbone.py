@@ -1,6 +1,7 @@
 """The vision networks of TokenFlow's semantic branch: those of transformers, and the names of the published weights.
 
-Published weights carry OpenAI's names for CLIP and those of transformers 4 for SigLIP.
+Published weights carry OpenAI's names for CLIP and those of transformers 4 for SigLIP. The embedded one, ``scenes``,
+is the trunk of ``scenes-features``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from vistok.errors import unknown_name
 from vistok.tokenizers.tokenflow_config import TokenFlowConfig
 
-BACKBONES = ("clip", "siglip")
+BACKBONES = ("clip", "siglip", "scenes")
 PREFIX = "encoder_vqkd."
 _CLIP_NAMES = (
     (r"^conv1\.", "embeddings.patch_embedding."),
@@ -39,6 +40,11 @@ def build_backbone(config: TokenFlowConfig) -> nn.Module:
     """
     if config.backbone not in BACKBONES:
         raise unknown_name("TokenFlow backbone", config.backbone, [*BACKBONES, "none"])
+    if config.backbone == "scenes":
+        from vistok.eval.inception import fold_batch_norms
+        from vistok.eval.scenes_features import SceneFeatures
+
+        return fold_batch_norms(SceneFeatures().eval()).trunk
     import transformers
 
     shape = {
@@ -56,12 +62,21 @@ def build_backbone(config: TokenFlowConfig) -> nn.Module:
     return getattr(model, "vision_model", model)  # some versions of transformers wrap the tower once more
 
 
-def backbone_features(backbone: nn.Module, kind: str, images: Tensor) -> Tensor:
+def backbone_features(backbone: nn.Module, kind: str, images: Tensor, side: int) -> Tensor:
     """Patch features [B, N, W] of pictures in [-1, 1].
+
+    Args:
+        backbone: of ``build_backbone``.
+        kind: one of ``BACKBONES``.
+        images: [B, 3, H, W].
+        side: of the grid of patches, which only ``scenes`` needs to be told: its map is resized and normalised.
 
     CLIP sees them as they are, without its own normalisation, as it was fine-tuned; its last layer norm is applied.
     SigLIP gives the states before its last layer.
     """
+    if kind == "scenes":
+        maps = F.interpolate(backbone(images), (side, side), mode="bilinear").flatten(2).transpose(1, 2)
+        return F.layer_norm(maps, maps.shape[-1:])
     if kind == "clip":
         return backbone.post_layernorm(backbone(images).last_hidden_state[:, 1:])
     return backbone(images.clamp(-1, 1), output_hidden_states=True).hidden_states[-2]

@@ -12,8 +12,8 @@ class TokenFlowConfig:
     """Shape of a TokenFlow tokenizer.
 
     Attributes:
-        backbone: vision network of the semantic branch: ``clip`` (OpenAI's), ``siglip``, or ``none``, where features
-            are handed in.
+        backbone: vision network of the semantic branch: ``clip`` (OpenAI's), ``siglip``, ``scenes`` (the embedded one),
+            or ``none``, where features are handed in.
         backbone_width, backbone_layers, backbone_heads, backbone_mlp, backbone_patch: its shape.
         image_size: side of pictures, and of those that the backbone sees.
         codebook_size: codes K, shared by both codebooks.

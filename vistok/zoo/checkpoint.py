@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 
 _WRAPPERS = ("model", "module", "state_dict")
+_AVERAGES = ("ema", "model_ema")
 _ZIP_MAGIC = b"PK\x03\x04"  # only the zip format of torch.save can be memory-mapped
 _SHOWN = 2  # keys of a kind that an error names
 
@@ -25,10 +26,10 @@ def read_state_dict(path: str | Path, prefer_ema: bool = False) -> dict[str, Ten
 
     Args:
         path: a ``.safetensors`` file, or a file of ``torch.save``, which is read with ``weights_only=True``.
-        prefer_ema: take the entry ``ema``, where there is one, instead of the trained weights.
+        prefer_ema: take the entry ``ema`` or ``model_ema``, where there is one, instead of the trained weights.
 
     Returns:
-        Tensors by key, out of the entries ``model``, ``module`` (DeepSpeed), ``state_dict`` or ``ema``, without the
+        Tensors by key, out of the entries ``model``, ``module`` (DeepSpeed), ``state_dict`` or an average, without the
         prefixes of DistributedDataParallel and of ``torch.compile``.
 
     Raises:
@@ -80,7 +81,7 @@ def _is_state_dict(entry: Any) -> bool:
 def _unwrap(checkpoint: Any, path: Path, prefer_ema: bool) -> Mapping[str, Tensor]:
     if _is_state_dict(checkpoint):
         return checkpoint
-    names = ("ema", *_WRAPPERS) if prefer_ema else (*_WRAPPERS, "ema")
+    names = (*_AVERAGES, *_WRAPPERS) if prefer_ema else (*_WRAPPERS, *_AVERAGES)
     entries = checkpoint if isinstance(checkpoint, Mapping) else {}
     for name in names:
         if _is_state_dict(entries.get(name)):

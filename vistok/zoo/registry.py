@@ -9,9 +9,10 @@ from pathlib import Path
 from vistok.errors import VistokError, unknown_name
 from vistok.zoo.model_card import CARD_FILE, EMBEDDED, ModelCard, read_card, verify_files
 from vistok.zoo.published import PUBLISHED as PUBLISHED_LLAMAGEN
+from vistok.zoo.published_mar import PUBLISHED_MAR
 from vistok.zoo.published_tokenizers import PUBLISHED_TOKENIZERS
 
-PUBLISHED = (*PUBLISHED_LLAMAGEN, *PUBLISHED_TOKENIZERS)
+PUBLISHED = (*PUBLISHED_LLAMAGEN, *PUBLISHED_MAR, *PUBLISHED_TOKENIZERS)
 WEIGHTS = Path(__file__).parent / "weights"
 # owner/name, with an optional file inside the repository: owner/name:folder/file.pt
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?::(?P<file>[^:]+))?")

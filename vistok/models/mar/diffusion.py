@@ -1,8 +1,8 @@
 """The Gaussian diffusion of MAR's head: cosine schedule, respacing, and the laws of its steps.
 
 As in improved diffusion (Nichol and Dhariwal, arXiv 2102.09672): the network predicts the noise, and a number in
-[-1, 1] that places each log variance between the posterior's and beta's. Tables are float64; states are float32 whatever the
-network's dtype, because a step near t = 999 divides by 5e-5.
+[-1, 1] that places each log variance between the posterior's and beta's. Tables are float64; states are float32
+whatever the network's dtype, because a step near t = 999 divides by 5e-5.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def respace(spacing: str, steps: int = STEPS) -> Tensor:
     if not spacing:
         return torch.arange(steps)
     digits = spacing.removeprefix("ddim").split(",")
-    if not all(d.strip().isdecimal() and int(d) > 0 for d in digits) or (spacing.startswith("ddim") and len(digits) > 1):
+    if not all(d.strip().isdecimal() and int(d) > 0 for d in digits) or (
+        spacing.startswith("ddim") and len(digits) > 1
+    ):
         raise VistokError(f"'{spacing}' is no spacing of diffusion steps: write a number, '10,5' or 'ddim25'.")
     counts = [int(d) for d in digits]
     if spacing.startswith("ddim"):
@@ -168,9 +170,10 @@ class Diffusion:
         low = self.at(self.posterior_log_variance_clipped, step, x)
         high = self.at(self.log_betas, step, x)
         share = (v + 1) / 2
-        x0 = self.at(self.sqrt_recip_alphas_cumprod, step, x) * x - self.at(
-            self.sqrt_recipm1_alphas_cumprod, step, x
-        ) * eps
+        x0 = (
+            self.at(self.sqrt_recip_alphas_cumprod, step, x) * x
+            - self.at(self.sqrt_recipm1_alphas_cumprod, step, x) * eps
+        )
         return Transition(self.posterior_mean(x0, x, step), share * high + (1 - share) * low, x0)
 
     def variational_bits(self, x0: Tensor, x: Tensor, step: Tensor, law: Transition) -> Tensor:

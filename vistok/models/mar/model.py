@@ -78,6 +78,20 @@ class MARConfig:
         """Width D of a token."""
         return self.vae_embed_dim * self.patch_size**2
 
+    # What a pipeline asks any generator.
+    model_type = "c2i"
+    layout = "grid"
+
+    @property
+    def num_classes(self) -> int:
+        """Classes."""
+        return self.class_num
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a picture."""
+        return self.seq_len
+
 
 def _published(width: int, depth: int, heads: int, head_depth: int, head_width: int) -> MARConfig:
     return MARConfig(

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import torch
@@ -76,14 +76,18 @@ class MultiScaleQuantizer(Quantizer):
             return code
         return self.phi(code, scale / max(len(self.scales) - 1, 1))
 
+    def residuals(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """What the quantizer sees of maps [B, D, n, n] at each scale, [B, D, side, side], and its indices."""
+        z = z.float()
+        for scale, side in enumerate(self.scales):
+            rest = self._shrink(z, side)
+            index = self.inner.indices(rest)
+            z = z - self._grow(self.inner.codes(index).movedim(-1, 1), scale, z.shape[-1])
+            yield rest, index
+
     def indices(self, z: Tensor) -> Tensor:
         """Indices of maps [B, D, n, n], int64 [B, L]."""
-        z, found = z.float(), []
-        for scale, side in enumerate(self.scales):
-            index = self.inner.indices(self._shrink(z, side))
-            z = z - self._grow(self.inner.codes(index).movedim(-1, 1), scale, z.shape[-1])
-            found.append(index.flatten(1))
-        return torch.cat(found, 1)
+        return torch.cat([index.flatten(1) for _, index in self.residuals(z)], 1)
 
     def split(self, indices: Tensor) -> list[Tensor]:
         """Tokens [B, l] by scale, each [B, side, side].

@@ -70,3 +70,22 @@ class SharedQuantizer(Quantizer):
         commitment_loss = self.commitment * F.mse_loss(z, chosen.detach())
         out = straight_through(z, chosen).movedim(-1, 1)
         return Quantized(out, index, codebook_loss, commitment_loss, z.new_zeros(()))
+
+    @torch.no_grad()
+    def revive(self, z: Tensor, counts: Tensor, generator: torch.Generator) -> int:
+        """Move codes that were not used to randomly chosen latents, both halves from the same one.
+
+        Args:
+            z: latents [N, D].
+            counts: uses of each code since the last call, [K].
+            generator: source of the choice.
+
+        Returns:
+            How many codes were moved.
+        """
+        dead = (counts == 0).nonzero()[:, 0]
+        rows = torch.randint(len(z), (len(dead),), generator=generator)
+        chosen = self._flatten(z.float())[rows.to(z.device)]
+        for table, half in zip((self.embedding_vqkd, self.embedding_vqgan), chosen.split(self.widths, -1), strict=True):
+            table.weight[dead] = half.to(table.weight.dtype)
+        return len(dead)

@@ -11,9 +11,20 @@ from vistok.train.trainer import Task
 TASKS = {
     "captions": ("captions", "CaptionTask"),
     "eagle": ("eagle", "EagleTask"),
+    "flextok": ("flextok", "FlexTokTask"),
+    "kl": ("kl", "KLTask"),
     "llamagen": ("llamagen", "LlamaGenTask"),
+    "llamagen-sequence": ("llamagen_sequence", "LlamaGenSequenceTask"),
+    "one-d-piece": ("one_d_piece", "OneDPieceTask"),
+    "mar": ("mar", "MARTask"),
     "scenes-features": ("scenes_features", "SceneFeaturesTask"),
+    "text": ("text", "TextTask"),
+    "tokenflow": ("tokenflow", "TokenFlowTask"),
     "vq": ("vq", "VQTask"),
+    "vqa": ("vqa", "VqaTask"),
+    "vqa-anyres": ("vqa_anyres", "AnyresTask"),
+    "vqa-pvc": ("vqa_packed", "PvcTask"),
+    "vqa-tokenpacker": ("vqa_packed", "TokenPackerTask"),
 }
 
 

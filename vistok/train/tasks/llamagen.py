@@ -22,6 +22,7 @@ from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scene_reader import SceneReader, plan
 from vistok.train.tasks.vq import HELD_OUT_SEED
+from vistok.zoo import resolve
 
 CHUNK = 32  # scenes that are encoded at a time
 
@@ -60,14 +61,16 @@ class LlamaGenTask:
     """The ``llamagen`` task.
 
     ``init.vq`` names the tokenizer, ``init.text_encoder`` a pre-trained caption encoder, ``init.gpt`` weights to go
-    on from.
+    on from, which bring their own encoder. ``data.supervision`` holds the weights of the two cross-entropies of
+    ``SceneReader``; zero by default.
     """
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
         self.vq = VQTokenizer.from_pretrained(recipe.init["vq"]).requires_grad_(False)
-        text = TextEncoder.from_pretrained(recipe.init["text_encoder"], torch.float32).requires_grad_(False)
+        encoder = recipe.init.get("text_encoder") or resolve(recipe.init["gpt"]) / "text_encoder"
+        text = TextEncoder.from_pretrained(encoder, torch.float32).requires_grad_(False)
         if "gpt" in recipe.init:
             gpt = LlamaGen.from_pretrained(recipe.init["gpt"])
         else:
@@ -81,11 +84,16 @@ class LlamaGenTask:
                 )
             )
         self.model = LlamaGenObjective(gpt, text, tuple(recipe.data.get("supervision", (0.0, 0.0))))
-        self.scenes = recipe.data["scenes"]
-        if self.scenes % recipe.batch_size:
-            raise VistokError(f"data.scenes ({self.scenes}) must be a multiple of batch_size ({recipe.batch_size}).")
-        self.seed = recipe.data["seed"]
-        self.codes = torch.full((self.scenes, gpt.config.block_size), -1, dtype=torch.int16)
+        self._prepare(gpt.config.block_size)
+
+    def _prepare(self, length: int) -> None:
+        """Room for the codes of all scenes."""
+        self.seed, self.scenes = self.recipe.data["seed"], self.recipe.data["scenes"]
+        if self.scenes % self.recipe.batch_size:
+            raise VistokError(
+                f"data.scenes ({self.scenes}) must be a multiple of batch_size ({self.recipe.batch_size})."
+            )
+        self.codes = torch.full((self.scenes, length), -1, dtype=torch.int16)
 
     @torch.no_grad()
     def _extract(self, seed: int, start: int, count: int) -> Tensor:

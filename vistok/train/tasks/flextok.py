@@ -1,0 +1,163 @@
+"""Train a FlexTok (arXiv 2502.13967) on scenes: rectified flow in the latents of a frozen tokenizer, nested dropout.
+
+The paper aligns decoder patches with DINOv2 (REPA). The scenes' labels stand in for it: a linear map reads from the
+aligned patches which kind of object each shows. A second head reads from the first token which kinds are in the picture
+(any of them will do), so that a single token already stands for a plausible scene; its term is ours. Both heads serve
+training alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vistok.data.scenes import NUM_CLASSES, Scenes, render, sample_scenes
+from vistok.data.scenes.world import COLOURS, SHAPES
+from vistok.errors import VistokError
+from vistok.eval.rate_distortion import quality_by_tokens
+from vistok.eval.scene_detector import detect
+from vistok.tokenizers.flextok import FlexTok, FlowDraws
+from vistok.tokenizers.flextok_config import FlexTokConfig
+from vistok.tokenizers.quantizers import CodebookUsage
+from vistok.tokenizers.vq import VQTokenizer
+from vistok.train.export import write_training_card
+from vistok.train.recipe import Recipe
+from vistok.train.tasks.scene_reader import plan
+from vistok.train.tasks.vq import HELD_OUT_SEED
+
+CHUNK = 32  # scenes whose latents are computed at a time
+
+
+class FlexTokObjective(nn.Module):
+    """Squared error of the velocity, and the cross-entropies of the two heads.
+
+    Args:
+        tokenizer: what is trained.
+        supervision: weights of the patches' and of the first token's cross-entropy.
+    """
+
+    def __init__(self, tokenizer: FlexTok, supervision: tuple[float, float]):
+        super().__init__()
+        config = tokenizer.config
+        self.tokenizer = tokenizer
+        self.supervision = supervision
+        self.patches = nn.Linear(config.decoder[0], NUM_CLASSES + 1)
+        self.first = nn.Sequential(nn.Linear(len(config.levels), 256), nn.GELU(), nn.Linear(256, NUM_CLASSES))
+
+    def forward(self, maps: Tensor, cells: Tensor, kinds: Tensor, **draws: Tensor):
+        """Loss of a batch.
+
+        Args:
+            maps: latents [B, C, h, w].
+            cells: kind of object that each patch shows, NUM_CLASSES where there is none, [B, patches].
+            kinds: whether each kind is in the picture, bool [B, NUM_CLASSES].
+            draws: the fields of ``FlowDraws``.
+        """
+        out = self.tokenizer.training_pass(maps, FlowDraws(**draws))
+        flow = out.loss
+        patches = F.cross_entropy(self.patches(out.features).flatten(0, 1).float(), cells.flatten().long())
+        likely = self.first(out.codes[:, 0]).float().log_softmax(-1)
+        first = -likely.masked_fill(~kinds, -torch.inf).logsumexp(-1).mean()
+        loss = flow + self.supervision[0] * patches + self.supervision[1] * first
+        return loss, {"flow": flow.detach(), "patches": patches.detach(), "first": first.detach()}
+
+
+def kinds_present(scenes: Scenes) -> Tensor:
+    """Which kinds of object are in each scene, bool [B, NUM_CLASSES]."""
+    kinds = scenes.shape * len(COLOURS) + scenes.colour
+    found = torch.zeros(len(scenes), NUM_CLASSES + 1, dtype=torch.bool)
+    found.scatter_(1, torch.where(scenes.present, kinds, NUM_CLASSES), True)
+    return found[:, :-1]
+
+
+def right_class(images: Tensor, kinds: Tensor) -> float:
+    """Share of pictures [B, 3, H, W] whose largest object is of one of the kinds [B, NUM_CLASSES] of their scenes."""
+    right = 0
+    for found, expected in zip(detect(images.clamp(-1, 1)), kinds, strict=True):
+        if found:
+            right += int(expected[SHAPES.index(found[0].shape) * len(COLOURS) + COLOURS.index(found[0].colour)])
+    return right / len(images)
+
+
+class FlexTokTask:
+    """The ``flextok`` task: from new weights over the frozen tokenizer ``init.vq``, or from ``init.tokenizer``.
+
+    Latents of ``data.scenes`` scenes are computed once, as they are first needed.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        torch.manual_seed(recipe.seed)
+        if "tokenizer" in recipe.init:
+            self.tokenizer = FlexTok.from_pretrained(recipe.init["tokenizer"])
+        else:
+            vq = VQTokenizer.from_pretrained(recipe.init["vq"])
+            shapes = {key: tuple(recipe.model[key]) for key in ("encoder", "decoder", "levels")}
+            self.tokenizer = FlexTok(FlexTokConfig(**(recipe.model | shapes), vae=False, vq=asdict(vq.config)))
+            self.tokenizer.vae.vq.load_state_dict(vq.state_dict())
+        self.tokenizer.vae.requires_grad_(False)
+        data = recipe.data
+        if data["scenes"] % recipe.batch_size:
+            raise VistokError(f"data.scenes ({data['scenes']}) must be a multiple of batch_size ({recipe.batch_size}).")
+        self.model = FlexTokObjective(self.tokenizer, tuple(data["supervision"]))
+        self.maps = torch.empty(data["scenes"], *self.tokenizer.config.map_shape, dtype=torch.float16)
+        self.known = torch.zeros(data["scenes"], dtype=torch.bool)
+
+    def _scenes(self, seed: int, start: int, count: int) -> tuple[Scenes, Tensor]:
+        scenes = sample_scenes(count, seed, start)
+        return scenes, render(scenes, self.tokenizer.config.image_size)
+
+    @torch.no_grad()
+    def _latents(self, index: Tensor) -> Tensor:
+        """Maps of training scenes, computed in chunks on first use."""
+        device = self.model.patches.weight.device
+        for chunk in (index[~self.known[index]] // CHUNK).unique().tolist():
+            rows = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.maps)))
+            _, images = self._scenes(self.recipe.data["seed"], rows.start, rows.stop - rows.start)
+            self.maps[rows] = self.tokenizer.maps(images.to(device)).cpu().half()
+            self.known[rows] = True
+        return self.maps[index].float()
+
+    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
+        """Scenes in order, pass after pass, with new noise, times and lengths in each."""
+        size, seed = self.recipe.batch_size, self.recipe.data["seed"]
+        index = (step * size) % len(self.maps) + torch.arange(rows.start, rows.stop)
+        scenes = sample_scenes(len(index), seed, int(index[0]))
+        draws = self.tokenizer.draw(size, torch.Generator().manual_seed(seed * 1_000_003 + step))
+        return {
+            "maps": self._latents(index),
+            "cells": plan(scenes, self.tokenizer.config.grid, self.tokenizer.config.image_size).cells,
+            "kinds": kinds_present(scenes),
+        } | {name: draw[rows] for name, draw in draws._asdict().items()}
+
+    def after_step(self, step: int) -> None:
+        """Nothing happens between steps."""
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """PSNR of held-out scenes and the share of right classes at few, some and all tokens, and usage of codes."""
+        config, device = self.tokenizer.config, self.model.patches.weight.device
+        scenes, images = self._scenes(HELD_OUT_SEED, 0, self.recipe.data.get("eval_scenes", 64))
+        kinds, usage = kinds_present(scenes), CodebookUsage(self.tokenizer.regularizer.size)
+        outputs: dict[int, list[Tensor]] = {n: [] for n in sorted({1, 1 + config.registers // 8, config.registers})}
+        points = quality_by_tokens(
+            self.tokenizer,
+            images.to(device).split(32),
+            list(outputs),
+            usage.update,
+            lambda length, pictures: outputs[length].append(pictures.cpu()),
+        )
+        metrics = {f"psnr_{point.setting}": point.psnr for point in points}
+        metrics |= {f"right_class_{n}": right_class(torch.cat(pictures), kinds) for n, pictures in outputs.items()}
+        return metrics | {"codebook_usage": usage.usage, "codebook_perplexity": usage.perplexity}
+
+    def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
+        """Write the tokenizer as an embedded model, with the one that its maps are latents of."""
+        self.tokenizer.save_pretrained(directory, torch.float16)
+        write_training_card(
+            directory, self.recipe, self.tokenizer, "image-tokenizer", "flextok", metrics, steps, paper="2502.13967"
+        )

@@ -1,0 +1,147 @@
+"""Train MAR on the latents of single-object scenes, with the published objective (arXiv 2406.11838, section 4).
+
+A class of the scenes is the shape and colour of the first object. A picture of a class should show that and nothing
+else, so only scenes with one object are used. Their latents' means and deviations are kept, upright and mirrored, and
+drawn anew each time, as the published training does with cached moments.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vistok.data.scenes import NUM_CLASSES, Scenes, render, sample_scenes
+from vistok.models.mar import MAR, MARConfig
+from vistok.tokenizers.kl import KLAutoencoder, Posterior
+from vistok.train.export import write_training_card
+from vistok.train.recipe import Recipe
+from vistok.train.tasks.vq import HELD_OUT_SEED
+
+CHUNK = 512  # scenes that are composed at a time; about a fifth of them have one object
+RATIO_MEAN, RATIO_STD = 1.0, 0.25  # of the mask ratio's normal law, before it is truncated to [mask_ratio_min, 1]
+
+
+def single_object_scenes(seed: int, chunk: int) -> Scenes:
+    """Those of the scenes of one chunk of a world that have exactly one object."""
+    scenes = sample_scenes(CHUNK, seed, chunk * CHUNK)
+    return scenes[scenes.present.sum(1) == 1]
+
+
+def draw_mask(batch: int, length: int, least: float) -> Tensor:
+    """A training mask, bool [B, L]: random orders, and one ratio for the batch.
+
+    Args:
+        batch, length: B and L.
+        least: the smallest share of hidden tokens.
+    """
+    low, high = (torch.special.ndtr(torch.tensor((x - RATIO_MEAN) / RATIO_STD)) for x in (least, 1.0))
+    ratio = RATIO_MEAN + RATIO_STD * float(torch.special.ndtri(low + (high - low) * torch.rand(())))
+    hidden = math.ceil(length * min(max(ratio, least), 1.0))
+    return torch.rand(batch, length).argsort(1).argsort(1) < hidden
+
+
+class MARObjective(nn.Module):
+    """The published loss over hidden tokens."""
+
+    def __init__(self, mar: MAR):
+        super().__init__()
+        self.mar = mar
+
+    def forward(self, latents: Tensor, labels: Tensor, mask: Tensor):
+        return self.mar(latents, labels, mask), {}
+
+
+class MARTask:
+    """The ``mar`` task.
+
+    ``init.kl`` names the autoencoder, or its folder, ``data.tokenizer`` the name under which the card lists it;
+    ``init.mar`` names weights to go on from.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        torch.manual_seed(recipe.seed)
+        self.kl = KLAutoencoder.from_pretrained(recipe.init["kl"]).requires_grad_(False)
+        self.size = recipe.data["size"]
+        if "mar" in recipe.init:
+            mar = MAR.from_pretrained(recipe.init["mar"])
+        else:
+            shape = {
+                "img_size": self.size,
+                "vae_stride": self.kl.config.downsample,
+                "vae_embed_dim": self.kl.config.z_channels,
+                "class_num": NUM_CLASSES,
+            }
+            mar = MAR(MARConfig(**shape | recipe.model))
+        self.mar = mar
+        self.model = MARObjective(mar)
+        self.latents = self.labels = None
+
+    def _moments(self, seed: int, count: int) -> tuple[Tensor, Tensor]:
+        """Scaled means and deviations [count, 2, 2, c, h, w], upright and mirrored, and classes [count]."""
+        moments, labels, chunk = [], [], 0
+        while sum(map(len, labels)) < count:
+            scenes = single_object_scenes(seed, chunk)
+            moments.append(self._encode(render(scenes, self.size)))
+            labels.append(scenes.label)
+            chunk += 1
+        return torch.cat(moments)[:count], torch.cat(labels)[:count]
+
+    @torch.no_grad()
+    def _encode(self, images: Tensor) -> Tensor:
+        device = next(self.mar.parameters()).device
+        both = torch.stack([images, images.flip(-1)], 1).flatten(0, 1).to(device)
+        kl = self.kl.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            posterior: Posterior = kl.posterior(both)
+        pair = torch.stack([posterior.mean.float(), posterior.std.float()], 1) * kl.config.scaling_factor
+        return pair.unflatten(0, (len(images), 2)).half().cpu()
+
+    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
+        """Scenes in the order of a fresh permutation for each pass, mirrored or not by a coin."""
+        if self.latents is None:
+            self.latents, self.labels = self._moments(self.recipe.data["seed"], self.recipe.data["scenes"])
+        size = self.recipe.batch_size
+        epoch, place = divmod(step, len(self.labels) // size)
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(epoch))
+        index = order[place * size : (place + 1) * size][rows]
+        mean, std = self.latents[index, torch.randint(2, (len(index),))].float().unbind(1)
+        config = self.mar.config
+        return {
+            "latents": mean + std * torch.randn_like(std),
+            "labels": self.labels[index],
+            "mask": draw_mask(size, config.seq_len, config.mask_ratio_min)[rows],
+        }
+
+    def after_step(self, step: int) -> None:
+        """Nothing happens between steps."""
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Loss of held-out scenes at fixed masks, steps and noise, in the published units."""
+        device = next(self.mar.parameters()).device
+        moments, labels = self._moments(HELD_OUT_SEED, self.recipe.data.get("eval_scenes", 128))
+        torch.manual_seed(self.recipe.seed)
+        config = self.mar.config
+        mask = draw_mask(len(labels), config.seq_len, config.mask_ratio_min)
+        loss = self.mar(moments[:, 0, 0].float().to(device), labels.to(device), mask.to(device))
+        return {"held_out_loss": float(loss)}
+
+    def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
+        """Write the generator as an embedded model."""
+        self.mar.save_pretrained(directory, torch.float16)
+        write_training_card(
+            directory,
+            self.recipe,
+            self.mar,
+            "class-to-image",
+            "mar",
+            metrics,
+            steps,
+            {"vq": self.recipe.data["tokenizer"]},
+            "2406.11838",
+            data=f"vistok.data.scenes of one object, seed {self.recipe.data['seed']}",
+        )
