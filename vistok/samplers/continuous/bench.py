@@ -1,0 +1,214 @@
+"""MAR against continuous speculative decoding and faster solvers: calls, time and scores of the same pictures.
+
+Every batch is drawn by all contestants in turn before the next begins, so that whatever else the machine does slows all
+of them alike. A picture is right if the exact detector of scenes finds one object in it, of the class's shape and colour.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from vistok.data.images import to_tensor
+from vistok.eval.decoding import Estimate, ratio_estimate
+from vistok.samplers.bench import Contestant
+from vistok.samplers.continuous.cspd import ContinuousSpeculative
+from vistok.samplers.continuous.mar import MaskedAutoregressive
+from vistok.samplers.continuous.stats import ContinuousStats
+from vistok.samplers.law import Law
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vistok.models.mar import MAR
+    from vistok.pipelines import Pipeline, Sample
+
+WINDOWS = (4, 8)
+SOLVER_STEPS = (5, 10, 20)
+
+
+def contestants(draft: MAR | None, iterations: int, head_steps: int, prefill: float) -> list[Contestant]:
+    """What a comparison runs; plain MAR comes first.
+
+    Args:
+        draft: the smaller model; speculative decoding is left out without one.
+        iterations, head_steps: of plain MAR, and of both models of a pair.
+        prefill: share of the steps that the target takes alone.
+    """
+    plain = {"iterations": iterations, "head_steps": head_steps}
+    found = [Contestant("mar", MaskedAutoregressive(**plain))]
+    for mode in ("exact", "reference") if draft is not None else ():
+        for window in WINDOWS:
+            sampler = ContinuousSpeculative(draft, mode, window=window, prefill=prefill, **plain)
+            found.append(Contestant(f"cspd {mode}, window {window}", sampler, mode == "exact"))
+    for steps in SOLVER_STEPS:
+        fast = MaskedAutoregressive(iterations, steps, "dpm++")
+        found.append(Contestant(f"mar, dpm++ {steps}", fast, lossless=False))
+    return found
+
+
+@dataclass
+class Trial:
+    """What one contestant drew: pictures, statistics of each batch, and its wall and processor seconds."""
+
+    contestant: Contestant
+    images: list[Image] = field(default_factory=list)
+    stats: list[ContinuousStats] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+
+    def sample(self, *args, **options):
+        """Draw a batch with the contestant's sampler and keep the time."""
+        began, worked = time.perf_counter(), time.process_time()
+        tokens, stats = self.contestant.sampler.sample(*args, **options)
+        self.cpu_seconds.append(time.process_time() - worked)
+        self.seconds.append(time.perf_counter() - began)
+        return tokens, stats
+
+
+def run_trials(
+    pipe: Pipeline,
+    entered: Sequence[Contestant],
+    samples: Sequence[Sample],
+    law: Law,
+    seed: int,
+    batch_size: int,
+    advance: Callable[[], None],
+) -> list[Trial]:
+    """Draw the same samples with every contestant."""
+    trials = [Trial(contestant) for contestant in entered]
+    for start in range(0, len(samples), batch_size):
+        for trial in trials:
+            for _, output in pipe.iterate(samples[start : start + batch_size], trial, law, seed, batch_size):
+                trial.images += output.images
+                trial.stats.append(output.stats)
+            advance()
+    return trials
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant's figures.
+
+    Attributes:
+        name, lossless: of the contestant.
+        forwards: passes of the target's transformer that a picture waited for.
+        prefixes: sequences that went through it for a picture, guidance branches not counted.
+        target_calls, target_rows: calls of the target's head for a batch, and their rows for a picture.
+        draft_calls, draft_rows: likewise of the draft's.
+        acceptance_rate: accepted over proposed drafts; None without drafts.
+        fallbacks: residual loops that failed, of all pictures.
+        seconds: wall time of a batch.
+        speed_up, cpu_speed_up: plain MAR's time over the contestant's, wall and processor.
+        detector: share of right pictures.
+        distance: Frechet distance to held-out scenes of one object; None without the feature network.
+    """
+
+    name: str
+    lossless: bool
+    forwards: float
+    prefixes: float
+    target_calls: float
+    target_rows: float
+    draft_calls: float
+    draft_rows: float
+    acceptance_rate: float | None
+    fallbacks: int
+    seconds: float
+    speed_up: Estimate
+    cpu_speed_up: Estimate
+    detector: Estimate
+    distance: float | None
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def right(image: Image, label: int) -> bool:
+    """Whether a picture shows one object, of the class's shape and colour."""
+    from vistok.data.scenes import COLOURS, SHAPES
+    from vistok.eval.geneval.detectors import SceneDetector
+
+    shape, colour = divmod(label, len(COLOURS))
+    detector = SceneDetector()
+    found = [each for each in detector.detect([image])[0] if each.score >= detector.options.threshold]
+    return [(each.label, each.colour) for each in found] == [(SHAPES[shape], COLOURS[colour])]
+
+
+def distances(trials: Sequence[Trial]) -> list[float | None]:
+    """Frechet distance of each contestant's pictures to held-out scenes of one object."""
+    from vistok.data.scenes import render
+    from vistok.eval.frechet import frechet_distance
+    from vistok.eval.scenes_features import SIDE, load_scene_features
+    from vistok.eval.statistics import FeatureStatistics
+    from vistok.samplers.scene_scores import HELD_OUT, has_features
+    from vistok.train.tasks.mar import single_object_scenes
+
+    if not has_features():
+        return [None] * len(trials)
+    network = load_scene_features()
+
+    @torch.inference_mode()
+    def statistics(pictures: torch.Tensor) -> FeatureStatistics:
+        return FeatureStatistics.of(torch.cat([network(part)["features"] for part in pictures.split(256)]))
+
+    real = statistics(torch.cat([render(single_object_scenes(HELD_OUT, chunk), SIDE) for chunk in range(8)]))
+    drawn = (torch.stack([to_tensor(image) for image in trial.images]) for trial in trials)
+    return [frechet_distance(real, statistics(pictures)) for pictures in drawn]
+
+
+def summarise(trials: Sequence[Trial], samples: Sequence[Sample]) -> list[Row]:
+    """The figures of all contestants, plain MAR first."""
+    base, rows, pictures = trials[0], [], len(samples)
+    for trial, distance in zip(trials, distances(trials), strict=True):
+        stats = ContinuousStats.merged(trial.stats)
+        correct = [right(image, sample.condition) for image, sample in zip(trial.images, samples, strict=True)]
+        rows.append(
+            Row(
+                name=trial.contestant.name,
+                lossless=trial.contestant.lossless,
+                forwards=float(stats.forwards.double().mean()),
+                prefixes=stats.target_prefixes / pictures,
+                target_calls=stats.target_calls / stats.batches,
+                target_rows=stats.target_rows / pictures,
+                draft_calls=stats.draft_calls / stats.batches,
+                draft_rows=stats.draft_rows / pictures,
+                acceptance_rate=stats.acceptance_rate if int(stats.proposed.sum()) else None,
+                fallbacks=stats.fallbacks,
+                seconds=sum(trial.seconds) / len(trial.seconds),
+                speed_up=ratio_estimate(base.seconds, trial.seconds),
+                cpu_speed_up=ratio_estimate(base.cpu_seconds, trial.cpu_seconds),
+                detector=ratio_estimate(correct, [1] * pictures),
+                distance=distance,
+            )
+        )
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table."""
+    head = ["sampler", "lossless", "forwards", "prefixes", "head calls", "draft's", "head rows", "draft's", "accepted"]
+    head += ["seconds", "speed-up", "CPU speed-up", "detector", "FD"]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        counts = (row.prefixes, row.target_calls, row.draft_calls, row.target_rows, row.draft_rows)
+        lines.append(
+            [
+                row.name,
+                "yes" if row.lossless else "no",
+                f"{row.forwards:.1f}",
+                *(f"{count:.0f}" for count in counts),
+                "" if row.acceptance_rate is None else f"{row.acceptance_rate:.2f}",
+                f"{row.seconds:.2f}",
+                str(row.speed_up),
+                str(row.cpu_speed_up),
+                str(row.detector),
+                "" if row.distance is None else f"{row.distance:.2f}",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

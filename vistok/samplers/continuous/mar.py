@@ -1,0 +1,217 @@
+"""MAR sampling (Li et al., arXiv 2406.11838, section 3.4): sets of hidden tokens, in a random order, from the head.
+
+Orders and noise are addressed by sample and position, not drawn from two generators as in the reference. Both
+guidance branches run in one batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vistok.errors import VistokError, unknown_name
+from vistok.models.mar import MAR, Diffusion, diffusion
+from vistok.samplers.continuous.head import HeadChain, draw, solve, solver_process
+from vistok.samplers.continuous.noise import TokenNoise
+from vistok.samplers.continuous.schedule import MaskSchedule, ranks
+from vistok.samplers.continuous.stats import ContinuousStats
+from vistok.samplers.law import Law
+from vistok.samplers.noise import Noise
+
+SOLVERS = ("ddpm", "dpm++")
+Trajectories = Callable[[Tensor, Tensor], Tensor]  # rows [N] and positions [N] of tokens to their noise [T + 1, N, D]
+
+
+class GuidedMAR:
+    """A MAR with its classes and guidance inside: tokens and masks in, denoising chains of the head out.
+
+    Args:
+        model: the network.
+        labels: classes [B].
+        process: the head's spaced process.
+        guided: whether the unconditional branch runs, in the same batch.
+        temperature: multiplies the head's noise.
+
+    Attributes:
+        calls, rows: calls of the head by all chains so far, and the rows of all of them.
+        forwards: passes of encoder and decoder.
+        prefixes: sequences in all of them, guidance branches not counted.
+    """
+
+    def __init__(self, model: MAR, labels: Tensor, process: Diffusion, guided: bool, temperature: float = 1.0):
+        self.model, self.process, self.guided, self.temperature = model, process, guided, temperature
+        self.condition = model.condition(labels)
+        self.null = model.null_condition(1)
+        self.forwards = self.prefixes = 0
+        self._chains: list[HeadChain] = []
+        self._calls = self._rows = 0
+
+    def conditions(self, tokens: Tensor, mask: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The head's conditions, [N, L, Ed] or, guided, [2 N, L, Ed] with the unconditional half last.
+
+        Args:
+            tokens: [N, L, D].
+            mask: True where hidden, [N, L].
+            rows: batch row of each sequence, which may come up several times, int64 [N]; the batch itself if None.
+        """
+        self.forwards += 1
+        self.prefixes += len(tokens)
+        condition = self.condition if rows is None else self.condition[rows]
+        if self.guided:
+            condition = torch.cat([condition, self.null.expand(len(tokens), -1).to(condition.dtype)])
+            tokens, mask = tokens.repeat(2, 1, 1), mask.repeat(2, 1)
+        return self.model.conditions(tokens, mask, condition)
+
+    def select(self, z: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        """The conditions of some tokens, [N, Ed] or [2 N, Ed]."""
+        picked = z[rows, positions]
+        return torch.cat([picked, z[rows + len(z) // 2, positions]]) if self.guided else picked
+
+    def chain(self, z: Tensor, scale: Tensor) -> HeadChain:
+        """The head at selected conditions, guided by a scale for each token [N]."""
+        net = self.model.diffloss.net
+        chain = HeadChain(net, self.process, z, scale if self.guided else None, self.temperature)
+        self._chains.append(chain)
+        return chain
+
+    def release(self) -> None:
+        """Drop the chains that are done and keep their counts."""
+        self._calls += sum(chain.calls for chain in self._chains)
+        self._rows += sum(chain.rows for chain in self._chains)
+        self._chains.clear()
+
+    @property
+    def calls(self) -> int:
+        """Calls of the head so far."""
+        self.release()
+        return self._calls
+
+    @property
+    def rows(self) -> int:
+        """Rows of those calls."""
+        self.release()
+        return self._rows
+
+
+def paint_step(
+    guided: GuidedMAR, tokens: Tensor, mask: Tensor, chosen: Tensor, scale: float, noise: Trajectories, solver="ddpm"
+) -> None:
+    """Draw the chosen tokens in place.
+
+    Args:
+        tokens: [B, L, D].
+        mask, chosen: bool [B, L].
+        scale: of guidance.
+        noise: the tokens' random numbers.
+        solver: one of ``SOLVERS``.
+    """
+    rows, positions = chosen.nonzero(as_tuple=True)
+    z = guided.select(guided.conditions(tokens, mask), rows, positions)
+    chain = guided.chain(z, torch.full((len(rows),), scale, device=z.device))
+    drawn = noise(rows, positions)
+    tokens[rows, positions] = draw(chain, drawn) if solver == "ddpm" else solve(chain, drawn[-1])
+    guided.release()
+
+
+def paint(
+    guided: GuidedMAR,
+    plan: MaskSchedule,
+    scales: list[float],
+    rank: Tensor,
+    noise: Trajectories,
+    solver: str = "ddpm",
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """The whole of MAR sampling: tokens [B, L, D].
+
+    Args:
+        guided: the model.
+        plan: how many tokens each step leaves hidden.
+        scales: guidance of each step.
+        rank: place of each position in its order, [B, L]; the last places are drawn first.
+        noise, solver: see :func:`paint_step`.
+        progress: called with the tokens that each sample gained.
+    """
+    config = guided.model.config
+    tokens = torch.zeros(*rank.shape, config.token_dim, device=rank.device)
+    for (before, after, _), scale in zip(plan.steps, scales, strict=True):
+        mask = rank < before
+        paint_step(guided, tokens, mask, mask & (rank >= after), scale, noise, solver)
+        if progress is not None:
+            progress(before - after)
+    return tokens
+
+
+def check_head(solver: str, head_steps: int) -> None:
+    """Raise VistokError unless the head can be solved so."""
+    if solver not in SOLVERS:
+        raise unknown_name("solver of the diffusion head", solver, list(SOLVERS))
+    if head_steps < 2:
+        raise VistokError(f"the diffusion head needs at least two steps, got {head_steps}.")
+
+
+@dataclass(frozen=True)
+class MaskedAutoregressive:
+    """Sets of tokens in a random order, each from the diffusion head.
+
+    Attributes:
+        iterations: steps over the picture.
+        head_steps: steps of the head for every token.
+        solver: ``ddpm``, the published ancestral sampler, or ``dpm++``, good at about ten steps.
+        guidance_schedule: ``linear``, growing with the share of known tokens, or ``constant``.
+    """
+
+    iterations: int = 64
+    head_steps: int = 100
+    solver: str = "ddpm"
+    guidance_schedule: str = "linear"
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        model: MAR,
+        condition: Tensor,
+        mask: Tensor | None,
+        law: Law,
+        noise: Noise,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[Tensor, ContinuousStats]:
+        """Draw a batch of pictures.
+
+        Args:
+            model: the network.
+            condition: classes [B].
+            mask: None; the model takes no text.
+            law: guidance and temperature.
+            noise: the random numbers of the run.
+            progress: called with the tokens that each sample gained.
+
+        Returns:
+            Scaled tokens [B, L, D] and the statistics of the run.
+        """
+        began = time.perf_counter()
+        check_head(self.solver, self.head_steps)
+        process = solver_process(self.head_steps) if self.solver == "dpm++" else diffusion(str(self.head_steps))
+        plan = MaskSchedule(model.config.seq_len, self.iterations)
+        guided = GuidedMAR(model, condition, process, law.guided, law.temperature)
+        numbers = TokenNoise(noise)
+        rank = ranks(numbers.orders(plan.length))
+
+        def trajectories(rows: Tensor, positions: Tensor) -> Tensor:
+            return numbers.paths(rows, positions, len(process), model.config.token_dim)
+
+        scales = plan.guidance(law.guidance, self.guidance_schedule)
+        tokens = paint(guided, plan, scales, rank, trajectories, self.solver, progress)
+        stats = ContinuousStats(
+            1 + plan.step_of_rank.to(rank.device)[rank].cpu(),
+            torch.zeros(len(condition), dtype=torch.int64),
+            seconds=time.perf_counter() - began,
+            target_calls=guided.calls,
+            target_rows=guided.rows,
+            target_prefixes=guided.prefixes,
+        )
+        return tokens, stats
