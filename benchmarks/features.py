@@ -36,6 +36,7 @@ from vistok.eval.features import extract_features
 from vistok.eval.frechet import frechet_distance
 from vistok.eval.inception import FidInception, load_inception
 from vistok.eval.pictures import FolderPictures
+from vistok.eval.processes import processes
 from vistok.eval.statistics import FeatureStatistics
 
 Result = TypeVar("Result")
@@ -91,6 +92,7 @@ def compare_speed(arguments: argparse.Namespace, root: Path) -> None:
     torch.save(FidInception().state_dict(), weights)
     plain, ours = load_inception(weights), load_extractor("inception", weights, "pytorch-fid", arguments.precision)
     options = {"batch_size": arguments.batch_size, "workers": arguments.workers}
+    processes()  # imports accelerate, which is start-up and not extraction
     rates: dict[str, list[tuple[float, float]]] = {"plain loop": [], "vistok": []}
     for repeat in range(arguments.repeats):
         expected, *speed = measure(lambda: plain_loop(pictures, plain, device, **options), arguments.pictures)

@@ -235,18 +235,47 @@ def test_boxes_of_masks():
     assert mask_boxes(masks).tolist() == [[1, 2, 6, 4], [0, 0, 0, 0]]
 
 
-@pytest.mark.slow  # imports transformers' Mask2Former and runs it at 800 pixels
-def test_mask2former_and_clip_from_folders_judge_a_picture(tmp_path):
-    from transformers import (
-        CLIPConfig,
-        CLIPModel,
-        CLIPTokenizer,
-        Mask2FormerConfig,
-        Mask2FormerForUniversalSegmentation,
-        SwinConfig,
-    )
+@pytest.fixture
+def clip_folder(tmp_path):
+    """A CLIP of random weights with a tokenizer of single letters."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-    from vistok.eval.clip_score import clip_scores
+    torch.manual_seed(0)
+    (tmp_path / "clip").mkdir()
+    letters = [chr(c) for c in range(97, 123)]
+    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters), "-</w>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    tokenizer.save_pretrained(tmp_path / "clip")
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = size | {"vocab_size": len(vocabulary), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    config = CLIPConfig(text_config=text, vision_config=size | {"image_size": 32, "patch_size": 8}, projection_dim=12)
+    CLIPModel(config).save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+def test_clipscore_of_pictures_with_captions(clip_folder, tmp_path):
+    from vistok.eval.clip_score import ClipModel, clip_scores
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    plain = clip_scores(ClipModel(clip_folder), [image, image], ["a dog", "a zebra"], weight=1.0)
+    assert plain.shape == (2,) and (plain >= 0).all() and (plain <= 1 + 1e-6).all()
+
+    (tmp_path / "pictures").mkdir()
+    image.save(tmp_path / "pictures" / "a.png")
+    captions = tmp_path / "captions.jsonl"
+    captions.write_text("".join(json.dumps({"image": "a.png", "caption": c}) + "\n" for c in ("a dog", "a zebra")))
+    folders = ("--images", tmp_path / "pictures", "--captions", captions, "--clip", clip_folder)
+    outcome = CliRunner().invoke(app, ["clipscore", *map(str, folders), "--json", "-"])
+    assert outcome.exit_code == 0, outcome.output
+    assert json.loads(outcome.stdout)[0]["value"] == pytest.approx(2.5 * plain.mean().item(), rel=1e-5)
+
+
+@pytest.mark.slow  # imports transformers' Mask2Former and runs it at 800 pixels
+def test_mask2former_and_clip_from_folders_judge_a_picture(clip_folder, tmp_path):
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+
     from vistok.eval.geneval.load import load_detector
 
     torch.manual_seed(0)
@@ -270,33 +299,9 @@ def test_mask2former_and_clip_from_folders_judge_a_picture(tmp_path):
     with pytest.raises(VistokError, match="needs a CLIP"):
         load_detector(str(tmp_path / "mask2former"))
 
-    (tmp_path / "clip").mkdir()
-    letters = [chr(c) for c in range(97, 123)]
-    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters), "-</w>"]
-    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
-    tokenizer.save_pretrained(tmp_path / "clip")
-    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = size | {"vocab_size": len(vocabulary), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    config = CLIPConfig(text_config=text, vision_config=size | {"image_size": 32, "patch_size": 8}, projection_dim=12)
-    CLIPModel(config).save_pretrained(tmp_path / "clip")
-
-    detector, colours = load_detector(str(tmp_path / "mask2former"), str(tmp_path / "clip"))
+    detector, colours = load_detector(str(tmp_path / "mask2former"), str(clip_folder))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
     (found,) = detector.detect([image])
     assert found and all(d.mask.shape == (60, 90) and d.label in COCO_CLASSES for d in found)
     named = colours.colours(image, "dog", found[:3])
     assert len(named) == 3 and set(named) <= set(colours.colour_names)
-    plain = clip_scores(colours.clip, [image, image], ["a dog", "a zebra"], weight=1.0)
-    assert plain.shape == (2,) and (plain >= 0).all() and (plain <= 1 + 1e-6).all()
-    torch.testing.assert_close(clip_scores(colours.clip, [image, image], ["a dog", "a zebra"]), 2.5 * plain)
-
-    (tmp_path / "pictures").mkdir()
-    image.save(tmp_path / "pictures" / "a.png")
-    captions = tmp_path / "captions.jsonl"
-    captions.write_text("".join(json.dumps({"image": "a.png", "caption": c}) + "\n" for c in ("a dog", "a zebra")))
-    folders = ("--images", tmp_path / "pictures", "--captions", captions, "--clip", tmp_path / "clip")
-    outcome = CliRunner().invoke(app, ["clipscore", *map(str, folders), "--json", "-"])
-    assert outcome.exit_code == 0, outcome.output
-    assert json.loads(outcome.stdout)[0]["value"] == pytest.approx(2.5 * plain.mean().item(), rel=1e-5)

@@ -7,6 +7,7 @@ import torch
 
 from vistok.data.images import to_pil
 from vistok.data.scenes import render, sample_scenes
+from vistok.projectors import Compressor, Kept, compress
 from vistok.projectors.scenes_vqa import (
     IGNORE,
     SLOT,
@@ -20,7 +21,7 @@ from vistok.projectors.scenes_vqa import (
     vocabulary,
 )
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.vqa import PATCH_CLASSES, VqaTask, patch_targets, scene_targets
+from vistok.train.tasks.vqa import PATCH_CLASSES, VqaTask, patch_targets, scene_targets, thinned
 
 SMALL = {
     "vision": {
@@ -100,6 +101,41 @@ def test_packed_questions_are_answered_as_if_asked_alone(task):
                 place = (questions[row, k] == token_ids()["assistant:"]).nonzero().item()
                 alone = task.model.llava(**inputs).logits[0, -1]
                 torch.testing.assert_close(packed[row, k, place], alone, atol=2e-5, rtol=0)
+
+
+def test_tokens_left_out_in_training_are_as_if_compressed_away(task):
+    """Masked tokens give the logits of the same choice under ``compress``, positions included."""
+
+    class Chosen(Compressor):
+        def select(self, image):
+            return [Kept(kept[0].nonzero().squeeze(1))]
+
+    scenes = sample_scenes(1, 9)
+    (question,) = draw_questions(scenes, 1)[0]
+    questions, _ = question_tokens([[question]])
+    images = render(scenes, 64)
+    kept = thinned(torch.zeros(1, 64, dtype=torch.bool), seed=2)
+    assert 0 < kept.sum() < 64
+    inputs = llava_processor(64, 8)(images=to_pil(images)[0], text=prompt(question.text), return_tensors="pt")
+    inputs["pixel_values"] = images
+    place = (questions[0, 0] == token_ids()["assistant:"]).nonzero().item()
+    with torch.no_grad():
+        packed = task.model.answer_logits(task.model.visual_tokens(images)[0], questions, kept)[0, 0, place]
+        with compress(task.model.llava, Chosen()):
+            alone = task.model.llava(**inputs).logits[0, -1]
+    torch.testing.assert_close(packed, alone, atol=2e-5, rtol=0)
+
+
+def test_thinning_keeps_the_drawn_shares_and_leans():
+    shown = torch.arange(64).expand(4000, -1) < 16
+    kept = thinned(shown, seed=0)
+    assert sorted(kept.sum(1).unique().tolist()) == [8, 16, 32, 64]
+    assert 0.37 < (kept.sum(1) == 64).float().mean() < 0.43
+    few = kept[kept.sum(1) == 16]
+    objects = few[:, :16].sum(1)
+    assert (objects == 16).float().mean() > 0.2  # leaning 1 keeps objects alone
+    assert (objects <= 4).float().mean() > 0.2  # leaning to background, and none
+    assert torch.equal(kept, thinned(shown, seed=0))
 
 
 def test_processor_gives_the_training_pictures():

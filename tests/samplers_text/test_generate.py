@@ -104,12 +104,12 @@ def test_a_draft_model_that_is_the_target_is_always_right():
 
 
 def test_one_line_switches_it_on_and_a_seed_fixes_the_draws():
-    model, speculation = tiny(), Speculation(TokenRecycling(SMALL_TREE))
+    model, draft, speculation = tiny(), tiny(seed=1), Speculation(TokenRecycling(SMALL_TREE))
     options = {"max_new_tokens": 12, "do_sample": True, "temperature": 0.7, "top_k": 5, "pad_token_id": 0}
     runs = []
     for _ in range(2):
         torch.manual_seed(3)
-        runs.append(model.generate(prompt(), **options, custom_generate=Speculation(DraftModel(tiny(seed=1)))))
+        runs.append(model.generate(prompt(), **options, custom_generate=Speculation(DraftModel(draft))))
     assert torch.equal(*runs)
     found = model.generate(prompt(), **options, custom_generate=speculation, return_dict_in_generate=True)
     assert found.sequences.shape == (1, 7 + 12)
@@ -118,11 +118,10 @@ def test_one_line_switches_it_on_and_a_seed_fixes_the_draws():
 
 @pytest.mark.parametrize("name", ["recycling", "lookup", "eagle-2"])
 def test_drafts_that_a_rule_picks_leave_the_draws_of_a_seed_alone(name):
-    options = {"max_new_tokens": 20, "do_sample": True, "pad_token_id": 0}
-    runs = []
+    model, options, runs = tiny(), {"max_new_tokens": 20, "do_sample": True, "pad_token_id": 0}, []
     for drafter in (None, drafters()[name]):
         torch.manual_seed(4)
-        runs.append(generate(tiny(), ragged(), drafter, **options).sequences)
+        runs.append(generate(model, ragged(), drafter, **options).sequences)
     assert torch.equal(*runs)
 
 

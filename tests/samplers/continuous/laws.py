@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.samplers.continuous.test_acceptance import LIMIT, N, PAIRS, aligned, distance, pair, speculate
+from tests.samplers.continuous.test_acceptance import LIMIT, PAIRS, N, aligned, distance, pair, speculate
 from vistok.samplers.continuous.acceptance import derived_log_ratio, reference_log_ratio, reference_resample
 
 

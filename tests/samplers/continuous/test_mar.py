@@ -173,7 +173,7 @@ def test_every_token_is_drawn_in_exactly_one_step(length: int, iterations: int) 
 
 
 def test_solver_and_ancestral_sampler_agree_on_a_linear_head() -> None:
-    """A head that says eps = x has clean values of a narrow law about 0: both samplers must find it."""
+    """The best head for normal data of deviation 0.5: both samplers must find that deviation."""
 
     class Linear(torch.nn.Module):
         input_proj = torch.nn.Linear(1, 4)
@@ -191,7 +191,7 @@ def test_solver_and_ancestral_sampler_agree_on_a_linear_head() -> None:
     start = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0))
     z = torch.zeros(4000, 2)
     solved = solve(HeadChain(Linear(), solver_process(10), z), start)
-    assert abs(float(solved.std()) - 0.5) < 0.02
+    assert abs(float(solved.std() / start.std()) - 0.5) < 0.01
     process = Diffusion("100")
     noise = torch.randn(101, 4000, 1, generator=torch.Generator().manual_seed(1))
     assert abs(float(draw(HeadChain(Linear(), process, z), noise).std()) - 0.5) < 0.03

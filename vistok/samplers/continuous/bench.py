@@ -1,7 +1,8 @@
 """MAR against continuous speculative decoding and faster solvers: calls, time and scores of the same pictures.
 
 Every batch is drawn by all contestants in turn before the next begins, so that whatever else the machine does slows all
-of them alike. A picture is right if the exact detector of scenes finds one object in it, of the class's shape and colour.
+of them alike. A picture is right if the exact detector of scenes finds one object in it, of the class's shape and
+colour.
 """
 
 from __future__ import annotations

@@ -177,9 +177,13 @@ def draw(chain: Chain, noise: Tensor) -> Tensor:
 
 @lru_cache(maxsize=32)
 def solver_process(steps: int) -> Diffusion:
-    """The process of the solver's steps: evenly spaced trained steps over ``SOLVER_RANGE``."""
+    """The process of the solver's steps: trained steps over ``SOLVER_RANGE``, denser towards clean values.
+
+    Spaced evenly in the square root of time, ten steps find the spread of a normal law of deviation 0.5 to 0.004;
+    evenly in time, to 0.045.
+    """
     first, last = SOLVER_RANGE
-    return Diffusion(torch.linspace(last, first, steps).round().long())
+    return Diffusion((torch.linspace(last**0.5, first**0.5, steps) ** 2).round().long().unique())
 
 
 def solve(chain: HeadChain, start: Tensor) -> Tensor:

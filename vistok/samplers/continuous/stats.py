@@ -59,13 +59,10 @@ class ContinuousStats(Stats):
 
     def summary(self) -> dict[str, float]:
         """The figures that the command line prints; calls are of a batch."""
-        counts = {
-            name: getattr(self, name) / self.batches for name in ("target_prefixes", "target_calls", "target_rows")
-        }
-        if int(self.proposed.sum()):
-            names = ("draft_calls", "draft_rows", "rolled_back", "fallbacks")
-            counts |= {name: getattr(self, name) / self.batches for name in names}
-        return super().summary() | counts
+        figures = super().summary()
+        figures.pop("acceptance_by_position", None)  # of chains; sets of tokens have no first one
+        names = SUMMED[3:] if int(self.proposed.sum()) else SUMMED[3:6]
+        return figures | {name: getattr(self, name) / self.batches for name in names}
 
     @classmethod
     def merged(cls, parts: list[ContinuousStats]) -> ContinuousStats:

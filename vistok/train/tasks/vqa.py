@@ -95,18 +95,47 @@ class SceneHeads(nn.Module):
         return local, scene
 
 
-def packed_mask(prefix: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mask and positions of ``count`` questions that share a prefix.
+def packed_mask(present: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Mask and positions of ``count`` questions that share a prefix, some of whose tokens may be left out.
+
+    Args:
+        present: tokens of the prefix that are there, bool [B, P].
+        count: questions.
 
     Returns:
-        bool [1, 1, S, S], True where a query may look; int64 [1, S].
+        bool [B, 1, S, S], True where a query may look; int64 [B, S], numbered as if the others were cut out.
     """
-    length = prefix + count * SLOT
-    place = torch.arange(length, device=device)
+    prefix = present.shape[1]
+    place = torch.arange(prefix + count * SLOT, device=present.device)
     block = torch.where(place < prefix, -1, (place - prefix) // SLOT)
     allowed = (place[:, None] >= place) & ((block == -1) | (block[:, None] == block))
-    positions = torch.where(place < prefix, place, prefix + (place - prefix) % SLOT)
-    return allowed[None, None], positions[None]
+    there = F.pad(present, (0, count * SLOT), value=True)
+    allowed = allowed & (there[:, None] | torch.eye(len(place), dtype=torch.bool, device=place.device))
+    inside = present.long().cumsum(1) - 1
+    behind = present.sum(1, keepdim=True) + (place[prefix:] - prefix) % SLOT
+    return allowed[:, None], torch.cat([inside.clamp(min=0), behind], 1)
+
+
+def thinned(shown: Tensor, seed: int) -> Tensor:
+    """Tokens that stay of each picture: all of 40 % of pictures, a half, a quarter or an eighth of the others'.
+
+    Which ones is drawn with a leaning to objects, to background, or to none, that differs from picture to picture: a
+    language model that has seen any mixture cannot count by how many patches show a thing.
+
+    Args:
+        shown: whether a token shows an object, bool [B, N].
+        seed: of the draw.
+
+    Returns:
+        bool [B, N].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batch, tokens = shown.shape
+    shares = torch.tensor([1.0, 1.0, 0.5, 0.25, 0.125])[torch.randint(5, (batch,), generator=generator)]
+    leaning = torch.tensor([-0.3, 0.0, 0.4, 1.0])[torch.randint(4, (batch,), generator=generator)]
+    scores = torch.rand(batch, tokens, generator=generator) + leaning[:, None] * shown
+    rank = scores.argsort(1, descending=True).argsort(1)
+    return rank < (shares * tokens)[:, None]
 
 
 class VqaObjective(nn.Module):
@@ -136,14 +165,20 @@ class VqaObjective(nn.Module):
         patches = states[base.config.vision_feature_layer][:, 1:]
         return base.multi_modal_projector(patches), patches, base.vision_tower.post_layernorm(states[-1][:, 0])
 
-    def answer_logits(self, visual: Tensor, questions: Tensor) -> Tensor:
-        """Logits behind every token of questions [B, K, SLOT], as if each were asked alone: [B, K, SLOT, words]."""
+    def answer_logits(self, visual: Tensor, questions: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Logits behind every token of questions [B, K, SLOT], as if each were asked alone: [B, K, SLOT, words].
+
+        ``kept`` bool [B, N] leaves visual tokens out, as if they had been cut.
+        """
         language = self.llava.model.language_model
         opening = language.embed_tokens(self.opening).expand(len(questions), -1, -1)
         asked = language.embed_tokens(questions.flatten(1))
         embeds = torch.cat([opening, visual.to(asked.dtype), asked], 1)
         prefix = embeds.shape[1] - asked.shape[1]
-        mask, positions = packed_mask(prefix, questions.shape[1], embeds.device)
+        if kept is None:
+            kept = torch.ones(visual.shape[:2], dtype=torch.bool, device=visual.device)
+        present = F.pad(kept, (prefix - kept.shape[1], 0), value=True)
+        mask, positions = packed_mask(present, questions.shape[1])
         hidden = language(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state
@@ -157,9 +192,10 @@ class VqaObjective(nn.Module):
         classes: Tensor,
         offsets: Tensor,
         summary: Tensor,
+        kept: Tensor | None = None,
     ):
         visual, patches, cls = self.visual_tokens(images)
-        logits = self.answer_logits(visual, questions).float()
+        logits = self.answer_logits(visual, questions, kept).float()
         answers = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), ignore_index=IGNORE)
         local, scene = self.heads(patches, cls, classes, offsets, summary)
         loss = answers + self.supervision * (local + scene)
@@ -195,7 +231,10 @@ def load_llava(name: str) -> nn.Module:
 
 
 class VqaTask:
-    """The ``vqa`` task: a LLaVA on freshly drawn scenes, ``data.questions`` of each."""
+    """The ``vqa`` task: a LLaVA on freshly drawn scenes, ``data.questions`` of each.
+
+    With ``data.thin`` it learns to answer from fewer visual tokens too; see :func:`thinned`.
+    """
 
     family = "llava"
     paper = "2310.03744"
@@ -231,7 +270,8 @@ class VqaTask:
         scenes = sample_scenes(rows.stop - rows.start, self.recipe.data["seed"], start)
         questions, targets = question_tokens(draw_questions(scenes, self.recipe.data["questions"]))
         classes, offsets = self.patch_targets(scenes)
-        return {
+        kept = {"kept": thinned(classes[:, 0] > 0, start)} if self.recipe.data.get("thin") else {}
+        return kept | {
             "images": self.pictures(scenes),
             "questions": questions,
             "targets": targets,
