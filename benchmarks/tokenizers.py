@@ -4,7 +4,7 @@ Naive means: FlexTok encodes with all registers, and decodes with all of them in
 once without, as the reference does; a shorter One-D-Piece is decoded with all tokens in the sequence, the tail masked;
 and every length encodes each picture anew. Networks and weights are the same, and the outputs' difference is printed.
 
-    python benchmarks/tokenizers.py --threads 2 --json tokenizers.json
+    python benchmarks/tokenizers.py FOLDER ... --threads 2 --json tokenizers.json
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def naive_flow(model: FlexTok, tokens: Tensor, length: int, sampling: FlowSampli
         lambda x, times: velocity(x, times, parts["dec_nested_dropout"].dropout_mask_token, length),
         lambda x, times: velocity(x, times, parts["dec_latent_dropout"].nullcond, 0),
     )
-    return model.vae.decode(maps)
+    return model.vae.decode(maps) if hasattr(model, "vae") else maps
 
 
 def flextok_rows(model: FlexTok, images: Tensor, seconds: float) -> list[dict]:
@@ -107,7 +107,7 @@ def _row(what: str, tokens: int, batch: int, ours: float, naive: float, error: f
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokenizers", nargs="+", default=["one-d-piece-mini", "flextok-mini"])
+    parser.add_argument("tokenizers", nargs="+", help="One-D-Pieces or FlexToks: embedded, or their folders")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -292,7 +292,7 @@ def pipeline(
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         compile: compile the transformer's blocks with ``torch.compile``, on a GPU.
 
-        tokenizer: paint with the embedded generator of this tokenizer's tokens, e.g. ``flextok``.
+        tokenizer: paint with the embedded generator of this tokenizer's tokens.
         tokens: draw only so many first tokens of each picture, where they are ordered from coarse to fine.
 
     Raises:

@@ -86,7 +86,8 @@ def test_a_run_counts_what_it_proposed_and_kept():
 def test_a_run_reports_progress_to_the_end():
     gained = []
     from tests.samplers.toy import TableTarget
-    from vistok.samplers import Noise, generate
+    from vistok.samplers import Noise
+    from vistok.samplers.loop import generate
 
     law = Law()
     generate(TableTarget(law, 3, 24, 4), *MAKERS["coupled"](), law, Noise(0, torch.arange(3)), gained.append)

@@ -13,10 +13,10 @@ from scipy.stats import chi2
 
 from tests.samplers_text.tiny import tiny
 from vistok.samplers import Law, Noise
-from vistok.samplers import generate as decode
 from vistok.samplers.candidates import KSequential, OneHot, RecursiveRejection, SampleMatch, TreeVerifier, exact_tree
 from vistok.samplers.eagle import DynamicTree, StaticTree
 from vistok.samplers.exact import ExactChain
+from vistok.samplers.loop import generate as decode
 from vistok.samplers.relaxed import RelaxedTree, nearest_codes
 from vistok.samplers.text import (
     Branching,

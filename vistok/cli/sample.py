@@ -51,10 +51,10 @@ def sample(
     top_p: Annotated[float, typer.Option(help="Keep the smallest set of this probability.")] = 1.0,
     size: Annotated[int | None, typer.Option(help="Side in pixels, for checkpoints that do not tell.")] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Paint with the generator of this tokenizer's tokens: one-d-piece or flextok.")
+        str | None, typer.Option(help="Paint with the embedded generator of this tokenizer's tokens.")
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(help="Stop after so many tokens, coarse to fine; one-d-piece and flextok.")
+        int | None, typer.Option(help="Stop after so many tokens, where they run coarse to fine.")
     ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Generator weights: path or hub id owner/name:file.")] = None,
     preset: Annotated[str | None, typer.Option(help="Shape of a checkpoint with an unpublished name.")] = None,

@@ -9,10 +9,10 @@ from vistok.samplers.eagle import Eagle
 from vistok.samplers.jacobi import SpeculativeJacobi
 from vistok.samplers.lantern import Lantern
 from vistok.samplers.law import Law
-from vistok.samplers.loop import generate
 from vistok.samplers.noise import Noise
 from vistok.samplers.stats import Stats
 from vistok.samplers.target import ImageTarget
+from vistok.samplers.text.generate import generate
 from vistok.samplers.text.image import Recycling
 
 SAMPLERS = {

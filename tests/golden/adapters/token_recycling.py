@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.golden.case import Case
-from vistok.samplers import Law, Noise, generate
+from vistok.samplers import Law, Noise
 from vistok.samplers.candidates import SampleMatch
-from vistok.samplers.loop import Scores
+from vistok.samplers.loop import Scores, generate
 from vistok.samplers.text import TREE_2_2_2, TokenRecycling
 from vistok.samplers.tree import TreeShape
 

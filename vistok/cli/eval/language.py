@@ -27,7 +27,7 @@ def language(
 ) -> None:
     """Zipf and Heaps fits, entropy, compression, innovation and n-gram perplexity of a tokenizer's tokens.
 
-    Example: vistok eval language --tokenizer one-d-piece --plot language.png
+    Example: vistok eval language --tokenizer tokenflow --plot language.png
     """
     import torch
 

@@ -48,7 +48,7 @@ def reconstruction(
 
     Bytes are those of whole files: `.vtok` with its header, JPEG and WebP with theirs.
 
-    Example: vistok eval reconstruction --tokenizer one-d-piece --plot rate.png
+    Example: vistok eval reconstruction --tokenizer tokenflow --plot rate.png
 
     Example: vistok eval reconstruction originals/ reconstructions/ --convention llamagen
     """

@@ -12,7 +12,6 @@ tokens is drawn for each picture where the reference draws it for the batch.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,27 +56,14 @@ class OneDPieceObjective(nn.Module):
         self.perceptual_weight = perceptual_weight
 
     def forward(
-        self, images: Tensor, keep: Tensor, hard: Tensor, adversarial: Tensor | None = None
+        self, images: Tensor, keep: Tensor, adversarial: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its parts.
-
-        Args:
-            images: [B, 3, H, W].
-            keep: tokens that each picture is decoded from, int64 [B].
-            hard: 1 where codes are decoded, 0 where latents are.
-            adversarial: weight of the adversarial term in this step.
-        """
-        latents = self.tokenizer.latents(images).float()
-        quantized = self.tokenizer.quantize(latents)
-        if self.tokenizer.config.l2_norm:
-            latents = F.normalize(latents, dim=1)
-        codes = latents.lerp(quantized.latents, hard)[:, :, 0].transpose(1, 2)
-        out = (self.tokenizer.paint if self.proxy is None else self.tokenizer.proxy_logits)(codes, keep)
-        bottleneck = hard * quantized.loss
+        """The loss and its parts; ``adversarial`` is the weight of the adversarial term in this step."""
+        out, quantized = self.tokenizer(images, keep)
         metrics = {"codebook_loss": quantized.codebook_loss.detach()}
         if self.proxy is not None:
             loss = F.cross_entropy(out.float(), self.proxy.encode(images))
-            return loss + bottleneck, metrics | {"proxy_loss": loss.detach()}
+            return loss + quantized.loss, metrics | {"proxy_loss": loss.detach()}
         loss = F.mse_loss(out.float(), images)
         metrics["pixel_loss"] = loss.detach()
         if self.perceptual is not None:
@@ -87,7 +73,7 @@ class OneDPieceObjective(nn.Module):
             fooled, told = self.adversary(images, out.float())
             loss = loss + adversarial * fooled + told * (adversarial > 0)
             metrics |= {"adversarial_loss": fooled.detach(), "discriminator_loss": told.detach()}
-        return loss + bottleneck, metrics
+        return loss + quantized.loss, metrics
 
 
 def with_pixel_decoder(tokenizer: TiTok, proxy: MaskGITVQGAN) -> TiTok:
@@ -109,37 +95,6 @@ def with_pixel_decoder(tokenizer: TiTok, proxy: MaskGITVQGAN) -> TiTok:
     return whole
 
 
-@torch.no_grad()
-def begin_local(tokenizer: TiTok, amplitude: float = 0.4, sharpness: float = 1.5) -> None:
-    """Initial weights in which attention looks for its own place in the picture; ours, and no part of the network.
-
-    From random positions a sequence tokenizer spends most of a short training on finding out where things are. Here
-    patches begin with waves of their row and column, latent tokens with the means of those over the cells of grids of
-    1, 4, 16, ... cells, coarse to fine, and queries with the map of their keys.
-
-    Args:
-        tokenizer: untrained.
-        amplitude: of the waves.
-        sharpness: by which queries and keys are scaled.
-    """
-    grid = tokenizer.config.grid
-    for network in (tokenizer.encoder, tokenizer.decoder):
-        width = network.positional_embedding.shape[1]
-        frequency = torch.logspace(math.log10(0.3), math.log10(2.5), width // 4)
-        waves = torch.arange(grid)[:, None] * frequency
-        waves = amplitude * torch.cat([waves.sin(), waves.cos()], 1)  # [grid, width / 2]
-        rows, columns = (waves[:, None].expand(-1, grid, -1), waves[None].expand(grid, -1, -1))
-        table = torch.cat([rows, columns], 2).movedim(2, 0)  # [width, grid, grid]
-        network.positional_embedding[1:] = table.flatten(1).t()
-        cells = [F.adaptive_avg_pool2d(table, 2**level).flatten(1) for level in range(grid.bit_length())]
-        places, own = torch.cat(cells, 1).t(), network.latent_token_positional_embedding
-        own[: len(places)] = places[: len(own)]
-        for block in network.transformer:
-            queries, keys, _ = block.attn.in_proj_weight.chunk(3)
-            keys.mul_(sharpness)
-            queries.copy_(keys)
-
-
 class OneDPieceTask:
     """The ``one-d-piece`` task: scenes at the tokenizer's size, from new weights or from those that ``init.tokenizer``
     names.
@@ -147,9 +102,8 @@ class OneDPieceTask:
     ``init.proxy`` names the MaskGIT-VQGAN of the published stages, ``data.stage`` is 1 or 2. Of stage 2,
     ``data.adversarial_weight`` (published: 0.01) counts from step ``data.adversarial_from`` on (20,000), and
     ``init.lpips`` and ``init.vgg`` name the files of the perceptual term, of weight ``data.perceptual_weight`` (0.1).
-    ``data.law`` is the law of kept tokens. Until step ``data.continuous_until`` latents pass unquantized, and the
-    codebook then begins as latents: under a random codebook the encoder collapses before it has learned to say
-    anything. Codes that fall out of use are revived every ``data.revive_every`` steps until step ``data.revive_until``.
+    ``data.law`` is the law of kept tokens. Codes that fall out of use are revived every ``data.revive_every`` steps
+    until step ``data.revive_until``.
     """
 
     def __init__(self, recipe: Recipe):
@@ -160,7 +114,6 @@ class OneDPieceTask:
         else:
             shapes = {key: tuple(recipe.model[key]) for key in ("encoder", "decoder")}
             self.tokenizer = TiTok(TiTokConfig(**(recipe.model | shapes)))
-            begin_local(self.tokenizer)
         proxy = None
         if "proxy" in recipe.init:
             proxy = MaskGITVQGAN.from_pretrained(recipe.init["proxy"]).requires_grad_(False)
@@ -188,7 +141,6 @@ class OneDPieceTask:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         keep = sample_lengths(self.law, self.tokenizer.config.num_tokens, size, generator)
         batch = {"images": self._scenes(seed, step * size + rows.start, rows.stop - rows.start), "keep": keep[rows]}
-        batch["hard"] = torch.tensor(float(step >= self.recipe.data.get("continuous_until", 0)))
         if self.adversarial_weight:
             on = step >= self.recipe.data.get("adversarial_from", 0)
             batch["adversarial"] = torch.tensor(self.adversarial_weight if on else 0.0)
@@ -197,16 +149,13 @@ class OneDPieceTask:
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Revive dead codes, so that the whole codebook is used."""
-        first = self.recipe.data.get("continuous_until", 0)
-        if not self.revive_every or step % self.revive_every or not first <= step < self.revive_until:
+        if not self.revive_every or step % self.revive_every or step >= self.revive_until:
             return
         size = self.recipe.batch_size
         images = self._scenes(self.recipe.data["seed"], step * size, 4 * size)
         latents = self.tokenizer.latents(images.to(self.tokenizer.latent_tokens.device)).float()
         quantizer = self.tokenizer.quantize
         counts = torch.bincount(quantizer.indices(latents).flatten().cpu(), minlength=quantizer.size)
-        if step == first:
-            counts.zero_()
         quantizer.revive(latents, counts, torch.Generator().manual_seed(step))
 
     @torch.no_grad()
@@ -216,7 +165,7 @@ class OneDPieceTask:
         images = self._scenes(HELD_OUT_SEED, 0, count).to(self.tokenizer.latent_tokens.device)
         if self.model.proxy is not None:
             everything = torch.full((count,), self.tokenizer.config.num_tokens, device=images.device)
-            return {"held_out_loss": self.model(images, everything, images.new_ones(()))[1]["proxy_loss"].item()}
+            return {"held_out_loss": self.model(images, everything)[1]["proxy_loss"].item()}
         usage = CodebookUsage(self.tokenizer.config.codebook_size)
         points = quality_by_tokens(
             self.tokenizer, images.split(32), powers_of_two(self.tokenizer.config.num_tokens), usage.update
