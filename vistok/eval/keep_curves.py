@@ -26,6 +26,7 @@ from vistok.projectors.ask import prompt_for
 from vistok.projectors.compress import Compression, active
 from vistok.projectors.cost import kv_cache_bytes, prefill_flops
 
+COLOURS = [f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9)]  # matplotlib's, without the grey of the baselines
 SEEDS = 3  # draws that the random baseline is averaged over
 TIMED = 16  # prompts of a batch whose prefill is timed
 
@@ -299,7 +300,7 @@ def plot_keep_curves(points: Sequence[Point], path: str | Path, title: str) -> N
     for i, name in enumerate(names):
         mine = [point for point in points[1:] if point.method == name]
         style = baselines.get(name, "o-" if mine[0].keep is not None else "*")
-        colour = "0.5" if name in baselines else f"C{i % 10}"
+        colour = "0.5" if name in baselines else COLOURS[i % len(COLOURS)]
         tokens, accuracy = [p.visual_tokens for p in mine], [p.accuracy for p in mine]
         axes.plot(tokens, accuracy, style, color=colour, label=name, markersize=5)
     axes.set_xscale("log", base=2)

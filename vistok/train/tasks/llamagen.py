@@ -57,20 +57,26 @@ class LlamaGenObjective(nn.Module):
         return loss + self.supervision[0] * now + self.supervision[1] * left, metrics
 
 
+def caption_encoder(recipe: Recipe) -> TextEncoder:
+    """The encoder that ``init.text_encoder`` or, without one, ``init.gpt`` names: a T5, or a generator's own."""
+    folder = resolve(recipe.init.get("text_encoder") or recipe.init["gpt"])
+    own = folder / "text_encoder"
+    return TextEncoder.from_pretrained(own if own.is_dir() else folder, torch.float32)
+
+
 class LlamaGenTask:
     """The ``llamagen`` task.
 
-    ``init.vq`` names the tokenizer, ``init.text_encoder`` a pre-trained caption encoder, ``init.gpt`` weights to go
-    on from, which bring their own encoder. ``data.supervision`` holds the weights of the two cross-entropies of
-    ``SceneReader``; zero by default.
+    ``init.vq`` names the tokenizer, ``init.text_encoder`` a pre-trained caption encoder or a generator that has one,
+    ``init.gpt`` weights to go on from, which bring their own encoder. ``data.supervision`` holds the weights of the two
+    cross-entropies of ``SceneReader``; zero by default.
     """
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
         self.vq = VQTokenizer.from_pretrained(recipe.init["vq"]).requires_grad_(False)
-        encoder = recipe.init.get("text_encoder") or resolve(recipe.init["gpt"]) / "text_encoder"
-        text = TextEncoder.from_pretrained(encoder, torch.float32).requires_grad_(False)
+        text = caption_encoder(recipe).requires_grad_(False)
         if "gpt" in recipe.init:
             gpt = LlamaGen.from_pretrained(recipe.init["gpt"])
         else:

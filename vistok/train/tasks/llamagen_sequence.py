@@ -16,7 +16,7 @@ from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.models.text import TextEncoder, left_pad
 from vistok.tokenizers.load import load_tokenizer
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.llamagen import LlamaGenTask
+from vistok.train.tasks.llamagen import LlamaGenTask, caption_encoder
 from vistok.train.tasks.vq import HELD_OUT_SEED
 
 
@@ -43,7 +43,7 @@ class LlamaGenSequenceTask(LlamaGenTask):
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
         self.vq = load_tokenizer(recipe.init["vq"]).tokenizer.requires_grad_(False)
-        text = TextEncoder.from_pretrained(recipe.init["text_encoder"], torch.float32).requires_grad_(False)
+        text = caption_encoder(recipe).requires_grad_(False)
         if "gpt" in recipe.init:
             gpt = LlamaGen.from_pretrained(recipe.init["gpt"])
         else:
