@@ -81,7 +81,7 @@ def run_behind(tokens: Tensor, law: Law) -> Run:
     batch, decided = tokens.shape
     noise = Noise(0, torch.arange(batch))
     counts, none = torch.full((batch,), decided), torch.zeros(batch, 0)
-    return Run(law, noise, decided + 1, tokens, counts, none, none, none)
+    return Run(law, noise, decided + 1, tokens, counts, none, none, none, final=counts + 1)
 
 
 def check_tree(case: Case, head: HeadDrafter, tokens: Tensor, name: str, by_leaf: bool = False) -> None:
