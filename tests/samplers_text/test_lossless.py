@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from tests.samplers_text.tiny import tiny
+from tests.samplers_text.tiny import tiny, tiny_head
 from vistok.samplers import Law, Noise
 from vistok.samplers.candidates import KSequential, OneHot, RecursiveRejection, SampleMatch, TreeVerifier, exact_tree
 from vistok.samplers.eagle import DynamicTree, StaticTree
@@ -24,6 +24,7 @@ from vistok.samplers.text import (
     DraftModel,
     DynamicBudget,
     DynamicLayers,
+    EagleHead,
     IndependentChains,
     Prompt,
     PromptLookup,
@@ -56,8 +57,9 @@ def p_value(drafter, verifier, name: str, seed: int = 0, batch: int = 2000) -> f
     """Of the sequences of one large batch."""
     law, chance = LAWS[name], joint(name)
     prompt = Prompt.of(PROMPT.expand(batch, -1))
-    drafter.bind(prompt, law, LENGTH)
-    target = TextTarget(model(0), prompt, LENGTH, drafter.nodes, prompt_logits=drafter.prompt_logits)
+    drafter.bind(model(0), prompt, law, LENGTH)
+    wants = {"prompt_logits": drafter.prompt_logits, "features": drafter.features}
+    target = TextTarget(model(0), prompt, LENGTH, drafter.nodes, **wants)
     verifier = verifier or exact_tree(drafter.kind)
     assert verifier.lossless or isinstance(verifier, RelaxedTree)
     tokens, _ = decode(target, drafter, verifier, law, Noise(seed, torch.arange(batch)))
@@ -89,6 +91,8 @@ CASES = {
     "layers cut short, recursive": lambda: (draft(DynamicLayers(0.05, 4, 3, 3)), None),
     "eagle-1 tree, recursive": lambda: (draft(StaticTree(TREE)), None),
     "eagle-2 tree, match": lambda: (draft(DynamicTree(5, 2, 2)), None),
+    "eagle head, eagle-1 tree, recursive": lambda: (EagleHead(tiny_head(SIZE), StaticTree(TREE)), None),
+    "eagle head, eagle-2 tree, match": lambda: (EagleHead(tiny_head(SIZE), DynamicTree(5, 2, 2)), None),
     "recycling, match": lambda: (TokenRecycling(TREE), None),
     "recycling, one-hot": lambda: (TokenRecycling(TREE), TreeVerifier(OneHot(), frozenset({LawKind.DETERMINISTIC}))),
     "lookup, match": lambda: (PromptLookup(3, 2), None),

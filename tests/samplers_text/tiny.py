@@ -19,6 +19,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from vistok.models.eagle import Eagle, EagleConfig
+
 VOCABULARY = 23
 SIZES = {
     "vocab_size": VOCABULARY,
@@ -47,6 +49,16 @@ def tiny(kind: str = "llama", seed: int = 0, attention: str = "sdpa", **options)
     sizes = {**SIZES, **more, "initializer_range": 0.35, **options}
     model = network(config(**sizes, attn_implementation=attention)).eval().requires_grad_(False)
     return model if attention == "eager" else model.double()
+
+
+def tiny_head(vocabulary: int = VOCABULARY, width: int = 16, **options) -> Eagle:
+    """A random EAGLE head for ``tiny``, with grouped queries."""
+    torch.manual_seed(5)
+    config = EagleConfig(vocabulary, width, 24, 4, num_key_value_heads=2, **options)
+    network = Eagle(config).eval().requires_grad_(False).double()
+    for weight in network.parameters():
+        weight.mul_(3)  # laws far from uniform
+    return network
 
 
 def prompt(batch: int = 1, length: int = 7, seed: int = 0) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from vistok.samplers.text.chains import Chain, IndependentChains
 from vistok.samplers.text.draft_model import DraftModel
 from vistok.samplers.text.dyspec import DynamicBudget, DynamicLayers
+from vistok.samplers.text.eagle_head import EagleHead
 from vistok.samplers.text.generate import Speculation, TextOutput, generate
 from vistok.samplers.text.lookup import PromptLookup
 from vistok.samplers.text.recycling import TokenRecycling
@@ -17,6 +18,7 @@ __all__ = [
     "DraftModel",
     "DynamicBudget",
     "DynamicLayers",
+    "EagleHead",
     "IndependentChains",
     "Prompt",
     "PromptLookup",

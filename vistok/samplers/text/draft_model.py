@@ -33,13 +33,13 @@ class DraftModel:
         forwards: calls of the model in this run.
     """
 
-    prompt_logits = False
+    prompt_logits = features = False
 
     def __init__(self, model: nn.Module, policy: DraftPolicy | None = None):
         self.model, self.policy = model, policy or Chain()
         self.nodes, self.chain = self.policy.nodes, getattr(self.policy, "chain", False)
 
-    def bind(self, prompt: Prompt, law: Law, length: int) -> None:
+    def bind(self, model: nn.Module, prompt: Prompt, law: Law, length: int) -> None:
         """Take the prompts of a run and its law.
 
         Raises:

@@ -34,12 +34,14 @@ class TextDrafter(Drafter, Protocol):
 
     Attributes:
         prompt_logits: it wants the target's logits behind every token of the prompt.
+        features: it wants the target's final features, of the prompt and of every node.
     """
 
     prompt_logits: bool
+    features: bool
 
-    def bind(self, prompt: Prompt, law: Law, length: int) -> None:
-        """Take the prompts, the law and the number of new tokens of the coming run."""
+    def bind(self, model: nn.Module, prompt: Prompt, law: Law, length: int) -> None:
+        """Take the target's model, the prompts, the law and the number of new tokens of the coming run."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,11 @@ class Speculation:
         drafter, verifier = NoDraft(), self.verifier
         if self.drafter is not None:
             drafter = self.drafter
-            drafter.bind(prompt, law, length)
+            drafter.bind(model, prompt, law, length)
         if verifier is None:
             verifier = Draw() if self.drafter is None else exact_tree(drafter.kind)
-        wants_prompt = self.drafter is not None and drafter.prompt_logits
-        target = TextTarget(model, prompt, length, drafter.nodes, processors or None, wants_prompt)
+        wants = {} if self.drafter is None else {name: getattr(drafter, name) for name in ("prompt_logits", "features")}
+        target = TextTarget(model, prompt, length, drafter.nodes, processors or None, **wants)
         seed = 0 if law.greedy else int(torch.randint(2**62, ()))
         noise = Noise(seed, torch.arange(len(input_ids), device=input_ids.device))
         tokens, self.stats = decode(target, drafter, verifier, law, noise, ends=ends)

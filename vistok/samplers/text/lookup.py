@@ -7,7 +7,7 @@ transformers takes the earliest occurrence). It is a rule's pick, so exact verif
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.samplers.law import Law
@@ -59,14 +59,14 @@ class PromptLookup:
     kind = LawKind.DETERMINISTIC
     chain = True
     forwards = 0
-    prompt_logits = False
+    prompt_logits = features = False
 
     def __init__(self, drafts: int = 10, ngram: int = 3):
         if drafts < 1 or ngram < 1:
             raise VistokError(f"prompt lookup needs drafts and ngram of at least 1, got {drafts} and {ngram}.")
         self.drafts, self.ngram, self.nodes = drafts, ngram, drafts + 1
 
-    def bind(self, prompt: Prompt, law: Law, length: int) -> None:
+    def bind(self, model: nn.Module, prompt: Prompt, law: Law, length: int) -> None:
         """Take the prompts of a run."""
         self._prompt = prompt
 

@@ -66,21 +66,24 @@ class CachedLM:
     Args:
         model: loaded by transformers.
         length: most rows of a sequence: prompt, new tokens and the widest tree.
+        features: keep the final features of each call's rows.
 
     Attributes:
         forwards: calls so far.
+        hidden: what the output layer read in the last call, for all its rows, [B, T, D]; None without ``features``.
 
     Raises:
         VistokError: trees cannot run on this model.
     """
 
-    def __init__(self, model: nn.Module, length: int):
+    def __init__(self, model: nn.Module, length: int, features: bool = False):
         check_model(model, length)
-        self.model = model
+        self.model, self.features = model, features
         config = model.config.get_text_config(decoder=True)
         self.eager = config._attn_implementation == "eager"
         self.rows = _CacheRows(config.num_hidden_layers, length)
         self.forwards = 0
+        self.hidden: Tensor | None = None
 
     @property
     def cache(self) -> KVCache:
@@ -143,7 +146,10 @@ class CachedLM:
             past_key_values=self.rows,
             use_cache=True,
             logits_to_keep=keep,
+            output_hidden_states=self.features,
         )
+        if self.features:
+            self.hidden = output.hidden_states[-1]
         return output.logits
 
 

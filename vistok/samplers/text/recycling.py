@@ -12,7 +12,7 @@ and any tree of any width will do, which matters where 81 rows cost much more th
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.samplers.law import Law
@@ -38,6 +38,7 @@ class TokenRecycling:
 
     kind = LawKind.DETERMINISTIC
     chain = False
+    features = False
     forwards = 0
 
     def __init__(self, tree: tuple[tuple[int, ...], ...] = TREE_2_2_2, warm: bool = True):
@@ -49,7 +50,7 @@ class TokenRecycling:
         self.adjacency: Tensor | None = None
         self._prompt: Prompt | None = None
 
-    def bind(self, prompt: Prompt, law: Law, length: int) -> None:
+    def bind(self, model: nn.Module, prompt: Prompt, law: Law, length: int) -> None:
         """Take the prompts of a run."""
         self._prompt = prompt if self.warm else None
 

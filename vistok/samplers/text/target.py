@@ -63,6 +63,7 @@ class TextTarget:
         nodes: most nodes of a tree, for which the cache has room.
         processors: change the logits behind a token, given the text up to it, before the sampling law.
         prompt_logits: the prefill gives the logits behind every prompt token, not only the last.
+        features: the scores hold the final features of the rows as well.
 
     Raises:
         VistokError: trees cannot run on this model.
@@ -76,15 +77,19 @@ class TextTarget:
         nodes: int = 1,
         processors: Processor | None = None,
         prompt_logits: bool = False,
+        features: bool = False,
     ):
         self.prompt, self.length, self.batch = prompt, length, len(prompt.ids)
-        self.lm = CachedLM(model, prompt.ids.shape[1] + length + nodes)
+        self.lm = CachedLM(model, prompt.ids.shape[1] + length + nodes, features)
         self.processors, self.prompt_logits = processors, prompt_logits
         if processors is not None:
             self.text = torch.cat([prompt.ids, prompt.ids.new_zeros(self.batch, length + nodes)], 1)
 
     def prefill(self) -> Scores:
-        """Logits behind the prompt, [B, 1, V]; or behind all L tokens, those of short prompts at the end, [B, L, V]."""
+        """Logits behind the prompt, [B, 1, V]; or behind all L tokens, those of short prompts at the end, [B, L, V].
+
+        Features, where they are wanted, are those of all L tokens, like ``Prompt.flush``: [B, L, D].
+        """
         prompt = self.prompt
         logits = self.lm.read(prompt.flush, prompt.count, 0 if self.prompt_logits else 1)
         if self.prompt_logits:
@@ -94,7 +99,7 @@ class TextTarget:
         if self.processors is not None:
             last = self.processors(prompt.ids, logits[:, -1].float())
             logits = torch.cat([logits[:, :-1].to(last.dtype), last[:, None]], 1)
-        return Scores(logits)
+        return Scores(logits, self.lm.hidden)
 
     def forward(self, tree: TokenTree, decided: Tensor) -> Scores:
         """Logits behind each node."""
@@ -102,7 +107,7 @@ class TextTarget:
         logits = self.lm.forward(tree.tokens, shape.depth, shape.ancestors)
         if self.processors is not None:
             logits = self._process(tree, decided, logits.float())
-        return Scores(logits)
+        return Scores(logits, self.lm.hidden)
 
     def _process(self, tree: TokenTree, decided: Tensor, logits: Tensor) -> Tensor:
         """Run the processors node by node.
