@@ -20,3 +20,17 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., No
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total, completed=done)
         yield lambda amount=1: bar.advance(task, amount)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars of transformers' own: its weights load in moments, or beside something whose progress is shown."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()

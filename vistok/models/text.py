@@ -8,8 +8,7 @@ uses a small T5 encoder with a word-level tokenizer, trained together with the i
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from vistok.data.captions import clean_caption
 from vistok.errors import VistokError
+from vistok.progress import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5EncoderModel
@@ -125,7 +125,7 @@ class TextEncoder(nn.Module):
             config = AutoConfig.from_pretrained(name)
             if config.model_type == "t5":
                 tokenizer = AutoTokenizer.from_pretrained(name)
-                with _without_progress_bars():
+                with quiet_transformers():
                     encoder, report = T5EncoderModel.from_pretrained(
                         name, config=config, dtype=dtype or "auto", output_loading_info=True
                     )
@@ -144,7 +144,7 @@ class TextEncoder(nn.Module):
         """Write encoder, configuration and tokenizer to a folder that ``from_pretrained`` reads."""
         self.encoder.config.caption_length = self.max_length
         self.encoder.config.clean_captions = self.clean_captions
-        with _without_progress_bars():
+        with quiet_transformers():
             self.encoder.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
 
@@ -204,20 +204,6 @@ def word_level_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
         if _split(tokenizer, word) != [word]:
             raise VistokError(f"'{word}' is not one lower-case word, so it cannot be in a word-level vocabulary")
     return tokenizer
-
-
-@contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """A text encoder loads in moments, next to the picture whose progress is shown."""
-    from transformers.utils import logging
-
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
 
 
 def _split(tokenizer: PreTrainedTokenizerFast, caption: str) -> list[str]:

@@ -96,13 +96,15 @@ def load(name: str, device: str | None = None, dtype: str = "float32") -> tuple[
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     import vistok.projectors.pvc_llava  # noqa: F401 - makes its model type known
+    from vistok.progress import quiet_transformers
     from vistok.zoo.registry import hub_id, resolve
 
     remote = hub_id(name) is not None and not Path(name).exists()
     source = name if remote else str(resolve(name))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype))
+        with quiet_transformers():
+            model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype))
         processor = AutoProcessor.from_pretrained(source)
         model = model.to(device).eval()
         if (Path(source) / PACKER_FILE).exists():

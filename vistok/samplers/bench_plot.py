@@ -54,7 +54,7 @@ def _bars(axes, rows: Sequence[Row]) -> None:
         axes.barh([0], [0], color=colour, label=label)
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_yticks(list(places), [row.name for row in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("times plain decoding")
     axes.figure.legend(loc="outside lower left", ncols=3)
 

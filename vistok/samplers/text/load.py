@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vistok.errors import VistokError
+from vistok.progress import quiet_transformers
 from vistok.zoo import resolve
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def load_causal_lm(
     folder = resolve(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise VistokError(f"'{name}' is no causal LM that transformers can load: {reason}") from None
