@@ -18,7 +18,7 @@ from vistok.tokenizers.load import load_tokenizer
 from vistok.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from vistok.train.recipe import Optimization, Recipe
 from vistok.train.tasks import build_task
-from vistok.train.tasks.flextok import kinds_present, right_class
+from vistok.train.tasks.flextok import right_class
 from vistok.train.tasks.tokenflow import object_cells
 from vistok.train.trainer import Trainer
 
@@ -119,7 +119,7 @@ def test_a_frozen_teacher_and_frozen_latents_stay(tmp_path):
 
 def test_right_class_counts_what_the_detector_finds():
     scenes = sample_scenes(24, 5)
-    images, kinds = render(scenes, 64), kinds_present(scenes)
+    images, kinds = render(scenes, 64), scenes.kinds_present
     assert kinds.sum(1).min() >= 1 and kinds.shape == (24, NUM_CLASSES)
     assert right_class(images, kinds) == 1
     assert right_class(images, ~kinds) == 0

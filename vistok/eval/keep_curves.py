@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from vistok.errors import VistokError
+from vistok.eval.plots import new_figure
 from vistok.progress import progress
 from vistok.projectors import COMPRESSORS, FastV, compress, compressor_class
 from vistok.projectors.ask import prompt_for
@@ -287,12 +288,8 @@ def plot_keep_curves(points: Sequence[Point], path: str | Path, title: str) -> N
     Raises:
         VistokError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise VistokError("plots need matplotlib: pip install matplotlib.") from error
     full = points[0]
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    figure = new_figure(7.5, 4.5)
     axes = figure.add_subplot()
     axes.axhline(full.accuracy, color="0.4", linewidth=1, linestyle="--", label="all tokens")
     baselines = {"uniform": "s:", "random": "x:"}

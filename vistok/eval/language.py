@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vistok.data.files import atomic_path
 from vistok.errors import VistokError
+from vistok.eval.plots import new_figure
 from vistok.eval.protocol import Protocol, Result
 
 
@@ -269,12 +270,7 @@ def plot_language(statistics: dict[str, Any], path: str | Path) -> None:
     Raises:
         VistokError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise VistokError("plots need matplotlib: pip install matplotlib.") from error
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = new_figure(9, 4)
     ranks, growth = figure.subplots(1, 2)
     for n, entry in statistics["ngrams"].items():
         counts = entry["counts"].numpy()

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.eval.frechet import frechet_curve, frechet_distance_infinity
 from vistok.eval.statistics import FeatureStatistics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty matplotlib figure of so many inches, tied to no window.
+
+    Raises:
+        VistokError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise VistokError("plots need matplotlib: pip install matplotlib.") from error
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def plot_frechet_curve(reference: FeatureStatistics, features: Tensor, path: str | Path) -> None:
@@ -22,13 +39,9 @@ def plot_frechet_curve(reference: FeatureStatistics, features: Tensor, path: str
     Raises:
         VistokError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise VistokError("plots need matplotlib: pip install matplotlib.") from error
     sizes, distances = frechet_curve(reference, features)
     limit = frechet_distance_infinity(sizes, distances)
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    figure = new_figure(5, 3.5)
     axes = figure.add_subplot()
     axes.plot([1 / size for size in sizes], distances, "o", label="measured")
     axes.plot([0, 1 / sizes[0]], [limit, limit + (distances[0] - limit)], "--", label=f"N to infinity: {limit:.3f}")

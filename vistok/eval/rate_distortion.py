@@ -20,6 +20,7 @@ from torch import Tensor
 from vistok.data.files import atomic_path
 from vistok.data.images import to_tensor
 from vistok.errors import VistokError
+from vistok.eval.plots import new_figure
 from vistok.eval.reconstruction import quantise, reconstruction_quality
 from vistok.tokenizers.interface import Tokenizer
 
@@ -169,13 +170,9 @@ def plot_rate_distortion(curves: dict[str, Sequence[RatePoint]], side: int, path
     Raises:
         VistokError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-    except ImportError as error:
-        raise VistokError("plots need matplotlib: pip install matplotlib.") from error
+    figure = new_figure(10, 4)
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("psnr", "ssim"), strict=True):
         for name, points in curves.items():
             values = [getattr(point, metric) for point in points]

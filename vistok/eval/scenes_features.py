@@ -71,9 +71,7 @@ def scene_targets(scenes: Scenes) -> dict[str, Tensor]:
         name: getattr(scenes, name).gather(1, owner).view_as(empty).masked_fill(empty, len(names))
         for name, names in (("shape", SHAPES), ("colour", COLOURS), ("size", SIZES))
     }
-    kinds = torch.zeros(len(scenes), NUM_CLASSES)
-    kinds.scatter_reduce_(1, scenes.shape * len(COLOURS) + scenes.colour, present.float(), "amax")
-    return {**cells, "kinds": kinds, "background": scenes.background}
+    return {**cells, "kinds": scenes.kinds_present.float(), "background": scenes.background}
 
 
 def corrupt(images: Tensor, quality: Tensor, generator: torch.Generator) -> Tensor:

@@ -137,6 +137,20 @@ def run_trials(
         trials.append(Trial(contestant))
     for trial in trials:  # warms up: drafters load, windows are measured
         list(pipe.iterate(samples[:1], trial.contestant.sampler, law, seed))
+    draw_in_turn(pipe, trials, samples, law, seed, batch_size, advance)
+    return trials
+
+
+def draw_in_turn(
+    pipe: Pipeline,
+    trials: Sequence[Trial],
+    samples: Sequence[Sample],
+    law: Law,
+    seed: int,
+    batch_size: int,
+    advance: Callable[[], None] | None = None,
+) -> None:
+    """Fill trials batch by batch, all of them before the next batch; the arguments are those of ``run_trials``."""
     for start in range(0, len(samples), batch_size):
         batch = samples[start : start + batch_size]
         for trial in trials:
@@ -145,7 +159,6 @@ def run_trials(
                 trial.stats.append(output.stats)
             if advance:
                 advance()
-    return trials
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vistok.eval.decoding import Estimate
+from vistok.eval.plots import new_figure
 from vistok.samplers.bench import Row
 
 LOSSLESS, LOSSY, SECOND = "#1f6f8b", "#c8553d", "#9aa5b1"
@@ -18,26 +19,18 @@ def plot(rows: Sequence[Row], cost: Mapping[int, float], path: str | Path) -> No
         rows: plain decoding first.
         cost: seconds of a pass by the tokens of a sequence, see ``forward_cost``.
         path: the picture file.
+
+    Raises:
+        VistokError: matplotlib is not installed.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     scored = [name for name, score in rows[0].scores.items() if isinstance(score, Estimate)][:1]
-    figure, panels = pyplot.subplots(
-        1,
-        2 + len(scored),
-        figsize=(11 + 3 * len(scored), 0.42 * len(rows) + 2),
-        width_ratios=[3, *(2 for _ in scored), 2],
-        layout="constrained",
-    )
+    figure = new_figure(11 + 3 * len(scored), 0.42 * len(rows) + 2)
+    panels = figure.subplots(1, 2 + len(scored), width_ratios=[3, *(2 for _ in scored), 2])
     _bars(panels[0], rows)
     for name, axes in zip(scored, panels[1:-1], strict=True):
         _dots(axes, rows, name)
     _curve(panels[-1], cost)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def _bars(axes, rows: Sequence[Row]) -> None:

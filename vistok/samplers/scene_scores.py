@@ -56,7 +56,7 @@ def score_trials(
         network = load_scene_features()
         real = _held_out(network)
         for score, drawn in zip(scores, images, strict=True):
-            score[DISTANCE] = frechet_distance(real, _statistics(network, torch.stack([*map(to_tensor, drawn)])))
+            score[DISTANCE] = frechet_distance(real, picture_statistics(network, torch.stack([*map(to_tensor, drawn)])))
     return scores
 
 
@@ -71,10 +71,10 @@ def _fulfilled(records: Sequence[dict], per_prompt: int, images: Sequence[Image]
 
 def _held_out(network: SceneFeatures, count: int = 2048, chunk: int = 256) -> FeatureStatistics:
     scenes = [render(sample_scenes(chunk, HELD_OUT, start), SIDE) for start in range(0, count, chunk)]
-    return _statistics(network, torch.cat(scenes))
+    return picture_statistics(network, torch.cat(scenes))
 
 
 @torch.inference_mode()
-def _statistics(network: SceneFeatures, pictures: torch.Tensor) -> FeatureStatistics:
-    """Of pictures [N, 3, 64, 64] in [-1, 1]."""
+def picture_statistics(network: SceneFeatures, pictures: torch.Tensor) -> FeatureStatistics:
+    """Statistics of the features of pictures [N, 3, 64, 64] in [-1, 1]."""
     return FeatureStatistics.of(torch.cat([network(part)["features"] for part in pictures.split(256)]))

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vistok.cli.output import check_outputs, write_json
+
 
 def mar(
     model: Annotated[str, typer.Option(help="A MAR that paints scenes.")] = "mar",
@@ -31,10 +33,7 @@ def mar(
     """
     import json as encoder
 
-    from vistok.data.files import atomic_path, check_writable
-
-    if json is not None and str(json) != "-":
-        check_writable(json)
+    check_outputs(json)
     import torch
 
     from vistok.data.scenes import NUM_CLASSES
@@ -68,11 +67,7 @@ def mar(
         "threads": torch.get_num_threads(),
     }
     text = encoder.dumps({**settings, "rows": [row.to_dict() for row in rows]}, indent=2)
-    if str(json) == "-":
-        print(text)
+    if write_json(text, json):
         return
-    if json is not None:
-        with atomic_path(json) as temporary:
-            temporary.write_text(text + "\n")
     print(", ".join(f"{name} {value}" for name, value in settings.items()))
     print(table(rows))

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vistok.cli.output import check_outputs, write_json
+
 
 def samplers(
     samplers: Annotated[
@@ -34,11 +36,7 @@ def samplers(
     """
     import json as encoder
 
-    from vistok.data.files import atomic_path, check_writable
-
-    for path in (plot, json):
-        if path is not None and str(path) != "-":
-            check_writable(path)
+    check_outputs(plot, json)
     import torch
 
     from vistok.data.scenes import COLOURS, SHAPES
@@ -80,17 +78,14 @@ def samplers(
     }
     document = {**settings, "forward_cost": cost, "window": best_window(cost), "rows": [row.to_dict() for row in rows]}
     if plot is not None:
+        from vistok.data.files import atomic_path
         from vistok.samplers.bench_plot import plot as draw
 
         with atomic_path(plot) as temporary:
             draw(rows, cost, temporary)
     text = encoder.dumps(document, indent=2)
-    if str(json) == "-":
-        print(text)
+    if write_json(text, json):
         return
-    if json is not None:
-        with atomic_path(json) as temporary:
-            temporary.write_text(text + "\n")
     print(", ".join(f"{name} {value}" for name, value in settings.items() if value is not None))
     curve = ", ".join(f"{width}: {seconds * 1e3:.2f} ms" for width, seconds in cost.items())
     print(

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vistok.cli.output import check_outputs, write_json
+
 
 def text(
     contestants: Annotated[
@@ -37,11 +39,9 @@ def text(
     """
     import json as encoder
 
-    from vistok.data.files import atomic_path, check_writable
     from vistok.errors import VistokError, unknown_name
 
-    if json is not None and str(json) != "-":
-        check_writable(json)
+    check_outputs(json)
     import torch
 
     from vistok.progress import progress
@@ -83,12 +83,8 @@ def text(
         "threads": torch.get_num_threads(),
     }
     document = encoder.dumps({**settings, "rows": [row.to_dict() for row in rows]}, indent=2)
-    if str(json) == "-":
-        print(document)
+    if write_json(document, json):
         return
-    if json is not None:
-        with atomic_path(json) as temporary:
-            temporary.write_text(document + "\n")
     print(", ".join(f"{name} {value}" for name, value in settings.items() if value is not None))
     for kind in dict.fromkeys(row.kind for row in rows):
         print(f"\n{kind}: forwards and seconds of a hundred tokens\n\n{bench.table(rows, kind)}")

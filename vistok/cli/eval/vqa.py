@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vistok.cli.eval.common import Json
+from vistok.cli.output import check_outputs, write_json
 
 
 def vqa(
@@ -41,11 +42,9 @@ def vqa(
         raise unknown_name("scorer", scorer, list(SCORERS))
     if positions not in ("compact", "original"):
         raise VistokError(f"--positions is '{positions}': choose compact or original.")
-    from vistok.data.files import check_writable
+    import json as encoder
 
-    for path in (plot, json):
-        if path is not None and str(path) != "-":
-            check_writable(path)
+    check_outputs(plot, json)
     from vistok.eval.keep_curves import (
         keep_curves,
         method_names,
@@ -67,12 +66,8 @@ def vqa(
     )
     if plot is not None:
         plot_keep_curves(points, plot, f"{model}: {len(asked)} questions")
-    if json is not None:
-        import json as encoder
-
-        text = encoder.dumps([point.to_dict() for point in points], indent=1)
-        print(text) if str(json) == "-" else json.write_text(text + "\n", encoding="utf-8")
-    if str(json) != "-":
+    text = encoder.dumps([point.to_dict() for point in points], indent=1)
+    if not write_json(text, json):
         print_points(points, f"{model}: {len(asked)} questions")
 
 

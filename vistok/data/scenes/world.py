@@ -104,9 +104,20 @@ class Scenes:
         return RADII[self.size]
 
     @property
+    def kind(self) -> torch.Tensor:
+        """int64 [B, 4], shape and colour of each object in one number: ``shape * 8 + colour``, one of 48."""
+        return self.shape * len(COLOURS) + self.colour
+
+    @property
+    def kinds_present(self) -> torch.Tensor:
+        """bool [B, 48], which kinds of object are in each scene."""
+        found = torch.zeros(len(self), NUM_CLASSES + 1, dtype=torch.bool)
+        return found.scatter_(1, torch.where(self.present, self.kind, NUM_CLASSES), True)[:, :-1]
+
+    @property
     def label(self) -> torch.Tensor:
-        """int64 [B], the class of the scene's first object: ``shape * 8 + colour``, one of 48."""
-        return self.shape[:, 0] * len(COLOURS) + self.colour[:, 0]
+        """int64 [B], the class of the scene: the kind of its first object."""
+        return self.kind[:, 0]
 
 
 NUM_CLASSES = len(SHAPES) * len(COLOURS)

@@ -7,16 +7,15 @@ colour.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from vistok.data.images import to_tensor
 from vistok.eval.decoding import Estimate, ratio_estimate
-from vistok.samplers.bench import Contestant
+from vistok.samplers.bench import Contestant, Trial, draw_in_turn
 from vistok.samplers.continuous.cspd import ContinuousSpeculative
 from vistok.samplers.continuous.mar import MaskedAutoregressive
 from vistok.samplers.continuous.stats import ContinuousStats
@@ -52,25 +51,6 @@ def contestants(draft: MAR | None, iterations: int, head_steps: int, prefill: fl
     return found
 
 
-@dataclass
-class Trial:
-    """What one contestant drew: pictures, statistics of each batch, and its wall and processor seconds."""
-
-    contestant: Contestant
-    images: list[Image] = field(default_factory=list)
-    stats: list[ContinuousStats] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    cpu_seconds: list[float] = field(default_factory=list)
-
-    def sample(self, *args, **options):
-        """Draw a batch with the contestant's sampler and keep the time."""
-        began, worked = time.perf_counter(), time.process_time()
-        tokens, stats = self.contestant.sampler.sample(*args, **options)
-        self.cpu_seconds.append(time.process_time() - worked)
-        self.seconds.append(time.perf_counter() - began)
-        return tokens, stats
-
-
 def run_trials(
     pipe: Pipeline,
     entered: Sequence[Contestant],
@@ -82,12 +62,7 @@ def run_trials(
 ) -> list[Trial]:
     """Draw the same samples with every contestant."""
     trials = [Trial(contestant) for contestant in entered]
-    for start in range(0, len(samples), batch_size):
-        for trial in trials:
-            for _, output in pipe.iterate(samples[start : start + batch_size], trial, law, seed, batch_size):
-                trial.images += output.images
-                trial.stats.append(output.stats)
-            advance()
+    draw_in_turn(pipe, trials, samples, law, seed, batch_size, advance)
     return trials
 
 
@@ -146,21 +121,17 @@ def distances(trials: Sequence[Trial]) -> list[float | None]:
     from vistok.data.scenes import render
     from vistok.eval.frechet import frechet_distance
     from vistok.eval.scenes_features import SIDE, load_scene_features
-    from vistok.eval.statistics import FeatureStatistics
-    from vistok.samplers.scene_scores import HELD_OUT, has_features
+    from vistok.samplers.scene_scores import HELD_OUT, has_features, picture_statistics
     from vistok.train.tasks.mar import single_object_scenes
 
     if not has_features():
         return [None] * len(trials)
     network = load_scene_features()
 
-    @torch.inference_mode()
-    def statistics(pictures: torch.Tensor) -> FeatureStatistics:
-        return FeatureStatistics.of(torch.cat([network(part)["features"] for part in pictures.split(256)]))
-
-    real = statistics(torch.cat([render(single_object_scenes(HELD_OUT, chunk), SIDE) for chunk in range(8)]))
+    scenes = torch.cat([render(single_object_scenes(HELD_OUT, chunk), SIDE) for chunk in range(8)])
+    real = picture_statistics(network, scenes)
     drawn = (torch.stack([to_tensor(image) for image in trial.images]) for trial in trials)
-    return [frechet_distance(real, statistics(pictures)) for pictures in drawn]
+    return [frechet_distance(real, picture_statistics(network, pictures)) for pictures in drawn]
 
 
 def summarise(trials: Sequence[Trial], samples: Sequence[Sample]) -> list[Row]:

@@ -31,6 +31,16 @@ def kind_of(law: Law, drawn: LawKind) -> LawKind:
     return LawKind.DETERMINISTIC if law.greedy else drawn
 
 
+def drafted_tree(run: Run, tokens: list[Tensor], shape: TreeShape, laws: list[Tensor], drawn: LawKind) -> TokenTree:
+    """The tree of levels of tokens, with the laws behind all levels but the last; none where decoding is greedy."""
+    drafted = torch.cat(tokens, 1)
+    if run.law.greedy:
+        return TokenTree(drafted, shape)
+    inner = torch.cat(laws, 1)
+    leaves = inner.new_zeros(len(drafted), shape.nodes - inner.shape[1], inner.shape[2])
+    return TokenTree(drafted, shape, drawn, torch.cat([inner, leaves], 1))
+
+
 @functools.lru_cache(maxsize=256)
 def chain_shape(nodes: int, device: torch.device) -> TreeShape:
     """The chain of so many nodes, with its tables built once."""
@@ -98,11 +108,7 @@ class Chain:
             seen = torch.ones(1, 1, i + 1, dtype=torch.bool, device=device)
             hidden = head.expand(tokens[-1], hidden, seen, place)
         head.forget(i)
-        shape = chain_shape(i + 2, device)
-        if run.law.greedy:
-            return TokenTree(torch.cat(tokens, 1), shape)
-        laws.append(torch.zeros_like(law))
-        return TokenTree(torch.cat(tokens, 1), shape, LawKind.INDEPENDENT, torch.cat(laws, 1))
+        return drafted_tree(run, tokens, chain_shape(i + 2, device), laws, LawKind.INDEPENDENT)
 
 
 @dataclass(frozen=True)
@@ -157,8 +163,4 @@ class IndependentChains:
                 seen = own.repeat(1, level + 1)[None]
                 hidden = head.expand(tokens[-1], hidden.expand(-1, k, -1), seen, places)
         head.forget(self.slots)
-        shape = parallel_shape(k, self.drafts, device)
-        if run.law.greedy:
-            return TokenTree(torch.cat(tokens, 1), shape)
-        laws.append(torch.zeros_like(law).expand(-1, k, -1))
-        return TokenTree(torch.cat(tokens, 1), shape, LawKind.INDEPENDENT, torch.cat(laws, 1))
+        return drafted_tree(run, tokens, parallel_shape(k, self.drafts, device), laws, LawKind.INDEPENDENT)

@@ -26,7 +26,7 @@ from vistok.samplers.eagle import HeadDrafter
 from vistok.samplers.law import Law
 from vistok.samplers.loop import Run
 from vistok.samplers.text.chains import draft_law, kind_of
-from vistok.samplers.text.rsd import gumbel_noise
+from vistok.samplers.text.rsd import gumbel_noise, gumbel_top_k
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 # Tokens of new nodes [B, T], the parents' numbers of all nodes so far [B, n], and the new ones' depth below the root
@@ -46,7 +46,7 @@ class Grown(NamedTuple):
 
 def _children(law: Tensor, gumbel: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """Draws without replacement [..., K] in order, their probabilities, and what was left over before each."""
-    tokens = (law.log() + gumbel).topk(min(most, law.shape[-1])).indices
+    tokens = gumbel_top_k(law, gumbel, min(most, law.shape[-1]))
     chance = law.gather(-1, tokens)
     left = (1 - torch.cat([torch.zeros_like(chance[..., :1]), chance.cumsum(-1)[..., :-1]], -1)).clamp(min=0)
     return tokens, chance, left

@@ -21,7 +21,7 @@ from vistok.samplers.eagle import HeadDrafter
 from vistok.samplers.law import Law
 from vistok.samplers.loop import Run
 from vistok.samplers.noise import DRAFT
-from vistok.samplers.text.chains import draft_law, kind_of
+from vistok.samplers.text.chains import draft_law, drafted_tree, kind_of
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 
@@ -137,7 +137,7 @@ class Branching:
                 places = torch.full((above * width,), level, device=device)
                 hidden = head.expand(tokens[-1], hidden.repeat_interleave(width, 1), seen, places)
         head.forget(self.slots)
-        return _tree(run, tokens, shape, laws)
+        return drafted_tree(run, tokens, shape, laws, LawKind.WITHOUT_REPLACEMENT)
 
 
 @dataclass(frozen=True)
@@ -198,14 +198,5 @@ class StochasticBeam:
                 index = parent.repeat(len(hidden) // batch, 1)[..., None].expand(-1, -1, hidden.shape[-1])
                 hidden = head.expand(tokens[-1], hidden.gather(1, index), seen, torch.full((w,), level, device=device))
         head.forget(self.slots)
-        return _tree(run, tokens, TreeShape(torch.cat(parents, 1)), laws)
-
-
-def _tree(run: Run, tokens: list[Tensor], shape: TreeShape, laws: list[Tensor]) -> TokenTree:
-    """The tree of levels of tokens, with the laws behind all levels but the last."""
-    drafted = torch.cat(tokens, 1)
-    if run.law.greedy:
-        return TokenTree(drafted, shape)
-    inner = torch.cat(laws, 1)
-    leaves = inner.new_zeros(len(drafted), shape.nodes - inner.shape[1], inner.shape[2])
-    return TokenTree(drafted, shape, LawKind.WITHOUT_REPLACEMENT, torch.cat([inner, leaves], 1))
+        shape = TreeShape(torch.cat(parents, 1))
+        return drafted_tree(run, tokens, shape, laws, LawKind.WITHOUT_REPLACEMENT)

@@ -66,14 +66,6 @@ class FlexTokObjective(nn.Module):
         return loss, {"flow": flow.detach(), "patches": patches.detach(), "first": first.detach()}
 
 
-def kinds_present(scenes: Scenes) -> Tensor:
-    """Which kinds of object are in each scene, bool [B, NUM_CLASSES]."""
-    kinds = scenes.shape * len(COLOURS) + scenes.colour
-    found = torch.zeros(len(scenes), NUM_CLASSES + 1, dtype=torch.bool)
-    found.scatter_(1, torch.where(scenes.present, kinds, NUM_CLASSES), True)
-    return found[:, :-1]
-
-
 def right_class(images: Tensor, kinds: Tensor) -> float:
     """Share of pictures [B, 3, H, W] whose largest object is of one of the kinds [B, NUM_CLASSES] of their scenes."""
     right = 0
@@ -131,7 +123,7 @@ class FlexTokTask:
         return {
             "maps": self._latents(index),
             "cells": plan(scenes, self.tokenizer.config.grid, self.tokenizer.config.image_size).cells,
-            "kinds": kinds_present(scenes),
+            "kinds": scenes.kinds_present,
         } | {name: draw[rows] for name, draw in draws._asdict().items()}
 
     def after_step(self, step: int) -> None:
@@ -142,7 +134,7 @@ class FlexTokTask:
         """PSNR of held-out scenes and the share of right classes at few, some and all tokens, and usage of codes."""
         config, device = self.tokenizer.config, self.model.patches.weight.device
         scenes, images = self._scenes(HELD_OUT_SEED, 0, self.recipe.data.get("eval_scenes", 64))
-        kinds, usage = kinds_present(scenes), CodebookUsage(self.tokenizer.regularizer.size)
+        kinds, usage = scenes.kinds_present, CodebookUsage(self.tokenizer.regularizer.size)
         outputs: dict[int, list[Tensor]] = {n: [] for n in sorted({1, 1 + config.registers // 8, config.registers})}
         points = quality_by_tokens(
             self.tokenizer,

@@ -29,7 +29,7 @@ from vistok.tokenizers.titok import TiTok
 from vistok.tokenizers.titok_config import TiTokConfig
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.vq import HELD_OUT_SEED, Adversary
+from vistok.train.tasks.vq import HELD_OUT_SEED, Adversary, adversarial_weight, perceptual_distance
 
 
 class OneDPieceObjective(nn.Module):
@@ -119,13 +119,8 @@ class OneDPieceTask:
             proxy = MaskGITVQGAN.from_pretrained(recipe.init["proxy"]).requires_grad_(False)
             if recipe.data.get("stage", 1) == 2:
                 self.tokenizer, proxy = with_pixel_decoder(self.tokenizer, proxy), None
-        self.adversarial_weight = recipe.data.get("adversarial_weight", 0.0)
-        adversary = Adversary() if self.adversarial_weight else None
-        perceptual = None
-        if "lpips" in recipe.init:
-            from vistok.eval.lpips import Lpips
-
-            perceptual = Lpips.from_files("vgg", recipe.init["lpips"], recipe.init["vgg"])
+        adversary = Adversary() if recipe.data.get("adversarial_weight") else None
+        perceptual = perceptual_distance(recipe)
         weight = recipe.data.get("perceptual_weight", 0.1)
         self.model = OneDPieceObjective(self.tokenizer, proxy, adversary, perceptual, weight)
         self.law = recipe.data.get("law", "uniform")
@@ -140,11 +135,8 @@ class OneDPieceTask:
         size, seed = self.recipe.batch_size, self.recipe.data["seed"]
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         keep = sample_lengths(self.law, self.tokenizer.config.num_tokens, size, generator)
-        batch = {"images": self._scenes(seed, step * size + rows.start, rows.stop - rows.start), "keep": keep[rows]}
-        if self.adversarial_weight:
-            on = step >= self.recipe.data.get("adversarial_from", 0)
-            batch["adversarial"] = torch.tensor(self.adversarial_weight if on else 0.0)
-        return batch
+        images = self._scenes(seed, step * size + rows.start, rows.stop - rows.start)
+        return {"images": images, "keep": keep[rows]} | adversarial_weight(self.recipe, step)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.data.scenes import NUM_CLASSES, Scenes, render_masks
-from vistok.data.scenes.world import COLOURS, MAX_OBJECTS
+from vistok.data.scenes.world import MAX_OBJECTS
 
 SEEN = 0.1  # share of a cell that an object must cover to be seen in it
 
@@ -36,7 +36,7 @@ class Plan(NamedTuple):
 def plan(scenes: Scenes, grid: int, side: int = 64) -> Plan:
     """The plans of scenes on a grid of ``grid`` x ``grid`` cells, int16."""
     cover = F.avg_pool2d(render_masks(scenes, side), side // grid).flatten(2)  # [B, 4, n]
-    kinds = scenes.shape * len(COLOURS) + scenes.colour
+    kinds = scenes.kind
     most, owner = cover.max(1)
     cells = torch.where(most > SEEN, kinds.gather(1, owner), NUM_CLASSES)
     begins = torch.where(scenes.present, (cover > SEEN).long().argmax(2), -1)

@@ -93,6 +93,23 @@ def total_variation(latents: torch.Tensor) -> torch.Tensor:
     return sum((squared + 1e-6).sqrt().mean() for squared in (across, down))
 
 
+def perceptual_distance(recipe: Recipe) -> nn.Module | None:
+    """LPIPS from the files that ``init.lpips`` and ``init.vgg`` name; None where a recipe names none."""
+    if "lpips" not in recipe.init:
+        return None
+    from vistok.eval.lpips import Lpips
+
+    return Lpips.from_files("vgg", recipe.init["lpips"], recipe.init["vgg"])
+
+
+def adversarial_weight(recipe: Recipe, step: int) -> dict[str, torch.Tensor]:
+    """``adversarial``, the weight of the adversarial term in a step; nothing where a recipe has no such term."""
+    weight = recipe.data.get("adversarial_weight", 0.0)
+    if not weight:
+        return {}
+    return {"adversarial": torch.tensor(weight if step >= recipe.data.get("adversarial_from", 0) else 0.0)}
+
+
 class VQTask:
     """The ``vq`` task: scenes at ``data.size`` pixels, from new weights or from those that ``init.vq`` names.
 
@@ -111,14 +128,9 @@ class VQTask:
             config = dict(recipe.model)
             config["channel_mult"] = tuple(config["channel_mult"])
             self.tokenizer = VQTokenizer(VQConfig(**config))
-        self.adversarial_weight = recipe.data.get("adversarial_weight", 0.0)
-        perceptual = None
-        if "lpips" in recipe.init:
-            from vistok.eval.lpips import Lpips
-
-            perceptual = Lpips.from_files("vgg", recipe.init["lpips"], recipe.init["vgg"])
-        adversary = Adversary() if self.adversarial_weight else None
-        self.model = VQObjective(self.tokenizer, recipe.data.get("smoothness", 0.0), adversary, perceptual)
+        adversary = Adversary() if recipe.data.get("adversarial_weight") else None
+        smoothness = recipe.data.get("smoothness", 0.0)
+        self.model = VQObjective(self.tokenizer, smoothness, adversary, perceptual_distance(recipe))
         self.size = recipe.data["size"]
         self.revive_every = recipe.data.get("revive_every", 0)
         self.revive_until = recipe.data.get("revive_until", 0)
@@ -128,11 +140,7 @@ class VQTask:
         """Freshly drawn scenes: no picture is seen twice."""
         start = step * self.recipe.batch_size + rows.start
         scenes = sample_scenes(rows.stop - rows.start, self.recipe.data["seed"], start)
-        batch = {"images": render(scenes, self.size)}
-        if self.adversarial_weight:
-            on = step >= self.recipe.data.get("adversarial_from", 0)
-            batch["adversarial"] = torch.tensor(self.adversarial_weight if on else 0.0)
-        return batch
+        return {"images": render(scenes, self.size)} | adversarial_weight(self.recipe, step)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
