@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from vistok.data.scenes import NUM_CLASSES, sample_scenes
+from vistok.data.scenes import NUM_CLASSES, sample_scenes, statements
+from vistok.train.tasks.captions import FACT_SIZES, facts
 from vistok.train.tasks.scene_reader import SceneReader, plan
 
 
@@ -19,17 +20,50 @@ def test_plans_hold_every_object_once():
         assert first == int(begins[row][scenes.present[row]].min())
 
 
+def read(reader, scenes, states):
+    cells, kinds, begins = plan(scenes, 16)
+    told = torch.tensor([facts(s) for s in statements(scenes)])
+    return reader(states, cells[:, : states.shape[1]], kinds, begins, told)
+
+
 def test_the_loss_is_small_only_for_the_right_counts():
     scenes = sample_scenes(1, seed=8)
-    cells, kinds, begins = plan(scenes, 16)
-    reader = SceneReader(4)
+    _, kinds, begins = plan(scenes, 16)
+    reader = SceneReader(4, 16)
     states = torch.zeros(1, 256, 4)
     torch.nn.init.zeros_(reader.left.weight)
     coming = sum((begins[0, o] >= 0) * torch.eye(NUM_CLASSES)[kinds[0, o].long()] for o in range(4))
     right = torch.where(coming[:, None] > torch.arange(4), 20.0, -20.0)  # before anything is painted
     reader.left.bias.data = right.flatten()
     early = begins[0][begins[0] >= 0].min()
-    one = reader(states[:, : early + 1], cells[:, : early + 1], kinds, begins)[1]
-    assert one < 1e-6
+    assert read(reader, scenes, states[:, : early + 1])["left"] < 1e-6
     reader.left.bias.data = -right.flatten()
-    assert reader(states, cells, kinds, begins)[1] > 100
+    assert read(reader, scenes, states)["left"] > 100
+
+
+def test_the_next_object_is_the_one_that_begins_first():
+    scenes = sample_scenes(1, seed=8)
+    _, kinds, begins = plan(scenes, 16)
+    first = begins[0].where(begins[0] >= 0, 256).argmin()
+    place = int(begins[0, first])
+    reader = SceneReader(4, 16)
+    torch.nn.init.zeros_(reader.next.weight)
+    bias = torch.full((NUM_CLASSES + 1 + 32,), -20.0)
+    bias[[int(kinds[0, first]), NUM_CLASSES + 1 + place // 16, NUM_CLASSES + 1 + 16 + place % 16]] = 20.0
+    reader.next.bias.data = bias
+    states = torch.zeros(1, 256, 4)
+    assert read(reader, scenes, states[:, : place + 1])["next"] < 1e-6
+    assert read(reader, scenes, states)["next"] > 1
+
+
+def test_the_facts_of_a_caption_are_read():
+    scenes = sample_scenes(1, seed=8)
+    reader = SceneReader(4, 16)
+    torch.nn.init.zeros_(reader.told.weight)
+    told = facts(statements(scenes)[0])
+    right = torch.cat([20.0 * torch.eye(size)[value] for size, value in zip(FACT_SIZES, told, strict=True)])
+    states = torch.zeros(1, 256, 4)
+    reader.told.bias.data = right
+    assert read(reader, scenes, states)["told"] < 1e-4
+    reader.told.bias.data = -right
+    assert read(reader, scenes, states)["told"] > 100

@@ -109,10 +109,10 @@ class HeadNetwork(nn.Module):
     def denoise(self, x: Tensor, modulation: Tensor) -> Tensor:
         """States [..., D] under a modulation to [..., 2 D]."""
         h = self.input_proj(x.to(self.input_proj.weight.dtype))
-        width = h.shape[-1]
-        for i, block in enumerate(self.res_blocks):
-            h = block(h, modulation[..., 3 * i * width : 3 * (i + 1) * width])
-        return self.final_layer(h, modulation[..., 3 * len(self.res_blocks) * width :])
+        *blocks, last = modulation.split([3 * h.shape[-1]] * len(self.res_blocks) + [2 * h.shape[-1]], dim=-1)
+        for block, part in zip(self.res_blocks, blocks, strict=True):
+            h = block(h, part)
+        return self.final_layer(h, last)
 
     def forward(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
         return self.denoise(x, self.modulation(t, c))

@@ -300,6 +300,21 @@ class MAR(Pretrained, nn.Module):
         """
         tokens = self.patchify(latents)
         z = self.conditions(tokens, mask, self.condition(labels))
+        return self.head_loss(tokens, z, mask, t, noise)
+
+    def head_loss(
+        self, tokens: Tensor, z: Tensor, mask: Tensor, t: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """The training loss, given the head's conditions.
+
+        Args:
+            tokens: [B, L, D].
+            z: conditions [B, L, Ed].
+            mask, t, noise: as of ``forward``.
+
+        Returns:
+            A scalar.
+        """
         hidden = mask.flatten()
         repeats = self.config.diffusion_batch_mul
         x0, z = (x.flatten(0, 1)[hidden].repeat(repeats, 1) for x in (tokens, z))

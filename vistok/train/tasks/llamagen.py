@@ -1,5 +1,5 @@
-"""Train a text-to-image LlamaGen on scenes (arXiv 2406.06525) behind a frozen caption encoder, as the published ones
-were.
+"""Train a text-to-image LlamaGen on scenes (arXiv 2406.06525) behind a caption encoder, frozen as the published ones'
+was, or trained on.
 
 The scenes' codes are extracted once with the frozen tokenizer, as they are first needed. Each pass over them words
 the captions anew.
@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.data.scenes import captions, render, sample_scenes
+from vistok.data.scenes import Scenes, render, sample_scenes, statements
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.models.text import TextEncoder, left_pad
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
+from vistok.train.tasks.captions import facts
 from vistok.train.tasks.scene_reader import SceneReader, plan
 from vistok.train.tasks.vq import HELD_OUT_SEED
 from vistok.zoo import resolve
@@ -28,33 +29,32 @@ CHUNK = 32  # scenes that are encoded at a time
 
 
 class LlamaGenObjective(nn.Module):
-    """Cross-entropy of image codes given captions, and deep supervision by the scenes' plans.
+    """Cross-entropy of image codes given captions, and deep supervision by the scenes' plans and the captions' facts.
 
     The generator itself drops conditions at random.
 
     Args:
         gpt: the generator.
-        text: the frozen caption encoder.
-        supervision: weights of the two cross-entropies of ``SceneReader``.
+        text: the caption encoder.
+        supervision: weights of the cross-entropies of ``SceneReader``, by name.
     """
 
-    def __init__(self, gpt: LlamaGen, text: TextEncoder, supervision: tuple[float, float]):
+    def __init__(self, gpt: LlamaGen, text: TextEncoder, supervision: dict[str, float]):
         super().__init__()
         self.gpt = gpt
         self.text_encoder = text
-        self.reader = SceneReader(gpt.config.dim)
+        self.reader = SceneReader(gpt.config.dim, gpt.config.grid)
         self.supervision = supervision
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, **plan: Tensor):
-        with torch.no_grad():
-            encoded = self.text_encoder.encoder(input_ids=input_ids, attention_mask=attention_mask)
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, **scene: Tensor):
+        encoded = self.text_encoder.encoder(input_ids=input_ids, attention_mask=attention_mask)
         features, mask = left_pad(encoded.last_hidden_state, attention_mask)
         states = self.gpt.states(tokens[:, :-1], features, mask)
         logits = self.gpt.head(self.gpt.norm(states[-1]))
         loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
-        now, left = self.reader(states[len(states) // 2], **plan)
-        metrics = {"codes": loss.detach(), "now": now.detach(), "left": left.detach()}
-        return loss + self.supervision[0] * now + self.supervision[1] * left, metrics
+        read = self.reader(states[len(states) // 2], **scene)
+        metrics = {"codes": loss.detach(), **{name: x.detach() for name, x in read.items()}}
+        return loss + sum(weight * read[name] for name, weight in self.supervision.items()), metrics
 
 
 def caption_encoder(recipe: Recipe) -> TextEncoder:
@@ -68,15 +68,15 @@ class LlamaGenTask:
     """The ``llamagen`` task.
 
     ``init.vq`` names the tokenizer, ``init.text_encoder`` a pre-trained caption encoder or a generator that has one,
-    ``init.gpt`` weights to go on from, which bring their own encoder. ``data.supervision`` holds the weights of the two
-    cross-entropies of ``SceneReader``; zero by default.
+    ``init.gpt`` weights to go on from, which bring their own encoder. ``data.supervision`` holds the weights of the
+    cross-entropies of ``SceneReader`` by name; ``data.tune_captions`` trains the caption encoder as well.
     """
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
         self.vq = VQTokenizer.from_pretrained(recipe.init["vq"]).requires_grad_(False)
-        text = caption_encoder(recipe).requires_grad_(False)
+        text = caption_encoder(recipe).requires_grad_(recipe.data.get("tune_captions", False))
         if "gpt" in recipe.init:
             gpt = LlamaGen.from_pretrained(recipe.init["gpt"])
         else:
@@ -89,7 +89,7 @@ class LlamaGenTask:
                     **recipe.model,
                 )
             )
-        self.model = LlamaGenObjective(gpt, text, tuple(recipe.data.get("supervision", (0.0, 0.0))))
+        self.model = LlamaGenObjective(gpt, text, recipe.data.get("supervision", {}))
         self._prepare(gpt.config.block_size)
 
     def _prepare(self, length: int) -> None:
@@ -125,8 +125,13 @@ class LlamaGenTask:
         variant, start = divmod(step * self.recipe.batch_size, self.scenes)
         index = start + torch.arange(rows.start, rows.stop)
         scenes = sample_scenes(len(index), self.seed, int(index[0]))
-        plans = plan(scenes, self.model.gpt.config.grid)._asdict()
-        return self._captions(captions(scenes, variant)) | {"tokens": self._tokens(index)} | plans
+        return self._told(scenes, variant) | {"tokens": self._tokens(index)}
+
+    def _told(self, scenes: Scenes, variant: int = 0) -> dict[str, Tensor]:
+        """Captions of scenes, their facts, and the scenes' plans."""
+        said = statements(scenes, variant)
+        told = {"facts": torch.tensor([facts(s) for s in said])}
+        return self._captions([s.text for s in said]) | told | plan(scenes, self.model.gpt.config.grid)._asdict()
 
     def after_step(self, step: int) -> None:
         """Nothing happens between steps."""
@@ -139,15 +144,13 @@ class LlamaGenTask:
         tokens = self._extract(HELD_OUT_SEED, 0, count).to(device)
         scenes = sample_scenes(count, HELD_OUT_SEED)
         gpt = self.model.gpt
-        told = self._captions(captions(scenes)) | plan(scenes, gpt.config.grid)._asdict()
+        told = self._told(scenes)
         metrics = self.model(**{k: v.to(device) for k, v in told.items()}, tokens=tokens)[1]
         untold = F.cross_entropy(gpt(tokens[:, :-1], gpt.null_condition(count)).flatten(0, 1), tokens.flatten())
         return {
-            "held_out_loss": metrics["codes"].item(),
+            "held_out_loss": metrics.pop("codes").item(),
             "held_out_loss_without_captions": untold.item(),
-            "held_out_now": metrics["now"].item(),
-            "held_out_left": metrics["left"].item(),
-        }
+        } | {f"held_out_{name}": value.item() for name, value in metrics.items()}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the generator and its caption encoder as one embedded model."""

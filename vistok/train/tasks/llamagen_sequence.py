@@ -28,8 +28,7 @@ class SequenceObjective(nn.Module):
         self.gpt, self.text_encoder = gpt, text
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor):
-        with torch.no_grad():
-            encoded = self.text_encoder.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        encoded = self.text_encoder.encoder(input_ids=input_ids, attention_mask=attention_mask)
         features, mask = left_pad(encoded.last_hidden_state, attention_mask)
         logits = self.gpt(tokens[:, :-1], features, mask).float()
         losses = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")

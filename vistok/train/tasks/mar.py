@@ -3,6 +3,10 @@
 A class of the scenes is the shape and colour of the first object. A picture of a class should show that and nothing
 else, so only scenes with one object are used. Their latents' means and deviations are kept, upright and mirrored, and
 drawn anew each time, as the published training does with cached moments.
+
+The head's loss tells the transformer little: most of it is noise that nothing predicts. Two linear maps therefore read
+from the conditions of hidden tokens what the token is, by squared error, and the silhouette of the object within it.
+They serve training alone, and are ours.
 """
 
 from __future__ import annotations
@@ -11,9 +15,10 @@ import math
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.data.scenes import NUM_CLASSES, Scenes, render, sample_scenes
+from vistok.data.scenes import NUM_CLASSES, Scenes, render, render_masks, sample_scenes
 from vistok.models.mar import MAR, MARConfig
 from vistok.tokenizers.kl import KLAutoencoder, Posterior
 from vistok.train.export import write_training_card
@@ -21,7 +26,8 @@ from vistok.train.recipe import Recipe
 from vistok.train.tasks.vq import HELD_OUT_SEED
 
 CHUNK = 512  # scenes that are composed at a time; about a fifth of them have one object
-RATIO_MEAN, RATIO_STD = 1.0, 0.25  # of the mask ratio's normal law, before it is truncated to [mask_ratio_min, 1]
+SILHOUETTE = 4  # parts along a token's side in which the object's cover is told
+RATIO_MEAN, RATIO_STD = 1.0, 0.25  # published, of the mask ratio's normal law before it is truncated to [least, 1]
 
 
 def single_object_scenes(seed: int, chunk: int) -> Scenes:
@@ -30,35 +36,59 @@ def single_object_scenes(seed: int, chunk: int) -> Scenes:
     return scenes[scenes.present.sum(1) == 1]
 
 
-def draw_mask(batch: int, length: int, least: float) -> Tensor:
+def draw_mask(batch: int, length: int, least: float, deviation: float = RATIO_STD) -> Tensor:
     """A training mask, bool [B, L]: random orders, and one ratio for the batch.
 
     Args:
         batch, length: B and L.
         least: the smallest share of hidden tokens.
+        deviation: of the ratio's normal law, before it is truncated.
     """
-    low, high = (torch.special.ndtr(torch.tensor((x - RATIO_MEAN) / RATIO_STD)) for x in (least, 1.0))
-    ratio = RATIO_MEAN + RATIO_STD * float(torch.special.ndtri(low + (high - low) * torch.rand(())))
+    low, high = (torch.special.ndtr(torch.tensor((x - RATIO_MEAN) / deviation)) for x in (least, 1.0))
+    ratio = RATIO_MEAN + deviation * float(torch.special.ndtri(low + (high - low) * torch.rand(())))
     hidden = math.ceil(length * min(max(ratio, least), 1.0))
     return torch.rand(batch, length).argsort(1).argsort(1) < hidden
 
 
 class MARObjective(nn.Module):
-    """The published loss over hidden tokens."""
+    """The published loss over hidden tokens, and deep supervision of the conditions.
 
-    def __init__(self, mar: MAR):
+    Args:
+        mar: the generator.
+        supervision: weights of the squared error of tokens and of the cross-entropy of silhouettes.
+    """
+
+    def __init__(self, mar: MAR, supervision: tuple[float, float]):
         super().__init__()
         self.mar = mar
+        self.supervision = supervision
+        width = mar.config.decoder_embed_dim
+        self.token = nn.Linear(width, mar.config.token_dim)
+        self.silhouette = nn.Linear(width, SILHOUETTE**2)
 
-    def forward(self, latents: Tensor, labels: Tensor, mask: Tensor):
-        return self.mar(latents, labels, mask), {}
+    def forward(self, latents: Tensor, labels: Tensor, mask: Tensor, silhouettes: Tensor):
+        """Loss of a batch.
+
+        Args:
+            latents, labels, mask: see MAR.
+            silhouettes: share of each part of a token that the object covers, in 1/255, uint8 [B, L, SILHOUETTE^2].
+        """
+        tokens = self.mar.patchify(latents)
+        z = self.mar.conditions(tokens, mask, self.mar.condition(labels))
+        head = self.mar.head_loss(tokens, z, mask)
+        token = F.mse_loss(self.token(z[mask]).float(), tokens[mask])
+        covered = silhouettes[mask].float() / 255
+        silhouette = F.binary_cross_entropy_with_logits(self.silhouette(z[mask]).float(), covered)
+        loss = head + self.supervision[0] * token + self.supervision[1] * silhouette
+        return loss, {"head": head.detach(), "token": token.detach(), "silhouette": silhouette.detach()}
 
 
 class MARTask:
     """The ``mar`` task.
 
     ``init.kl`` names the autoencoder, or its folder, ``data.tokenizer`` the name under which the card lists it;
-    ``init.mar`` names weights to go on from.
+    ``init.mar`` names weights to go on from. ``data.supervision`` holds the weights of the two terms beside the
+    published one. ``data.mask_deviation`` widens the law of mask ratios: a small model learns from fuller contexts.
     """
 
     def __init__(self, recipe: Recipe):
@@ -66,6 +96,7 @@ class MARTask:
         torch.manual_seed(recipe.seed)
         self.kl = KLAutoencoder.from_pretrained(recipe.init["kl"]).requires_grad_(False)
         self.size = recipe.data["size"]
+        self.mask_deviation = recipe.data.get("mask_deviation", RATIO_STD)
         if "mar" in recipe.init:
             mar = MAR.from_pretrained(recipe.init["mar"])
         else:
@@ -77,18 +108,29 @@ class MARTask:
             }
             mar = MAR(MARConfig(**shape | recipe.model))
         self.mar = mar
-        self.model = MARObjective(mar)
-        self.latents = self.labels = None
+        self.model = MARObjective(mar, tuple(recipe.data.get("supervision", (0.0, 0.0))))
+        self.latents = self.silhouettes = self.labels = None
 
-    def _moments(self, seed: int, count: int) -> tuple[Tensor, Tensor]:
-        """Scaled means and deviations [count, 2, 2, c, h, w], upright and mirrored, and classes [count]."""
-        moments, labels, chunk = [], [], 0
+    def _moments(self, seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled means and deviations [count, 2, 2, c, h, w], upright and mirrored, silhouettes, and classes [count].
+
+        Silhouettes are upright and mirrored too, uint8 [count, 2, L, SILHOUETTE^2].
+        """
+        moments, silhouettes, labels, chunk = [], [], [], 0
         while sum(map(len, labels)) < count:
             scenes = single_object_scenes(seed, chunk)
             moments.append(self._encode(render(scenes, self.size)))
+            silhouettes.append(self._silhouettes(scenes))
             labels.append(scenes.label)
             chunk += 1
-        return torch.cat(moments)[:count], torch.cat(labels)[:count]
+        return tuple(torch.cat(x)[:count] for x in (moments, silhouettes, labels))
+
+    def _silhouettes(self, scenes: Scenes) -> Tensor:
+        parts = self.mar.config.grid * SILHOUETTE
+        cover = F.adaptive_avg_pool2d(render_masks(scenes, self.size).amax(1), parts)
+        both = torch.stack([cover, cover.flip(-1)], 1)  # [B, 2, parts, parts]
+        cells = both.unflatten(3, (-1, SILHOUETTE)).unflatten(2, (-1, SILHOUETTE)).transpose(3, 4)
+        return (cells.flatten(4).flatten(2, 3) * 255).round().byte()
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
@@ -103,17 +145,21 @@ class MARTask:
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Scenes in the order of a fresh permutation for each pass, mirrored or not by a coin."""
         if self.latents is None:
-            self.latents, self.labels = self._moments(self.recipe.data["seed"], self.recipe.data["scenes"])
+            self.latents, self.silhouettes, self.labels = self._moments(
+                self.recipe.data["seed"], self.recipe.data["scenes"]
+            )
         size = self.recipe.batch_size
         epoch, place = divmod(step, len(self.labels) // size)
         order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(epoch))
         index = order[place * size : (place + 1) * size][rows]
-        mean, std = self.latents[index, torch.randint(2, (len(index),))].float().unbind(1)
+        side = torch.randint(2, (len(index),))
+        mean, std = self.latents[index, side].float().unbind(1)
         config = self.mar.config
         return {
             "latents": mean + std * torch.randn_like(std),
             "labels": self.labels[index],
-            "mask": draw_mask(size, config.seq_len, config.mask_ratio_min)[rows],
+            "silhouettes": self.silhouettes[index, side],
+            "mask": draw_mask(size, config.seq_len, config.mask_ratio_min, self.mask_deviation)[rows],
         }
 
     def after_step(self, step: int) -> None:
@@ -123,10 +169,10 @@ class MARTask:
     def evaluate(self) -> dict[str, float]:
         """Loss of held-out scenes at fixed masks, steps and noise, in the published units."""
         device = next(self.mar.parameters()).device
-        moments, labels = self._moments(HELD_OUT_SEED, self.recipe.data.get("eval_scenes", 128))
+        moments, _, labels = self._moments(HELD_OUT_SEED, self.recipe.data.get("eval_scenes", 128))
         torch.manual_seed(self.recipe.seed)
         config = self.mar.config
-        mask = draw_mask(len(labels), config.seq_len, config.mask_ratio_min)
+        mask = draw_mask(len(labels), config.seq_len, config.mask_ratio_min, self.mask_deviation)
         loss = self.mar(moments[:, 0, 0].float().to(device), labels.to(device), mask.to(device))
         return {"held_out_loss": float(loss)}
 

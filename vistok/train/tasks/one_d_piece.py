@@ -12,11 +12,13 @@ tokens is drawn for each picture where the reference draws it for the batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vistok.data.scenes import render, sample_scenes
@@ -29,6 +31,12 @@ from vistok.tokenizers.titok import TiTok
 from vistok.tokenizers.titok_config import TiTokConfig
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
+from vistok.train.tasks.spatial_start import (
+    compare_positions,
+    dithering_order,
+    fit_by_least_squares,
+    tell_pictures_apart,
+)
 from vistok.train.tasks.vq import HELD_OUT_SEED, Adversary, adversarial_weight, perceptual_distance
 
 
@@ -95,6 +103,52 @@ def with_pixel_decoder(tokenizer: TiTok, proxy: MaskGITVQGAN) -> TiTok:
     return whole
 
 
+PLACE, SHARPNESS = 0.7, 1.5  # of ``start_spatially``: scale of positions, and of what the first attention compares
+RIDGE = 3e-3  # of its least squares
+
+
+@torch.no_grad()
+def start_spatially(tokenizer: TiTok, images: Tensor, generator: torch.Generator) -> None:
+    """Start a tokenizer as ``vistok.train.tasks.spatial_start`` says.
+
+    Args:
+        tokenizer: one that paints pixels from VQ codes, of at most as many tokens as patches.
+        images: pictures [B, 3, H, W] in [-1, 1] to start the codes from.
+        generator: draws the first codebook.
+    """
+    config = tokenizer.config
+    for part in (tokenizer.encoder, tokenizer.decoder):
+        width = part.positional_embedding.shape[1]
+        places = PLACE * torch.randn(config.grid**2, width)  # none resembles another
+        part.positional_embedding[1:] = places
+        part.latent_token_positional_embedding.copy_(places[dithering_order(config.grid)[: config.num_tokens]])
+        attention = part.transformer[0].attn
+        query, key, value = attention.in_proj_weight.chunk(3)
+        compare_positions(query, key, SHARPNESS)
+        nn.init.eye_(value)
+        nn.init.eye_(attention.out_proj.weight)
+    encoder, decoder = tokenizer.encoder, tokenizer.decoder
+    states = _inputs(encoder.conv_out, lambda: tokenizer.latents(images)).transpose(1, 2)
+    tell_pictures_apart(encoder.conv_out, states, config.l2_norm)
+    unused = torch.zeros(config.codebook_size, dtype=torch.long)
+    tokenizer.quantize.revive(tokenizer.latents(images), unused, generator)
+
+    nn.init.dirac_(decoder.conv_out.weight)
+    nn.init.zeros_(decoder.conv_out.bias)
+    states = _inputs(decoder.ffn[0], lambda: tokenizer(images)).flatten(2).transpose(1, 2)
+    pixels = rearrange(images / 2 + 0.5, "b c (h p) (w q) -> (b h w) (p q c)", p=config.patch_size, q=config.patch_size)
+    fit_by_least_squares(decoder.ffn[0], states.flatten(0, 1), pixels, RIDGE)
+
+
+def _inputs(module: nn.Module, run: Callable[[], object]) -> Tensor:
+    """What a 1x1 convolution is given while ``run`` runs, [B, D, N]."""
+    seen = []
+    hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    run()
+    hook.remove()
+    return seen[0].flatten(2)
+
+
 class OneDPieceTask:
     """The ``one-d-piece`` task: scenes at the tokenizer's size, from new weights or from those that ``init.tokenizer``
     names.
@@ -103,7 +157,8 @@ class OneDPieceTask:
     ``data.adversarial_weight`` (published: 0.01) counts from step ``data.adversarial_from`` on (20,000), and
     ``init.lpips`` and ``init.vgg`` name the files of the perceptual term, of weight ``data.perceptual_weight`` (0.1).
     ``data.law`` is the law of kept tokens. Codes that fall out of use are revived every ``data.revive_every`` steps
-    until step ``data.revive_until``.
+    until step ``data.revive_until``. ``data.spatial_start`` is the number of scenes that new weights start from, see
+    ``start_spatially``.
     """
 
     def __init__(self, recipe: Recipe):
@@ -114,6 +169,9 @@ class OneDPieceTask:
         else:
             shapes = {key: tuple(recipe.model[key]) for key in ("encoder", "decoder")}
             self.tokenizer = TiTok(TiTokConfig(**(recipe.model | shapes)))
+            if count := recipe.data.get("spatial_start", 0):
+                images = self._scenes(recipe.data["seed"], 0, count)
+                start_spatially(self.tokenizer, images, torch.Generator().manual_seed(recipe.seed))
         proxy = None
         if "proxy" in recipe.init:
             proxy = MaskGITVQGAN.from_pretrained(recipe.init["proxy"]).requires_grad_(False)

@@ -1,8 +1,9 @@
-"""Deep supervision for generators of scenes: what is being painted, and what is still to come.
+"""Deep supervision for generators of scenes: what is said, what is being painted, and what is still to come.
 
-Codes say little about a caption: most of their cross-entropy is texture. Two linear maps therefore read from a middle
-layer, at every token, which kind of object the token shows and how many objects of each kind begin at it or later.
-Both are known to whoever has read the caption and seen the picture so far. They serve training alone.
+Codes say little about a caption: most of their cross-entropy is texture. Linear maps therefore read from a middle
+layer, at every token, which kind of object the token shows, how many objects of each kind begin at it or later, what
+begins next and where, and what the caption says. Whoever has read the caption and seen the picture so far knows the
+first two, and can plan the third. They serve training alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from vistok.data.scenes import NUM_CLASSES, Scenes, render_masks
 from vistok.data.scenes.world import MAX_OBJECTS
+from vistok.train.tasks.captions import FACT_SIZES
 
 SEEN = 0.1  # share of a cell that an object must cover to be seen in it
 
@@ -44,30 +46,55 @@ def plan(scenes: Scenes, grid: int, side: int = 64) -> Plan:
 
 
 class SceneReader(nn.Module):
-    """Two linear maps from hidden states to a scene's plan, and their cross-entropies.
+    """Linear maps from hidden states to a scene's plan and to its caption's facts, and their cross-entropies.
 
     Args:
         dim: width of the states.
+        grid: side of the grid of tokens.
     """
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, grid: int):
         super().__init__()
+        self.grid = grid
         self.now = nn.Linear(dim, NUM_CLASSES + 1)
         self.left = nn.Linear(dim, NUM_CLASSES * MAX_OBJECTS)
+        self.next = nn.Linear(dim, NUM_CLASSES + 1 + 2 * grid)
+        self.told = nn.Linear(dim, sum(FACT_SIZES))
         nn.init.constant_(self.left.bias, -4.0)  # most kinds are not there
 
-    def forward(self, states: Tensor, cells: Tensor, kinds: Tensor, begins: Tensor) -> tuple[Tensor, Tensor]:
-        """Nats a token of the cell's kind, and of the number of objects of each kind that are left.
+    def forward(self, states: Tensor, cells: Tensor, kinds: Tensor, begins: Tensor, facts: Tensor) -> dict[str, Tensor]:
+        """Nats a token of each reading.
+
+        ``now``: the kind of the cell; ``left``: the number of objects of each kind that are left; ``next``: kind, row
+        and column of the object that begins next; ``told``: the facts of the caption, at every eighth token.
 
         Shape:
             states: [B, n, dim]; entry k is what token k is predicted from.
             cells, kinds, begins: see Plan.
+            facts: [B, 25], see ``vistok.train.tasks.captions.facts``.
         """
+        count = states.shape[1]
+        kinds, begins = kinds.long(), begins.long()
         now = F.cross_entropy(self.now(states).flatten(0, 1).float(), cells.flatten().long())
-        steps = torch.arange(states.shape[1], device=states.device)
-        coming = (begins[:, None] >= steps[:, None]).float()  # [B, n, 4]
-        counts = coming @ F.one_hot(kinds.long(), NUM_CLASSES).float()  # [B, n, NUM_CLASSES]
+
+        coming = begins[:, None] >= torch.arange(count, device=states.device)[:, None]  # [B, n, 4]
+        counts = coming.float() @ F.one_hot(kinds, NUM_CLASSES).float()  # [B, n, NUM_CLASSES]
         more = counts[..., None] > torch.arange(MAX_OBJECTS, device=states.device)  # 1, 2, 3 or 4 at least
         logits = self.left(states).unflatten(-1, (NUM_CLASSES, MAX_OBJECTS)).float()
         left = F.binary_cross_entropy_with_logits(logits, more.float(), reduction="none").sum((2, 3)).mean()
-        return now, left
+
+        where, which = torch.where(coming, begins[:, None], count).min(2)  # [B, n]
+        none = where == count
+        kind = kinds.gather(1, which).masked_fill(none, NUM_CLASSES)
+        row, column = (x.masked_fill(none, -100) for x in (where // self.grid, where % self.grid))
+        logits = self.next(states).float().split([NUM_CLASSES + 1, self.grid, self.grid], -1)
+        following = sum(
+            F.cross_entropy(x.flatten(0, 1), y.flatten()) for x, y in zip(logits, (kind, row, column), strict=True)
+        )
+
+        said = self.told(states[:, ::8]).float().split(FACT_SIZES, -1)
+        told = sum(
+            F.cross_entropy(x.transpose(1, 2), y[:, None].expand(-1, x.shape[1]))
+            for x, y in zip(said, facts.unbind(1), strict=True)
+        )
+        return {"now": now, "left": left, "next": following, "told": told}

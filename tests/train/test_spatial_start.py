@@ -1,0 +1,73 @@
+"""1D tokenizers that start with a place for every token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from vistok.data.scenes import render, sample_scenes
+from vistok.errors import VistokError
+from vistok.tokenizers.titok import TiTok
+from vistok.tokenizers.titok_config import TiTokConfig
+from vistok.train.tasks.one_d_piece import start_spatially
+from vistok.train.tasks.spatial_start import dithering_order, fit_by_least_squares, tell_pictures_apart
+
+
+def test_any_prefix_of_the_order_is_spread_evenly():
+    order = dithering_order(8)
+    assert sorted(order.tolist()) == list(range(64))
+    for count, cell in ((4, 4), (16, 2)):  # one place in every cell of a coarser grid
+        rows, columns = order[:count] // 8 // cell, order[:count] % 8 // cell
+        assert len(set(zip(rows.tolist(), columns.tolist(), strict=True))) == count
+    with pytest.raises(VistokError, match="power of two"):
+        dithering_order(6)
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_codes_start_centred_and_spread(spherical):
+    torch.manual_seed(0)
+    states = torch.randn(200, 5, 16) * torch.linspace(0.1, 2, 16) + 10 * torch.randn(5, 16)  # tokens differ the most
+    linear = nn.Linear(16, 3)
+    tell_pictures_apart(linear, states, spherical)
+    codes = linear(states)
+    assert torch.allclose(codes.mean(0), torch.tensor([float(spherical), 0, 0]).expand(5, 3), atol=1e-3)
+    spread = codes.flatten(0, 1).std(0)
+    if spherical:
+        assert spread[0] < 1e-4
+        assert spread[1] <= spread[2] + 1e-4
+        assert torch.isclose(spread[2], torch.tensor(1.0), atol=0.01)
+    else:
+        assert torch.allclose(spread, torch.ones(3), atol=0.01)
+
+
+def test_least_squares_finds_a_linear_map():
+    torch.manual_seed(0)
+    states, truth = torch.randn(100, 6), nn.Linear(6, 2)
+    fitted = nn.Linear(6, 2)
+    fit_by_least_squares(fitted, states, truth(states), ridge=1e-9)
+    assert torch.allclose(fitted.weight, truth.weight, atol=1e-4)
+    assert torch.allclose(fitted.bias, truth.bias, atol=1e-4)
+
+
+def test_a_tokenizer_starts_with_local_tokens():
+    torch.manual_seed(0)
+    config = TiTokConfig(
+        encoder=(192, 2, 3), decoder=(192, 2, 3), num_tokens=64, codebook_size=256, token_size=8, l2_norm=True,
+        legacy=False, pixel_decoder=False, variable_length=True, image_size=64, patch_size=8,
+    )  # fmt: skip
+    tokenizer = TiTok(config)
+    images = render(sample_scenes(64, seed=3), 64)
+    start_spatially(tokenizer, images, torch.Generator().manual_seed(0))
+    assert tokenizer.encode(images).unique().numel() > 100
+    before = tokenizer.latents(images)[:, :, 0]
+    for token in (0, 40):
+        row, column = divmod(int(dithering_order(8)[token]), 8)
+        changed = images.clone()
+        changed[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 1.0
+        moved = (tokenizer.latents(changed)[:, :, 0] - before).norm(dim=1).mean(0)
+        assert moved.argmax() == token
+        assert moved[token] > 3 * moved.median()
+    mean = images.mean((2, 3), keepdim=True).expand_as(images)
+    error = (tokenizer.decode(tokenizer.encode(images)) - images).square().mean()
+    assert error < 0.9 * (mean - images).square().mean()

@@ -1,0 +1,94 @@
+"""Where 1D tokenizers start from when data is scarce: every latent token looks at a place of its own.
+
+A latent token that begins as noise attends everywhere alike and tells the mean of the picture, and the painter, who
+begins alike, learns to do without it. With the thousands of steps of a large training the symmetry breaks; here it is
+broken at the start. Token i takes the position of the i-th place of a dithering order, in which any prefix is spread
+evenly over the picture; the first blocks compare positions; the map to the codes starts with the principal directions
+in which pictures differ. Training is free to leave all of this.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vistok.errors import VistokError
+
+
+def dithering_order(side: int) -> Tensor:
+    """The cells of a grid in the order of Bayer's dithering matrix: any first few are spread evenly, int64 [side^2].
+
+    Raises:
+        VistokError: the side is no power of two.
+    """
+    if side & (side - 1):
+        raise VistokError(f"a grid of side {side} has no dithering order: its side must be a power of two.")
+    rank = torch.zeros(1, 1, dtype=torch.long)
+    while len(rank) < side:
+        rank = torch.cat([torch.cat([4 * rank, 4 * rank + 2], 1), torch.cat([4 * rank + 3, 4 * rank + 1], 1)], 0)
+    return rank.flatten().argsort()
+
+
+@torch.no_grad()
+def compare_positions(query: Tensor, key: Tensor, gain: float = 1.0) -> None:
+    """Make two projections equal, so that tokens attend to those that stand where they stand.
+
+    Args:
+        query: weight that is scaled by ``gain``.
+        key: weight that becomes its copy.
+    """
+    query.mul_(gain)
+    key.copy_(query)
+
+
+@torch.no_grad()
+def tell_pictures_apart(linear: nn.Linear | nn.Conv2d, states: Tensor, spherical: bool) -> None:
+    """Start a map to codes with principal directions of what differs between pictures.
+
+    Directions in which the tokens' means differ are left out, so that the codes of all tokens begin centred. They begin
+    with unit variance in every channel; or, where codes are normalised afterwards, with their natural proportions
+    around a constant first channel, which keeps lengths from being lost.
+
+    Args:
+        linear: the map, D to C; a 1x1 convolution will do.
+        states: its inputs for some pictures, [B, N, D], N less than D.
+        spherical: whether codes are normalised.
+    """
+    states = states.double()
+    means = states.mean(0)
+    centre = means.mean(0)
+    _, values, directions = torch.linalg.svd(means - centre, full_matrices=False)
+    between = directions[values > 1e-6 * values.max()]
+    within = (states - means).flatten(0, 1)
+    within = within - (within @ between.T) @ between
+    variances, axes = torch.linalg.eigh(within.T @ within / len(within))  # ascending
+    count = linear.weight.shape[0]
+    if spherical:
+        weight = axes[:, 1 - count :].T / variances[-1].sqrt()
+        weight = torch.cat([torch.zeros_like(weight[:1]), weight])
+    else:
+        weight = axes[:, -count:].T / variances[-count:, None].sqrt()
+    bias = -weight @ centre
+    bias[0] += float(spherical)
+    linear.weight.copy_(weight.view_as(linear.weight))
+    linear.bias.copy_(bias)
+
+
+@torch.no_grad()
+def fit_by_least_squares(linear: nn.Linear | nn.Conv2d, states: Tensor, targets: Tensor, ridge: float = 1e-3) -> None:
+    """Start a map with its least-squares solution.
+
+    Args:
+        linear: D to C; a 1x1 convolution will do.
+        states: its inputs [N, D].
+        targets: what it should give, [N, C].
+        ridge: penalty on the weights, relative to the mean variance of a state's entry.
+    """
+    states, targets = states.double(), targets.double()
+    mean, wanted = states.mean(0), targets.mean(0)
+    x = states - mean
+    gram = x.T @ x
+    gram.diagonal().add_(ridge * gram.diagonal().mean())
+    weight = torch.linalg.solve(gram, x.T @ (targets - wanted)).T
+    linear.weight.copy_(weight.view_as(linear.weight))
+    linear.bias.copy_(wanted - weight @ mean)
