@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vistok.data.scenes import NUM_CLASSES, Scenes, render, sample_scenes
@@ -22,11 +23,20 @@ from vistok.eval.rate_distortion import quality_by_tokens
 from vistok.eval.scene_detector import detect
 from vistok.tokenizers.flextok import FlexTok, FlowDraws
 from vistok.tokenizers.flextok_config import FlexTokConfig
+from vistok.tokenizers.flextok_layers import layer_norm
 from vistok.tokenizers.quantizers import CodebookUsage
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scene_reader import plan
+from vistok.train.tasks.spatial_start import (
+    compare_positions,
+    dithering_order,
+    fit_by_least_squares,
+    inputs_of,
+    tell_pictures_apart,
+    whiten_positions,
+)
 from vistok.train.tasks.vq import HELD_OUT_SEED
 
 CHUNK = 32  # scenes whose latents are computed at a time
@@ -66,6 +76,43 @@ class FlexTokObjective(nn.Module):
         return loss, {"flow": flow.detach(), "patches": patches.detach(), "first": first.detach()}
 
 
+RIDGE = 3e-3  # of the least squares in ``start_spatially``
+
+
+@torch.no_grad()
+def start_spatially(tokenizer: FlexTok, maps: Tensor, generator: torch.Generator) -> None:
+    """Start a tokenizer as ``vistok.train.tasks.spatial_start`` says; the first register belongs to no place.
+
+    Args:
+        tokenizer: of at most as many registers as patches.
+        maps: latents [B, C, h, w] of pictures to start the codes and the painter from.
+        generator: of the draws that the painter is fitted to.
+    """
+    encoder, decoder = tokenizer.encoder.module_dict, tokenizer.decoder.module_dict
+    config = tokenizer.config
+    places = encoder["enc_posemb_module"].posembs[0].flatten(1).T
+    own = places[dithering_order(config.grid)[: config.registers - 1]]
+    encoder["enc_register_module"].registers[1:] = own
+    decoder["dec_registers_posemb_module"].posembs[0, 0, :, 1:] = own.T
+    for part in (encoder["enc_transformer"], decoder["dec_transformer"]):
+        attention = part.blocks[0].attn
+        whiten_positions(attention.wq.weight, places)
+        compare_positions(attention.wq.weight, attention.wk.weight)
+        nn.init.eye_(attention.wv.weight)
+        nn.init.eye_(attention.proj.weight)
+    tell_pictures_apart(
+        encoder["enc_to_latents"].proj, inputs_of(encoder["enc_to_latents"], lambda: tokenizer.encoder(maps)), False
+    )
+    opened = decoder["dec_transformer"].blocks[0].adaLN_modulation[1].bias.view(config.groups, 6, -1)
+    opened[:, 0] = 1.0  # the gate of the first attention
+    draws = tokenizer.draw(len(maps), generator)
+    draws = draws._replace(keep=torch.full_like(draws.keep, config.registers), null=torch.zeros_like(draws.null))
+    head = decoder["dec_to_patches"]
+    states = layer_norm(inputs_of(head, lambda: tokenizer.training_pass(maps, draws)))
+    target = rearrange(draws.noise - maps, "b c (h p) (w q) -> (b h w) (p q c)", p=config.patch, q=config.patch)
+    fit_by_least_squares(head.proj, states.flatten(0, 1), target, RIDGE)
+
+
 def right_class(images: Tensor, kinds: Tensor) -> float:
     """Share of pictures [B, 3, H, W] whose largest object is of one of the kinds [B, NUM_CLASSES] of their scenes."""
     right = 0
@@ -78,7 +125,8 @@ def right_class(images: Tensor, kinds: Tensor) -> float:
 class FlexTokTask:
     """The ``flextok`` task: from new weights over the frozen tokenizer ``init.vq``, or from ``init.tokenizer``.
 
-    Latents of ``data.scenes`` scenes are computed once, as they are first needed.
+    Latents of ``data.scenes`` scenes are computed once, as they are first needed. ``data.spatial_start`` is the number
+    of scenes that new weights start from, see ``start_spatially``.
     """
 
     def __init__(self, recipe: Recipe):
@@ -98,6 +146,9 @@ class FlexTokTask:
         self.model = FlexTokObjective(self.tokenizer, tuple(data["supervision"]))
         self.maps = torch.empty(data["scenes"], *self.tokenizer.config.map_shape, dtype=torch.float16)
         self.known = torch.zeros(data["scenes"], dtype=torch.bool)
+        if "tokenizer" not in recipe.init and (count := data.get("spatial_start", 0)):
+            maps = self._latents(torch.arange(count))
+            start_spatially(self.tokenizer, maps, torch.Generator().manual_seed(recipe.seed))
 
     def _scenes(self, seed: int, start: int, count: int) -> tuple[Scenes, Tensor]:
         scenes = sample_scenes(count, seed, start)

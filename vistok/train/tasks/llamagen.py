@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.data.scenes import Scenes, render, sample_scenes, statements
+from vistok.data.scenes.language import Statement
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.models.text import TextEncoder, left_pad
@@ -115,10 +116,20 @@ class LlamaGenTask:
             self.codes[chunk * CHUNK : chunk * CHUNK + count] = found.to(torch.int16)
         return self.codes[index].long()
 
-    def _captions(self, texts: list[str]) -> dict[str, Tensor]:
+    def _captions(self, said: list[Statement]) -> dict[str, Tensor]:
+        """Captions as the encoder reads them, and their facts."""
         encoder = self.model.text_encoder
+        texts = [s.text for s in said]
         tokens = encoder.tokenizer(texts, max_length=encoder.max_length, padding="max_length", return_tensors="pt")
-        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+        return {
+            "input_ids": tokens["input_ids"],
+            "attention_mask": tokens["attention_mask"],
+            "facts": torch.tensor([facts(s) for s in said]),
+        }
+
+    def _told(self, scenes: Scenes, variant: int = 0) -> dict[str, Tensor]:
+        """What the objective is told about scenes: captions in one wording, and the scenes' plans."""
+        return self._captions(statements(scenes, variant)) | plan(scenes, self.model.gpt.config.grid)._asdict()
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Scenes in order, pass after pass, with captions worded anew in each pass."""
@@ -127,12 +138,6 @@ class LlamaGenTask:
         scenes = sample_scenes(len(index), self.seed, int(index[0]))
         return self._told(scenes, variant) | {"tokens": self._tokens(index)}
 
-    def _told(self, scenes: Scenes, variant: int = 0) -> dict[str, Tensor]:
-        """Captions of scenes, their facts, and the scenes' plans."""
-        said = statements(scenes, variant)
-        told = {"facts": torch.tensor([facts(s) for s in said])}
-        return self._captions([s.text for s in said]) | told | plan(scenes, self.model.gpt.config.grid)._asdict()
-
     def after_step(self, step: int) -> None:
         """Nothing happens between steps."""
 
@@ -140,11 +145,10 @@ class LlamaGenTask:
     def evaluate(self) -> dict[str, float]:
         """Cross-entropy of held-out scenes, in nats per code, with and without their captions."""
         count = self.recipe.data.get("eval_scenes", 128)
-        device = next(self.model.parameters()).device
-        tokens = self._extract(HELD_OUT_SEED, 0, count).to(device)
-        scenes = sample_scenes(count, HELD_OUT_SEED)
         gpt = self.model.gpt
-        told = self._told(scenes)
+        device = gpt.rope.device
+        tokens = self._extract(HELD_OUT_SEED, 0, count).to(device)
+        told = self._told(sample_scenes(count, HELD_OUT_SEED))
         metrics = self.model(**{k: v.to(device) for k, v in told.items()}, tokens=tokens)[1]
         untold = F.cross_entropy(gpt(tokens[:, :-1], gpt.null_condition(count)).flatten(0, 1), tokens.flatten())
         return {

@@ -12,7 +12,6 @@ tokens is drawn for each picture where the reference draws it for the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from vistok.train.tasks.spatial_start import (
     compare_positions,
     dithering_order,
     fit_by_least_squares,
+    inputs_of,
     tell_pictures_apart,
 )
 from vistok.train.tasks.vq import HELD_OUT_SEED, Adversary, adversarial_weight, perceptual_distance
@@ -128,25 +128,16 @@ def start_spatially(tokenizer: TiTok, images: Tensor, generator: torch.Generator
         nn.init.eye_(value)
         nn.init.eye_(attention.out_proj.weight)
     encoder, decoder = tokenizer.encoder, tokenizer.decoder
-    states = _inputs(encoder.conv_out, lambda: tokenizer.latents(images)).transpose(1, 2)
+    states = inputs_of(encoder.conv_out, lambda: tokenizer.latents(images)).flatten(2).transpose(1, 2)
     tell_pictures_apart(encoder.conv_out, states, config.l2_norm)
     unused = torch.zeros(config.codebook_size, dtype=torch.long)
     tokenizer.quantize.revive(tokenizer.latents(images), unused, generator)
 
     nn.init.dirac_(decoder.conv_out.weight)
     nn.init.zeros_(decoder.conv_out.bias)
-    states = _inputs(decoder.ffn[0], lambda: tokenizer(images)).flatten(2).transpose(1, 2)
+    states = inputs_of(decoder.ffn[0], lambda: tokenizer(images)).flatten(2).transpose(1, 2)
     pixels = rearrange(images / 2 + 0.5, "b c (h p) (w q) -> (b h w) (p q c)", p=config.patch_size, q=config.patch_size)
     fit_by_least_squares(decoder.ffn[0], states.flatten(0, 1), pixels, RIDGE)
-
-
-def _inputs(module: nn.Module, run: Callable[[], object]) -> Tensor:
-    """What a 1x1 convolution is given while ``run`` runs, [B, D, N]."""
-    seen = []
-    hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    run()
-    hook.remove()
-    return seen[0].flatten(2)
 
 
 class OneDPieceTask:

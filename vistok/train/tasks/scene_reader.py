@@ -45,6 +45,30 @@ def plan(scenes: Scenes, grid: int, side: int = 64) -> Plan:
     return Plan(*(x.to(torch.int16) for x in (cells, kinds, begins)))
 
 
+class FactReader(nn.Linear):
+    """A linear map from hidden states to the facts of the caption that they follow, and its cross-entropy.
+
+    Args:
+        dim: width of the states.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__(dim, sum(FACT_SIZES))
+
+    def forward(self, states: Tensor, facts: Tensor) -> Tensor:
+        """Nats a token, of all facts together, at every eighth token.
+
+        Shape:
+            states: [B, n, dim].
+            facts: [B, 25], see ``vistok.train.tasks.captions.facts``.
+        """
+        said = super().forward(states[:, ::8]).float().split(FACT_SIZES, -1)
+        return sum(
+            F.cross_entropy(x.transpose(1, 2), y[:, None].expand(-1, x.shape[1]))
+            for x, y in zip(said, facts.unbind(1), strict=True)
+        )
+
+
 class SceneReader(nn.Module):
     """Linear maps from hidden states to a scene's plan and to its caption's facts, and their cross-entropies.
 
@@ -59,19 +83,19 @@ class SceneReader(nn.Module):
         self.now = nn.Linear(dim, NUM_CLASSES + 1)
         self.left = nn.Linear(dim, NUM_CLASSES * MAX_OBJECTS)
         self.next = nn.Linear(dim, NUM_CLASSES + 1 + 2 * grid)
-        self.told = nn.Linear(dim, sum(FACT_SIZES))
+        self.told = FactReader(dim)
         nn.init.constant_(self.left.bias, -4.0)  # most kinds are not there
 
     def forward(self, states: Tensor, cells: Tensor, kinds: Tensor, begins: Tensor, facts: Tensor) -> dict[str, Tensor]:
         """Nats a token of each reading.
 
         ``now``: the kind of the cell; ``left``: the number of objects of each kind that are left; ``next``: kind, row
-        and column of the object that begins next; ``told``: the facts of the caption, at every eighth token.
+        and column of the object that begins next; ``told``: the facts of the caption.
 
         Shape:
             states: [B, n, dim]; entry k is what token k is predicted from.
             cells, kinds, begins: see Plan.
-            facts: [B, 25], see ``vistok.train.tasks.captions.facts``.
+            facts: see FactReader.
         """
         count = states.shape[1]
         kinds, begins = kinds.long(), begins.long()
@@ -92,9 +116,5 @@ class SceneReader(nn.Module):
             F.cross_entropy(x.flatten(0, 1), y.flatten()) for x, y in zip(logits, (kind, row, column), strict=True)
         )
 
-        said = self.told(states[:, ::8]).float().split(FACT_SIZES, -1)
-        told = sum(
-            F.cross_entropy(x.transpose(1, 2), y[:, None].expand(-1, x.shape[1]))
-            for x, y in zip(said, facts.unbind(1), strict=True)
-        )
+        told = self.told(states, facts)
         return {"now": now, "left": left, "next": following, "told": told}

@@ -9,6 +9,8 @@ in which pictures differ. Training is free to leave all of this.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +41,29 @@ def compare_positions(query: Tensor, key: Tensor, gain: float = 1.0) -> None:
     """
     query.mul_(gain)
     key.copy_(query)
+
+
+@torch.no_grad()
+def whiten_positions(weight: Tensor, places: Tensor) -> None:
+    """Make a square projection in which positions have nothing in common.
+
+    Args:
+        weight: [D, D].
+        places: positions that resemble each other, [P, D], P less than D.
+    """
+    _, values, directions = torch.linalg.svd(places - places.mean(0), full_matrices=False)
+    kept = values > 1e-2 * values.max()
+    spread = directions[kept] / values[kept, None] * len(places) ** 0.5
+    weight.copy_(nn.init.orthogonal_(torch.empty(len(weight), len(spread))) @ spread)
+
+
+def inputs_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
+    """The first argument that a module is given while ``run`` runs."""
+    seen = []
+    hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    run()
+    hook.remove()
+    return seen[0]
 
 
 @torch.no_grad()
