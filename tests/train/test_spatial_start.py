@@ -8,10 +8,17 @@ from torch import nn
 
 from vistok.data.scenes import render, sample_scenes
 from vistok.errors import VistokError
+from vistok.tokenizers.flextok import FlexTok
+from vistok.tokenizers.flextok_config import FlexTokConfig
 from vistok.tokenizers.titok import TiTok
 from vistok.tokenizers.titok_config import TiTokConfig
-from vistok.train.tasks.one_d_piece import start_spatially
-from vistok.train.tasks.spatial_start import dithering_order, fit_by_least_squares, tell_pictures_apart
+from vistok.train.tasks import flextok, one_d_piece
+from vistok.train.tasks.spatial_start import (
+    dithering_order,
+    fit_by_least_squares,
+    tell_pictures_apart,
+    whiten_positions,
+)
 
 
 def test_any_prefix_of_the_order_is_spread_evenly():
@@ -50,6 +57,16 @@ def test_least_squares_finds_a_linear_map():
     assert torch.allclose(fitted.bias, truth.bias, atol=1e-4)
 
 
+def test_whitened_positions_have_nothing_in_common():
+    torch.manual_seed(0)
+    places = 0.1 * torch.randn(16, 48) + torch.randn(48)  # all alike
+    weight = torch.empty(48, 48)
+    whiten_positions(weight, places)
+    told = nn.functional.normalize((places - places.mean(0)) @ weight.T, dim=1)
+    others = (told @ told.T)[~torch.eye(16, dtype=torch.bool)]
+    assert others.abs().max() < 0.1
+
+
 def test_a_tokenizer_starts_with_local_tokens():
     torch.manual_seed(0)
     config = TiTokConfig(
@@ -58,7 +75,7 @@ def test_a_tokenizer_starts_with_local_tokens():
     )  # fmt: skip
     tokenizer = TiTok(config)
     images = render(sample_scenes(64, seed=3), 64)
-    start_spatially(tokenizer, images, torch.Generator().manual_seed(0))
+    one_d_piece.start_spatially(tokenizer, images, torch.Generator().manual_seed(0))
     assert tokenizer.encode(images).unique().numel() > 100
     before = tokenizer.latents(images)[:, :, 0]
     for token in (0, 40):
@@ -71,3 +88,23 @@ def test_a_tokenizer_starts_with_local_tokens():
     mean = images.mean((2, 3), keepdim=True).expand_as(images)
     error = (tokenizer.decode(tokenizer.encode(images)) - images).square().mean()
     assert error < 0.9 * (mean - images).square().mean()
+
+
+def test_a_flow_tokenizer_starts_by_painting_its_tokens():
+    torch.manual_seed(0)
+    config = FlexTokConfig(
+        encoder=(192, 2), decoder=(192, 2), head_dim=64, groups=1, registers=32, levels=(4, 4, 4, 4, 4),
+        latent_channels=8, latent_size=16, patch=2, time_features=64, vae=False, vq=None,
+    )  # fmt: skip
+    tokenizer = FlexTok(config)
+    maps = nn.functional.interpolate(torch.randn(128, 8, 8, 8), scale_factor=2)
+    flextok.start_spatially(tokenizer, maps, torch.Generator().manual_seed(0))
+    draws = tokenizer.draw(128, torch.Generator().manual_seed(1))
+    draws = draws._replace(null=torch.zeros_like(draws.null))
+
+    def loss(keep):
+        with torch.no_grad():
+            return tokenizer.training_pass(maps, draws._replace(keep=torch.full_like(draws.keep, keep))).loss
+
+    assert len(tokenizer.training_pass(maps, draws).indices.unique()) > 100
+    assert loss(32) < loss(8) < loss(1) < 0.7 * (draws.noise - maps).square().mean()
