@@ -240,6 +240,7 @@ class FlowTraining(NamedTuple):
         features: patches to be aligned with a vision network's (REPA, arXiv 2410.06940), [B, P, D].
         indices: tokens int64 [B, N].
         codes: of all tokens, passing gradients on, [B, N, code channels].
+        latents: what the codes were rounded from, before the bound, [B, N, code channels].
     """
 
     velocity: Tensor
@@ -247,6 +248,7 @@ class FlowTraining(NamedTuple):
     features: Tensor
     indices: Tensor
     codes: Tensor
+    latents: Tensor
 
     @property
     def loss(self) -> Tensor:
@@ -405,11 +407,12 @@ class FlexTok(Pretrained, nn.Module):
 
     def training_pass(self, maps: Tensor, draws: FlowDraws) -> FlowTraining:
         """Encode maps [B, C, h, w] and predict the velocity of their noised form, from the tokens that are kept."""
-        quantized = self.regularizer(self.encoder(maps).transpose(1, 2))
+        latents = self.encoder(maps)
+        quantized = self.regularizer(latents.transpose(1, 2))
         noised = maps + draws.sigma[:, None, None, None] * (draws.noise - maps)
         codes = quantized.latents.transpose(1, 2)
         velocity, features = self.decoder.velocity_and_features(noised, draws.sigma, codes, draws.keep, draws.null)
-        return FlowTraining(velocity, draws.noise - maps, features, quantized.indices, codes)
+        return FlowTraining(velocity, draws.noise - maps, features, quantized.indices, codes, latents)
 
     def forward(self, images: Tensor, generator: torch.Generator) -> FlowTraining:
         """Training pass of pictures [B, 3, H, W] in [-1, 1]; the generator of all draws is on the CPU."""

@@ -42,8 +42,13 @@ from vistok.train.tasks.vq import HELD_OUT_SEED
 CHUNK = 32  # scenes whose latents are computed at a time
 
 
+SATURATED = 2.0  # where the bound of FSQ passes on hardly any gradient
+
+
 class FlexTokObjective(nn.Module):
-    """Squared error of the velocity, and the cross-entropies of the two heads.
+    """Squared error of the velocity, the cross-entropies of the two heads, and a penalty on saturated latents.
+
+    Without the penalty latents grow until the bound of FSQ has no gradient left, and all pictures get the same tokens.
 
     Args:
         tokenizer: what is trained.
@@ -72,8 +77,10 @@ class FlexTokObjective(nn.Module):
         patches = F.cross_entropy(self.patches(out.features).flatten(0, 1).float(), cells.flatten().long())
         likely = self.first(out.codes[:, 0]).float().log_softmax(-1)
         first = -likely.masked_fill(~kinds, -torch.inf).logsumexp(-1).mean()
-        loss = flow + self.supervision[0] * patches + self.supervision[1] * first
-        return loss, {"flow": flow.detach(), "patches": patches.detach(), "first": first.detach()}
+        saturated = F.relu(out.latents.float().abs() - SATURATED).square().mean()
+        loss = flow + self.supervision[0] * patches + self.supervision[1] * first + saturated
+        metrics = {"flow": flow, "patches": patches, "first": first, "saturated": saturated}
+        return loss, {name: x.detach() for name, x in metrics.items()}
 
 
 RIDGE = 3e-3  # of the least squares in ``start_spatially``
