@@ -1,0 +1,65 @@
+"""The embedded MAR, its autoencoder and its draft, end to end."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import vistok
+from vistok.cli.main import app
+from vistok.data.images import to_tensor
+from vistok.data.scenes import COLOURS, PALETTE, SHAPES, render, sample_scenes
+from vistok.samplers import Law
+from vistok.samplers.continuous import MaskedAutoregressive
+from vistok.tokenizers.load import load_tokenizer
+
+CLASSES = [
+    SHAPES.index(shape) * len(COLOURS) + colour for shape, colour in (("circle", 0), ("cross", 3), ("square", 5))
+]
+
+
+def main_colour(image) -> int:
+    """Index of the palette colour that most saturated pixels of a picture are closest to."""
+    pixels = (to_tensor(image).flatten(1).T + 1) / 2
+    vivid = pixels[pixels.amax(1) - pixels.amin(1) > 0.35]
+    return int(torch.cdist(vivid, PALETTE).argmin(1).bincount(minlength=len(PALETTE)).argmax())
+
+
+def test_the_colour_of_the_class_is_painted():
+    pipe = vistok.pipeline("mar")
+    sampler = MaskedAutoregressive(iterations=32, head_steps=10, solver="dpm++")
+    out = pipe(CLASSES, sampler=sampler, law=Law(guidance=3.0), seed=0)
+    assert [main_colour(image) for image in out.images] == [label % len(COLOURS) for label in CLASSES]
+
+
+def test_the_autoencoder_gives_scenes_back():
+    kl = load_tokenizer("kl-mini").tokenizer
+    images = render(sample_scenes(16, seed=5), 64)
+    error = (kl.decode(kl.encode(images)).clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4
+    assert -10 * error.log10().mean() > 26
+
+
+@pytest.mark.parametrize("mode", ["exact", "reference"])
+def test_the_draft_serves_the_command(tmp_path, mode):
+    out = tmp_path / "cross.png"
+    args = [
+        "sample",
+        "--model",
+        "mar",
+        "--class",
+        "27",
+        "--sampler",
+        "cspd",
+        "--draft",
+        "mar-mini-draft",
+        "--mode",
+        mode,
+    ]
+    args += ["--iterations", "8", "--head-steps", "10", "--window", "2", "--out", str(out), "--json"]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 0, result.output
+    assert out.exists()
+    assert json.loads(result.stdout)["pictures"] == 1
