@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 import vistok
+from tests.colours import main_colour
 from vistok.cli.main import app
-from vistok.data.images import to_tensor
-from vistok.data.scenes import COLOURS, PALETTE, SHAPES, render, sample_scenes
+from vistok.data.scenes import COLOURS, SHAPES, render, sample_scenes
 from vistok.samplers import Law
 from vistok.samplers.continuous import MaskedAutoregressive
 from vistok.tokenizers.load import load_tokenizer
@@ -19,13 +18,6 @@ from vistok.tokenizers.load import load_tokenizer
 CLASSES = [
     SHAPES.index(shape) * len(COLOURS) + colour for shape, colour in (("circle", 0), ("cross", 3), ("square", 5))
 ]
-
-
-def main_colour(image) -> int:
-    """Index of the palette colour that most saturated pixels of a picture are closest to."""
-    pixels = (to_tensor(image).flatten(1).T + 1) / 2
-    vivid = pixels[pixels.amax(1) - pixels.amin(1) > 0.35]
-    return int(torch.cdist(vivid, PALETTE).argmin(1).bincount(minlength=len(PALETTE)).argmax())
 
 
 def test_the_colour_of_the_class_is_painted():
