@@ -30,7 +30,7 @@ from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scene_reader import plan
 from vistok.train.tasks.spatial_start import (
-    compare_positions,
+    copy_by_position,
     dithering_order,
     fit_by_least_squares,
     inputs_of,
@@ -40,8 +40,6 @@ from vistok.train.tasks.spatial_start import (
 from vistok.train.tasks.vq import HELD_OUT_SEED
 
 CHUNK = 32  # scenes whose latents are computed at a time
-
-
 SATURATED = 2.0  # where the bound of FSQ passes on hardly any gradient
 
 
@@ -83,9 +81,6 @@ class FlexTokObjective(nn.Module):
         return loss, {name: x.detach() for name, x in metrics.items()}
 
 
-RIDGE = 3e-3  # of the least squares in ``start_spatially``
-
-
 @torch.no_grad()
 def start_spatially(tokenizer: FlexTok, maps: Tensor, generator: torch.Generator) -> None:
     """Start a tokenizer as ``vistok.train.tasks.spatial_start`` says; the first register belongs to no place.
@@ -104,9 +99,7 @@ def start_spatially(tokenizer: FlexTok, maps: Tensor, generator: torch.Generator
     for part in (encoder["enc_transformer"], decoder["dec_transformer"]):
         attention = part.blocks[0].attn
         whiten_positions(attention.wq.weight, places)
-        compare_positions(attention.wq.weight, attention.wk.weight)
-        nn.init.eye_(attention.wv.weight)
-        nn.init.eye_(attention.proj.weight)
+        copy_by_position(*(each.weight for each in (attention.wq, attention.wk, attention.wv, attention.proj)))
     tell_pictures_apart(
         encoder["enc_to_latents"].proj, inputs_of(encoder["enc_to_latents"], lambda: tokenizer.encoder(maps)), False
     )
@@ -117,7 +110,7 @@ def start_spatially(tokenizer: FlexTok, maps: Tensor, generator: torch.Generator
     head = decoder["dec_to_patches"]
     states = layer_norm(inputs_of(head, lambda: tokenizer.training_pass(maps, draws)))
     target = rearrange(draws.noise - maps, "b c (h p) (w q) -> (b h w) (p q c)", p=config.patch, q=config.patch)
-    fit_by_least_squares(head.proj, states.flatten(0, 1), target, RIDGE)
+    fit_by_least_squares(head.proj, states.flatten(0, 1), target)
 
 
 def right_class(images: Tensor, kinds: Tensor) -> float:

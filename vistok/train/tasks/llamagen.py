@@ -29,6 +29,14 @@ from vistok.zoo import resolve
 CHUNK = 32  # scenes that are encoded at a time
 
 
+def captioned_states(
+    gpt: LlamaGen, text: TextEncoder, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor
+) -> list[Tensor]:
+    """States of a generator after each layer that tokens [B, N] are predicted from, given tokenized captions."""
+    encoded = text.encoder(input_ids=input_ids, attention_mask=attention_mask)
+    return gpt.states(tokens[:, :-1], *left_pad(encoded.last_hidden_state, attention_mask))
+
+
 class LlamaGenObjective(nn.Module):
     """Cross-entropy of image codes given captions, and deep supervision by the scenes' plans and the captions' facts.
 
@@ -48,9 +56,7 @@ class LlamaGenObjective(nn.Module):
         self.supervision = supervision
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, **scene: Tensor):
-        encoded = self.text_encoder.encoder(input_ids=input_ids, attention_mask=attention_mask)
-        features, mask = left_pad(encoded.last_hidden_state, attention_mask)
-        states = self.gpt.states(tokens[:, :-1], features, mask)
+        states = captioned_states(self.gpt, self.text_encoder, input_ids, attention_mask, tokens)
         logits = self.gpt.head(self.gpt.norm(states[-1]))
         loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
         read = self.reader(states[len(states) // 2], **scene)
@@ -76,22 +82,25 @@ class LlamaGenTask:
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
-        self.vq = VQTokenizer.from_pretrained(recipe.init["vq"]).requires_grad_(False)
+        self.vq = self._tokenizer().requires_grad_(False)
         text = caption_encoder(recipe).requires_grad_(recipe.data.get("tune_captions", False))
         if "gpt" in recipe.init:
             gpt = LlamaGen.from_pretrained(recipe.init["gpt"])
         else:
-            gpt = LlamaGen(
-                LlamaGenConfig(
-                    model_type="t2i",
-                    caption_dim=text.dim,
-                    cls_token_num=text.max_length,
-                    vocab_size=self.vq.config.codebook_size,
-                    **recipe.model,
-                )
-            )
-        self.model = LlamaGenObjective(gpt, text, recipe.data.get("supervision", {}))
+            condition = {"model_type": "t2i", "caption_dim": text.dim, "cls_token_num": text.max_length}
+            gpt = LlamaGen(LlamaGenConfig(**condition, **self._shape(), **recipe.model))
+        self.model = self._objective(gpt, text)
         self._prepare(gpt.config.block_size)
+
+    def _tokenizer(self) -> nn.Module:
+        return VQTokenizer.from_pretrained(self.recipe.init["vq"])
+
+    def _shape(self) -> dict[str, int | str]:
+        """What the tokenizer says about the shape of a new generator."""
+        return {"vocab_size": self.vq.config.codebook_size}
+
+    def _objective(self, gpt: LlamaGen, text: TextEncoder) -> nn.Module:
+        return LlamaGenObjective(gpt, text, self.recipe.data.get("supervision", {}))
 
     def _prepare(self, length: int) -> None:
         """Room for the codes of all scenes."""

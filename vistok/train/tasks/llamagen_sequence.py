@@ -7,16 +7,14 @@ captions' facts, since a token has no place in the picture.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.data.scenes import Scenes, statements
-from vistok.models.llamagen import LlamaGen, LlamaGenConfig
-from vistok.models.text import TextEncoder, left_pad
+from vistok.models.llamagen import LlamaGen
+from vistok.models.text import TextEncoder
 from vistok.tokenizers.load import load_tokenizer
-from vistok.train.recipe import Recipe
-from vistok.train.tasks.llamagen import LlamaGenTask, caption_encoder
+from vistok.train.tasks.llamagen import LlamaGenTask, captioned_states
 from vistok.train.tasks.scene_reader import FactReader
 
 
@@ -38,9 +36,7 @@ class SequenceObjective(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, facts: Tensor):
         """Loss of tokens [B, N]."""
-        encoded = self.text_encoder.encoder(input_ids=input_ids, attention_mask=attention_mask)
-        features, mask = left_pad(encoded.last_hidden_state, attention_mask)
-        states = self.gpt.states(tokens[:, :-1], features, mask)
+        states = captioned_states(self.gpt, self.text_encoder, input_ids, attention_mask, tokens)
         logits = self.gpt.head(self.gpt.norm(states[-1])).float()
         losses = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
         told = self.reader(states[len(states) // 2], facts)
@@ -55,20 +51,15 @@ class LlamaGenSequenceTask(LlamaGenTask):
     of ``llamagen``.
     """
 
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
-        torch.manual_seed(recipe.seed)
-        self.vq = load_tokenizer(recipe.init["vq"]).tokenizer.requires_grad_(False)
-        text = caption_encoder(recipe).requires_grad_(recipe.data.get("tune_captions", False))
-        if "gpt" in recipe.init:
-            gpt = LlamaGen.from_pretrained(recipe.init["gpt"])
-        else:
-            can = self.vq.capabilities
-            shape = {"vocab_size": can.codebook_size, "block_size": can.lengths[-1], "layout": can.layout}
-            condition = {"model_type": "t2i", "caption_dim": text.dim, "cls_token_num": text.max_length}
-            gpt = LlamaGen(LlamaGenConfig(**shape, **condition, **recipe.model))
-        self.model = SequenceObjective(gpt, text, recipe.data.get("supervision", 0.0))
-        self._prepare(gpt.config.block_size)
+    def _tokenizer(self) -> nn.Module:
+        return load_tokenizer(self.recipe.init["vq"]).tokenizer
+
+    def _shape(self) -> dict[str, int | str]:
+        can = self.vq.capabilities
+        return {"vocab_size": can.codebook_size, "block_size": can.lengths[-1], "layout": can.layout}
+
+    def _objective(self, gpt: LlamaGen, text: TextEncoder) -> nn.Module:
+        return SequenceObjective(gpt, text, self.recipe.data.get("supervision", 0.0))
 
     def _told(self, scenes: Scenes, variant: int = 0) -> dict[str, Tensor]:
         return self._captions(statements(scenes, variant))

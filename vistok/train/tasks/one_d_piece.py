@@ -31,7 +31,7 @@ from vistok.tokenizers.titok_config import TiTokConfig
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.spatial_start import (
-    compare_positions,
+    copy_by_position,
     dithering_order,
     fit_by_least_squares,
     inputs_of,
@@ -104,7 +104,6 @@ def with_pixel_decoder(tokenizer: TiTok, proxy: MaskGITVQGAN) -> TiTok:
 
 
 PLACE, SHARPNESS = 0.7, 1.5  # of ``start_spatially``: scale of positions, and of what the first attention compares
-RIDGE = 3e-3  # of its least squares
 
 
 @torch.no_grad()
@@ -124,9 +123,7 @@ def start_spatially(tokenizer: TiTok, images: Tensor, generator: torch.Generator
         part.latent_token_positional_embedding.copy_(places[dithering_order(config.grid)[: config.num_tokens]])
         attention = part.transformer[0].attn
         query, key, value = attention.in_proj_weight.chunk(3)
-        compare_positions(query, key, SHARPNESS)
-        nn.init.eye_(value)
-        nn.init.eye_(attention.out_proj.weight)
+        copy_by_position(query.mul_(SHARPNESS), key, value, attention.out_proj.weight)
     encoder, decoder = tokenizer.encoder, tokenizer.decoder
     states = inputs_of(encoder.conv_out, lambda: tokenizer.latents(images)).flatten(2).transpose(1, 2)
     tell_pictures_apart(encoder.conv_out, states, config.l2_norm)
@@ -137,7 +134,7 @@ def start_spatially(tokenizer: TiTok, images: Tensor, generator: torch.Generator
     nn.init.zeros_(decoder.conv_out.bias)
     states = inputs_of(decoder.ffn[0], lambda: tokenizer(images)).flatten(2).transpose(1, 2)
     pixels = rearrange(images / 2 + 0.5, "b c (h p) (w q) -> (b h w) (p q c)", p=config.patch_size, q=config.patch_size)
-    fit_by_least_squares(decoder.ffn[0], states.flatten(0, 1), pixels, RIDGE)
+    fit_by_least_squares(decoder.ffn[0], states.flatten(0, 1), pixels)
 
 
 class OneDPieceTask:

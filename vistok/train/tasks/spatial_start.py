@@ -32,15 +32,17 @@ def dithering_order(side: int) -> Tensor:
 
 
 @torch.no_grad()
-def compare_positions(query: Tensor, key: Tensor, gain: float = 1.0) -> None:
-    """Make two projections equal, so that tokens attend to those that stand where they stand.
+def copy_by_position(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
+    """Make an attention copy to each token what stands where it stands.
 
     Args:
-        query: weight that is scaled by ``gain``.
+        query: weight that compares positions.
         key: weight that becomes its copy.
+        value, out: square weights that pass on what they are given.
     """
-    query.mul_(gain)
     key.copy_(query)
+    nn.init.eye_(value)
+    nn.init.eye_(out)
 
 
 @torch.no_grad()
@@ -100,7 +102,7 @@ def tell_pictures_apart(linear: nn.Linear | nn.Conv2d, states: Tensor, spherical
 
 
 @torch.no_grad()
-def fit_by_least_squares(linear: nn.Linear | nn.Conv2d, states: Tensor, targets: Tensor, ridge: float = 1e-3) -> None:
+def fit_by_least_squares(linear: nn.Linear | nn.Conv2d, states: Tensor, targets: Tensor, ridge: float = 3e-3) -> None:
     """Start a map with its least-squares solution.
 
     Args:
