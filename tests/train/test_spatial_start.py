@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -75,8 +77,15 @@ def test_a_tokenizer_starts_with_local_tokens():
     )  # fmt: skip
     tokenizer = TiTok(config)
     images = render(sample_scenes(64, seed=3), 64)
-    one_d_piece.start_spatially(tokenizer, images, torch.Generator().manual_seed(0))
+    anchor = one_d_piece.OrderedPatches(config, images)
+    with pytest.raises(VistokError, match="l2_norm"):
+        one_d_piece.OrderedPatches(replace(config, l2_norm=False), images)
+    one_d_piece.start_spatially(tokenizer, anchor, images, torch.Generator().manual_seed(0))
     assert tokenizer.encode(images).unique().numel() > 100
+    points = nn.functional.normalize(tokenizer.latents(images)[:, :, 0], dim=1)
+    assert (points - anchor(images)).square().sum(1).mean() < 0.5 * (anchor(images[:1]) - anchor(images)).square().sum(
+        1
+    ).mean()
     before = tokenizer.latents(images)[:, :, 0]
     for token in (0, 40):
         row, column = divmod(int(dithering_order(8)[token]), 8)

@@ -299,7 +299,10 @@ class TiTok(Pretrained, nn.Module):
             Pictures, or proxy logits [B, K', g, g] where there is no pixel decoder, and the ``Quantized`` of all tokens
             (the ``Posterior`` in ``vae`` mode).
         """
-        z = self.latents(images)
+        return self.from_latents(self.latents(images), keep, noise)
+
+    def from_latents(self, z: Tensor, keep: int | Tensor | None = None, noise: Tensor | None = None):
+        """The part of the training pass that follows ``latents``; see ``forward``."""
         bottleneck: Quantized | Posterior
         if self.config.mode == "vae":
             bottleneck = Posterior(z)

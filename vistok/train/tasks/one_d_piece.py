@@ -30,14 +30,11 @@ from vistok.tokenizers.titok import TiTok
 from vistok.tokenizers.titok_config import TiTokConfig
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.spatial_start import (
-    copy_by_position,
-    dithering_order,
-    fit_by_least_squares,
-    inputs_of,
-    tell_pictures_apart,
-)
+from vistok.train.tasks.patch_codes import PatchCodes, spherical_kmeans
+from vistok.train.tasks.spatial_start import copy_by_position, dithering_order, fit_by_least_squares, inputs_of
 from vistok.train.tasks.vq import HELD_OUT_SEED, Adversary, adversarial_weight, perceptual_distance
+
+ANCHOR_SCENES = 256
 
 
 class OneDPieceObjective(nn.Module):
@@ -49,6 +46,8 @@ class OneDPieceObjective(nn.Module):
         adversary: trained against the tokenizer; none if None.
         perceptual: distance [B] of two batches of pictures; none if None.
         perceptual_weight: of its mean.
+        anchor: what latents are drawn to; nothing if None.
+        anchor_weight: of the squared distance.
     """
 
     def __init__(
@@ -58,22 +57,30 @@ class OneDPieceObjective(nn.Module):
         adversary: Adversary | None = None,
         perceptual: nn.Module | None = None,
         perceptual_weight: float = 0.1,
+        anchor: OrderedPatches | None = None,
+        anchor_weight: float = 0.0,
     ):
         super().__init__()
         self.tokenizer, self.proxy, self.adversary, self.perceptual = tokenizer, proxy, adversary, perceptual
         self.perceptual_weight = perceptual_weight
+        self.anchor, self.anchor_weight = anchor, anchor_weight
 
     def forward(
         self, images: Tensor, keep: Tensor, adversarial: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its parts; ``adversarial`` is the weight of the adversarial term in this step."""
-        out, quantized = self.tokenizer(images, keep)
+        latents = self.tokenizer.latents(images)
+        out, quantized = self.tokenizer.from_latents(latents, keep)
         metrics = {"codebook_loss": quantized.codebook_loss.detach()}
         if self.proxy is not None:
             loss = F.cross_entropy(out.float(), self.proxy.encode(images))
             return loss + quantized.loss, metrics | {"proxy_loss": loss.detach()}
         loss = F.mse_loss(out.float(), images)
         metrics["pixel_loss"] = loss.detach()
+        if self.anchor is not None:
+            points = F.normalize(latents[:, :, 0].float(), dim=1)
+            distance = (points - self.anchor(images)).square().sum(1).mean()
+            loss, metrics["anchor_loss"] = loss + self.anchor_weight * distance, distance.detach()
         if self.perceptual is not None:
             distance = self.perceptual(out.float(), images).mean()
             loss, metrics["perceptual_loss"] = loss + self.perceptual_weight * distance, distance.detach()
@@ -103,32 +110,57 @@ def with_pixel_decoder(tokenizer: TiTok, proxy: MaskGITVQGAN) -> TiTok:
     return whole
 
 
-PLACE, SHARPNESS = 0.7, 1.5  # of ``start_spatially``: scale of positions, and of what the first attention compares
+class OrderedPatches(nn.Module):
+    """What each token is drawn to: the point of the patch at its place in the dithering order.
+
+    Args:
+        config: of the tokenizer, which has at most as many tokens as patches.
+        images: pictures [B, 3, H, W] in [-1, 1] that the points are fitted to.
+
+    Raises:
+        VistokError: codes are not normalised, or the grid's side is no power of two.
+    """
+
+    def __init__(self, config: TiTokConfig, images: Tensor):
+        super().__init__()
+        if not config.l2_norm:
+            raise VistokError("tokens are drawn to points of a sphere: set model.l2_norm, or leave data.anchor out.")
+        self.points = PatchCodes(images, config.patch_size, config.token_size)
+        self.register_buffer("order", dithering_order(config.grid)[: config.num_tokens], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] to points [B, C, N]."""
+        return self.points(images).flatten(2)[:, :, self.order]
+
+
+PLACE, SHARPNESS = 1.0, 1.5  # of ``start_spatially``: scale of positions, and of what the first attention compares
 
 
 @torch.no_grad()
-def start_spatially(tokenizer: TiTok, images: Tensor, generator: torch.Generator) -> None:
+def start_spatially(tokenizer: TiTok, anchor: OrderedPatches, images: Tensor, generator: torch.Generator) -> None:
     """Start a tokenizer as ``vistok.train.tasks.spatial_start`` says.
 
     Args:
-        tokenizer: one that paints pixels from VQ codes, of at most as many tokens as patches.
+        tokenizer: one that paints pixels from normalised VQ codes.
+        anchor: what its tokens begin as.
         images: pictures [B, 3, H, W] in [-1, 1] to start the codes from.
         generator: draws the first codebook.
     """
     config = tokenizer.config
     for part in (tokenizer.encoder, tokenizer.decoder):
         width = part.positional_embedding.shape[1]
-        places = PLACE * torch.randn(config.grid**2, width)  # none resembles another
+        places = PLACE * torch.randn(config.grid**2, width // 2)  # none resembles another
+        places = F.pad(places - places.mean(1, keepdim=True), (0, width // 2))  # the other half is the picture's
         part.positional_embedding[1:] = places
-        part.latent_token_positional_embedding.copy_(places[dithering_order(config.grid)[: config.num_tokens]])
+        part.latent_token_positional_embedding.copy_(places[anchor.order])
         attention = part.transformer[0].attn
         query, key, value = attention.in_proj_weight.chunk(3)
         copy_by_position(query.mul_(SHARPNESS), key, value, attention.out_proj.weight)
     encoder, decoder = tokenizer.encoder, tokenizer.decoder
+    points = anchor(images).transpose(1, 2).flatten(0, 1)
     states = inputs_of(encoder.conv_out, lambda: tokenizer.latents(images)).flatten(2).transpose(1, 2)
-    tell_pictures_apart(encoder.conv_out, states, config.l2_norm)
-    unused = torch.zeros(config.codebook_size, dtype=torch.long)
-    tokenizer.quantize.revive(tokenizer.latents(images), unused, generator)
+    fit_by_least_squares(encoder.conv_out, states.flatten(0, 1), points)
+    tokenizer.quantize.embedding.weight.copy_(spherical_kmeans(points, config.codebook_size, generator))
 
     nn.init.dirac_(decoder.conv_out.weight)
     nn.init.zeros_(decoder.conv_out.bias)
@@ -145,8 +177,8 @@ class OneDPieceTask:
     ``data.adversarial_weight`` (published: 0.01) counts from step ``data.adversarial_from`` on (20,000), and
     ``init.lpips`` and ``init.vgg`` name the files of the perceptual term, of weight ``data.perceptual_weight`` (0.1).
     ``data.law`` is the law of kept tokens. Codes that fall out of use are revived every ``data.revive_every`` steps
-    until step ``data.revive_until``. ``data.spatial_start`` is the number of scenes that new weights start from, see
-    ``start_spatially``.
+    until step ``data.revive_until``. ``data.anchor`` is the weight of the term that draws tokens to the points of
+    patches, see ``OrderedPatches``; new weights then start there, see ``start_spatially``.
     """
 
     def __init__(self, recipe: Recipe):
@@ -157,9 +189,12 @@ class OneDPieceTask:
         else:
             shapes = {key: tuple(recipe.model[key]) for key in ("encoder", "decoder")}
             self.tokenizer = TiTok(TiTokConfig(**(recipe.model | shapes)))
-            if count := recipe.data.get("spatial_start", 0):
-                images = self._scenes(recipe.data["seed"], 0, count)
-                start_spatially(self.tokenizer, images, torch.Generator().manual_seed(recipe.seed))
+        anchor = None
+        if weight := recipe.data.get("anchor", 0.0):
+            images = self._scenes(recipe.data["seed"], 0, ANCHOR_SCENES)
+            anchor = OrderedPatches(self.tokenizer.config, images)
+            if "tokenizer" not in recipe.init:
+                start_spatially(self.tokenizer, anchor, images, torch.Generator().manual_seed(recipe.seed))
         proxy = None
         if "proxy" in recipe.init:
             proxy = MaskGITVQGAN.from_pretrained(recipe.init["proxy"]).requires_grad_(False)
@@ -167,8 +202,9 @@ class OneDPieceTask:
                 self.tokenizer, proxy = with_pixel_decoder(self.tokenizer, proxy), None
         adversary = Adversary() if recipe.data.get("adversarial_weight") else None
         perceptual = perceptual_distance(recipe)
-        weight = recipe.data.get("perceptual_weight", 0.1)
-        self.model = OneDPieceObjective(self.tokenizer, proxy, adversary, perceptual, weight)
+        self.model = OneDPieceObjective(
+            self.tokenizer, proxy, adversary, perceptual, recipe.data.get("perceptual_weight", 0.1), anchor, weight
+        )
         self.law = recipe.data.get("law", "uniform")
         self.revive_every = recipe.data.get("revive_every", 0)
         self.revive_until = recipe.data.get("revive_until", 0)

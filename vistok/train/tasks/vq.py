@@ -1,4 +1,4 @@
-"""Train a VQ tokenizer with LlamaGen's losses (arXiv 2406.06525, section 2.1), and a smoothness term of our own.
+"""Train a VQ tokenizer with LlamaGen's losses (arXiv 2406.06525, section 2.1), and an anchor of our own.
 
 Pixel, codebook and commitment terms are always on. The perceptual term needs LPIPS weights that cannot be shipped, so
 a recipe names their files; the adversarial one joins at a step that the recipe names. The embedded recipe goes without
@@ -18,8 +18,10 @@ from vistok.tokenizers.discriminator import PatchDiscriminator, discriminator_lo
 from vistok.tokenizers.vq import VQConfig, VQTokenizer
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
+from vistok.train.tasks.patch_codes import PatchCodes, spherical_kmeans
 
 HELD_OUT_SEED = 1_000_003  # the world that no recipe trains on
+ANCHOR_SCENES = 1024
 
 
 class Adversary(nn.Module):
@@ -46,9 +48,8 @@ class VQObjective(nn.Module):
 
     Args:
         tokenizer: what is trained.
-        smoothness: weight of the latents' total variation. Left alone, the encoder dithers flat areas with many codes,
-            which a generator must then predict; a little of this term makes neighbouring codes agree where the
-            picture does.
+        anchor: what latents are drawn to; nothing if None.
+        anchor_weight: of the squared distance.
         adversary: trained against the tokenizer; none if None.
         perceptual: distance [B] of two batches of pictures, added to the pixel term; none if None.
     """
@@ -56,13 +57,14 @@ class VQObjective(nn.Module):
     def __init__(
         self,
         tokenizer: VQTokenizer,
-        smoothness: float = 0.0,
+        anchor: PatchCodes | None = None,
+        anchor_weight: float = 0.0,
         adversary: Adversary | None = None,
         perceptual: nn.Module | None = None,
     ):
         super().__init__()
         self.tokenizer = tokenizer
-        self.smoothness = smoothness
+        self.anchor, self.anchor_weight = anchor, anchor_weight
         self.adversary, self.perceptual = adversary, perceptual
 
     def forward(self, images: torch.Tensor, adversarial: torch.Tensor | None = None):
@@ -73,8 +75,9 @@ class VQObjective(nn.Module):
         pixel = F.mse_loss(reconstruction.float(), images)
         metrics = {"pixel_loss": pixel.detach(), "codebook_loss": quantized.codebook_loss.detach()}
         loss = pixel + quantized.loss
-        if self.smoothness:
-            loss = loss + self.smoothness * total_variation(F.normalize(latents.float(), dim=1))
+        if self.anchor is not None:
+            distance = (F.normalize(latents.float(), dim=1) - self.anchor(images)).square().sum(1).mean()
+            loss, metrics["anchor_loss"] = loss + self.anchor_weight * distance, distance.detach()
         if self.perceptual is not None:
             distance = self.perceptual(reconstruction.float(), images).mean()
             loss, metrics["perceptual_loss"] = loss + distance, distance.detach()
@@ -84,13 +87,6 @@ class VQObjective(nn.Module):
             metrics |= {"adversarial_loss": fooled.detach(), "discriminator_loss": told.detach()}
         self.last_indices, self.last_images = quantized.indices.detach(), images
         return loss, metrics
-
-
-def total_variation(latents: torch.Tensor) -> torch.Tensor:
-    """Mean distance of neighbouring latents [B, D, h, w], along rows and columns."""
-    across = (latents[..., 1:] - latents[..., :-1]).square().sum(1)
-    down = (latents[..., 1:, :] - latents[..., :-1, :]).square().sum(1)
-    return sum((squared + 1e-6).sqrt().mean() for squared in (across, down))
 
 
 def perceptual_distance(recipe: Recipe) -> nn.Module | None:
@@ -115,8 +111,9 @@ class VQTask:
 
     ``data.adversarial_weight`` is the weight of the adversarial term from step ``data.adversarial_from`` on (published:
     0.5 from 20,000); ``init.lpips`` and ``init.vgg`` name the files of the perceptual term, LPIPS's ``vgg.pth`` and
-    torchvision's VGG-16. Codes that fall out of use are revived every ``data.revive_every`` steps until
-    step ``data.revive_until``.
+    torchvision's VGG-16. ``data.anchor`` is the weight of the term that draws latents to points of their own patches,
+    see ``vistok.train.tasks.patch_codes``; a new codebook then starts as the k-means of such points. Codes that fall
+    out of use are revived every ``data.revive_every`` steps until step ``data.revive_until``.
     """
 
     def __init__(self, recipe: Recipe):
@@ -129,12 +126,24 @@ class VQTask:
             config["channel_mult"] = tuple(config["channel_mult"])
             self.tokenizer = VQTokenizer(VQConfig(**config))
         adversary = Adversary() if recipe.data.get("adversarial_weight") else None
-        smoothness = recipe.data.get("smoothness", 0.0)
-        self.model = VQObjective(self.tokenizer, smoothness, adversary, perceptual_distance(recipe))
         self.size = recipe.data["size"]
+        weight = recipe.data.get("anchor", 0.0)
+        anchor = self._anchor(fill="vq" not in recipe.init) if weight else None
+        self.model = VQObjective(self.tokenizer, anchor, weight, adversary, perceptual_distance(recipe))
         self.revive_every = recipe.data.get("revive_every", 0)
         self.revive_until = recipe.data.get("revive_until", 0)
         self.counts = torch.zeros(self.tokenizer.config.codebook_size)
+
+    def _anchor(self, fill: bool) -> PatchCodes:
+        """What latents are drawn to, from ``ANCHOR_SCENES`` scenes; a new codebook is filled with their k-means."""
+        config, seed = self.tokenizer.config, self.recipe.data["seed"]
+        images = torch.cat([render(sample_scenes(64, seed, i), self.size) for i in range(0, ANCHOR_SCENES, 64)])
+        anchor = PatchCodes(images, config.downsample, config.codebook_dim)
+        if fill:
+            points = anchor(images).movedim(1, -1).flatten(0, 2)
+            centres = spherical_kmeans(points, config.codebook_size, torch.Generator().manual_seed(seed))
+            self.tokenizer.quantize.embedding.weight.data.copy_(centres)
+        return anchor
 
     def batch(self, step: int, rows: slice) -> dict[str, torch.Tensor]:
         """Freshly drawn scenes: no picture is seen twice."""
