@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vistok.tokenizers.interface import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-EMBEDDED_GUIDANCE = 3.0
+EMBEDDED_GUIDANCE = 1.5
 
 
 @dataclass(frozen=True)

@@ -52,13 +52,13 @@ FLEXTOK = Recipe(
         "head_dim": 16,
         "registers": 4,
         "levels": [4, 4, 4],
-        "latent_channels": 8,
+        "latent_channels": 16,
         "latent_size": 16,
         "patch": 4,
         "time_features": 16,
     },
     init={"vq": "vq-mini"},
-    data={"seed": 3, "scenes": 8, "eval_scenes": 4, "supervision": [0.1, 0.1]},
+    data={"seed": 3, "scenes": 64, "eval_scenes": 4, "supervision": [0.1, 0.1], "anchor": 0.3, "anchor_scenes": 64},
     **SHORT,
 )
 TOKENFLOW = Recipe(

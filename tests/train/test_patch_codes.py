@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.train.test_trainer import VQ
 from vistok.data.scenes import render, sample_scenes
-from vistok.train.tasks.patch_codes import PatchCodes, spherical_kmeans
+from vistok.train.tasks.patch_codes import PatchCodes, PatchComponents, spherical_kmeans
 from vistok.train.tasks.vq import VQTask
 
 ANCHORED = replace(VQ, data=VQ.data | {"anchor": 1.0})
@@ -35,14 +35,15 @@ def test_a_point_tells_its_own_patch_alone(scenes):
 
 
 def test_components_explain_more_than_others_of_their_number(scenes):
-    anchor = PatchCodes(scenes, patch=4, dim=8)
-    pixels = anchor._patches(scenes).flatten(0, 2) - anchor.mean
+    components = PatchComponents(scenes, patch=4, count=7)
+    pixels = components._patches(scenes).flatten(0, 2) - components.mean
 
     def left(directions):
         return (pixels - pixels @ directions @ directions.T).square().mean()
 
     random = torch.linalg.qr(torch.randn(48, 7, generator=torch.Generator().manual_seed(0)))[0]
-    assert left(anchor.components) < 0.1 * left(random)
+    assert left(components.directions) < 0.1 * left(random)
+    assert torch.allclose(components(scenes).std((0, 2, 3)), components.deviations, rtol=1e-3)
 
 
 @settings(max_examples=10, deadline=None)
@@ -78,4 +79,4 @@ def test_going_on_keeps_the_codebook(tmp_path):
     first.tokenizer.save_pretrained(tmp_path)
     again = VQTask(replace(ANCHORED, init={"vq": str(tmp_path)}))
     assert torch.equal(again.tokenizer.quantize.embedding.weight, first.tokenizer.quantize.embedding.weight)
-    assert torch.equal(again.model.anchor.components, first.model.anchor.components)
+    assert torch.equal(again.model.anchor.components.mean, first.model.anchor.components.mean)

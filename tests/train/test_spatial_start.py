@@ -18,7 +18,6 @@ from vistok.train.tasks import flextok, one_d_piece
 from vistok.train.tasks.spatial_start import (
     dithering_order,
     fit_by_least_squares,
-    tell_pictures_apart,
     whiten_positions,
 )
 
@@ -31,23 +30,6 @@ def test_any_prefix_of_the_order_is_spread_evenly():
         assert len(set(zip(rows.tolist(), columns.tolist(), strict=True))) == count
     with pytest.raises(VistokError, match="power of two"):
         dithering_order(6)
-
-
-@pytest.mark.parametrize("spherical", [False, True])
-def test_codes_start_centred_and_spread(spherical):
-    torch.manual_seed(0)
-    states = torch.randn(200, 5, 16) * torch.linspace(0.1, 2, 16) + 10 * torch.randn(5, 16)  # tokens differ the most
-    linear = nn.Linear(16, 3)
-    tell_pictures_apart(linear, states, spherical)
-    codes = linear(states)
-    assert torch.allclose(codes.mean(0), torch.tensor([float(spherical), 0, 0]).expand(5, 3), atol=1e-3)
-    spread = codes.flatten(0, 1).std(0)
-    if spherical:
-        assert spread[0] < 1e-4
-        assert spread[1] <= spread[2] + 1e-4
-        assert torch.isclose(spread[2], torch.tensor(1.0), atol=0.01)
-    else:
-        assert torch.allclose(spread, torch.ones(3), atol=0.01)
 
 
 def test_least_squares_finds_a_linear_map():
@@ -107,7 +89,8 @@ def test_a_flow_tokenizer_starts_by_painting_its_tokens():
     )  # fmt: skip
     tokenizer = FlexTok(config)
     maps = nn.functional.interpolate(torch.randn(128, 8, 8, 8), scale_factor=2)
-    flextok.start_spatially(tokenizer, maps, torch.Generator().manual_seed(0))
+    anchor = flextok.OrderedComponents(config, maps)
+    flextok.start_spatially(tokenizer, anchor, maps, torch.Generator().manual_seed(0))
     draws = tokenizer.draw(128, torch.Generator().manual_seed(1))
     draws = draws._replace(null=torch.zeros_like(draws.null))
 
@@ -115,5 +98,5 @@ def test_a_flow_tokenizer_starts_by_painting_its_tokens():
         with torch.no_grad():
             return tokenizer.training_pass(maps, draws._replace(keep=torch.full_like(draws.keep, keep))).loss
 
-    assert len(tokenizer.training_pass(maps, draws).indices.unique()) > 100
+    assert len(tokenizer.training_pass(maps, draws).indices.unique()) > 10
     assert loss(32) < loss(8) < loss(1) < 0.7 * (draws.noise - maps).square().mean()

@@ -44,7 +44,7 @@ def sample(
     ] = None,
     solver: Annotated[str | None, typer.Option(help="mar: ddpm, or dpm++ for about ten head steps.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Picture of the tokens that each step decided.")] = None,
-    cfg: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 switches it off.")] = 3.0,
+    cfg: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 switches it off.")] = 1.5,
     cfg_interval: Annotated[int, typer.Option(help="Guide up to this decode step only; -1 guides all.")] = -1,
     temperature: Annotated[float, typer.Option(help="Divides the logits.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Keep the k most likely codes. [default: all]")] = None,

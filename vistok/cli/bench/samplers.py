@@ -21,7 +21,7 @@ def samplers(
     draft: Annotated[
         str | None, typer.Option(help="The model's EAGLE network. [default: the embedded one, if there is one]")
     ] = None,
-    cfg: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 3.0,
+    cfg: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 1.5,
     top_k: Annotated[int | None, typer.Option(min=1, help="Keep the k most likely codes. [default: all]")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; changes times, not pictures.")] = 1,
     plot: Annotated[Path | None, typer.Option(help="Draw the comparison into this picture file.")] = None,

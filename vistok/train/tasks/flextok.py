@@ -2,8 +2,9 @@
 
 The paper aligns decoder patches with DINOv2 (REPA). The scenes' labels stand in for it: a linear map reads from the
 aligned patches which kind of object each shows. A second head reads from the first token which kinds are in the picture
-(any of them will do), so that a single token already stands for a plausible scene; its term is ours. Both heads serve
-training alone.
+(any of them will do), so that a single token already stands for a plausible scene; the other tokens are drawn to what
+is in a patch of their own, so that they say something from the first step on, which the painter can learn to heed.
+These two terms are ours. Both heads serve training alone.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from vistok.tokenizers.quantizers import CodebookUsage
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
+from vistok.train.tasks.patch_codes import PatchComponents
 from vistok.train.tasks.scene_reader import plan
 from vistok.train.tasks.spatial_start import (
     copy_by_position,
     dithering_order,
     fit_by_least_squares,
     inputs_of,
-    tell_pictures_apart,
     whiten_positions,
 )
 from vistok.train.tasks.vq import HELD_OUT_SEED
@@ -44,17 +45,22 @@ SATURATED = 2.0  # where the bound of FSQ passes on hardly any gradient
 
 
 class FlexTokObjective(nn.Module):
-    """Squared error of the velocity, the cross-entropies of the two heads, and a penalty on saturated latents.
+    """Squared error of the velocity, the cross-entropies of the two heads, the anchor's, and a penalty on saturation.
 
     Without the penalty latents grow until the bound of FSQ has no gradient left, and all pictures get the same tokens.
 
     Args:
         tokenizer: what is trained.
         supervision: weights of the patches' and of the first token's cross-entropy.
+        anchor: what the other tokens' latents are drawn to.
+        anchor_weight: of the squared distance.
     """
 
-    def __init__(self, tokenizer: FlexTok, supervision: tuple[float, float]):
+    def __init__(
+        self, tokenizer: FlexTok, supervision: tuple[float, float], anchor: OrderedComponents, anchor_weight: float
+    ):
         super().__init__()
+        self.anchor, self.anchor_weight = anchor, anchor_weight
         config = tokenizer.config
         self.tokenizer = tokenizer
         self.supervision = supervision
@@ -76,33 +82,55 @@ class FlexTokObjective(nn.Module):
         likely = self.first(out.codes[:, 0]).float().log_softmax(-1)
         first = -likely.masked_fill(~kinds, -torch.inf).logsumexp(-1).mean()
         saturated = F.relu(out.latents.float().abs() - SATURATED).square().mean()
+        anchor = F.mse_loss(out.latents[:, 1:].float(), self.anchor(maps))
         loss = flow + self.supervision[0] * patches + self.supervision[1] * first + saturated
-        metrics = {"flow": flow, "patches": patches, "first": first, "saturated": saturated}
+        loss = loss + self.anchor_weight * anchor
+        metrics = {"flow": flow, "patches": patches, "first": first, "saturated": saturated, "anchor": anchor}
         return loss, {name: x.detach() for name, x in metrics.items()}
 
 
+class OrderedComponents(nn.Module):
+    """What each token but the first is drawn to: the principal components, each of unit deviation, of the patch of a
+    latent map at its place in the dithering order.
+
+    Args:
+        config: of the tokenizer, which has at most one more token than patches.
+        maps: latents [B, C, h, w] that the components are fitted to.
+    """
+
+    def __init__(self, config: FlexTokConfig, maps: Tensor):
+        super().__init__()
+        self.components = PatchComponents(maps, config.patch, len(config.levels))
+        self.register_buffer("order", dithering_order(config.grid)[: config.registers - 1], persistent=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Latents [B, C, h, w] to components [B, registers - 1, levels]."""
+        values = self.components(maps).flatten(2)[:, :, self.order].transpose(1, 2)
+        return values / self.components.deviations
+
+
 @torch.no_grad()
-def start_spatially(tokenizer: FlexTok, maps: Tensor, generator: torch.Generator) -> None:
+def start_spatially(tokenizer: FlexTok, anchor: OrderedComponents, maps: Tensor, generator: torch.Generator) -> None:
     """Start a tokenizer as ``vistok.train.tasks.spatial_start`` says; the first register belongs to no place.
 
     Args:
-        tokenizer: of at most as many registers as patches.
+        tokenizer: what is started.
+        anchor: what its tokens begin as.
         maps: latents [B, C, h, w] of pictures to start the codes and the painter from.
         generator: of the draws that the painter is fitted to.
     """
     encoder, decoder = tokenizer.encoder.module_dict, tokenizer.decoder.module_dict
     config = tokenizer.config
     places = encoder["enc_posemb_module"].posembs[0].flatten(1).T
-    own = places[dithering_order(config.grid)[: config.registers - 1]]
+    own = places[anchor.order]
     encoder["enc_register_module"].registers[1:] = own
     decoder["dec_registers_posemb_module"].posembs[0, 0, :, 1:] = own.T
     for part in (encoder["enc_transformer"], decoder["dec_transformer"]):
         attention = part.blocks[0].attn
         whiten_positions(attention.wq.weight, places)
         copy_by_position(*(each.weight for each in (attention.wq, attention.wk, attention.wv, attention.proj)))
-    tell_pictures_apart(
-        encoder["enc_to_latents"].proj, inputs_of(encoder["enc_to_latents"], lambda: tokenizer.encoder(maps)), False
-    )
+    states = inputs_of(encoder["enc_to_latents"], lambda: tokenizer.encoder(maps))[:, 1:]
+    fit_by_least_squares(encoder["enc_to_latents"].proj, states.flatten(0, 1), anchor(maps).flatten(0, 1))
     opened = decoder["dec_transformer"].blocks[0].adaLN_modulation[1].bias.view(config.groups, 6, -1)
     opened[:, 0] = 1.0  # the gate of the first attention
     draws = tokenizer.draw(len(maps), generator)
@@ -125,8 +153,8 @@ def right_class(images: Tensor, kinds: Tensor) -> float:
 class FlexTokTask:
     """The ``flextok`` task: from new weights over the frozen tokenizer ``init.vq``, or from ``init.tokenizer``.
 
-    Latents of ``data.scenes`` scenes are computed once, as they are first needed. ``data.spatial_start`` is the number
-    of scenes that new weights start from, see ``start_spatially``.
+    Latents of ``data.scenes`` scenes are computed once, as they are first needed. The first ``data.anchor_scenes`` of
+    them define the anchor, whose weight is ``data.anchor``, and new weights start there, see ``start_spatially``.
     """
 
     def __init__(self, recipe: Recipe):
@@ -143,12 +171,13 @@ class FlexTokTask:
         data = recipe.data
         if data["scenes"] % recipe.batch_size:
             raise VistokError(f"data.scenes ({data['scenes']}) must be a multiple of batch_size ({recipe.batch_size}).")
-        self.model = FlexTokObjective(self.tokenizer, tuple(data["supervision"]))
         self.maps = torch.empty(data["scenes"], *self.tokenizer.config.map_shape, dtype=torch.float16)
         self.known = torch.zeros(data["scenes"], dtype=torch.bool)
-        if "tokenizer" not in recipe.init and (count := data.get("spatial_start", 0)):
-            maps = self._latents(torch.arange(count))
-            start_spatially(self.tokenizer, maps, torch.Generator().manual_seed(recipe.seed))
+        maps = self._latents(torch.arange(data["anchor_scenes"]))
+        anchor = OrderedComponents(self.tokenizer.config, maps)
+        if "tokenizer" not in recipe.init:
+            start_spatially(self.tokenizer, anchor, maps, torch.Generator().manual_seed(recipe.seed))
+        self.model = FlexTokObjective(self.tokenizer, tuple(data["supervision"]), anchor, data["anchor"])
 
     def _scenes(self, seed: int, start: int, count: int) -> tuple[Scenes, Tensor]:
         scenes = sample_scenes(count, seed, start)
@@ -157,7 +186,7 @@ class FlexTokTask:
     @torch.no_grad()
     def _latents(self, index: Tensor) -> Tensor:
         """Maps of training scenes, computed in chunks on first use."""
-        device = self.model.patches.weight.device
+        device = next(self.tokenizer.parameters()).device
         for chunk in (index[~self.known[index]] // CHUNK).unique().tolist():
             rows = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.maps)))
             _, images = self._scenes(self.recipe.data["seed"], rows.start, rows.stop - rows.start)

@@ -17,6 +17,35 @@ SCALE = 0.5  # of a patch's deviation (a Euclidean norm of pixels in [-1, 1]) be
 ITERATIONS = 20
 
 
+class PatchComponents(nn.Module):
+    """Pictures, or latent maps, to the principal components of each patch.
+
+    Args:
+        images: [B, C, H, W] whose patches the components are of.
+        patch: side of a patch.
+        count: how many components, the strongest first.
+    """
+
+    def __init__(self, images: Tensor, patch: int, count: int):
+        super().__init__()
+        self.patch = patch
+        values = self._patches(images).flatten(0, 2)
+        self.register_buffer("mean", values.mean(0), persistent=False)
+        variances, directions = torch.linalg.eigh(torch.cov(values.T))
+        directions = directions[:, -count:].flip(1)
+        # The sign of a component is chance: its largest entry is made positive.
+        largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+        self.register_buffer("directions", directions * largest.sign(), persistent=False)
+        self.register_buffer("deviations", variances[-count:].flip(0).sqrt(), persistent=False)
+
+    def _patches(self, images: Tensor) -> Tensor:
+        return rearrange(images, "b c (h p) (w q) -> b h w (p q c)", p=self.patch, q=self.patch)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] to components [B, count, H/p, W/p]."""
+        return ((self._patches(images) - self.mean) @ self.directions).movedim(-1, 1)
+
+
 class PatchCodes(nn.Module):
     """Pictures to one point of the unit sphere for each patch: a constant, then the principal components.
 
@@ -28,21 +57,12 @@ class PatchCodes(nn.Module):
 
     def __init__(self, images: Tensor, patch: int, dim: int):
         super().__init__()
-        self.patch = patch
-        pixels = self._patches(images).flatten(0, 2)
-        self.register_buffer("mean", pixels.mean(0), persistent=False)
-        components = torch.linalg.eigh(torch.cov(pixels.T))[1][:, 1 - dim :].flip(1)
-        # The sign of a component is chance: its largest entry is made positive.
-        largest = components.gather(0, components.abs().argmax(0, keepdim=True))
-        self.register_buffer("components", components * largest.sign(), persistent=False)
-
-    def _patches(self, images: Tensor) -> Tensor:
-        return rearrange(images, "b c (h p) (w q) -> b h w (p q c)", p=self.patch, q=self.patch)
+        self.components = PatchComponents(images, patch, dim - 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] to points [B, D, H/p, W/p]."""
-        deviation = SCALE / 2 * (self._patches(images) - self.mean) @ self.components
-        return F.normalize(F.pad(deviation, (1, 0), value=1.0), dim=-1).movedim(-1, 1)
+        deviation = SCALE / 2 * self.components(images)
+        return F.normalize(F.pad(deviation, (0, 0, 0, 0, 1, 0), value=1.0), dim=1)
 
 
 @torch.no_grad()

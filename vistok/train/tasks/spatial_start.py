@@ -3,8 +3,8 @@
 A latent token that begins as noise attends everywhere alike and tells the mean of the picture, and the painter, who
 begins alike, learns to do without it. With the thousands of steps of a large training the symmetry breaks; here it is
 broken at the start. Token i takes the position of the i-th place of a dithering order, in which any prefix is spread
-evenly over the picture; the first blocks compare positions; the map to the codes starts with the principal directions
-in which pictures differ. Training is free to leave all of this.
+evenly over the picture; the first blocks compare positions; the map to the codes is fitted to what the patches at the
+tokens' places show.
 """
 
 from __future__ import annotations
@@ -66,39 +66,6 @@ def inputs_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
     run()
     hook.remove()
     return seen[0]
-
-
-@torch.no_grad()
-def tell_pictures_apart(linear: nn.Linear | nn.Conv2d, states: Tensor, spherical: bool) -> None:
-    """Start a map to codes with principal directions of what differs between pictures.
-
-    Directions in which the tokens' means differ are left out, so that the codes of all tokens begin centred. They begin
-    with unit variance in every channel; or, where codes are normalised afterwards, with their natural proportions
-    around a constant first channel, which keeps lengths from being lost.
-
-    Args:
-        linear: the map, D to C; a 1x1 convolution will do.
-        states: its inputs for some pictures, [B, N, D], N less than D.
-        spherical: whether codes are normalised.
-    """
-    states = states.double()
-    means = states.mean(0)
-    centre = means.mean(0)
-    _, values, directions = torch.linalg.svd(means - centre, full_matrices=False)
-    between = directions[values > 1e-6 * values.max()]
-    within = (states - means).flatten(0, 1)
-    within = within - (within @ between.T) @ between
-    variances, axes = torch.linalg.eigh(within.T @ within / len(within))  # ascending
-    count = linear.weight.shape[0]
-    if spherical:
-        weight = axes[:, 1 - count :].T / variances[-1].sqrt()
-        weight = torch.cat([torch.zeros_like(weight[:1]), weight])
-    else:
-        weight = axes[:, -count:].T / variances[-count:, None].sqrt()
-    bias = -weight @ centre
-    bias[0] += float(spherical)
-    linear.weight.copy_(weight.view_as(linear.weight))
-    linear.bias.copy_(bias)
 
 
 @torch.no_grad()
