@@ -62,7 +62,7 @@ def test_an_anchored_run_starts_from_patches_and_is_drawn_to_them(scenes):
     torch.manual_seed(0)
     task = VQTask(ANCHORED)
     config, anchor = task.tokenizer.config, task.model.anchor
-    images = torch.cat([render(sample_scenes(8, VQ.data["seed"], 0), VQ.data["size"])])
+    images = render(sample_scenes(8, VQ.data["seed"], 0), VQ.data["size"])
     points = anchor(images).movedim(1, -1).flatten(0, 2)
     assert (points @ task.tokenizer.quantize.codebook.T).amax(1).mean() > 0.97
     assert task.tokenizer.quantize.codebook.shape == (config.codebook_size, config.codebook_dim)

@@ -98,5 +98,5 @@ def test_a_flow_tokenizer_starts_by_painting_its_tokens():
         with torch.no_grad():
             return tokenizer.training_pass(maps, draws._replace(keep=torch.full_like(draws.keep, keep))).loss
 
-    assert len(tokenizer.training_pass(maps, draws).indices.unique()) > 10
+    assert len(tokenizer.training_pass(maps, draws).indices.unique()) > 100
     assert loss(32) < loss(8) < loss(1) < 0.7 * (draws.noise - maps).square().mean()

@@ -130,7 +130,11 @@ def start_spatially(tokenizer: FlexTok, anchor: OrderedComponents, maps: Tensor,
         whiten_positions(attention.wq.weight, places)
         copy_by_position(*(each.weight for each in (attention.wq, attention.wk, attention.wv, attention.proj)))
     states = inputs_of(encoder["enc_to_latents"], lambda: tokenizer.encoder(maps))[:, 1:]
-    fit_by_least_squares(encoder["enc_to_latents"].proj, states.flatten(0, 1), anchor(maps).flatten(0, 1))
+    codes = encoder["enc_to_latents"].proj
+    fit_by_least_squares(codes, states.flatten(0, 1), anchor(maps).flatten(0, 1))
+    shrunk = codes(states).flatten(0, 1).std(0)  # where the fit is poor; with unit deviation all levels are in use
+    codes.weight.div_(shrunk[:, None])
+    codes.bias.div_(shrunk)
     opened = decoder["dec_transformer"].blocks[0].adaLN_modulation[1].bias.view(config.groups, 6, -1)
     opened[:, 0] = 1.0  # the gate of the first attention
     draws = tokenizer.draw(len(maps), generator)

@@ -22,11 +22,12 @@ from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.captions import facts
-from vistok.train.tasks.scene_reader import SceneReader, plan
+from vistok.train.tasks.scene_reader import SceneReader, code_colours, colour_loss, plan
 from vistok.train.tasks.vq import HELD_OUT_SEED
 from vistok.zoo import resolve
 
 CHUNK = 32  # scenes that are encoded at a time
+COUNTED = 256  # scenes in which is counted what codes show
 
 
 def captioned_states(
@@ -45,21 +46,24 @@ class LlamaGenObjective(nn.Module):
     Args:
         gpt: the generator.
         text: the caption encoder.
-        supervision: weights of the cross-entropies of ``SceneReader``, by name.
+        colours: what each code shows, see ``code_colours``.
+        supervision: weights of ``colour_loss`` (``colour``) and of the cross-entropies of ``SceneReader``, by name.
     """
 
-    def __init__(self, gpt: LlamaGen, text: TextEncoder, supervision: dict[str, float]):
+    def __init__(self, gpt: LlamaGen, text: TextEncoder, colours: Tensor, supervision: dict[str, float]):
         super().__init__()
         self.gpt = gpt
         self.text_encoder = text
         self.reader = SceneReader(gpt.config.dim, gpt.config.grid)
         self.supervision = supervision
+        self.register_buffer("colours", colours, persistent=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, **scene: Tensor):
         states = captioned_states(self.gpt, self.text_encoder, input_ids, attention_mask, tokens)
-        logits = self.gpt.head(self.gpt.norm(states[-1]))
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
+        logits = self.gpt.head(self.gpt.norm(states[-1])).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
         read = self.reader(states[len(states) // 2], **scene)
+        read["colour"] = colour_loss(logits, tokens, self.colours)
         metrics = {"codes": loss.detach(), **{name: x.detach() for name, x in read.items()}}
         return loss + sum(weight * read[name] for name, weight in self.supervision.items()), metrics
 
@@ -108,15 +112,19 @@ class LlamaGenTask:
         return {"vocab_size": self.vq.config.codebook_size}
 
     def _objective(self, gpt: LlamaGen, text: TextEncoder) -> nn.Module:
-        return LlamaGenObjective(gpt, text, self.recipe.data.get("supervision", {}))
+        size, seed = self.recipe.data["size"], self.recipe.data["seed"]
+        scenes = sample_scenes(COUNTED, seed)
+        codes = self.vq.encode(render(scenes, size)).flatten(1)
+        colours = code_colours(codes, plan(scenes, gpt.config.grid).cells, gpt.config.vocab_size)
+        return LlamaGenObjective(gpt, text, colours, self.recipe.data.get("supervision", {}))
 
     def _prepare(self, length: int) -> None:
         """Room for the codes of all scenes."""
         self.seed, self.scenes = self.recipe.data["seed"], self.recipe.data["scenes"]
-        if self.scenes % self.recipe.batch_size:
-            raise VistokError(
-                f"data.scenes ({self.scenes}) must be a multiple of batch_size ({self.recipe.batch_size})."
-            )
+        self.relations = self.recipe.data.get("relations", 0.0)
+        self.drawn = self.recipe.batch_size * (2 if self.relations else 1)  # scenes for a batch
+        if self.scenes % self.drawn:
+            raise VistokError(f"data.scenes ({self.scenes}) must be a multiple of the {self.drawn} drawn for a batch.")
         self.codes = torch.full((self.scenes, length), -1, dtype=torch.int16)
 
     @torch.no_grad()
@@ -150,12 +158,11 @@ class LlamaGenTask:
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Scenes in order, pass after pass, with captions worded anew in each pass."""
-        size, share = self.recipe.batch_size, self.recipe.data.get("relations", 0.0)
-        drawn = 2 * size if share else size
-        variant, start = divmod(step * drawn, self.scenes)
-        scenes = sample_scenes(drawn, self.seed, start)
-        if share:
-            scenes = scenes[choose_relations(statements(scenes, variant), round(share * size))[:size]]
+        size = self.recipe.batch_size
+        variant, start = divmod(step * self.drawn, self.scenes)
+        scenes = sample_scenes(self.drawn, self.seed, start)
+        if self.relations:
+            scenes = scenes[choose_relations(statements(scenes, variant), round(self.relations * size))[:size]]
         scenes = scenes[rows]
         return self._told(scenes, variant) | {"tokens": self._tokens(scenes.index)}
 

@@ -30,7 +30,7 @@ from vistok.tokenizers.titok import TiTok
 from vistok.tokenizers.titok_config import TiTokConfig
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.patch_codes import PatchCodes, spherical_kmeans
+from vistok.train.tasks.patch_codes import PatchCodes, distance_to_points, spherical_kmeans
 from vistok.train.tasks.spatial_start import copy_by_position, dithering_order, fit_by_least_squares, inputs_of
 from vistok.train.tasks.vq import HELD_OUT_SEED, Adversary, adversarial_weight, perceptual_distance
 
@@ -78,8 +78,7 @@ class OneDPieceObjective(nn.Module):
         loss = F.mse_loss(out.float(), images)
         metrics["pixel_loss"] = loss.detach()
         if self.anchor is not None:
-            points = F.normalize(latents[:, :, 0].float(), dim=1)
-            distance = (points - self.anchor(images)).square().sum(1).mean()
+            distance = distance_to_points(latents[:, :, 0], self.anchor(images))
             loss, metrics["anchor_loss"] = loss + self.anchor_weight * distance, distance.detach()
         if self.perceptual is not None:
             distance = self.perceptual(out.float(), images).mean()

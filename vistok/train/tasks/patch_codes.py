@@ -65,6 +65,11 @@ class PatchCodes(nn.Module):
         return F.normalize(F.pad(deviation, (0, 0, 0, 0, 1, 0), value=1.0), dim=1)
 
 
+def distance_to_points(latents: Tensor, points: Tensor) -> Tensor:
+    """Mean squared distance of latents [B, D, ...], once normalised, from points of the unit sphere."""
+    return (F.normalize(latents.float(), dim=1) - points).square().sum(1).mean()
+
+
 @torch.no_grad()
 def spherical_kmeans(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Centres [count, D] of points [N, D] on the unit sphere.

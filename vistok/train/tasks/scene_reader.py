@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.data.scenes import NUM_CLASSES, Scenes, render_masks
+from vistok.data.scenes import COLOURS, NUM_CLASSES, Scenes, render_masks
 from vistok.data.scenes.world import MAX_OBJECTS
 from vistok.train.tasks.captions import FACT_SIZES
 
@@ -43,6 +43,34 @@ def plan(scenes: Scenes, grid: int, side: int = 64) -> Plan:
     cells = torch.where(most > SEEN, kinds.gather(1, owner), NUM_CLASSES)
     begins = torch.where(scenes.present, (cover > SEEN).long().argmax(2), -1)
     return Plan(*(x.to(torch.int16) for x in (cells, kinds, begins)))
+
+
+def code_colours(tokens: Tensor, cells: Tensor, count: int) -> Tensor:
+    """What each code of a codebook shows most often: the number of a colour of objects, or 8 for background, [count].
+
+    Args:
+        tokens: codes of some scenes, [B, n].
+        cells: what the scenes' cells show, see Plan.
+        count: size of the codebook.
+    """
+    background = len(COLOURS)
+    shown = torch.where(cells < NUM_CLASSES, cells % background, background).long()
+    seen = F.one_hot(shown, background + 1).flatten(0, 1).float()
+    return torch.zeros(count, background + 1).index_add_(0, tokens.flatten(), seen).argmax(1)
+
+
+def colour_loss(logits: Tensor, tokens: Tensor, colours: Tensor) -> Tensor:
+    """Cross-entropy, in nats a token, of what codes show, whatever their texture.
+
+    A code is chosen by what it shows and then by its texture, so weighing this choice more leaves the best law as it is.
+
+    Args:
+        logits: of the codes, [B, n, K].
+        tokens: the codes, [B, n].
+        colours: see ``code_colours``, [K].
+    """
+    other = colours != colours[tokens][..., None]
+    return (logits.logsumexp(-1) - logits.masked_fill(other, -torch.inf).logsumexp(-1)).mean()
 
 
 class FactReader(nn.Linear):

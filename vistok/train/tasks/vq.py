@@ -18,7 +18,7 @@ from vistok.tokenizers.discriminator import PatchDiscriminator, discriminator_lo
 from vistok.tokenizers.vq import VQConfig, VQTokenizer
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.patch_codes import PatchCodes, spherical_kmeans
+from vistok.train.tasks.patch_codes import PatchCodes, distance_to_points, spherical_kmeans
 
 HELD_OUT_SEED = 1_000_003  # the world that no recipe trains on
 ANCHOR_SCENES = 1024
@@ -76,7 +76,7 @@ class VQObjective(nn.Module):
         metrics = {"pixel_loss": pixel.detach(), "codebook_loss": quantized.codebook_loss.detach()}
         loss = pixel + quantized.loss
         if self.anchor is not None:
-            distance = (F.normalize(latents.float(), dim=1) - self.anchor(images)).square().sum(1).mean()
+            distance = distance_to_points(latents, self.anchor(images))
             loss, metrics["anchor_loss"] = loss + self.anchor_weight * distance, distance.detach()
         if self.perceptual is not None:
             distance = self.perceptual(reconstruction.float(), images).mean()
