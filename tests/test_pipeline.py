@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import vistok
+import vistok.zoo
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
-from vistok.pipelines import Sample, expand
+from vistok.pipelines import GUIDANCE, Sample, expand
 from vistok.samplers import Law
 from vistok.tokenizers.vq import VQConfig, VQTokenizer
 
@@ -39,6 +40,17 @@ def test_the_same_seed_gives_the_same_picture_whatever_the_batch(pipe):
     assert torch.equal(together, split)
     assert torch.equal(alone[0][0], together[0])
     assert not torch.equal(together[0], pipe(prompts[:1], seed=6).tokens[0])
+
+
+def test_guidance_is_the_model_s_own_where_no_law_is_given(pipe, published, monkeypatch):
+    own = vistok.zoo.card("llamagen").guidance
+    assert pipe.guidance == own
+    told, default = (pipe("a red circle", law=law, seed=2).tokens for law in (Law(guidance=own), None))
+    assert torch.equal(told, default)
+    folder, config = published
+    monkeypatch.setitem(LlamaGen.presets, "tiny", config)
+    foreign = vistok.pipeline(checkpoint=folder / "gpt.pt", preset="tiny", vq=folder / "vq", device="cpu")
+    assert foreign.guidance == GUIDANCE != own  # a file of other weights does not take the embedded model's
 
 
 def test_samples_are_numbered_by_prompt_and_repetition():

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vistok.tokenizers.interface import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-EMBEDDED_GUIDANCE = 1.5
+GUIDANCE = 3.0  # of models whose card tells no scale
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,21 @@ class Output:
 
 @dataclass(eq=False)
 class Pipeline:
-    """A generator with its tokenizer and, for text, its caption encoder. Build it with :func:`pipeline`."""
+    """A generator with its tokenizer and, for text, its caption encoder. Build it with :func:`pipeline`.
+
+    Attributes:
+        model: the generator.
+        vq: its tokenizer.
+        text_encoder: what reads the captions.
+        name: of the generator.
+        guidance: the scale of guidance where no law is given.
+    """
 
     model: LlamaGen | MAR
     vq: Tokenizer
     text_encoder: TextEncoder | None
     name: str = "llamagen"
+    guidance: float = GUIDANCE
     _features: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
@@ -145,7 +154,7 @@ class Pipeline:
         Args:
             samples: what to paint; checked with :meth:`check` by the caller.
             sampler: how tokens are drawn; the model's plain way if None.
-            law: guidance, temperature and truncation.
+            law: guidance, temperature and truncation; the model's guidance alone if None.
             seed: of the job.
             batch_size: pictures at a time; it does not change them.
             progress: called with the number of tokens that were just committed.
@@ -153,7 +162,7 @@ class Pipeline:
         if batch_size < 1:
             raise VistokError(f"the batch size must be at least 1, got {batch_size}.")
         plain = MaskedAutoregressive if self.continuous else Autoregressive
-        sampler, law = sampler or plain(), law or Law(guidance=EMBEDDED_GUIDANCE)
+        sampler, law = sampler or plain(), law or Law(guidance=self.guidance)
         for start in range(0, len(samples), batch_size):
             batch = list(samples[start : start + batch_size])
             yield batch, self._paint(batch, sampler, law, seed, progress)
@@ -306,9 +315,11 @@ def pipeline(
         raise VistokError("on a CPU packed weights are faster than compiled blocks: leave --compile out.")
     if tokenizer is not None:
         name = _generator_of(tokenizer)
-    found = card(name) if checkpoint is None else (card_of_file(checkpoint) or card(name))
+    own = card(name) if checkpoint is None else card_of_file(checkpoint)
+    found = own or card(name)
+    guidance = GUIDANCE if own is None or own.guidance is None else own.guidance
     if found.family == "mar":
-        return _continuous(found, checkpoint, vq, preset, size, target, DTYPES[dtype])
+        return _continuous(found, checkpoint, vq, preset, size, target, DTYPES[dtype], guidance)
     if found.family != "llamagen":
         raise VistokError(f"'{name}' is a model for {found.task}, it does not paint: see `vistok models`.")
     image_tokenizer = _image_tokenizer(_part(vq, found.parts.get("vq"), "vq"))
@@ -334,10 +345,12 @@ def pipeline(
         model.compile_blocks()
     if encoder is not None:
         encoder = encoder.to(target).eval()
-    return Pipeline(model, image_tokenizer.to(target), encoder, found.name)
+    return Pipeline(model, image_tokenizer.to(target), encoder, found.name, guidance)
 
 
-def _continuous(found, checkpoint, vq, preset, size, target: torch.device, dtype: torch.dtype) -> Pipeline:
+def _continuous(
+    found, checkpoint, vq, preset, size, target: torch.device, dtype: torch.dtype, guidance: float
+) -> Pipeline:
     """A MAR, by its averaged weights, and its autoencoder."""
     from vistok.models.mar import MAR
     from vistok.tokenizers.kl import KLAutoencoder
@@ -358,7 +371,7 @@ def _continuous(found, checkpoint, vq, preset, size, target: torch.device, dtype
     model = model.to(target, dtype)
     if target.type == "cpu":
         pack_linears(model, batch_invariant=True)
-    return Pipeline(model, autoencoder.to(target), None, found.name)
+    return Pipeline(model, autoencoder.to(target), None, found.name, guidance)
 
 
 def _device(name: str | None) -> torch.device:

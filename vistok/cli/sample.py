@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +45,9 @@ def sample(
     ] = None,
     solver: Annotated[str | None, typer.Option(help="mar: ddpm, or dpm++ for about ten head steps.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Picture of the tokens that each step decided.")] = None,
-    cfg: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 switches it off.")] = 1.5,
+    cfg: Annotated[
+        float | None, typer.Option(help="Scale of classifier-free guidance, 1 for none. [default: the model's own]")
+    ] = None,
     cfg_interval: Annotated[int, typer.Option(help="Guide up to this decode step only; -1 guides all.")] = -1,
     temperature: Annotated[float, typer.Option(help="Divides the logits.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Keep the k most likely codes. [default: all]")] = None,
@@ -91,7 +94,7 @@ def sample(
     from vistok.samplers import Law, sampler_class
     from vistok.sampling_job import paint_to
 
-    law = Law(cfg, cfg_interval, temperature, top_k or 0, top_p)
+    law = Law(1.0 if cfg is None else cfg, cfg_interval, temperature, top_k or 0, top_p)
     if sampler is not None:
         sampler_class(sampler)  # a misspelt name is told before anything is loaded
     samples = expand(conditions, num)
@@ -109,6 +112,8 @@ def sample(
         tokens=tokens,
     )
     pipe.check(conditions, force)
+    if cfg is None:
+        law = replace(law, guidance=pipe.guidance)
     rows = int(window) if window is not None and window.isdecimal() else window
     options = {"window": rows, "init": init, "variant": variant, "k": neighbours, "delta": delta}
     options |= {"mode": mode, "residual": residual, "tree": tree}

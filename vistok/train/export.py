@@ -49,6 +49,7 @@ def write_training_card(
         steps=steps,
         data=data or f"vistok.data.scenes, seed {recipe.data['seed']}",
         metrics={key: float(f"{value:.4g}") for key, value in metrics.items()},
+        guidance=recipe.guidance,
         paper=paper,
     )
     return write_card(directory, card)

@@ -52,6 +52,7 @@ class Recipe:
         model: the task's model configuration.
         data: the task's data configuration.
         init: where the run starts from: nothing, or embedded model names by role.
+        guidance: for the card of a generator, the scale of guidance that suits it.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Recipe:
     model: dict = field(default_factory=dict)
     data: dict = field(default_factory=dict)
     init: dict = field(default_factory=dict)
+    guidance: float | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:

@@ -34,6 +34,7 @@ class ModelCard:
         parts: names of the models that it works with, by role, e.g. ``{"vq": "llamagen-vq16"}``.
         recipe, seed, steps, data: how it was trained.
         metrics: what was measured on it.
+        guidance: of a generator, the scale of classifier-free guidance that suits it.
         paper: its arXiv id.
     """
 
@@ -53,6 +54,7 @@ class ModelCard:
     steps: int | None = None
     data: str | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    guidance: float | None = None
     paper: str | None = None
 
     @property

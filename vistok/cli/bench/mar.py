@@ -18,7 +18,9 @@ def mar(
     iterations: Annotated[int, typer.Option(min=1, help="Steps over the picture.")] = 64,
     head_steps: Annotated[int, typer.Option(min=2, help="Diffusion steps of each token.")] = 100,
     prefill: Annotated[float, typer.Option(min=0, max=1, help="cspd: share of the target's own steps.")] = 0.05,
-    cfg: Annotated[float, typer.Option(help="Scale of classifier-free guidance, growing linearly to it.")] = 3.0,
+    cfg: Annotated[
+        float | None, typer.Option(help="Scale of guidance, which grows linearly to it. [default: the model's own]")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="Multiplies the head's noise.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the pictures.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; changes times, not pictures.")] = 1,
@@ -49,9 +51,10 @@ def mar(
         raise VistokError(f"'{model}' is no MAR of the scenes' {NUM_CLASSES} classes, which this comparison needs.")
     entered = contestants(MAR.from_pretrained(draft, prefer_ema=True), iterations, head_steps, prefill)
     samples = expand(list(range(0, NUM_CLASSES, classes)), num)
+    law = Law(pipe.guidance if cfg is None else cfg, temperature=temperature)
     batches = -(-len(samples) // batch_size)
     with progress("bench", batches * len(entered)) as advance:
-        trials = run_trials(pipe, entered, samples, Law(cfg, temperature=temperature), seed, batch_size, advance)
+        trials = run_trials(pipe, entered, samples, law, seed, batch_size, advance)
     rows = summarise(trials, samples)
     settings = {
         "model": pipe.name,
@@ -61,7 +64,7 @@ def mar(
         "iterations": iterations,
         "head_steps": head_steps,
         "prefill": prefill,
-        "guidance": cfg,
+        "guidance": law.guidance,
         "temperature": temperature,
         "seed": seed,
         "threads": torch.get_num_threads(),

@@ -21,7 +21,9 @@ def samplers(
     draft: Annotated[
         str | None, typer.Option(help="The model's EAGLE network. [default: the embedded one, if there is one]")
     ] = None,
-    cfg: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 1.5,
+    cfg: Annotated[
+        float | None, typer.Option(help="Scale of classifier-free guidance. [default: the model's own]")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Keep the k most likely codes. [default: all]")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; changes times, not pictures.")] = 1,
     plot: Annotated[Path | None, typer.Option(help="Draw the comparison into this picture file.")] = None,
@@ -59,7 +61,7 @@ def samplers(
     records = scene_prompts(list(SHAPES), list(COLOURS), seed, prompts_per_task)
     prompts = [record["prompt"] for record in records]
     pipe.check(prompts)
-    law, painted = Law(cfg, top_k=top_k or 0), expand(prompts, num)
+    law, painted = Law(pipe.guidance if cfg is None else cfg, top_k=top_k or 0), expand(prompts, num)
     rows_fed = batch_size * (2 if law.guided else 1)
     cost = forward_cost(pipe.model, rows_fed, repeats=20)
     batches = -(-len(painted) // batch_size)
@@ -71,7 +73,7 @@ def samplers(
         "draft": draft,
         "pictures": len(painted),
         "batch_size": batch_size,
-        "guidance": cfg,
+        "guidance": law.guidance,
         "top_k": top_k,
         "seed": seed,
         "threads": torch.get_num_threads(),

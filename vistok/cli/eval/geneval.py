@@ -21,7 +21,9 @@ def geneval(
     model: Annotated[str | None, typer.Option(help="Paint the pictures with this model, into OUT/images.")] = None,
     per_prompt: Annotated[int, typer.Option(min=1, help="With --model: pictures of each prompt.")] = 4,
     per_task: Annotated[int, typer.Option(min=1, help="With --model and no metadata: prompts of each task.")] = 100,
-    cfg: Annotated[float, typer.Option(help="With --model: scale of guidance.")] = 1.5,
+    cfg: Annotated[
+        float | None, typer.Option(help="With --model: scale of guidance. [default: the model's own]")
+    ] = None,
     sampler: Annotated[str, typer.Option(help="With --model: how tokens are drawn.")] = "ar",
     seed: Annotated[int, typer.Option(help="With --model: of prompts and pictures.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="With --model: pictures at a time.")] = 32,

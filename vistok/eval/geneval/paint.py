@@ -135,7 +135,7 @@ def paint_for_eval(
     metadata: Path | None,
     per_prompt: int,
     per_task: int,
-    guidance: float,
+    guidance: float | None,
     sampler: str,
     seed: int,
     batch_size: int,
@@ -147,7 +147,8 @@ def paint_for_eval(
         root: the set's folder.
         model: a model of ``vistok models``.
         metadata: prompts; those of the embedded world, ``per_task`` of each task, if None.
-        per_prompt, guidance, sampler, seed, batch_size: see :func:`paint_set`.
+        per_prompt, sampler, seed, batch_size: see :func:`paint_set`.
+        guidance: scale of guidance; the model's own if None.
         ceiling: whether to measure what the tokenizer's reconstruction allows.
 
     Returns:
@@ -163,7 +164,7 @@ def paint_for_eval(
     else:
         records = prompts_of.read_metadata(metadata)
     pipe = pipeline(model)
-    chosen, law = build_sampler(pipe, sampler), Law(guidance)
+    chosen, law = build_sampler(pipe, sampler), Law(pipe.guidance if guidance is None else guidance)
     rank, world = state.process_index, state.num_processes
     paint_set(root, records, pipe, per_prompt, chosen, law, seed, batch_size, rank, world)
     state.wait_for_everyone()

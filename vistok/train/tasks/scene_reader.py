@@ -62,7 +62,8 @@ def code_colours(tokens: Tensor, cells: Tensor, count: int) -> Tensor:
 def colour_loss(logits: Tensor, tokens: Tensor, colours: Tensor) -> Tensor:
     """Cross-entropy, in nats a token, of what codes show, whatever their texture.
 
-    A code is chosen by what it shows and then by its texture, so weighing this choice more leaves the best law as it is.
+    A code is chosen by what it shows and then by its texture, so weighing the first choice more leaves the best law
+    as it is.
 
     Args:
         logits: of the codes, [B, n, K].
