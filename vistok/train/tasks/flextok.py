@@ -111,7 +111,8 @@ class OrderedComponents(nn.Module):
 
 @torch.no_grad()
 def start_spatially(tokenizer: FlexTok, anchor: OrderedComponents, maps: Tensor, generator: torch.Generator) -> None:
-    """Start a tokenizer as ``vistok.train.tasks.spatial_start`` says; the first register belongs to no place.
+    """Start a tokenizer as ``vistok.train.tasks.spatial_start`` says; the first register belongs to no place and begins
+    near zero.
 
     Args:
         tokenizer: what is started.
@@ -129,10 +130,10 @@ def start_spatially(tokenizer: FlexTok, anchor: OrderedComponents, maps: Tensor,
         attention = part.blocks[0].attn
         whiten_positions(attention.wq.weight, places)
         copy_by_position(*(each.weight for each in (attention.wq, attention.wk, attention.wv, attention.proj)))
-    states = inputs_of(encoder["enc_to_latents"], lambda: tokenizer.encoder(maps))[:, 1:]
+    states = inputs_of(encoder["enc_to_latents"], lambda: tokenizer.encoder(maps))
     codes = encoder["enc_to_latents"].proj
-    fit_by_least_squares(codes, states.flatten(0, 1), anchor(maps).flatten(0, 1))
-    shrunk = codes(states).flatten(0, 1).std(0)  # where the fit is poor; with unit deviation all levels are in use
+    fit_by_least_squares(codes, states.flatten(0, 1), F.pad(anchor(maps), (0, 0, 1, 0)).flatten(0, 1))
+    shrunk = codes(states[:, 1:]).flatten(0, 1).std(0)  # by a poor fit; with unit deviation all levels are in use
     codes.weight.div_(shrunk[:, None])
     codes.bias.div_(shrunk)
     opened = decoder["dec_transformer"].blocks[0].adaLN_modulation[1].bias.view(config.groups, 6, -1)
