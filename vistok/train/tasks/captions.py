@@ -24,11 +24,13 @@ PLACES = list(RELATIONS)
 
 
 def facts(statement: Statement) -> list[int]:
-    """What a statement says, as class numbers: count, colour, size and place of each shape, then the background.
+    """What a statement says, as class numbers.
 
-    Zero means "not told" everywhere. Groups of a scene always differ in shape, so a shape names a group.
+    Count, colour, size and place of each shape; the background; shape and colour of what is at each place. The last are
+    told by the others together, but not to a linear map. Zero means "not told" everywhere. Groups of a scene always
+    differ in shape, so a shape names a group.
     """
-    told = []
+    told, there = [], dict.fromkeys(PLACES, (0, 0))
     for shape in SHAPES:
         found = [(i, g) for i, g in enumerate(statement.groups) if g.shape == shape]
         if not found:
@@ -38,16 +40,21 @@ def facts(statement: Statement) -> list[int]:
         place = None
         if statement.where is not None:
             place = statement.where if i == 0 else OPPOSITE[statement.where]
+        colour = 1 + COLOURS.index(group.colour) if statement.with_colour else 0
         told += [
             group.count,
-            1 + COLOURS.index(group.colour) if statement.with_colour else 0,
+            colour,
             1 + SIZES.index(group.size) if statement.with_size else 0,
             0 if place is None else 1 + PLACES.index(place),
         ]
-    return [*told, 0 if statement.background is None else 1 + BACKGROUNDS.index(statement.background)]
+        if place is not None:
+            there[place] = (1 + SHAPES.index(shape), colour)
+    told.append(0 if statement.background is None else 1 + BACKGROUNDS.index(statement.background))
+    return told + [number for what in there.values() for number in what]
 
 
 FACT_SIZES = [5, 1 + len(COLOURS), 1 + len(SIZES), 1 + len(PLACES)] * len(SHAPES) + [1 + len(BACKGROUNDS)]
+FACT_SIZES += [1 + len(SHAPES), 1 + len(COLOURS)] * len(PLACES)
 
 
 class CaptionObjective(nn.Module):
