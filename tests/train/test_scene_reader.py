@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from vistok.data.scenes import NUM_CLASSES, sample_scenes, statements
+from vistok.data.scenes import BACKGROUNDS, COLOURS, NUM_CLASSES, SHAPES, SIZES, sample_scenes, statements
+from vistok.data.scenes.language import RELATIONS, Group, Statement
 from vistok.train.tasks.captions import FACT_SIZES, facts
 from vistok.train.tasks.scene_reader import SceneReader, plan
 
@@ -54,6 +57,26 @@ def test_the_next_object_is_the_one_that_begins_first():
     states = torch.zeros(1, 256, 4)
     assert read(reader, scenes, states[:, : place + 1])["next"] < 1e-6
     assert read(reader, scenes, states)["next"] > 1
+
+
+def test_facts_are_told_by_shape_by_place_and_by_colour():
+    groups = (Group("ring", "blue", "small", 2, (0.2, 0.5)), Group("circle", "red", "large", 1, (0.8, 0.5)))
+    said = Statement(groups, True, True, "left", BACKGROUNDS[2], "", 0)
+    told = facts(said)
+    assert len(told) == len(FACT_SIZES)
+    assert all(0 <= number < size for number, size in zip(told, FACT_SIZES, strict=True))
+    shape, colour = SHAPES.index, COLOURS.index
+    ring, circle = (told[4 * shape(name) : 4 * shape(name) + 4] for name in ("ring", "circle"))
+    assert ring == [2, 1 + colour("blue"), 1 + SIZES.index("small"), 1 + list(RELATIONS).index("left")]
+    assert circle == [1, 1 + colour("red"), 1 + SIZES.index("large"), 1 + list(RELATIONS).index("right")]
+    assert told[24] == 3
+    assert told[25 + 2 * list(RELATIONS).index("left") :][:2] == [1 + shape("ring"), 1 + colour("blue")]
+    assert told[25 + 2 * list(RELATIONS).index("right") :][:2] == [1 + shape("circle"), 1 + colour("red")]
+    painted = {name: number for name, number in zip(COLOURS, told[33:], strict=True) if number}
+    assert painted == {"blue": 1 + shape("ring"), "red": 1 + shape("circle")}
+    assert sum(1 for number in told if number) == 4 + 4 + 1 + 4 + 2
+    unsaid = facts(replace(said, with_size=False, with_colour=False, where=None, background=None))
+    assert sorted(unsaid) == [0] * (len(told) - 2) + [1, 2]  # two rings and a circle, no more
 
 
 def test_the_facts_of_a_caption_are_read():

@@ -26,11 +26,12 @@ PLACES = list(RELATIONS)
 def facts(statement: Statement) -> list[int]:
     """What a statement says, as class numbers.
 
-    Count, colour, size and place of each shape; the background; shape and colour of what is at each place. The last are
-    told by the others together, but not to a linear map. Zero means "not told" everywhere. Groups of a scene always
-    differ in shape, so a shape names a group.
+    Count, colour, size and place of each shape; the background; shape and colour of what is at each place; shape of
+    what has each colour (the last in the order of SHAPES if there are two). What stands after the background follows
+    from what stands before it, but not linearly. Zero means "not told" everywhere. Groups of a scene always differ in
+    shape, so a shape names a group.
     """
-    told, there = [], dict.fromkeys(PLACES, (0, 0))
+    told, there, painted = [], dict.fromkeys(PLACES, (0, 0)), dict.fromkeys(range(1, 1 + len(COLOURS)), 0)
     for shape in SHAPES:
         found = [(i, g) for i, g in enumerate(statement.groups) if g.shape == shape]
         if not found:
@@ -49,12 +50,14 @@ def facts(statement: Statement) -> list[int]:
         ]
         if place is not None:
             there[place] = (1 + SHAPES.index(shape), colour)
+        if colour:
+            painted[colour] = 1 + SHAPES.index(shape)
     told.append(0 if statement.background is None else 1 + BACKGROUNDS.index(statement.background))
-    return told + [number for what in there.values() for number in what]
+    return [*told, *(number for what in there.values() for number in what), *painted.values()]
 
 
 FACT_SIZES = [5, 1 + len(COLOURS), 1 + len(SIZES), 1 + len(PLACES)] * len(SHAPES) + [1 + len(BACKGROUNDS)]
-FACT_SIZES += [1 + len(SHAPES), 1 + len(COLOURS)] * len(PLACES)
+FACT_SIZES += [1 + len(SHAPES), 1 + len(COLOURS)] * len(PLACES) + [1 + len(SHAPES)] * len(COLOURS)
 
 
 class CaptionObjective(nn.Module):

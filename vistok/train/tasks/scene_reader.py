@@ -89,7 +89,7 @@ class FactReader(nn.Linear):
 
         Shape:
             states: [B, n, dim].
-            facts: [B, 33], see ``vistok.train.tasks.captions.facts``.
+            facts: [B, 41], see ``vistok.train.tasks.captions.facts``.
         """
         said = super().forward(states[:, ::8]).float().split(FACT_SIZES, -1)
         return sum(
