@@ -112,6 +112,10 @@ class Pipeline:
                 digest.update(parameter.detach().flatten()[:256].float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def law(self, guidance: float | None = None, **options) -> Law:
+        """A law of sampling: the model's own guidance if None is given, and the other attributes of :class:`Law`."""
+        return Law(self.guidance if guidance is None else guidance, **options)
+
     def check(self, conditions: Sequence[str | int], force: bool = False) -> None:
         """Refuse conditions that this model cannot follow.
 
@@ -162,7 +166,7 @@ class Pipeline:
         if batch_size < 1:
             raise VistokError(f"the batch size must be at least 1, got {batch_size}.")
         plain = MaskedAutoregressive if self.continuous else Autoregressive
-        sampler, law = sampler or plain(), law or Law(guidance=self.guidance)
+        sampler, law = sampler or plain(), law or self.law()
         for start in range(0, len(samples), batch_size):
             batch = list(samples[start : start + batch_size])
             yield batch, self._paint(batch, sampler, law, seed, progress)

@@ -43,7 +43,6 @@ def mar(
     from vistok.models.mar import MAR
     from vistok.pipelines import expand, pipeline
     from vistok.progress import progress
-    from vistok.samplers import Law
     from vistok.samplers.continuous.bench import contestants, run_trials, summarise, table
 
     pipe = pipeline(model)
@@ -51,7 +50,7 @@ def mar(
         raise VistokError(f"'{model}' is no MAR of the scenes' {NUM_CLASSES} classes, which this comparison needs.")
     entered = contestants(MAR.from_pretrained(draft, prefer_ema=True), iterations, head_steps, prefill)
     samples = expand(list(range(0, NUM_CLASSES, classes)), num)
-    law = Law(pipe.guidance if cfg is None else cfg, temperature=temperature)
+    law = pipe.law(cfg, temperature=temperature)
     batches = -(-len(samples) // batch_size)
     with progress("bench", batches * len(entered)) as advance:
         trials = run_trials(pipe, entered, samples, law, seed, batch_size, advance)

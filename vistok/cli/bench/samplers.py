@@ -45,7 +45,6 @@ def samplers(
     from vistok.eval.geneval.metadata import scene_prompts
     from vistok.pipelines import expand, pipeline
     from vistok.progress import progress
-    from vistok.samplers import Law
     from vistok.samplers.bench import choose, run_trials, standard_samplers, summarise, table
     from vistok.samplers.eagle import DEFAULT_DRAFTER
     from vistok.samplers.scene_scores import FEATURES, has_features, score_trials
@@ -61,7 +60,7 @@ def samplers(
     records = scene_prompts(list(SHAPES), list(COLOURS), seed, prompts_per_task)
     prompts = [record["prompt"] for record in records]
     pipe.check(prompts)
-    law, painted = Law(pipe.guidance if cfg is None else cfg, top_k=top_k or 0), expand(prompts, num)
+    law, painted = pipe.law(cfg, top_k=top_k or 0), expand(prompts, num)
     rows_fed = batch_size * (2 if law.guided else 1)
     cost = forward_cost(pipe.model, rows_fed, repeats=20)
     batches = -(-len(painted) // batch_size)

@@ -156,7 +156,6 @@ def paint_for_eval(
     """
     from vistok.data.scenes import COLOURS, SHAPES
     from vistok.pipelines import build_sampler, pipeline
-    from vistok.samplers import Law
 
     state = processes()
     if metadata is None:
@@ -164,7 +163,7 @@ def paint_for_eval(
     else:
         records = prompts_of.read_metadata(metadata)
     pipe = pipeline(model)
-    chosen, law = build_sampler(pipe, sampler), Law(pipe.guidance if guidance is None else guidance)
+    chosen, law = build_sampler(pipe, sampler), pipe.law(guidance)
     rank, world = state.process_index, state.num_processes
     paint_set(root, records, pipe, per_prompt, chosen, law, seed, batch_size, rank, world)
     state.wait_for_everyone()
