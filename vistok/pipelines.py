@@ -344,7 +344,7 @@ def pipeline(
     encoder = _text_encoder(model, source, text_encoder, found)
     model = model.to(target, DTYPES[dtype])
     if target.type == "cpu":
-        pack_linears(model, batch_invariant=True)  # the same seed gives the same picture in any batch
+        pack_linears(model)  # the same seed gives the same picture in any batch
     if compile:
         model.compile_blocks()
     if encoder is not None:
@@ -374,7 +374,7 @@ def _continuous(
         )
     model = model.to(target, dtype)
     if target.type == "cpu":
-        pack_linears(model, batch_invariant=True)
+        pack_linears(model)
     return Pipeline(model, autoencoder.to(target), None, found.name, guidance)
 
 

@@ -65,9 +65,9 @@ def test_pack_linears_keeps_the_state_dict():
 
 
 @torch.inference_mode()
-def test_a_row_does_not_depend_on_its_batch_where_that_is_asked_for():
+def test_a_row_does_not_depend_on_its_batch():
     for inputs, outputs in ((48, 96), (96, 48), (64, 205)):
-        layer = PackedLinear.from_linear(nn.Linear(inputs, outputs, bias=False), batch_invariant=True)
+        layer = PackedLinear.from_linear(nn.Linear(inputs, outputs, bias=False))
         x = torch.randn(150, inputs)
         alone = torch.cat([layer(row[None]) for row in x])
         for rows in (2, 3, 4, 7, 16, 64, 150):

@@ -1,9 +1,7 @@
 """Linear layers for few rows on a CPU: decode steps and draft verification, where reading the weights is the work.
 
-ATen's product leaves half or more of the memory bandwidth unused at 1 to 16 rows. Two things are faster by measurement
-(docs/ops.md): oneDNN's packed weights, with the input padded to 4 rows, as its kernels for fewer rows are slower than
-the one for 4; and, for one or two float32 rows of a layer that does not narrow, the product from the other side,
-``(W @ x.T).T`` with two columns. One row of a narrowing layer is best left as it is.
+ATen's product leaves half or more of the memory bandwidth unused at 1 to 16 rows. oneDNN's packed weights are faster by
+measurement (docs/ops.md), with the input padded to 4 rows, as its kernels for fewer rows are slower than the one for 4.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_MAX_ROWS = 128  # packing was measured to win up to here; beyond, the product is bound by arithmetic
 _LEAST_ROWS = 4
 _PACK_ROWS = 8  # row count for which oneDNN picks its layout
 
@@ -20,43 +17,29 @@ _PACK_ROWS = 8  # row count for which oneDNN picks its layout
 class PackedLinear(nn.Linear):
     """`nn.Linear` that is fast for few rows on a CPU; same state dict, same result up to rounding.
 
-    A packed copy of the weight, made when first needed and again after the weight has changed, doubles its memory.
-    With gradients enabled, on other devices and for many rows it is `nn.Linear`.
-
-    Attributes:
-        batch_invariant: take the packed product, of 4 rows at least, for any number of rows. A row's result then does
-            not depend on the other rows to the last bit, at the price of the faster routes for one and two rows.
+    A row's result does not depend on the other rows, to the last bit. A packed copy of the weight, made when first
+    needed and again after the weight has changed, doubles its memory. With gradients enabled and on other devices it is
+    `nn.Linear`.
     """
 
-    batch_invariant: bool
-
     @classmethod
-    def from_linear(cls, linear: nn.Linear, batch_invariant: bool = False) -> PackedLinear:
+    def from_linear(cls, linear: nn.Linear) -> PackedLinear:
         """Take over the weight and bias of a layer."""
         packed = cls.__new__(cls)
         nn.Module.__init__(packed)
         packed.in_features, packed.out_features = linear.in_features, linear.out_features
         packed.weight, packed.bias = linear.weight, linear.bias
-        packed.batch_invariant = batch_invariant
         packed._packed = packed._packed_from = None
         return packed.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.numel() // self.in_features
-        narrows = self.out_features < self.in_features
-        special = rows > 0 and (self.batch_invariant or (rows <= _MAX_ROWS and not (rows == 1 and narrows)))
-        if not special or torch.is_grad_enabled() or x.device.type != "cpu":
+        if torch.is_grad_enabled() or x.device.type != "cpu":
             return F.linear(x, self.weight, self.bias)
-        flat = x.reshape(rows, self.in_features)
-        if rows <= 2 and x.dtype == torch.float32 and not narrows and not self.batch_invariant:
-            pair = flat if rows == 2 else F.pad(flat, (0, 0, 0, 1))
-            out = (self.weight @ pair.t())[:, :rows].t().contiguous()
-            if self.bias is not None:
-                out += self.bias
-        else:
-            if rows < _LEAST_ROWS:
-                flat = F.pad(flat, (0, 0, 0, _LEAST_ROWS - rows))
-            out = torch.ops.mkldnn._linear_pointwise(flat, self._packed_weight(), self.bias, "none", [], "")[:rows]
+        flat = x.reshape(-1, self.in_features)
+        rows = len(flat)
+        if rows < _LEAST_ROWS:
+            flat = F.pad(flat, (0, 0, 0, _LEAST_ROWS - rows))
+        out = torch.ops.mkldnn._linear_pointwise(flat, self._packed_weight(), self.bias, "none", [], "")[:rows]
         return out.view(*x.shape[:-1], self.out_features)
 
     def _packed_weight(self) -> Tensor:
@@ -71,23 +54,17 @@ class PackedLinear(nn.Linear):
         return self.__dict__ | {"_packed": None, "_packed_from": None}  # packed weights cannot be copied or pickled
 
 
-def pack_linears(module: nn.Module, batch_invariant: bool = False) -> nn.Module:
-    """Replace every `nn.Linear` below a CPU module by :class:`PackedLinear`, in place, for inference.
+def pack_linears(module: nn.Module) -> nn.Module:
+    """Replace every `nn.Linear` below a CPU module by :class:`PackedLinear`, in place, for inference, and return the
+    module.
 
     Does nothing where this build of PyTorch has no oneDNN.
-
-    Args:
-        module: what to change.
-        batch_invariant: see :class:`PackedLinear`.
-
-    Returns:
-        The module.
     """
     if not torch.backends.mkldnn.is_available():
         return module
     for name, child in module.named_children():
         if type(child) is nn.Linear and child.weight.dtype in (torch.float32, torch.bfloat16):
-            setattr(module, name, PackedLinear.from_linear(child, batch_invariant))
+            setattr(module, name, PackedLinear.from_linear(child))
         else:
-            pack_linears(child, batch_invariant)
+            pack_linears(child)
     return module
