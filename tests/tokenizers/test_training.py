@@ -158,6 +158,12 @@ def test_a_generator_of_sequences_trains_and_stops_at_any_length(tmp_path):
     assert gpt.config.block_size == 2
     with pytest.raises(VistokError, match="1 to 2 tokens"):
         gpt.stop_at(3)
+    first = replace(recipe, data=recipe.data | {"tokens": 3})
+    whole, start = build_task(recipe), build_task(first)
+    assert start.model.gpt.config.block_size == 3
+    assert torch.equal(start.batch(0, slice(0, 4))["tokens"], whole.batch(0, slice(0, 4))["tokens"][:, :3])
+    with pytest.raises(VistokError, match="tokens"):
+        build_task(replace(recipe, data=recipe.data | {"tokens": 5}))
 
 
 def test_the_published_stages_follow_each_other(tmp_path):

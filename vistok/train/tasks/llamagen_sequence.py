@@ -47,8 +47,8 @@ class SequenceObjective(nn.Module):
 class LlamaGenSequenceTask(LlamaGenTask):
     """The ``llamagen-sequence`` task.
 
-    ``init.vq`` names the 1D tokenizer, ``data.supervision`` is the weight of the facts, zero by default; the rest is as
-    of ``llamagen``.
+    ``init.vq`` names the 1D tokenizer, of whose tokens the generator draws the first ``data.tokens``, all by default;
+    ``data.supervision`` is the weight of the facts, zero by default; the rest is as of ``llamagen``.
     """
 
     def _tokenizer(self) -> nn.Module:
@@ -56,10 +56,15 @@ class LlamaGenSequenceTask(LlamaGenTask):
 
     def _shape(self) -> dict[str, int | str]:
         can = self.vq.capabilities
-        return {"vocab_size": can.codebook_size, "block_size": can.lengths[-1], "layout": can.layout}
+        tokens = self.recipe.data.get("tokens", can.lengths[-1])
+        can.check_length(tokens, can.lengths[-1])
+        return {"vocab_size": can.codebook_size, "block_size": tokens, "layout": can.layout}
 
     def _objective(self, gpt: LlamaGen, text: TextEncoder) -> nn.Module:
         return SequenceObjective(gpt, text, self.recipe.data.get("supervision", 0.0))
+
+    def _extract(self, seed: int, start: int, count: int) -> Tensor:
+        return super()._extract(seed, start, count)[:, : self.model.gpt.config.block_size]
 
     def _told(self, scenes: Scenes, variant: int = 0) -> dict[str, Tensor]:
         return self._captions(statements(scenes, variant))
