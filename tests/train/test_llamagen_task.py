@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from vistok.data.scenes import COLOURS, sample_scenes, statements
 from vistok.errors import VistokError
+from vistok.models.llamagen import LlamaGen
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.llamagen import LlamaGenTask, choose_relations
+from vistok.train.tasks.llamagen import LlamaGenTask, choose_relations, take_blocks
 from vistok.train.tasks.scene_reader import code_colours, colour_loss, plan
 
 RECIPE = Recipe(
@@ -22,6 +23,17 @@ RECIPE = Recipe(
     init={"vq": "vq-mini", "gpt": "llamagen-mini"},
     data={"size": 64, "seed": 9, "scenes": 64, "eval_scenes": 4, "supervision": {"colour": 4.0}, "relations": 0.5},
 )
+
+
+def test_a_generator_of_other_codes_lends_its_blocks():
+    lent = LlamaGen.from_pretrained("llamagen-mini")
+    gpt = LlamaGen(replace(lent.config, block_size=8, layout="sequence", vocab_size=16))
+    take_blocks(gpt, lent)
+    theirs = lent.state_dict()
+    kept = {key for key, value in gpt.state_dict().items() if torch.equal(value, theirs[key])}
+    assert set(theirs) - kept == {"tok_embeddings.weight", "output.weight"}
+    with pytest.raises(VistokError, match="not a generator of this recipe's shape: it has other shapes: layers"):
+        take_blocks(LlamaGen(replace(lent.config, multiple_of=192)), lent)
 
 
 def relations(said):

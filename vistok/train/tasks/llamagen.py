@@ -25,6 +25,7 @@ from vistok.train.tasks.captions import facts
 from vistok.train.tasks.scene_reader import SceneReader, code_colours, colour_loss, plan
 from vistok.train.tasks.vq import HELD_OUT_SEED
 from vistok.zoo import resolve
+from vistok.zoo.checkpoint import load_strict
 
 CHUNK = 32  # scenes that are encoded at a time
 COUNTED = 256  # scenes in which is counted what codes show
@@ -75,6 +76,17 @@ def caption_encoder(recipe: Recipe) -> TextEncoder:
     return TextEncoder.from_pretrained(own if own.is_dir() else folder, torch.float32)
 
 
+def take_blocks(gpt: LlamaGen, other: LlamaGen) -> None:
+    """Start from the blocks of a generator of other codes; the embedding of codes and the head stay new.
+
+    Raises:
+        VistokError: the blocks have other shapes.
+    """
+    parts = ("layers", "cls_embedding", "norm")
+    state = {key: value for key, value in other.state_dict().items() if key.split(".")[0] in parts}
+    load_strict(gpt, gpt.state_dict() | state, "generator of this recipe's shape")
+
+
 def choose_relations(said: list[Statement], count: int) -> list[int]:
     """Numbers of the first ``count`` statements that tell a relation, of all that tell none, and of the others."""
     told = [i for i, s in enumerate(said) if s.where is not None]
@@ -85,10 +97,10 @@ class LlamaGenTask:
     """The ``llamagen`` task.
 
     ``init.vq`` names the tokenizer, ``init.text_encoder`` a pre-trained caption encoder or a generator that has one,
-    ``init.gpt`` weights to go on from, which bring their own encoder. ``data.supervision`` holds the weights of the
-    cross-entropies of ``SceneReader`` by name; ``data.tune_captions`` trains the caption encoder as well. Of the
-    captions of a batch, about a share of ``data.relations`` tells a relation, being chosen from twice as many scenes;
-    by itself one in four or five does.
+    ``init.gpt`` weights to go on from, which bring their own encoder, or ``init.blocks`` a generator of other codes,
+    see ``take_blocks``. ``data.supervision`` holds the weights of the cross-entropies of ``SceneReader`` by name;
+    ``data.tune_captions`` trains the caption encoder as well. Of the captions of a batch, about a share of
+    ``data.relations`` tells a relation, being chosen from twice as many scenes; by itself one in four or five does.
     """
 
     def __init__(self, recipe: Recipe):
@@ -101,6 +113,8 @@ class LlamaGenTask:
         else:
             condition = {"model_type": "t2i", "caption_dim": text.dim, "cls_token_num": text.max_length}
             gpt = LlamaGen(LlamaGenConfig(**condition, **self._shape(), **recipe.model))
+            if "blocks" in recipe.init:
+                take_blocks(gpt, LlamaGen.from_pretrained(recipe.init["blocks"]))
         self.model = self._objective(gpt, text)
         self._prepare(gpt.config.block_size)
 
