@@ -26,6 +26,7 @@ from vistok.ops import TreeMask, attention
 from vistok.ops.linear import PackedLinear
 
 CASES = ("decode", "ragged", "tree")
+ROOM = 64  # rows that a cache has free behind the longest sequence, so that its heads do not lie side by side
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ def competitors(case: str, setting: Setting, batch: int, keys: int, dtype: torch
     if case != "tree":
         mask = TreeMask(lengths - 1, 1)
     q = torch.randn(batch, setting.heads, queries, setting.dim, device=device, dtype=dtype)
-    shape = (batch, setting.kv_heads, keys, setting.dim)
-    k, v = (torch.randn(shape, device=device, dtype=dtype) for _ in "kv")
+    shape = (batch, setting.kv_heads, keys + ROOM, setting.dim)
+    k, v = (torch.randn(shape, device=device, dtype=dtype)[:, :, :keys] for _ in "kv")
     dense = None if case == "decode" else mask.dense(keys)[:, None]
     calls = {
         "vistok": lambda: attention(q, k, v, mask=mask),

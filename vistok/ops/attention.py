@@ -16,9 +16,6 @@ from vistok.ops.dispatch import on_triton
 from vistok.ops.split_kv import decode_attention
 from vistok.ops.tree import TreeMask
 
-# In half precision two plain products beat the CPU's flash kernel for one query, and for few queries over many keys.
-_PLAIN_QUERIES, _PLAIN_KEYS = 16, 512
-
 
 def attention(
     q: Tensor,
@@ -119,10 +116,8 @@ def _softmax_attention(
         return torch.zeros_like(q)
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q.dtype)
-    few = queries == 1 or (queries <= _PLAIN_QUERIES and keys >= _PLAIN_KEYS)
-    half = q.dtype in (torch.bfloat16, torch.float16) and q.device.type == "cpu"
-    if half and few and not is_causal:
-        return _plain(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+    if queries == 1 and q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
+        return _one_query(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=is_causal and queries > 1, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
@@ -146,13 +141,13 @@ def _both(mask: Tensor, other: Tensor) -> Tensor:
     return mask + other
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Few queries by two plain products, softmax in float32."""
-    batch, heads, queries, dim = q.shape
-    grouped = q.reshape(batch, k.shape[1], -1, dim)  # rows (g, t) of one kv head
-    scores = (grouped @ k.mT).float() * scale
+def _one_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Queries [B, Hq, 1, D] in half precision by two plain products, which beat the CPU's flash kernel."""
+    grouped = q.unflatten(1, (k.shape[1], -1)).squeeze(3)  # [B, Hkv, Hq / Hkv, D]
+    # The rows in use of a cache have gaps between heads: a product with `k.mT` copies them slowly, one with `k` fast.
+    scores = (k @ grouped.mT).mT.float() * scale
     if mask is not None:
-        mask = mask.expand(batch, heads, queries, -1).reshape(scores.shape)
+        mask = mask.expand(len(q), q.shape[1], 1, -1).reshape(scores.shape)
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     weights = scores.softmax(-1).nan_to_num(0.0).to(v.dtype)
     return (weights @ v).view(q.shape)
