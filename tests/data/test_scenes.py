@@ -143,3 +143,14 @@ def test_nonsense_numbers_are_refused(tmp_path, count, side):
     with pytest.raises(VistokError, match="at least"):
         write_scenes(tmp_path / "set", count, side)
     assert not (tmp_path / "set").exists()
+
+
+def test_the_largest_kinds_are_those_of_no_smaller_object():
+    scenes = sample_scenes(64, 6)
+    for row in range(64):
+        here = scenes.present[row]
+        kinds, radii = scenes.kind[row][here], scenes.radius[row][here]
+        assert set(scenes.kinds_present[row].nonzero().flatten().tolist()) == set(kinds.tolist())
+        expected = set(kinds[radii == radii.max()].tolist())
+        assert set(scenes.largest_kinds[row].nonzero().flatten().tolist()) == expected
+    assert bool((scenes.largest_kinds != scenes.kinds_present).any())

@@ -14,6 +14,7 @@ from vistok import zoo
 from vistok.data.scenes import NUM_CLASSES, render, sample_scenes
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen
+from vistok.tokenizers.flextok import FlexTok
 from vistok.tokenizers.load import load_tokenizer
 from vistok.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from vistok.train.recipe import Optimization, Recipe
@@ -115,6 +116,20 @@ def test_a_frozen_teacher_and_frozen_latents_stay(tmp_path):
         Trainer(recipe, task, tmp_path / part).train()
         after = getattr(task.tokenizer, part).state_dict()
         assert before and all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_flextok_goes_on_under_other_laws_of_training(tmp_path):
+    Trainer(FLEXTOK, build_task(FLEXTOK), tmp_path).train()
+    late = replace(
+        FLEXTOK, init={"tokenizer": str(tmp_path / "export")}, model={**FLEXTOK.model, "time_shift": 20.0}, seed=1
+    )
+    begun = build_task(late).tokenizer
+    assert begun.config == replace(FlexTok.from_pretrained(tmp_path / "export").config, time_shift=20.0)
+    plain = replace(begun.config, time_shift=1.0)
+    drawn = begun.draw(64, torch.Generator().manual_seed(0)).sigma
+    begun.config = plain
+    same = begun.draw(64, torch.Generator().manual_seed(0)).sigma
+    assert torch.allclose(drawn / (1 - drawn), 20 * same / (1 - same), rtol=1e-3)  # the odds of being late
 
 
 def test_right_class_counts_what_the_detector_finds():

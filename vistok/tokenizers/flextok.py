@@ -16,6 +16,7 @@ The reference draws the VAE's posterior; here encoding takes its mode, so that t
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -400,7 +401,7 @@ class FlexTok(Pretrained, nn.Module):
         config = self.config
         return FlowDraws(
             noise_for(count, config.map_shape, generator, torch.device("cpu")),
-            torch.randn(count, generator=generator).sigmoid(),
+            (torch.randn(count, generator=generator) + math.log(config.time_shift)).sigmoid(),
             sample_lengths(config.length_law, config.registers, count, generator),
             torch.rand(count, generator=generator) < config.null_probability,
         )

@@ -84,6 +84,8 @@ class FlexTokConfig:
         repa_layer: decoder block whose patches are aligned with a vision network in training.
         null_probability: share of pictures that train the unconditional velocity.
         length_law: of nested dropout; see ``sample_lengths``.
+        time_shift: by which the odds of a training time being late are multiplied (arXiv 2403.03206, section 5.3.2);
+            above 1 more of the training is about noisy maps, where it is decided what will be painted.
         vae: maps are latents of a diffusers ``AutoencoderKL`` inside; without it they are the pictures themselves.
         vae_widths: its channels at each resolution.
         vae_scaling: by which its latents are multiplied.
@@ -104,6 +106,7 @@ class FlexTokConfig:
     repa_layer: int = 1
     null_probability: float = 0.2
     length_law: str = "uniform"
+    time_shift: float = 1.0
     vae: bool = True
     vae_widths: tuple[int, ...] = (128, 256, 512, 512)
     vae_scaling: float = 0.18215

@@ -111,8 +111,17 @@ class Scenes:
     @property
     def kinds_present(self) -> torch.Tensor:
         """bool [B, 48], which kinds of object are in each scene."""
+        return self._kinds_of(self.present)
+
+    @property
+    def largest_kinds(self) -> torch.Tensor:
+        """bool [B, 48], which kinds of object are in each scene at the larger of its sizes."""
+        radius = self.radius.where(self.present, 0)
+        return self._kinds_of(self.present & (radius == radius.amax(1, keepdim=True)))
+
+    def _kinds_of(self, slots: torch.Tensor) -> torch.Tensor:
         found = torch.zeros(len(self), NUM_CLASSES + 1, dtype=torch.bool)
-        return found.scatter_(1, torch.where(self.present, self.kind, NUM_CLASSES), True)[:, :-1]
+        return found.scatter_(1, torch.where(slots, self.kind, NUM_CLASSES), True)[:, :-1]
 
     @property
     def label(self) -> torch.Tensor:

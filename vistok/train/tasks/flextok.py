@@ -1,7 +1,7 @@
 """Train a FlexTok (arXiv 2502.13967) on scenes: rectified flow in the latents of a frozen tokenizer, nested dropout.
 
 The paper aligns decoder patches with DINOv2 (REPA). The scenes' labels stand in for it: a linear map reads from the
-aligned patches which kind of object each shows. A second head reads from the first token which kinds are in the picture
+aligned patches which kind of object each shows. A second head reads from the first token the kind of a largest object
 (any of them will do), so that a single token already stands for a plausible scene; the other tokens are drawn to what
 is in a patch of their own, so that they say something from the first step on, which the painter can learn to heed.
 These two terms are ours. Both heads serve training alone.
@@ -9,7 +9,7 @@ These two terms are ours. Both heads serve training alone.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -41,6 +41,7 @@ from vistok.train.tasks.spatial_start import (
 from vistok.train.tasks.vq import HELD_OUT_SEED
 
 CHUNK = 32  # scenes whose latents are computed at a time
+TRAINING_LAWS = ("null_probability", "length_law", "time_shift")  # what a run may change that goes on from weights
 SATURATED = 2.0  # where the bound of FSQ passes on hardly any gradient
 
 
@@ -73,7 +74,7 @@ class FlexTokObjective(nn.Module):
         Args:
             maps: latents [B, C, h, w].
             cells: kind of object that each patch shows, NUM_CLASSES where there is none, [B, patches].
-            kinds: whether each kind is in the picture, bool [B, NUM_CLASSES].
+            kinds: whether each kind is among the picture's largest objects, bool [B, NUM_CLASSES].
             draws: the fields of ``FlowDraws``.
         """
         out = self.tokenizer.training_pass(maps, FlowDraws(**draws))
@@ -167,6 +168,8 @@ class FlexTokTask:
         torch.manual_seed(recipe.seed)
         if "tokenizer" in recipe.init:
             self.tokenizer = FlexTok.from_pretrained(recipe.init["tokenizer"])
+            laws = {key: recipe.model[key] for key in TRAINING_LAWS if key in recipe.model}
+            self.tokenizer.config = replace(self.tokenizer.config, **laws)
         else:
             vq = VQTokenizer.from_pretrained(recipe.init["vq"])
             shapes = {key: tuple(recipe.model[key]) for key in ("encoder", "decoder", "levels")}
@@ -208,7 +211,7 @@ class FlexTokTask:
         return {
             "maps": self._latents(index),
             "cells": plan(scenes, self.tokenizer.config.grid, self.tokenizer.config.image_size).cells,
-            "kinds": scenes.kinds_present,
+            "kinds": scenes.largest_kinds,
         } | {name: draw[rows] for name, draw in draws._asdict().items()}
 
     def after_step(self, step: int) -> None:
