@@ -22,7 +22,7 @@ from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.captions import facts
-from vistok.train.tasks.scene_reader import SceneReader, code_colours, colour_loss, plan
+from vistok.train.tasks.scene_reader import SceneReader, code_colours, code_losses, plan
 from vistok.train.tasks.vq import HELD_OUT_SEED
 from vistok.zoo import resolve
 from vistok.zoo.checkpoint import load_strict
@@ -48,7 +48,7 @@ class LlamaGenObjective(nn.Module):
         gpt: the generator.
         text: the caption encoder.
         colours: what each code shows, see ``code_colours``.
-        supervision: weights of ``colour_loss`` (``colour``) and of the cross-entropies of ``SceneReader``, by name.
+        supervision: weights of ``code_losses`` and of the cross-entropies of ``SceneReader``, by name.
     """
 
     def __init__(self, gpt: LlamaGen, text: TextEncoder, colours: Tensor, supervision: dict[str, float]):
@@ -64,7 +64,7 @@ class LlamaGenObjective(nn.Module):
         logits = self.gpt.head(self.gpt.norm(states[-1])).float()
         loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
         read = self.reader(states[len(states) // 2], **scene)
-        read["colour"] = colour_loss(logits, tokens, self.colours)
+        read |= code_losses(logits, tokens, self.colours)
         metrics = {"codes": loss.detach(), **{name: x.detach() for name, x in read.items()}}
         return loss + sum(weight * read[name] for name, weight in self.supervision.items()), metrics
 
@@ -98,9 +98,10 @@ class LlamaGenTask:
 
     ``init.vq`` names the tokenizer, ``init.text_encoder`` a pre-trained caption encoder or a generator that has one,
     ``init.gpt`` weights to go on from, which bring their own encoder, or ``init.blocks`` a generator of other codes,
-    see ``take_blocks``. ``data.supervision`` holds the weights of the cross-entropies of ``SceneReader`` by name;
-    ``data.tune_captions`` trains the caption encoder as well. Of the captions of a batch, about a share of
-    ``data.relations`` tells a relation, being chosen from twice as many scenes; by itself one in four or five does.
+    see ``take_blocks``. ``data.supervision`` holds the weights of ``code_losses`` and of the cross-entropies of
+    ``SceneReader``, by name; ``data.tune_captions`` trains the caption encoder as well. Of the captions of a batch,
+    about a share of ``data.relations`` tells a relation, being chosen from twice as many scenes; by itself one in four
+    or five does.
     """
 
     def __init__(self, recipe: Recipe):
