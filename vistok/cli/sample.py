@@ -44,6 +44,9 @@ def sample(
         int | None, typer.Option(help="mar, cspd: diffusion steps of each token. [default: 100]")
     ] = None,
     solver: Annotated[str | None, typer.Option(help="mar: ddpm, or dpm++ for about ten head steps.")] = None,
+    guidance_schedule: Annotated[
+        str | None, typer.Option(help="mar, cspd: guidance grows linear, or is constant. [default: linear]")
+    ] = None,
     trace: Annotated[Path | None, typer.Option(help="Picture of the tokens that each step decided.")] = None,
     cfg: Annotated[
         float | None, typer.Option(help="Scale of classifier-free guidance, 1 for none. [default: the model's own]")
@@ -118,6 +121,7 @@ def sample(
     options = {"window": rows, "init": init, "variant": variant, "k": neighbours, "delta": delta}
     options |= {"mode": mode, "residual": residual, "tree": tree}
     options |= {"iterations": iterations, "head_steps": head_steps, "solver": solver}
+    options |= {"guidance_schedule": guidance_schedule}
     chosen = build_sampler(pipe, sampler, draft, **options)
     summary = paint_to(out, pipe, samples, chosen, law, seed, batch_size, trace)
     if summary is None:  # another process of the job reports

@@ -18,9 +18,8 @@ def mar(
     iterations: Annotated[int, typer.Option(min=1, help="Steps over the picture.")] = 64,
     head_steps: Annotated[int, typer.Option(min=2, help="Diffusion steps of each token.")] = 100,
     prefill: Annotated[float, typer.Option(min=0, max=1, help="cspd: share of the target's own steps.")] = 0.05,
-    cfg: Annotated[
-        float | None, typer.Option(help="Scale of guidance, which grows linearly to it. [default: the model's own]")
-    ] = None,
+    cfg: Annotated[float | None, typer.Option(help="Scale of guidance. [default: the model's own]")] = None,
+    guidance_schedule: Annotated[str, typer.Option(help="Guidance grows linear, or is constant.")] = "linear",
     temperature: Annotated[float, typer.Option(help="Multiplies the head's noise.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the pictures.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; changes times, not pictures.")] = 1,
@@ -48,7 +47,8 @@ def mar(
     pipe = pipeline(model)
     if not pipe.continuous or pipe.model.config.num_classes != NUM_CLASSES:
         raise VistokError(f"'{model}' is no MAR of the scenes' {NUM_CLASSES} classes, which this comparison needs.")
-    entered = contestants(MAR.from_pretrained(draft, prefer_ema=True), iterations, head_steps, prefill)
+    small = MAR.from_pretrained(draft, prefer_ema=True)
+    entered = contestants(small, iterations, head_steps, prefill, guidance_schedule)
     samples = expand(list(range(0, NUM_CLASSES, classes)), num)
     law = pipe.law(cfg, temperature=temperature)
     batches = -(-len(samples) // batch_size)
@@ -64,6 +64,7 @@ def mar(
         "head_steps": head_steps,
         "prefill": prefill,
         "guidance": law.guidance,
+        "guidance_schedule": guidance_schedule,
         "temperature": temperature,
         "seed": seed,
         "threads": torch.get_num_threads(),
