@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +72,7 @@ class Pipeline:
         text_encoder: what reads the captions.
         name: of the generator.
         guidance: the scale of guidance where no law is given.
+        sampling: options of its samplers that suit it, where no other are given.
     """
 
     model: LlamaGen | MAR
@@ -79,6 +80,7 @@ class Pipeline:
     text_encoder: TextEncoder | None
     name: str = "llamagen"
     guidance: float = GUIDANCE
+    sampling: Mapping[str, int | str] = field(default_factory=dict)
     _features: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
@@ -166,7 +168,7 @@ class Pipeline:
         if batch_size < 1:
             raise VistokError(f"the batch size must be at least 1, got {batch_size}.")
         plain = MaskedAutoregressive if self.continuous else Autoregressive
-        sampler, law = sampler or plain(), law or self.law()
+        sampler, law = sampler or plain(**self.sampling), law or self.law()
         for start in range(0, len(samples), batch_size):
             batch = list(samples[start : start + batch_size])
             yield batch, self._paint(batch, sampler, law, seed, progress)
@@ -242,7 +244,7 @@ def build_sampler(pipe: Pipeline, name: str | None, draft: str | Path | None = N
         name: one of ``vistok.samplers.SAMPLERS``; the model's plain one if None.
         draft: the drafter of ``eagle`` and ``lantern``: an embedded model, a folder or a hub id; the embedded model's
             own if None.
-        options: the sampler's own; None means its default.
+        options: the sampler's own; None means the model's choice or the default.
 
     Raises:
         VistokError: an unknown sampler, one for another kind of tokens, or an option that it does not have.
@@ -253,7 +255,7 @@ def build_sampler(pipe: Pipeline, name: str | None, draft: str | Path | None = N
         kind, other = ("vectors", "codes") if pipe.continuous else ("codes", "vectors")
         raise VistokError(f"the sampler '{name}' draws {other}, but the tokens of '{pipe.name}' are {kind}.")
     known = {f.name for f in fields(cls) if f.init}
-    given = {key: value for key, value in options.items() if value is not None}
+    given = dict(pipe.sampling) | {key: value for key, value in options.items() if value is not None}
     if unknown := sorted(set(given) - known):
         raise VistokError(f"the sampler '{name}' has no option {', '.join(unknown)}.")
     if "drafter" in known and draft is not None:
@@ -323,7 +325,8 @@ def pipeline(
     found = own or card(name)
     guidance = GUIDANCE if own is None or own.guidance is None else own.guidance
     if found.family == "mar":
-        return _continuous(found, checkpoint, vq, preset, size, target, DTYPES[dtype], guidance)
+        sampling = {} if own is None else own.sampling
+        return _continuous(found, checkpoint, vq, preset, size, target, DTYPES[dtype], guidance, sampling)
     if found.family != "llamagen":
         raise VistokError(f"'{name}' is a model for {found.task}, it does not paint: see `vistok models`.")
     image_tokenizer = _image_tokenizer(_part(vq, found.parts.get("vq"), "vq"))
@@ -353,7 +356,7 @@ def pipeline(
 
 
 def _continuous(
-    found, checkpoint, vq, preset, size, target: torch.device, dtype: torch.dtype, guidance: float
+    found, checkpoint, vq, preset, size, target: torch.device, dtype: torch.dtype, guidance: float, sampling: Mapping
 ) -> Pipeline:
     """A MAR, by its averaged weights, and its autoencoder."""
     from vistok.models.mar import MAR
@@ -375,7 +378,7 @@ def _continuous(
     model = model.to(target, dtype)
     if target.type == "cpu":
         pack_linears(model)
-    return Pipeline(model, autoencoder.to(target), None, found.name, guidance)
+    return Pipeline(model, autoencoder.to(target), None, found.name, guidance, sampling)
 
 
 def _device(name: str | None) -> torch.device:

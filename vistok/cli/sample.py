@@ -41,11 +41,14 @@ def sample(
     tree: Annotated[str | None, typer.Option(help="eagle, lantern: dynamic, or the name of a static tree.")] = None,
     iterations: Annotated[int | None, typer.Option(help="mar, cspd: steps over the picture. [default: 64]")] = None,
     head_steps: Annotated[
-        int | None, typer.Option(help="mar, cspd: diffusion steps of each token. [default: 100]")
+        int | None, typer.Option(help="mar, cspd: diffusion steps of each token. [default: the model's own, or 100]")
     ] = None,
     solver: Annotated[str | None, typer.Option(help="mar: ddpm, or dpm++ for about ten head steps.")] = None,
     guidance_schedule: Annotated[
-        str | None, typer.Option(help="mar, cspd: guidance grows linear, or is constant. [default: linear]")
+        str | None, typer.Option(help="mar, cspd: guidance grows linear, or is constant. [default: the model's own]")
+    ] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="mar, cspd: how the head's steps lie: even or root. [default: the model's own]")
     ] = None,
     trace: Annotated[Path | None, typer.Option(help="Picture of the tokens that each step decided.")] = None,
     cfg: Annotated[
@@ -121,7 +124,7 @@ def sample(
     options = {"window": rows, "init": init, "variant": variant, "k": neighbours, "delta": delta}
     options |= {"mode": mode, "residual": residual, "tree": tree}
     options |= {"iterations": iterations, "head_steps": head_steps, "solver": solver}
-    options |= {"guidance_schedule": guidance_schedule}
+    options |= {"guidance_schedule": guidance_schedule, "spacing": spacing}
     chosen = build_sampler(pipe, sampler, draft, **options)
     summary = paint_to(out, pipe, samples, chosen, law, seed, batch_size, trace)
     if summary is None:  # another process of the job reports

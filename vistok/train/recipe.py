@@ -52,7 +52,7 @@ class Recipe:
         model: the task's model configuration.
         data: the task's data configuration.
         init: where the run starts from: nothing, or embedded model names by role.
-        guidance: for the card of a generator, the scale of guidance that suits it.
+        guidance, sampling: for the card of a generator, the scale of guidance and the samplers' options that suit it.
     """
 
     name: str
@@ -71,6 +71,7 @@ class Recipe:
     data: dict = field(default_factory=dict)
     init: dict = field(default_factory=dict)
     guidance: float | None = None
+    sampling: dict = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:

@@ -35,6 +35,7 @@ class ModelCard:
         recipe, seed, steps, data: how it was trained.
         metrics: what was measured on it.
         guidance: of a generator, the scale of classifier-free guidance that suits it.
+        sampling: of a generator, the options of its samplers that suit it.
         paper: its arXiv id.
     """
 
@@ -55,6 +56,7 @@ class ModelCard:
     data: str | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     guidance: float | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     paper: str | None = None
 
     @property

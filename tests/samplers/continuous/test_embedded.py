@@ -11,8 +11,11 @@ import vistok
 from tests.colours import main_colour
 from vistok.cli.main import app
 from vistok.data.scenes import COLOURS, SHAPES, render, sample_scenes
+from vistok.errors import VistokError
+from vistok.pipelines import build_sampler
 from vistok.samplers import Law
 from vistok.samplers.continuous import MaskedAutoregressive
+from vistok.samplers.continuous.bench import right
 from vistok.tokenizers.load import load_tokenizer
 
 CLASSES = [
@@ -25,6 +28,22 @@ def test_the_colour_of_the_class_is_painted():
     sampler = MaskedAutoregressive(iterations=32, head_steps=10, solver="dpm++")
     out = pipe(CLASSES, sampler=sampler, law=Law(guidance=3.0), seed=0)
     assert [main_colour(image) for image in out.images] == [label % len(COLOURS) for label in CLASSES]
+
+
+def test_the_model_s_own_settings_paint_the_object_of_the_class():
+    pipe = vistok.pipeline("mar")
+    labels = list(range(0, 48, 4))
+    images = pipe(labels, seed=3, batch_size=len(labels)).images
+    assert sum(right(image, label) for image, label in zip(images, labels, strict=True)) >= 9
+
+
+def test_an_option_replaces_the_model_s_own():
+    pipe = vistok.pipeline("mar")
+    assert build_sampler(pipe, None) == MaskedAutoregressive(**pipe.sampling)
+    assert build_sampler(pipe, None, head_steps=7).head_steps == 7
+    assert build_sampler(pipe, "cspd", spacing="even").spacing == "even"
+    with pytest.raises(VistokError, match=r"spacing of the head's steps 'odd'"):
+        pipe(0, sampler=build_sampler(pipe, None, spacing="odd"))
 
 
 def test_the_autoencoder_gives_scenes_back():

@@ -16,10 +16,17 @@ def mar(
     num: Annotated[int, typer.Option(min=1, help="Pictures of each of the 48 classes.")] = 1,
     classes: Annotated[int, typer.Option(min=1, help="Only every so manieth class.")] = 1,
     iterations: Annotated[int, typer.Option(min=1, help="Steps over the picture.")] = 64,
-    head_steps: Annotated[int, typer.Option(min=2, help="Diffusion steps of each token.")] = 100,
+    head_steps: Annotated[
+        int | None, typer.Option(min=2, help="Diffusion steps of each token. [default: the model's own]")
+    ] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="How those steps lie: even or root. [default: the model's own]")
+    ] = None,
     prefill: Annotated[float, typer.Option(min=0, max=1, help="cspd: share of the target's own steps.")] = 0.05,
     cfg: Annotated[float | None, typer.Option(help="Scale of guidance. [default: the model's own]")] = None,
-    guidance_schedule: Annotated[str, typer.Option(help="Guidance grows linear, or is constant.")] = "linear",
+    guidance_schedule: Annotated[
+        str | None, typer.Option(help="Guidance grows linear, or is constant. [default: the model's own]")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="Multiplies the head's noise.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the pictures.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; changes times, not pictures.")] = 1,
@@ -48,7 +55,9 @@ def mar(
     if not pipe.continuous or pipe.model.config.num_classes != NUM_CLASSES:
         raise VistokError(f"'{model}' is no MAR of the scenes' {NUM_CLASSES} classes, which this comparison needs.")
     small = MAR.from_pretrained(draft, prefer_ema=True)
-    entered = contestants(small, iterations, head_steps, prefill, guidance_schedule)
+    given = {"head_steps": head_steps, "spacing": spacing, "guidance_schedule": guidance_schedule}
+    plain = {"iterations": iterations} | pipe.sampling | {k: value for k, value in given.items() if value is not None}
+    entered = contestants(small, plain, prefill)
     samples = expand(list(range(0, NUM_CLASSES, classes)), num)
     law = pipe.law(cfg, temperature=temperature)
     batches = -(-len(samples) // batch_size)
@@ -60,11 +69,9 @@ def mar(
         "draft": draft,
         "pictures": len(samples),
         "batch_size": batch_size,
-        "iterations": iterations,
-        "head_steps": head_steps,
+        **plain,
         "prefill": prefill,
         "guidance": law.guidance,
-        "guidance_schedule": guidance_schedule,
         "temperature": temperature,
         "seed": seed,
         "threads": torch.get_num_threads(),

@@ -7,7 +7,7 @@ colour.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -31,25 +31,22 @@ WINDOWS = (4, 8)
 SOLVER_STEPS = (5, 10, 20)
 
 
-def contestants(
-    draft: MAR | None, iterations: int, head_steps: int, prefill: float, guidance_schedule: str = "linear"
-) -> list[Contestant]:
+def contestants(draft: MAR | None, plain: Mapping[str, int | str], prefill: float) -> list[Contestant]:
     """What a comparison runs; plain MAR comes first.
 
     Args:
         draft: the smaller model; speculative decoding is left out without one.
-        iterations, head_steps: of plain MAR, and of both models of a pair.
+        plain: options of plain MAR, and of both models of a pair: ``iterations``, ``head_steps``,
+            ``guidance_schedule``, ``spacing``.
         prefill: share of the steps that the target takes alone.
-        guidance_schedule: of all of them.
     """
-    plain = {"iterations": iterations, "head_steps": head_steps, "guidance_schedule": guidance_schedule}
     found = [Contestant("mar", MaskedAutoregressive(**plain))]
     for mode in ("exact", "reference") if draft is not None else ():
         for window in WINDOWS:
             sampler = ContinuousSpeculative(draft, mode, window=window, prefill=prefill, **plain)
             found.append(Contestant(f"cspd {mode}, window {window}", sampler, mode == "exact"))
     for steps in SOLVER_STEPS:
-        fast = MaskedAutoregressive(**plain | {"head_steps": steps}, solver="dpm++")
+        fast = MaskedAutoregressive(**{**plain, "head_steps": steps}, solver="dpm++")
         found.append(Contestant(f"mar, dpm++ {steps}", fast, lossless=False))
     return found
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vistok.errors import VistokError, unknown_name
-from vistok.models.mar import MAR, diffusion
+from vistok.models.mar import MAR
 from vistok.samplers.continuous.acceptance import (
     LastStep,
     exact_resample,
@@ -29,7 +29,7 @@ from vistok.samplers.continuous.acceptance import (
     reference_log_ratio,
     reference_resample,
 )
-from vistok.samplers.continuous.head import Path, draw_path
+from vistok.samplers.continuous.head import Path, draw_path, head_process
 from vistok.samplers.continuous.mar import GuidedMAR, check_head
 from vistok.samplers.continuous.noise import ACCEPT, RESIDUAL, RESIDUAL_ACCEPT, TokenNoise
 from vistok.samplers.continuous.schedule import MaskSchedule, ranks
@@ -316,7 +316,7 @@ class ContinuousSpeculative:
     Attributes:
         drafter: the smaller MAR: an embedded name, a folder, a checkpoint, or the network.
         mode: ``exact`` keeps the target's law; ``reference`` is the published code's rule, which does not.
-        iterations, head_steps, guidance_schedule: as in ``MaskedAutoregressive``.
+        iterations, head_steps, guidance_schedule, spacing: as in ``MaskedAutoregressive``.
         window: steps that are drafted before a check.
         prefill: share of the steps that the target takes alone.
         inner_temperature: of ``reference``.
@@ -330,6 +330,7 @@ class ContinuousSpeculative:
     prefill: float = 0.05
     inner_temperature: float = 42.0
     guidance_schedule: str = "linear"
+    spacing: str = "even"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -356,7 +357,7 @@ class ContinuousSpeculative:
         """
         began = time.perf_counter()
         check_head("ddpm", self.head_steps)
-        process = diffusion(str(self.head_steps))
+        process = head_process(self.spacing, self.head_steps)
         plan = MaskSchedule(model.config.seq_len, self.iterations)
         numbers = TokenNoise(noise)
         run = Run(

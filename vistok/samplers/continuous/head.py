@@ -18,10 +18,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vistok.models.mar.diffusion import Diffusion, Transition
+from vistok.errors import unknown_name
+from vistok.models.mar.diffusion import Diffusion, Transition, diffusion
 from vistok.models.mar.head import HeadNetwork
 
 MODULATION_VALUES = 1 << 24  # values of precomputed modulation that are held at a time
+SPACINGS = ("even", "root")
 SOLVER_RANGE = (980, 20)  # first and last trained step of the solver: below 980 the signal's share exceeds 3 per cent
 
 
@@ -184,6 +186,23 @@ def solver_process(steps: int) -> Diffusion:
     """
     first, last = SOLVER_RANGE
     return Diffusion((torch.linspace(last**0.5, first**0.5, steps) ** 2).round().long().unique())
+
+
+def head_process(spacing: str, steps: int) -> Diffusion:
+    """The process of the head's steps.
+
+    Args:
+        spacing: ``even`` over all trained steps, as published; or ``root``, that of :func:`solver_process`, which
+            begins where the signal's share is 3 per cent. The first even step multiplies the network's error by the
+            inverse of a signal of 5e-5, which only a long-trained head survives.
+        steps: how many.
+
+    Raises:
+        VistokError: unknown spacing.
+    """
+    if spacing not in SPACINGS:
+        raise unknown_name("spacing of the head's steps", spacing, list(SPACINGS))
+    return solver_process(steps) if spacing == "root" else diffusion(str(steps))
 
 
 def solve(chain: HeadChain, start: Tensor) -> Tensor:

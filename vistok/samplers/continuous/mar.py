@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from vistok.errors import VistokError, unknown_name
-from vistok.models.mar import MAR, Diffusion, diffusion
-from vistok.samplers.continuous.head import HeadChain, draw, solve, solver_process
+from vistok.models.mar import MAR, Diffusion
+from vistok.samplers.continuous.head import HeadChain, draw, head_process, solve
 from vistok.samplers.continuous.noise import TokenNoise
 from vistok.samplers.continuous.schedule import MaskSchedule, ranks
 from vistok.samplers.continuous.stats import ContinuousStats
@@ -163,12 +163,14 @@ class MaskedAutoregressive:
         head_steps: steps of the head for every token.
         solver: ``ddpm``, the published ancestral sampler, or ``dpm++``, good at about ten steps.
         guidance_schedule: ``linear``, growing with the share of known tokens, or ``constant``.
+        spacing: of the steps of ``ddpm``, see ``head_process``; ``dpm++`` always takes ``root``.
     """
 
     iterations: int = 64
     head_steps: int = 100
     solver: str = "ddpm"
     guidance_schedule: str = "linear"
+    spacing: str = "even"
 
     @torch.inference_mode()
     def sample(
@@ -195,7 +197,7 @@ class MaskedAutoregressive:
         """
         began = time.perf_counter()
         check_head(self.solver, self.head_steps)
-        process = solver_process(self.head_steps) if self.solver == "dpm++" else diffusion(str(self.head_steps))
+        process = head_process("root" if self.solver == "dpm++" else self.spacing, self.head_steps)
         plan = MaskSchedule(model.config.seq_len, self.iterations)
         guided = GuidedMAR(model, condition, process, law.guided, law.temperature)
         numbers = TokenNoise(noise)
