@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.models.huggingface import given_cache
 from vistok.projectors.families import FAMILIES, FLAT_FEATURES, M_ROPE
 from vistok.projectors.fastv import FastV
 from vistok.projectors.layer_pruning import LayerPruning
@@ -199,7 +200,7 @@ class Compression:
         return 0 if pad is None else pad
 
     def _before_base(self, base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        ids, mask, cache_ = (kwargs.get(name) for name in ("input_ids", "attention_mask", "past_key_values"))
+        ids, mask, cache_ = kwargs.get("input_ids"), kwargs.get("attention_mask"), given_cache(kwargs)
         if cache_ is not None and cache_.get_seq_length() > 0:
             if ids is not None and ids.shape[1] > 1 and bool((ids == self.model.config.image_token_id).any()):
                 raise VistokError("fastv ranks a prompt in one piece: leave out prefill chunks and filled caches.")
@@ -287,7 +288,7 @@ def _flatten_features(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
 
 def _checked(kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, bool]:
     """Ids and mask of a call, and whether it gave the mask."""
-    ids, mask, past = (kwargs.get(name) for name in ("input_ids", "attention_mask", "past_key_values"))
+    ids, mask, past = kwargs.get("input_ids"), kwargs.get("attention_mask"), given_cache(kwargs)
     if ids is None or kwargs.get("inputs_embeds") is not None:
         raise VistokError("compression shortens token ids: pass input_ids, and no inputs_embeds.")
     if past is not None and past.get_seq_length() > 0:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.models.huggingface import given_cache
 from vistok.projectors.fastv import FastV, last_query_attention, rank_visual
 
 
@@ -104,7 +105,7 @@ class LayerPruning:
         if self.columns is None:
             return None
         hidden, kwargs = args[0], dict(kwargs)
-        cache, index = kwargs.get("past_key_values"), layer.self_attn.layer_idx
+        cache, index = given_cache(kwargs), layer.self_attn.layer_idx
         if getattr(cache, "is_compileable", False):
             raise VistokError("fastv needs a cache that grows by layer: leave cache_implementation at its default.")
         if self._prompt is not None:

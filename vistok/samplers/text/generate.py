@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.models.huggingface import given_cache
 from vistok.samplers.autoregressive import Draw, NoDraft
 from vistok.samplers.candidates import exact_tree
 from vistok.samplers.law import Law
@@ -143,7 +144,7 @@ def _check(config: Any, model_kwargs: Mapping[str, Any]) -> None:
         raise VistokError(f"speculation decodes one sequence a prompt, not {config.num_beams} beams: set num_beams=1.")
     if model_kwargs.get("inputs_embeds") is not None:
         raise VistokError("speculation needs the prompt's tokens: pass input_ids instead of inputs_embeds.")
-    cache = model_kwargs.get("past_key_values")
+    cache = given_cache(model_kwargs)
     if cache is not None and int(cache.get_seq_length()) > 0:
         raise VistokError("speculation keeps a cache of its own: pass the whole prompt and no past_key_values.")
     wanted = [name for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
