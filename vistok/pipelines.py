@@ -324,8 +324,8 @@ def pipeline(
     own = card(name) if checkpoint is None else card_of_file(checkpoint)
     found = own or card(name)
     guidance = GUIDANCE if own is None or own.guidance is None else own.guidance
+    sampling = {} if own is None else own.sampling
     if found.family == "mar":
-        sampling = {} if own is None else own.sampling
         return _continuous(found, checkpoint, vq, preset, size, target, DTYPES[dtype], guidance, sampling)
     if found.family != "llamagen":
         raise VistokError(f"'{name}' is a model for {found.task}, it does not paint: see `vistok models`.")
@@ -352,7 +352,7 @@ def pipeline(
         model.compile_blocks()
     if encoder is not None:
         encoder = encoder.to(target).eval()
-    return Pipeline(model, image_tokenizer.to(target), encoder, found.name, guidance)
+    return Pipeline(model, image_tokenizer.to(target), encoder, found.name, guidance, sampling)
 
 
 def _continuous(
