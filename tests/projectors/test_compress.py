@@ -10,6 +10,7 @@ import torch
 
 from tests.projectors import tiny
 from vistok.errors import VistokError
+from vistok.models.huggingface import given_cache
 from vistok.projectors import (
     Compressor,
     CorrelationGuided,
@@ -169,7 +170,7 @@ def test_generation_equals_a_loop_without_cache(llava, compressor):
         with compress(llava, compressor):
             out = llava.generate(**inputs, **NEW, return_dict_in_generate=True)
         full = inputs["input_ids"].shape[1]
-        lengths = [layer.keys.shape[2] for layer in out.past_key_values.layers]
+        lengths = [layer.keys.shape[2] for layer in given_cache(out).layers]
         short = full - tiny.GRID**2 + 5 + NEW["max_new_tokens"] - 1
         assert lengths == [full + 4] * 2 + [short] * (len(layers) - 2)
 

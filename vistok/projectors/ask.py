@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vistok.errors import VistokError
+from vistok.models.huggingface import given_cache
 from vistok.projectors import COMPRESSORS, FastV, TokenPacker, compress, compressor_class
 from vistok.projectors.compress import Report, active
 from vistok.projectors.cost import prefill_flops
@@ -156,7 +157,7 @@ def ask(
     full = compressor.layer if isinstance(compressor, FastV) else 0
     flops = prefill_flops(config, [length] * full + [length - visual + kept] * (layers - full))
     text = processor.decode(output.sequences[0, length:], skip_special_tokens=True).strip()
-    return Answer(text, kept, seen, seconds, flops, _cache_bytes(output.past_key_values)), report
+    return Answer(text, kept, seen, seconds, flops, _cache_bytes(given_cache(output))), report
 
 
 def kept_overlay(processor: Any, picture: Image.Image, report: Report) -> Image.Image:

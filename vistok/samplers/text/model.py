@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.models.huggingface import cache_argument
 from vistok.ops import KVCache
 
 ATTENTION = ("sdpa", "eager")
@@ -81,6 +82,7 @@ class CachedLM:
         self.model, self.features = model, features
         config = model.config.get_text_config(decoder=True)
         self.eager = config._attn_implementation == "eager"
+        self._cache_argument = cache_argument(model)
         self.rows = _CacheRows(config.num_hidden_layers, length)
         self.forwards = 0
         self.hidden: Tensor | None = None
@@ -143,10 +145,10 @@ class CachedLM:
             input_ids=tokens,
             attention_mask=mask,
             position_ids=positions.expand(len(tokens), -1),
-            past_key_values=self.rows,
             use_cache=True,
             logits_to_keep=keep,
             output_hidden_states=self.features,
+            **{self._cache_argument: self.rows},
         )
         if self.features:
             self.hidden = output.hidden_states[-1]
