@@ -1,4 +1,4 @@
-"""The generator's training data, and the loss that weighs what a code shows."""
+"""The generator's training data, and the losses that weigh what a code shows and what is bound to what."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from vistok.data.scenes import COLOURS, sample_scenes, statements
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.llamagen import LlamaGenTask, choose_relations, take_blocks
+from vistok.train.tasks.contrast import contrast_loss, first_rows, untrue
+from vistok.train.tasks.llamagen import LlamaGenTask, captioned_states, choose_binding, take_blocks
 from vistok.train.tasks.scene_reader import code_colours, code_losses, plan
 
 RECIPE = Recipe(
@@ -21,7 +22,7 @@ RECIPE = Recipe(
     steps=2,
     batch_size=8,
     init={"vq": "vq-mini", "gpt": "llamagen-mini"},
-    data={"size": 64, "seed": 9, "scenes": 64, "eval_scenes": 4, "supervision": {"colour": 4.0}, "relations": 0.5},
+    data={"size": 64, "seed": 9, "scenes": 64, "eval_scenes": 4, "supervision": {"contrast": 0.1}, "binding": 0.75},
 )
 
 
@@ -36,29 +37,65 @@ def test_a_generator_of_other_codes_lends_its_blocks():
         take_blocks(LlamaGen(replace(lent.config, multiple_of=192)), lent)
 
 
-def relations(said):
-    return sum(s.where is not None for s in said)
+def binding(said):
+    return sum(untrue(s) is not None for s in said)
 
 
-def test_relations_are_chosen_first_and_then_the_rest():
+def test_captions_that_bind_are_chosen_first_and_then_the_rest():
     said = statements(sample_scenes(64, seed=1))
-    told = relations(said)
-    assert 6 < told < 40
-    assert sorted(choose_relations(said, 5)) == list(range(64))
-    assert relations([said[i] for i in choose_relations(said, 5)[:24]]) == 5
-    assert relations([said[i] for i in choose_relations(said, 5)[-(told - 5) :]]) == told - 5
+    bound = binding(said)
+    assert 12 < bound < 40
+    assert sorted(choose_binding(said, 5)) == list(range(64))
+    assert binding([said[i] for i in choose_binding(said, 5)[: 64 - bound + 5]]) == 5
+    assert binding([said[i] for i in choose_binding(said, 5)[-(bound - 5) :]]) == bound - 5
 
 
-def test_batches_tell_more_relations_and_each_pass_words_them_anew(monkeypatch):
+def test_batches_bind_more_and_each_pass_words_them_anew(monkeypatch):
     task = LlamaGenTask(RECIPE)
     heard = []
-    monkeypatch.setattr(task, "_told", lambda scenes, variant: heard.append(statements(scenes, variant)) or {})
+    monkeypatch.setattr(task, "_told", lambda scenes, variant, _: heard.append(statements(scenes, variant)) or {})
     seen = [task.batch(step, slice(0, 8))["tokens"] for step in range(8)]
-    assert sum(map(relations, heard[:4])) >= 10  # of 32; at a fifth of them it would be six
+    assert sum(map(binding, heard[:4])) >= 20  # of 32; by themselves it would be twelve
     assert not torch.equal(torch.cat(seen[:4]), torch.cat(seen[4:]))  # the wording tells, or does not, where things are
     assert all((codes >= 0).all() for codes in seen)
     halves = [task.batch(1, rows)["tokens"] for rows in (slice(0, 4), slice(4, 8))]
     assert torch.equal(torch.cat(halves), seen[1])
+
+
+def test_the_first_of_a_batch_are_contrasted_with_untrue_captions():
+    task = LlamaGenTask(RECIPE)
+    parts = [task.batch(0, rows) for rows in (slice(0, 4), slice(4, 8))]
+    assert [len(part["contrasted"]) for part in parts] == [4, 2]  # six of eight
+    batch = task.batch(0, slice(0, 8))
+    assert torch.equal(torch.cat([part["other_ids"] for part in parts]), batch["other_ids"])
+    assert batch["contrasted"].any()
+    same = (batch["other_ids"] == batch["input_ids"][:6]).all(1)
+    assert torch.equal(same, ~batch["contrasted"])
+
+
+def test_the_objective_contrasts_the_likelihoods_of_the_first_object():
+    task = LlamaGenTask(RECIPE)
+    batch, model = task.batch(0, slice(0, 8)), task.model.eval()
+    with torch.no_grad():
+        loss, metrics = model(**batch)
+        tokens, likely = batch["tokens"][:6], []
+        for ids, mask in (("input_ids", "attention_mask"), ("other_ids", "other_mask")):
+            states = captioned_states(model.gpt, model.text_encoder, batch[ids][:6], batch[mask][:6], tokens)
+            logits = model.gpt.head(model.gpt.norm(states[-1])).transpose(1, 2)
+            shown = first_rows(batch["begins"][:6], 16)
+            likely.append(-(F.cross_entropy(logits, tokens, reduction="none") * shown).sum(1))
+    expected = contrast_loss(*likely, batch["contrasted"])
+    torch.testing.assert_close(metrics["contrast"], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loss, metrics["codes"] + 0.1 * expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dropped_captions_are_not_contrasted():
+    task = LlamaGenTask(RECIPE)
+    batch, model = task.batch(0, slice(0, 8)), task.model.train()
+    model.gpt.config = replace(model.gpt.config, class_dropout_prob=1.0)
+    assert model(**batch)[1]["contrast"] == 0
+    model.gpt.config = replace(model.gpt.config, class_dropout_prob=0.0)
+    assert model(**batch)[1]["contrast"] > 0
 
 
 def test_all_scenes_that_a_batch_is_chosen_from_must_be_there():

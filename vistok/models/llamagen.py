@@ -300,9 +300,12 @@ class LlamaGen(Pretrained, nn.Module):
             return torch.full((batch,), self.config.num_classes, device=self.rope.device)
         return self.cls_embedding.uncond_embedding.expand(batch, -1, -1)
 
-    def drop_condition(self, condition: Tensor) -> Tensor:
-        """Replace each sample's condition by the null condition with probability ``class_dropout_prob``."""
-        dropped = torch.rand(len(condition), device=condition.device) < self.config.class_dropout_prob
+    def draw_dropped(self, batch: int) -> Tensor:
+        """Which samples are trained without their condition: each with probability ``class_dropout_prob``, [B]."""
+        return torch.rand(batch, device=self.rope.device) < self.config.class_dropout_prob
+
+    def drop_condition(self, condition: Tensor, dropped: Tensor) -> Tensor:
+        """Replace the conditions of the samples ``dropped``, bool [B], by the null condition."""
         dropped = dropped.view(-1, *[1] * (condition.ndim - 1))
         return torch.where(dropped, self.null_condition(len(condition)).to(condition.dtype), condition)
 
@@ -321,10 +324,18 @@ class LlamaGen(Pretrained, nn.Module):
         """
         return self.head(self.norm(self.states(tokens, condition, mask)[-1]))
 
-    def states(self, tokens: Tensor, condition: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-        """The residual stream behind every layer, [B, n + 1, dim] each; the arguments are those of ``forward``."""
+    def states(
+        self, tokens: Tensor, condition: Tensor, mask: Tensor | None = None, dropped: Tensor | None = None
+    ) -> list[Tensor]:
+        """The residual stream behind every layer, [B, n + 1, dim] each.
+
+        Args:
+            tokens, condition, mask: as of ``forward``.
+            dropped: in training, whose conditions are dropped, bool [B]; ``draw_dropped`` decides if None.
+        """
         if self.training and self.config.class_dropout_prob > 0:
-            condition = self.drop_condition(condition)
+            dropped = self.draw_dropped(len(condition)) if dropped is None else dropped
+            condition = self.drop_condition(condition, dropped)
         prefix = self.cls_embedding(condition)
         x = torch.cat([prefix, self.tok_embeddings(tokens)], 1)
         x = F.dropout(x, self.config.token_dropout_p, self.training)

@@ -22,6 +22,7 @@ from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.captions import facts
+from vistok.train.tasks.contrast import contrast_loss, first_rows, untrue
 from vistok.train.tasks.scene_reader import SceneReader, code_colours, code_losses, plan
 from vistok.train.tasks.vq import HELD_OUT_SEED
 from vistok.zoo import resolve
@@ -32,23 +33,30 @@ COUNTED = 256  # scenes in which is counted what codes show
 
 
 def captioned_states(
-    gpt: LlamaGen, text: TextEncoder, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor
+    gpt: LlamaGen,
+    text: TextEncoder,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    tokens: Tensor,
+    dropped: Tensor | None = None,
 ) -> list[Tensor]:
-    """States of a generator after each layer that tokens [B, N] are predicted from, given tokenized captions."""
+    """States of a generator after each layer that tokens [B, N] are predicted from, given tokenized captions.
+
+    In training, the captions of the pictures ``dropped``, bool [B], are; the generator draws them if None.
+    """
     encoded = text.encoder(input_ids=input_ids, attention_mask=attention_mask)
-    return gpt.states(tokens[:, :-1], *left_pad(encoded.last_hidden_state, attention_mask))
+    return gpt.states(tokens[:, :-1], *left_pad(encoded.last_hidden_state, attention_mask), dropped)
 
 
 class LlamaGenObjective(nn.Module):
-    """Cross-entropy of image codes given captions, and deep supervision by the scenes' plans and the captions' facts.
-
-    The generator itself drops conditions at random.
+    """Cross-entropy of image codes given captions, deep supervision by the scenes' plans and the captions' facts, and
+    the contrast of captions.
 
     Args:
         gpt: the generator.
         text: the caption encoder.
         colours: what each code shows, see ``code_colours``.
-        supervision: weights of ``code_losses`` and of the cross-entropies of ``SceneReader``, by name.
+        supervision: weights of ``code_losses``, of the cross-entropies of ``SceneReader`` and of ``contrast``, by name.
     """
 
     def __init__(self, gpt: LlamaGen, text: TextEncoder, colours: Tensor, supervision: dict[str, float]):
@@ -59,12 +67,43 @@ class LlamaGenObjective(nn.Module):
         self.supervision = supervision
         self.register_buffer("colours", colours, persistent=False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, **scene: Tensor):
-        states = captioned_states(self.gpt, self.text_encoder, input_ids, attention_mask, tokens)
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        tokens: Tensor,
+        other_ids: Tensor,
+        other_mask: Tensor,
+        contrasted: Tensor,
+        **scene: Tensor,
+    ):
+        """Loss of B pictures.
+
+        Shape:
+            input_ids, attention_mask: their captions, [B, L].
+            tokens: their codes, [B, n].
+            other_ids, other_mask: other captions of the first of them, [C, L].
+            contrasted: whether these are untrue, bool [C].
+            scene: what ``SceneReader`` is told.
+        """
+        count, pairs = len(tokens), len(contrasted)
+        dropped = self.gpt.draw_dropped(count) & self.training
+        states = captioned_states(
+            self.gpt,
+            self.text_encoder,
+            torch.cat([input_ids, other_ids]),
+            torch.cat([attention_mask, other_mask]),
+            torch.cat([tokens, tokens[:pairs]]),
+            torch.cat([dropped, torch.zeros_like(contrasted)]),
+        )
         logits = self.gpt.head(self.gpt.norm(states[-1])).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
-        read = self.reader(states[len(states) // 2], **scene)
-        read |= code_losses(logits, tokens, self.colours)
+        losses = F.cross_entropy(logits.transpose(1, 2), torch.cat([tokens, tokens[:pairs]]), reduction="none")
+        loss = losses[:count].mean()
+        read = self.reader(states[len(states) // 2][:count], **scene)
+        read |= code_losses(logits[:count], tokens, self.colours)
+        told = first_rows(scene["begins"][:pairs], self.gpt.config.grid)
+        own, other = (-x.where(told, 0).sum(1) for x in (losses[:pairs], losses[count:]))
+        read["contrast"] = contrast_loss(own, other, contrasted & ~dropped[:pairs])
         metrics = {"codes": loss.detach(), **{name: x.detach() for name, x in read.items()}}
         return loss + sum(weight * read[name] for name, weight in self.supervision.items()), metrics
 
@@ -87,10 +126,12 @@ def take_blocks(gpt: LlamaGen, other: LlamaGen) -> None:
     load_strict(gpt, gpt.state_dict() | state, "generator of this recipe's shape")
 
 
-def choose_relations(said: list[Statement], count: int) -> list[int]:
-    """Numbers of the first ``count`` statements that tell a relation, of all that tell none, and of the others."""
-    told = [i for i, s in enumerate(said) if s.where is not None]
-    return told[:count] + [i for i, s in enumerate(said) if s.where is None] + told[count:]
+def choose_binding(said: list[Statement], count: int) -> list[int]:
+    """Numbers of the first ``count`` statements that bind a colour or a place to one of two groups, so that they can be
+    made untrue; of all that do not; and of the others."""
+    binding = [untrue(s) is not None for s in said]
+    bound = [i for i, binds in enumerate(binding) if binds]
+    return bound[:count] + [i for i, binds in enumerate(binding) if not binds] + bound[count:]
 
 
 class LlamaGenTask:
@@ -98,10 +139,10 @@ class LlamaGenTask:
 
     ``init.vq`` names the tokenizer, ``init.text_encoder`` a pre-trained caption encoder or a generator that has one,
     ``init.gpt`` weights to go on from, which bring their own encoder, or ``init.blocks`` a generator of other codes,
-    see ``take_blocks``. ``data.supervision`` holds the weights of ``code_losses`` and of the cross-entropies of
-    ``SceneReader``, by name; ``data.tune_captions`` trains the caption encoder as well. Of the captions of a batch,
-    about a share of ``data.relations`` tells a relation, being chosen from twice as many scenes; by itself one in four
-    or five does.
+    see ``take_blocks``. ``data.supervision`` holds the weights of ``code_losses``, of the cross-entropies of
+    ``SceneReader`` and of ``contrast_loss``, by name; ``data.tune_captions`` trains the caption encoder as well. Of the
+    captions of a batch, a share of ``data.binding`` binds colours or places to two groups, being chosen from twice as
+    many scenes, and is contrasted with untrue ones; by itself two in five do.
     """
 
     def __init__(self, recipe: Recipe):
@@ -136,8 +177,8 @@ class LlamaGenTask:
     def _prepare(self, length: int) -> None:
         """Room for the codes of all scenes."""
         self.seed, self.scenes = self.recipe.data["seed"], self.recipe.data["scenes"]
-        self.relations = self.recipe.data.get("relations", 0.0)
-        self.drawn = self.recipe.batch_size * (2 if self.relations else 1)  # scenes for a batch
+        self.binding = round(self.recipe.data.get("binding", 0.0) * self.recipe.batch_size)  # captions of a batch
+        self.drawn = self.recipe.batch_size * (2 if self.binding else 1)  # scenes for a batch
         if self.scenes % self.drawn:
             raise VistokError(f"data.scenes ({self.scenes}) must be a multiple of the {self.drawn} drawn for a batch.")
         self.codes = torch.full((self.scenes, length), -1, dtype=torch.int16)
@@ -156,30 +197,38 @@ class LlamaGenTask:
             self.codes[chunk * CHUNK : chunk * CHUNK + count] = found.to(torch.int16)
         return self.codes[index].long()
 
-    def _captions(self, said: list[Statement]) -> dict[str, Tensor]:
-        """Captions as the encoder reads them, and their facts."""
+    def _words(self, said: list[Statement]) -> tuple[Tensor, Tensor]:
+        """Captions as the encoder reads them: numbers of words and their mask, [B, L] each."""
         encoder = self.model.text_encoder
         texts = [s.text for s in said]
         tokens = encoder.tokenizer(texts, max_length=encoder.max_length, padding="max_length", return_tensors="pt")
-        return {
-            "input_ids": tokens["input_ids"],
-            "attention_mask": tokens["attention_mask"],
-            "facts": torch.tensor([facts(s) for s in said]),
-        }
+        return tokens["input_ids"], tokens["attention_mask"]
 
-    def _told(self, scenes: Scenes, variant: int = 0) -> dict[str, Tensor]:
-        """What the objective is told about scenes: captions in one wording, and the scenes' plans."""
-        return self._captions(statements(scenes, variant)) | plan(scenes, self.model.gpt.config.grid)._asdict()
+    def _told(self, scenes: Scenes, variant: int, pairs: int) -> dict[str, Tensor]:
+        """What the objective is told about scenes: captions in one wording and their facts, other captions of the first
+        ``pairs``, and the scenes' plans."""
+        said = statements(scenes, variant)
+        others = [untrue(s, variant) for s in said[:pairs]]
+        words, mask = self._words(said + [other or s for other, s in zip(others, said, strict=False)])
+        return {
+            "input_ids": words[: len(said)],
+            "attention_mask": mask[: len(said)],
+            "facts": torch.tensor([facts(s) for s in said]),
+            "other_ids": words[len(said) :],
+            "other_mask": mask[len(said) :],
+            "contrasted": torch.tensor([other is not None for other in others], dtype=torch.bool),
+        } | plan(scenes, self.model.gpt.config.grid)._asdict()
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Scenes in order, pass after pass, with captions worded anew in each pass."""
         size = self.recipe.batch_size
         variant, start = divmod(step * self.drawn, self.scenes)
         scenes = sample_scenes(self.drawn, self.seed, start)
-        if self.relations:
-            scenes = scenes[choose_relations(statements(scenes, variant), round(self.relations * size))[:size]]
+        if self.binding:
+            scenes = scenes[choose_binding(statements(scenes, variant), self.binding)[:size]]
         scenes = scenes[rows]
-        return self._told(scenes, variant) | {"tokens": self._tokens(scenes.index)}
+        pairs = max(0, min(self.binding, rows.stop) - rows.start)
+        return self._told(scenes, variant, pairs) | {"tokens": self._tokens(scenes.index)}
 
     def after_step(self, step: int) -> None:
         """Nothing happens between steps."""
@@ -191,7 +240,7 @@ class LlamaGenTask:
         gpt = self.model.gpt
         device = gpt.rope.device
         tokens = self._extract(HELD_OUT_SEED, 0, count).to(device)
-        told = self._told(sample_scenes(count, HELD_OUT_SEED))
+        told = self._told(sample_scenes(count, HELD_OUT_SEED), 0, count)
         metrics = self.model(**{k: v.to(device) for k, v in told.items()}, tokens=tokens)[1]
         untold = F.cross_entropy(gpt(tokens[:, :-1], gpt.null_condition(count)).flatten(0, 1), tokens.flatten())
         return {

@@ -7,6 +7,7 @@ captions' facts, since a token has no place in the picture.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from vistok.data.scenes import Scenes, statements
 from vistok.models.llamagen import LlamaGen
 from vistok.models.text import TextEncoder
 from vistok.tokenizers.load import load_tokenizer
+from vistok.train.tasks.captions import facts
 from vistok.train.tasks.llamagen import LlamaGenTask, captioned_states
 from vistok.train.tasks.scene_reader import FactReader
 
@@ -66,5 +68,7 @@ class LlamaGenSequenceTask(LlamaGenTask):
     def _extract(self, seed: int, start: int, count: int) -> Tensor:
         return super()._extract(seed, start, count)[:, : self.model.gpt.config.block_size]
 
-    def _told(self, scenes: Scenes, variant: int = 0) -> dict[str, Tensor]:
-        return self._captions(statements(scenes, variant))
+    def _told(self, scenes: Scenes, variant: int, pairs: int) -> dict[str, Tensor]:
+        said = statements(scenes, variant)
+        words, mask = self._words(said)
+        return {"input_ids": words, "attention_mask": mask, "facts": torch.tensor([facts(s) for s in said])}
