@@ -17,6 +17,7 @@ from vistok.errors import VistokError
 from vistok.eval.captions import read_captions
 from vistok.eval.geneval import paint, read_folders, write_prompt_folder
 from vistok.eval.geneval.metadata import colors
+from vistok.samplers import Law
 
 
 class StubPipe:
@@ -70,6 +71,26 @@ def test_every_report_on_scenes_has_the_ceiling(tmp_path, monkeypatch):
     assert 0.8 <= summary["ceiling"]["overall"] <= 1
     failures = (tmp_path / "failures.txt").read_text().splitlines()
     assert all("expected" in line for line in failures) and (tmp_path / "failures.png").exists() == bool(failures)
+
+
+def test_a_model_paints_by_the_law_that_is_asked_for(tmp_path, monkeypatch):
+    seen = {}
+
+    class Stop(Exception):
+        pass
+
+    def paint_set(root, records, pipe, per_prompt, sampler, law, *rest):
+        seen.update(law=law, prompts=len(records))
+        raise Stop
+
+    monkeypatch.setattr(paint, "paint_set", paint_set)
+    command = ["geneval", "--model", "llamagen", "--per-task", "1", "--out", str(tmp_path)]
+    outcome = CliRunner().invoke(app, [*command, "--temperature", "0.5", "--top-k", "7", "--top-p", "0.9"])
+    assert isinstance(outcome.exception, Stop)
+    assert seen["law"] == Law(1.5, temperature=0.5, top_k=7, top_p=0.9)  # with the model's own guidance
+    assert isinstance(CliRunner().invoke(app, [*command, "--cfg", "3"]).exception, Stop)
+    assert seen["law"] == Law(3.0)
+    assert CliRunner().invoke(app, [*command, "--top-k", "0"]).exit_code == 2
 
 
 def test_captions_come_with_the_pictures_of_sample(tmp_path):

@@ -24,6 +24,11 @@ def geneval(
     cfg: Annotated[
         float | None, typer.Option(help="With --model: scale of guidance. [default: the model's own]")
     ] = None,
+    temperature: Annotated[float, typer.Option(help="With --model: divides the logits.")] = 1.0,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="With --model: keep the k most likely codes. [default: all]")
+    ] = None,
+    top_p: Annotated[float, typer.Option(help="With --model: keep the smallest set of this probability.")] = 1.0,
     sampler: Annotated[str, typer.Option(help="With --model: how tokens are drawn.")] = "ar",
     seed: Annotated[int, typer.Option(help="With --model: of prompts and pictures.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="With --model: pictures at a time.")] = 32,
@@ -66,7 +71,8 @@ def geneval(
 
         images = out / "images"
         measure = detector == "scenes" and best is None
-        painted = paint_for_eval(images, model, metadata, per_prompt, per_task, cfg, sampler, seed, batch_size, measure)
+        law = {"guidance": cfg, "temperature": temperature, "top_k": top_k or 0, "top_p": top_p}
+        painted = paint_for_eval(images, model, metadata, per_prompt, per_task, law, sampler, seed, batch_size, measure)
         best = best or painted
     with work_folder(out, "records") as work:
         report = evaluate_folder(images, finder, colours, work, metadata, options, best)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -135,7 +135,7 @@ def paint_for_eval(
     metadata: Path | None,
     per_prompt: int,
     per_task: int,
-    guidance: float | None,
+    law: Mapping[str, Any],
     sampler: str,
     seed: int,
     batch_size: int,
@@ -148,7 +148,7 @@ def paint_for_eval(
         model: a model of ``vistok models``.
         metadata: prompts; those of the embedded world, ``per_task`` of each task, if None.
         per_prompt, sampler, seed, batch_size: see :func:`paint_set`.
-        guidance: scale of guidance; the model's own if None.
+        law: arguments of :meth:`vistok.pipelines.Pipeline.law`.
         ceiling: whether to measure what the tokenizer's reconstruction allows.
 
     Returns:
@@ -163,8 +163,8 @@ def paint_for_eval(
     else:
         records = prompts_of.read_metadata(metadata)
     pipe = pipeline(model)
-    chosen, law = build_sampler(pipe, sampler), pipe.law(guidance)
+    chosen = build_sampler(pipe, sampler)
     rank, world = state.process_index, state.num_processes
-    paint_set(root, records, pipe, per_prompt, chosen, law, seed, batch_size, rank, world)
+    paint_set(root, records, pipe, per_prompt, chosen, pipe.law(**law), seed, batch_size, rank, world)
     state.wait_for_everyone()
     return reconstruction_ceiling(pipe.vq, pipe.size) if ceiling and state.is_main_process else None
