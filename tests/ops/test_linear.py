@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vistok.ops.linear import PackedLinear, pack_linears
+from vistok.ops.linear import PackedLinear, least_rows, pack_linears
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -65,10 +65,19 @@ def test_pack_linears_keeps_the_state_dict():
 
 
 @torch.inference_mode()
-def test_a_row_does_not_depend_on_its_batch():
-    for inputs, outputs in ((48, 96), (96, 48), (64, 205)):
-        layer = PackedLinear.from_linear(nn.Linear(inputs, outputs, bias=False))
-        x = torch.randn(150, inputs)
+@pytest.mark.parametrize("least", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_does_not_depend_on_its_batch_nor_on_its_padding(dtype, least, monkeypatch):
+    monkeypatch.setattr("vistok.ops.linear.least_rows", lambda _: least)
+    for inputs, outputs in ((48, 96), (96, 48), (64, 205), (2048, 64)):
+        layer = PackedLinear.from_linear(nn.Linear(inputs, outputs, bias=False)).to(dtype)
+        x = torch.randn(150, inputs).to(dtype)
         alone = torch.cat([layer(row[None]) for row in x])
         for rows in (2, 3, 4, 7, 16, 64, 150):
             assert torch.equal(layer(x[:rows]), alone[:rows])
+
+
+def test_the_least_rows_are_measured_once():
+    assert least_rows(torch.float32) in (2, 4)
+    least_rows(torch.float32)
+    assert least_rows.cache_info().hits > 0

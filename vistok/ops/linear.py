@@ -1,17 +1,39 @@
 """Linear layers for few rows on a CPU: decode steps and draft verification, where reading the weights is the work.
 
 ATen's product leaves half or more of the memory bandwidth unused at 1 to 16 rows. oneDNN's packed weights are faster by
-measurement (docs/ops.md), with the input padded to 4 rows, as its kernels for fewer rows are slower than the one for 4.
+measurement (docs/ops.md), with the input padded to 2 or 4 rows: oneDNN rounds a single row in another way, and on some
+processors its kernel for 2 rows is slower than the one for 4.
 """
 
 from __future__ import annotations
+
+import time
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_LEAST_ROWS = 4
 _PACK_ROWS = 8  # row count for which oneDNN picks its layout
+
+
+@cache
+def least_rows(dtype: torch.dtype) -> int:
+    """2 or 4, whichever number of rows this processor multiplies faster with a weight that no cache holds.
+
+    Both give the same bits, so that what is measured decides about time alone.
+    """
+    weight = torch.ops.mkldnn._reorder_linear_weight(torch.zeros(8192, 1024, dtype=dtype), _PACK_ROWS)
+
+    def seconds(rows: int) -> float:
+        x, times = torch.zeros(rows, 1024, dtype=dtype), []
+        for _ in range(5):
+            began = time.perf_counter()
+            torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    return min((2, 4), key=seconds)
 
 
 class PackedLinear(nn.Linear):
@@ -36,9 +58,9 @@ class PackedLinear(nn.Linear):
         if torch.is_grad_enabled() or x.device.type != "cpu":
             return F.linear(x, self.weight, self.bias)
         flat = x.reshape(-1, self.in_features)
-        rows = len(flat)
-        if rows < _LEAST_ROWS:
-            flat = F.pad(flat, (0, 0, 0, _LEAST_ROWS - rows))
+        rows, least = len(flat), least_rows(flat.dtype)
+        if rows < least:
+            flat = torch.cat([flat, flat.new_zeros(least - rows, self.in_features)])
         out = torch.ops.mkldnn._linear_pointwise(flat, self._packed_weight(), self.bias, "none", [], "")[:rows]
         return out.view(*x.shape[:-1], self.out_features)
 
