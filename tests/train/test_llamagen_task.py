@@ -14,7 +14,7 @@ from vistok.models.llamagen import LlamaGen
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.contrast import contrast_loss, first_rows, untrue
 from vistok.train.tasks.llamagen import LlamaGenTask, captioned_states, choose_binding, take_blocks
-from vistok.train.tasks.scene_reader import code_colours, code_losses, plan
+from vistok.train.tasks.scene_reader import code_colours, colour_loss, plan
 
 RECIPE = Recipe(
     name="llamagen-test",
@@ -119,20 +119,13 @@ def test_the_task_counts_colours_of_its_own_codes():
     assert right[shown < 8].float().mean() > 0.7
 
 
-def test_the_losses_of_colour_and_outline_are_the_two_choices_of_a_code():
+def test_colour_loss_is_the_cross_entropy_of_sums():
     torch.manual_seed(0)
-    background = len(COLOURS)
-    logits, tokens, colours = torch.randn(2, 5, 6), torch.randint(6, (2, 5)), torch.tensor([0, 0, 1] + [background] * 3)
+    logits, tokens, colours = torch.randn(2, 5, 6), torch.randint(6, (2, 5)), torch.tensor([0, 0, 1, 2, 2, 2])
     sums = logits.softmax(-1) @ F.one_hot(colours).float()
     expected = F.nll_loss(sums.log().flatten(0, 1), colours[tokens].flatten())
-    found = code_losses(logits, tokens, colours)
-    torch.testing.assert_close(found["colour"], expected)
-    whole = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
-    inside = colours[tokens] != background
-    assert 0 < inside.sum() < inside.numel()
-    both = F.nll_loss(sums.log().flatten(0, 1), colours[tokens].flatten(), reduction="none").view_as(tokens)
-    torch.testing.assert_close(found["outline"], (whole - both)[inside].sum() / tokens.numel())
+    torch.testing.assert_close(colour_loss(logits, tokens, colours), expected)
     texture = torch.randn(2, 5, 3).softmax(-1).log()
     within = torch.stack([logits[..., 3:].logsumexp(-1)] * 3, -1) + texture
     moved = torch.cat([logits[..., :3], within], -1)
-    torch.testing.assert_close(code_losses(moved, tokens, colours), found)  # the background's texture does not count
+    torch.testing.assert_close(colour_loss(moved, tokens, colours), expected)  # texture does not count

@@ -23,7 +23,7 @@ from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.captions import facts
 from vistok.train.tasks.contrast import contrast_loss, first_rows, untrue
-from vistok.train.tasks.scene_reader import SceneReader, code_colours, code_losses, plan
+from vistok.train.tasks.scene_reader import SceneReader, code_colours, colour_loss, plan
 from vistok.train.tasks.vq import HELD_OUT_SEED
 from vistok.zoo import resolve
 from vistok.zoo.checkpoint import load_strict
@@ -56,7 +56,8 @@ class LlamaGenObjective(nn.Module):
         gpt: the generator.
         text: the caption encoder.
         colours: what each code shows, see ``code_colours``.
-        supervision: weights of ``code_losses``, of the cross-entropies of ``SceneReader`` and of ``contrast``, by name.
+        supervision: weights of ``colour_loss`` (``colour``), of ``contrast_loss`` (``contrast``) and of the
+            cross-entropies of ``SceneReader``, by name.
     """
 
     def __init__(self, gpt: LlamaGen, text: TextEncoder, colours: Tensor, supervision: dict[str, float]):
@@ -88,21 +89,22 @@ class LlamaGenObjective(nn.Module):
         """
         count, pairs = len(tokens), len(contrasted)
         dropped = self.gpt.draw_dropped(count) & self.training
+        painted = torch.cat([tokens, tokens[:pairs]])
         states = captioned_states(
             self.gpt,
             self.text_encoder,
             torch.cat([input_ids, other_ids]),
             torch.cat([attention_mask, other_mask]),
-            torch.cat([tokens, tokens[:pairs]]),
+            painted,
             torch.cat([dropped, torch.zeros_like(contrasted)]),
         )
         logits = self.gpt.head(self.gpt.norm(states[-1])).float()
-        losses = F.cross_entropy(logits.transpose(1, 2), torch.cat([tokens, tokens[:pairs]]), reduction="none")
+        losses = F.cross_entropy(logits.transpose(1, 2), painted, reduction="none")
         loss = losses[:count].mean()
         read = self.reader(states[len(states) // 2][:count], **scene)
-        read |= code_losses(logits[:count], tokens, self.colours)
-        told = first_rows(scene["begins"][:pairs], self.gpt.config.grid)
-        own, other = (-x.where(told, 0).sum(1) for x in (losses[:pairs], losses[count:]))
+        read["colour"] = colour_loss(logits[:count], tokens, self.colours)
+        decisive = first_rows(scene["begins"][:pairs], self.gpt.config.grid)
+        own, other = (-x.where(decisive, 0).sum(1) for x in (losses[:pairs], losses[count:]))
         read["contrast"] = contrast_loss(own, other, contrasted & ~dropped[:pairs])
         metrics = {"codes": loss.detach(), **{name: x.detach() for name, x in read.items()}}
         return loss + sum(weight * read[name] for name, weight in self.supervision.items()), metrics
@@ -139,10 +141,9 @@ class LlamaGenTask:
 
     ``init.vq`` names the tokenizer, ``init.text_encoder`` a pre-trained caption encoder or a generator that has one,
     ``init.gpt`` weights to go on from, which bring their own encoder, or ``init.blocks`` a generator of other codes,
-    see ``take_blocks``. ``data.supervision`` holds the weights of ``code_losses``, of the cross-entropies of
-    ``SceneReader`` and of ``contrast_loss``, by name; ``data.tune_captions`` trains the caption encoder as well. Of the
-    captions of a batch, a share of ``data.binding`` binds colours or places to two groups, being chosen from twice as
-    many scenes, and is contrasted with untrue ones; by itself two in five do.
+    see ``take_blocks``. ``data.supervision`` holds the weights of ``LlamaGenObjective``; ``data.tune_captions`` trains
+    the caption encoder as well. Of the captions of a batch, a share of ``data.binding`` binds colours or places to two
+    groups, being chosen from twice as many scenes, and is contrasted with untrue ones; by itself two in five do.
     """
 
     def __init__(self, recipe: Recipe):

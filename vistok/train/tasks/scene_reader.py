@@ -59,25 +59,19 @@ def code_colours(tokens: Tensor, cells: Tensor, count: int) -> Tensor:
     return torch.zeros(count, background + 1).index_add_(0, tokens.flatten(), seen).argmax(1)
 
 
-def code_losses(logits: Tensor, tokens: Tensor, colours: Tensor) -> dict[str, Tensor]:
-    """The two halves of the codes' cross-entropy, in nats a token, that are about objects.
+def colour_loss(logits: Tensor, tokens: Tensor, colours: Tensor) -> Tensor:
+    """Cross-entropy, in nats a token, of what codes show, whatever their texture.
 
-    A code is chosen by what it shows (``colour``) and then by its texture, which inside an object tells its outline
-    (``outline``; zero where background is shown). Weighing either choice more leaves the best law as it is, since the
-    second is weighed by what has been chosen first.
+    A code is chosen by what it shows and then by its texture, so weighing the first choice more leaves the best law
+    as it is.
 
     Args:
         logits: of the codes, [B, n, K].
         tokens: the codes, [B, n].
         colours: see ``code_colours``, [K].
     """
-    shown = colours[tokens]
-    alike = logits.masked_fill(colours != shown[..., None], -torch.inf).logsumexp(-1)
-    outline = alike - logits.gather(-1, tokens[..., None]).squeeze(-1)
-    return {
-        "colour": (logits.logsumexp(-1) - alike).mean(),
-        "outline": outline.where(shown < len(COLOURS), 0).mean(),
-    }
+    other = colours != colours[tokens][..., None]
+    return (logits.logsumexp(-1) - logits.masked_fill(other, -torch.inf).logsumexp(-1)).mean()
 
 
 class FactReader(nn.Linear):
