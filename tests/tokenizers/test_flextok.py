@@ -241,3 +241,19 @@ def test_the_autoencoder_keeps_the_published_keys_and_shapes(tmp_path):
     tokens = model.encode(images)
     assert torch.equal(tokens, model.encode(images))  # the mode, not a draw
     assert model.decode(tokens, 2, FlowSampling(steps=1)).shape == images.shape
+
+
+def test_a_kl_autoencoder_stands_in_for_the_vae():
+    shape = {"channels": 32, "channel_mult": [1, 1], "res_blocks": 1, "z_channels": 3, "scaling_factor": 0.5}
+    model = _model(dataclasses.replace(TINY, latent_size=4, patch=2, kl=shape))
+    images = _images()
+    assert model.config.image_size == images.shape[-1]
+    posterior = model.vae.kl.posterior(images)
+    assert torch.equal(model.maps(images), 0.5 * posterior.mean)
+    drawn = [model.maps(images, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    noise = (drawn[0] / 0.5 - posterior.mean) / posterior.std
+    assert noise.abs().max() < 5 and 0.8 < noise.std() < 1.2
+    assert torch.equal(model.vae.decode(posterior.mean * 0.5), model.vae.kl.decode_latents(posterior.mean))
+    assert model.decode(model.encode(images), 2, FlowSampling(steps=1)).shape == images.shape

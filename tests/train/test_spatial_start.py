@@ -85,7 +85,7 @@ def test_a_flow_tokenizer_starts_by_painting_its_tokens():
     torch.manual_seed(0)
     config = FlexTokConfig(
         encoder=(192, 2), decoder=(192, 2), head_dim=64, groups=1, registers=32, levels=(4, 4, 4, 4, 4),
-        latent_channels=8, latent_size=16, patch=2, time_features=64, vae=False, vq=None,
+        latent_channels=8, latent_size=16, patch=2, time_features=64, vae=False,
     )  # fmt: skip
     tokenizer = FlexTok(config)
     maps = nn.functional.interpolate(torch.randn(128, 8, 8, 8), scale_factor=2)

@@ -41,9 +41,9 @@ from vistok.tokenizers.flextok_layers import (
 )
 from vistok.tokenizers.flow import FlowSampling, noise_for
 from vistok.tokenizers.interface import Capabilities
+from vistok.tokenizers.kl import KLAutoencoder, KLConfig
 from vistok.tokenizers.quantizers import FSQ
 from vistok.tokenizers.tail_drop import sample_lengths
-from vistok.tokenizers.vq import VQConfig, VQTokenizer
 from vistok.zoo.checkpoint import load_strict, read_state_dict
 from vistok.zoo.registry import resolve
 
@@ -196,24 +196,24 @@ class VAE(nn.Module):
         return self.vae.decode(maps / self.scaling).sample
 
 
-class VQLatents(nn.Module):
-    """A ``VQTokenizer`` in place of the VAE: maps are its latents on the unit sphere, scaled to unit variance.
-
-    Decoding moves every painted vector to the nearest code, which takes away what is left of the noise.
-    """
+class KLLatents(nn.Module):
+    """A ``KLAutoencoder`` in place of the VAE; its latents come scaled."""
 
     def __init__(self, config: FlexTokConfig):
         super().__init__()
-        self.vq = VQTokenizer(VQConfig(**config.vq))
-        self.scaling = config.latent_channels**0.5
+        self.kl = KLAutoencoder(KLConfig(**config.kl))
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Latents before quantization; there is no posterior to draw from."""
-        return self.scaling * F.normalize(self.vq.latents(images), dim=1)
+        """Latents: the posterior's mode, or a draw where a generator is given."""
+        posterior = self.kl.posterior(images)
+        if generator is None:
+            return self.kl.config.scaling_factor * posterior.mean
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
+        return self.kl.config.scaling_factor * posterior.sample(noise)
 
     def decode(self, maps: Tensor) -> Tensor:
-        """Pictures of the nearest codes."""
-        return self.vq.decode(self.vq.quantize.indices(maps))
+        """Pictures of latents."""
+        return self.kl.decode(maps)
 
 
 class FlowDraws(NamedTuple):
@@ -270,8 +270,8 @@ class FlexTok(Pretrained, nn.Module):
     def __init__(self, config: FlexTokConfig | None = None):
         super().__init__()
         self.config = config = config or FlexTokConfig()
-        if config.vae or config.vq is not None:
-            self.vae = VAE(config) if config.vq is None else VQLatents(config)
+        if config.vae or config.kl is not None:
+            self.vae = VAE(config) if config.kl is None else KLLatents(config)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.regularizer = FSQ(config.levels)

@@ -1,9 +1,8 @@
 """Shapes of FlexTok, and the reader of its published configuration.
 
 The published ``config.json`` names the Python classes that its own loader builds, any of which could run code. This
-reader
-builds nothing that a file names: it refuses class names that are not on its list, takes a few plain values, and takes
-    every width and depth from the shapes of the weights.
+reader builds nothing that a file names: it refuses class names that are not on its list, takes a few plain values, and
+takes every width and depth from the shapes of the weights.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 from vistok.errors import VistokError
-from vistok.tokenizers.vq import VQConfig
+from vistok.tokenizers.kl import KLConfig
 
 PUBLISHED_LEVELS = (8, 8, 8, 5, 5, 5)
 # The parts of which published networks consist, by the last component of the name in their configuration.
@@ -89,7 +88,7 @@ class FlexTokConfig:
         vae: maps are latents of a diffusers ``AutoencoderKL`` inside; without it they are the pictures themselves.
         vae_widths: its channels at each resolution.
         vae_scaling: by which its latents are multiplied.
-        vq: shape of a ``VQTokenizer`` inside, whose latents the maps then are in place of the VAE's.
+        kl: shape of a ``KLAutoencoder`` inside, whose latents the maps then are in place of the VAE's.
     """
 
     encoder: tuple[int, int] = (1152, 18)
@@ -110,7 +109,7 @@ class FlexTokConfig:
     vae: bool = True
     vae_widths: tuple[int, ...] = (128, 256, 512, 512)
     vae_scaling: float = 0.18215
-    vq: dict[str, Any] | None = None
+    kl: dict[str, Any] | None = None
 
     @property
     def grid(self) -> int:
@@ -125,8 +124,8 @@ class FlexTokConfig:
     @property
     def image_size(self) -> int:
         """Side of the pictures."""
-        if self.vq is not None:
-            return self.latent_size * VQConfig(**self.vq).downsample
+        if self.kl is not None:
+            return self.latent_size * KLConfig(**self.kl).downsample
         return self.latent_size * (2 ** (len(self.vae_widths) - 1) if self.vae else 1)
 
 

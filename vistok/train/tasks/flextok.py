@@ -25,8 +25,8 @@ from vistok.eval.scene_detector import detect
 from vistok.tokenizers.flextok import FlexTok, FlowDraws
 from vistok.tokenizers.flextok_config import FlexTokConfig
 from vistok.tokenizers.flextok_layers import layer_norm
+from vistok.tokenizers.kl import KLAutoencoder
 from vistok.tokenizers.quantizers import CodebookUsage
-from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.patch_codes import PatchComponents
@@ -157,7 +157,7 @@ def right_class(images: Tensor, kinds: Tensor) -> float:
 
 
 class FlexTokTask:
-    """The ``flextok`` task: from new weights over the frozen tokenizer ``init.vq``, or from ``init.tokenizer``.
+    """The ``flextok`` task: from new weights over the frozen autoencoder ``init.kl``, or from ``init.tokenizer``.
 
     Latents of ``data.scenes`` scenes are computed once, as they are first needed. The first ``data.anchor_scenes`` of
     them define the anchor, whose weight is ``data.anchor``, and new weights start there, see ``start_spatially``.
@@ -171,10 +171,10 @@ class FlexTokTask:
             laws = {key: recipe.model[key] for key in TRAINING_LAWS if key in recipe.model}
             self.tokenizer.config = replace(self.tokenizer.config, **laws)
         else:
-            vq = VQTokenizer.from_pretrained(recipe.init["vq"])
+            kl = KLAutoencoder.from_pretrained(recipe.init["kl"])
             shapes = {key: tuple(recipe.model[key]) for key in ("encoder", "decoder", "levels")}
-            self.tokenizer = FlexTok(FlexTokConfig(**(recipe.model | shapes), vae=False, vq=asdict(vq.config)))
-            self.tokenizer.vae.vq.load_state_dict(vq.state_dict())
+            self.tokenizer = FlexTok(FlexTokConfig(**(recipe.model | shapes), vae=False, kl=asdict(kl.config)))
+            self.tokenizer.vae.kl.load_state_dict(kl.state_dict())
         self.tokenizer.vae.requires_grad_(False)
         data = recipe.data
         if data["scenes"] % recipe.batch_size:
