@@ -87,7 +87,7 @@ def test_a_model_paints_by_the_law_that_is_asked_for(tmp_path, monkeypatch):
     command = ["geneval", "--model", "llamagen", "--per-task", "1", "--out", str(tmp_path)]
     outcome = CliRunner().invoke(app, [*command, "--temperature", "0.5", "--top-k", "7", "--top-p", "0.9"])
     assert isinstance(outcome.exception, Stop)
-    assert seen["law"] == Law(1.5, temperature=0.5, top_k=7, top_p=0.9)  # with the model's own guidance
+    assert seen["law"] == Law(2.0, temperature=0.5, top_k=7, top_p=0.9)  # with the model's own guidance
     assert isinstance(CliRunner().invoke(app, [*command, "--cfg", "3"]).exception, Stop)
     assert seen["law"] == Law(3.0)
     assert CliRunner().invoke(app, [*command, "--top-k", "0"]).exit_code == 2
