@@ -53,7 +53,7 @@ def test_captions_that_bind_are_chosen_first_and_then_the_rest():
 def test_batches_bind_more_and_each_pass_words_them_anew(monkeypatch):
     task = LlamaGenTask(RECIPE)
     heard = []
-    monkeypatch.setattr(task, "_told", lambda scenes, variant, _: heard.append(statements(scenes, variant)) or {})
+    monkeypatch.setattr(task, "_told", lambda scenes, said, *_: heard.append(said) or {})
     seen = [task.batch(step, slice(0, 8))["tokens"] for step in range(8)]
     assert sum(map(binding, heard[:4])) >= 20  # of 32; by themselves it would be twelve
     assert not torch.equal(torch.cat(seen[:4]), torch.cat(seen[4:]))  # the wording tells, or does not, where things are

@@ -205,10 +205,10 @@ class KLLatents(nn.Module):
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Latents: the posterior's mode, or a draw where a generator is given."""
-        posterior = self.kl.posterior(images)
         if generator is None:
-            return self.kl.config.scaling_factor * posterior.mean
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
+            return self.kl.encode(images)
+        posterior = self.kl.posterior(images)
+        noise = noise_for(len(images), posterior.mean.shape[1:], generator, images.device)
         return self.kl.config.scaling_factor * posterior.sample(noise)
 
     def decode(self, maps: Tensor) -> Tensor:

@@ -205,10 +205,9 @@ class LlamaGenTask:
         tokens = encoder.tokenizer(texts, max_length=encoder.max_length, padding="max_length", return_tensors="pt")
         return tokens["input_ids"], tokens["attention_mask"]
 
-    def _told(self, scenes: Scenes, variant: int, pairs: int) -> dict[str, Tensor]:
-        """What the objective is told about scenes: captions in one wording and their facts, other captions of the first
+    def _told(self, scenes: Scenes, said: list[Statement], variant: int, pairs: int) -> dict[str, Tensor]:
+        """What the objective is told about scenes: what is said of them and its facts, other captions of the first
         ``pairs``, and the scenes' plans."""
-        said = statements(scenes, variant)
         others = [untrue(s, variant) for s in said[:pairs]]
         words, mask = self._words(said + [other or s for other, s in zip(others, said, strict=False)])
         return {
@@ -225,11 +224,13 @@ class LlamaGenTask:
         size = self.recipe.batch_size
         variant, start = divmod(step * self.drawn, self.scenes)
         scenes = sample_scenes(self.drawn, self.seed, start)
+        said = statements(scenes, variant)
         if self.binding:
-            scenes = scenes[choose_binding(statements(scenes, variant), self.binding)[:size]]
-        scenes = scenes[rows]
+            chosen = choose_binding(said, self.binding)[:size]
+            scenes, said = scenes[chosen], [said[i] for i in chosen]
+        scenes, said = scenes[rows], said[rows]
         pairs = max(0, min(self.binding, rows.stop) - rows.start)
-        return self._told(scenes, variant, pairs) | {"tokens": self._tokens(scenes.index)}
+        return self._told(scenes, said, variant, pairs) | {"tokens": self._tokens(scenes.index)}
 
     def after_step(self, step: int) -> None:
         """Nothing happens between steps."""
@@ -241,7 +242,8 @@ class LlamaGenTask:
         gpt = self.model.gpt
         device = gpt.rope.device
         tokens = self._extract(HELD_OUT_SEED, 0, count).to(device)
-        told = self._told(sample_scenes(count, HELD_OUT_SEED), 0, count)
+        scenes = sample_scenes(count, HELD_OUT_SEED)
+        told = self._told(scenes, statements(scenes), 0, count)
         metrics = self.model(**{k: v.to(device) for k, v in told.items()}, tokens=tokens)[1]
         untold = F.cross_entropy(gpt(tokens[:, :-1], gpt.null_condition(count)).flatten(0, 1), tokens.flatten())
         return {

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.data.scenes import Scenes, statements
+from vistok.data.scenes import Scenes
+from vistok.data.scenes.language import Statement
 from vistok.models.llamagen import LlamaGen
 from vistok.models.text import TextEncoder
 from vistok.tokenizers.load import load_tokenizer
@@ -68,7 +69,6 @@ class LlamaGenSequenceTask(LlamaGenTask):
     def _extract(self, seed: int, start: int, count: int) -> Tensor:
         return super()._extract(seed, start, count)[:, : self.model.gpt.config.block_size]
 
-    def _told(self, scenes: Scenes, variant: int, pairs: int) -> dict[str, Tensor]:
-        said = statements(scenes, variant)
+    def _told(self, scenes: Scenes, said: list[Statement], variant: int, pairs: int) -> dict[str, Tensor]:
         words, mask = self._words(said)
         return {"input_ids": words, "attention_mask": mask, "facts": torch.tensor([facts(s) for s in said])}
