@@ -180,15 +180,15 @@ class Diffusion:
         """Term of the variational bound in bits per value, [N]; at step 0 a likelihood in bins of width 2/255."""
         mean = self.posterior_mean(x0, x, step)
         logvar = self.at(self.posterior_log_variance_clipped, step, x)
-        kl = 0.5 * (
-            law.log_variance
-            - logvar
-            - 1
-            + (logvar - law.log_variance).exp()
-            + (mean - law.mean).square() * (-law.log_variance).exp()
-        )
+        kl = gaussian_divergence(mean, logvar, law.mean, law.log_variance)
         nll = -discretised_log_likelihood(x0, law.mean, 0.5 * law.log_variance)
         return torch.where(step[:, None] == 0, nll, kl).mean(-1) / math.log(2)
+
+
+def gaussian_divergence(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:
+    """Kullback-Leibler divergence in nats from one-dimensional Gaussians to others, elementwise."""
+    surplus = log_variance - other_log_variance
+    return 0.5 * (surplus.exp() - surplus - 1 + (mean - other_mean).square() * (-other_log_variance).exp())
 
 
 def discretised_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

@@ -224,13 +224,23 @@ class MAR(Pretrained, nn.Module):
         grid = tokens.unflatten(2, (-1, p, p)).unflatten(1, (side, side))  # [B, h, w, c, p, p]
         return grid.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
-    def condition(self, labels: Tensor) -> Tensor:
-        """Class embeddings [B, E]; in training some are dropped for the null condition."""
+    def condition(self, labels: Tensor, dropped: Tensor | None = None) -> Tensor:
+        """Class embeddings [B, E].
+
+        Args:
+            labels: classes [B].
+            dropped: rows that get the null condition, bool [B]; if None they are drawn in training, and none else.
+        """
         embedded = self.class_emb(labels)
-        if not self.training:
-            return embedded
-        dropped = torch.rand(len(labels), 1, device=labels.device) < self.config.label_drop_prob
-        return torch.where(dropped, self.fake_latent.to(embedded.dtype), embedded)
+        if dropped is None:
+            if not self.training:
+                return embedded
+            dropped = self.draw_dropped(len(labels), labels.device)
+        return torch.where(dropped[:, None], self.fake_latent.to(embedded.dtype), embedded)
+
+    def draw_dropped(self, batch: int, device: torch.device) -> Tensor:
+        """Which rows train the null condition, bool [B]."""
+        return torch.rand(batch, device=device) < self.config.label_drop_prob
 
     def null_condition(self, batch: int) -> Tensor:
         """The condition of no class, [B, E]."""
@@ -302,6 +312,11 @@ class MAR(Pretrained, nn.Module):
         z = self.conditions(tokens, mask, self.condition(labels))
         return self.head_loss(tokens, z, mask, t, noise)
 
+    def hidden_rows(self, mask: Tensor, *each: Tensor) -> tuple[Tensor, ...]:
+        """Of each tensor [B, L, ...] the rows of hidden positions, ``diffusion_batch_mul`` times over."""
+        repeats = self.config.diffusion_batch_mul
+        return tuple(x[mask].repeat(repeats, 1) for x in each)
+
     def head_loss(
         self, tokens: Tensor, z: Tensor, mask: Tensor, t: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:
@@ -317,7 +332,7 @@ class MAR(Pretrained, nn.Module):
         """
         hidden = mask.flatten()
         repeats = self.config.diffusion_batch_mul
-        x0, z = (x.flatten(0, 1)[hidden].repeat(repeats, 1) for x in (tokens, z))
+        x0, z = self.hidden_rows(mask, tokens, z)
         if t is None:
             t = torch.randint(len(self.diffloss.process), (len(x0),), device=x0.device)
         else:

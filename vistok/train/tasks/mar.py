@@ -6,7 +6,7 @@ drawn anew each time, as the published training does with cached moments.
 
 The head's loss tells the transformer little: most of it is noise that nothing predicts. Two linear maps therefore read
 from the conditions of hidden tokens what the token is, by squared error, and the silhouette of the object within it.
-They serve training alone, and are ours.
+They serve training alone, and are ours. A draft learns from its target instead, see ``mar_distillation``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from vistok.models.mar import MAR, MARConfig
 from vistok.tokenizers.kl import KLAutoencoder, Posterior
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
+from vistok.train.tasks.mar_distillation import Distillation
 from vistok.train.tasks.vq import HELD_OUT_SEED
 
 CHUNK = 512  # scenes that are composed at a time; about a fifth of them have one object
@@ -51,16 +52,18 @@ def draw_mask(batch: int, length: int, least: float, deviation: float = RATIO_ST
 
 
 class MARObjective(nn.Module):
-    """The published loss over hidden tokens, and deep supervision of the conditions.
+    """The published loss over hidden tokens, or the distance to a teacher, and deep supervision of the conditions.
 
     Args:
         mar: the generator.
         supervision: weights of the squared error of tokens and of the cross-entropy of silhouettes.
+        teacher: the frozen generator that it learns from, if any.
     """
 
-    def __init__(self, mar: MAR, supervision: tuple[float, float]):
+    def __init__(self, mar: MAR, supervision: tuple[float, float], teacher: MAR | None = None):
         super().__init__()
         self.mar = mar
+        self.distillation = None if teacher is None else Distillation(mar, teacher)
         self.supervision = supervision
         width = mar.config.decoder_embed_dim
         self.token = nn.Linear(width, mar.config.token_dim)
@@ -74,21 +77,30 @@ class MARObjective(nn.Module):
             silhouettes: share of each part of a token that the object covers, in 1/255, uint8 [B, L, SILHOUETTE^2].
         """
         tokens = self.mar.patchify(latents)
-        z = self.mar.conditions(tokens, mask, self.mar.condition(labels))
-        head = self.mar.head_loss(tokens, z, mask)
+        dropped = self.mar.draw_dropped(len(labels), labels.device)
+        z = self.mar.conditions(tokens, mask, self.mar.condition(labels, dropped))
+        if self.distillation is None:
+            head = self.mar.head_loss(tokens, z, mask)
+            told = {"head": head}
+        else:
+            distances = self.distillation(self.mar, tokens, z, mask, labels, dropped)
+            head = sum(distances)
+            told = distances._asdict()
         token = F.mse_loss(self.token(z[mask]).float(), tokens[mask])
         covered = silhouettes[mask].float() / 255
         silhouette = F.binary_cross_entropy_with_logits(self.silhouette(z[mask]).float(), covered)
         loss = head + self.supervision[0] * token + self.supervision[1] * silhouette
-        return loss, {"head": head.detach(), "token": token.detach(), "silhouette": silhouette.detach()}
+        told |= {"token": token, "silhouette": silhouette}
+        return loss, {name: x.detach() for name, x in told.items()}
 
 
 class MARTask:
     """The ``mar`` task.
 
     ``init.kl`` names the autoencoder, or its folder, ``data.tokenizer`` the name under which the card lists it;
-    ``init.mar`` names weights to go on from. ``data.supervision`` holds the weights of the two terms beside the
-    published one. ``data.mask_deviation`` widens the law of mask ratios: a small model learns from fuller contexts.
+    ``init.mar`` names weights to go on from, ``init.teacher`` the generator that a draft is to draft for.
+    ``data.supervision`` holds the weights of the two terms beside the published one. ``data.mask_deviation`` widens the
+    law of mask ratios: a small model learns from fuller contexts.
     """
 
     def __init__(self, recipe: Recipe):
@@ -108,7 +120,8 @@ class MARTask:
             }
             mar = MAR(MARConfig(**shape | recipe.model))
         self.mar = mar
-        self.model = MARObjective(mar, tuple(recipe.data.get("supervision", (0.0, 0.0))))
+        teacher = MAR.from_pretrained(recipe.init["teacher"]).float() if "teacher" in recipe.init else None
+        self.model = MARObjective(mar, tuple(recipe.data.get("supervision", (0.0, 0.0))), teacher)
         self.latents = self.silhouettes = self.labels = None
 
     def _moments(self, seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,6 +192,9 @@ class MARTask:
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the generator as an embedded model."""
         self.mar.save_pretrained(directory, torch.float16)
+        parts = {"vq": self.recipe.data["tokenizer"]}
+        if "teacher" in self.recipe.init:
+            parts["target"] = self.recipe.init["teacher"]
         write_training_card(
             directory,
             self.recipe,
@@ -187,7 +203,7 @@ class MARTask:
             "mar",
             metrics,
             steps,
-            {"vq": self.recipe.data["tokenizer"]},
+            parts,
             "2406.11838",
             data=f"vistok.data.scenes of one object, seed {self.recipe.data['seed']}",
         )

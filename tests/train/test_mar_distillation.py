@@ -1,0 +1,94 @@
+"""A draft MAR learns its target's law: distances vanish where the two agree, and shrink in training."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from vistok.errors import VistokError
+from vistok.models.mar import MAR, MARConfig
+from vistok.models.mar.diffusion import gaussian_divergence
+from vistok.train.tasks.mar import MARObjective, draw_mask
+from vistok.train.tasks.mar_distillation import Distillation
+
+
+def small_mar(seed: int, width: int = 32, **changes) -> MAR:
+    shape = {"img_size": 16, "vae_stride": 4, "vae_embed_dim": 3, "class_num": 5, "buffer_size": 2}
+    sizes = {f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in (("depth", 1), ("num_heads", 2))}
+    widths = {"encoder_embed_dim": width, "decoder_embed_dim": width, "diffloss_w": width, "diffloss_d": 1}
+    torch.manual_seed(seed)
+    model = MAR(MARConfig(**shape | sizes | widths | {"attn_dropout": 0.0, "proj_dropout": 0.0} | changes))
+    for parameter in model.parameters():  # published weights of the head begin at zero, where all models agree
+        torch.nn.init.normal_(parameter, std=0.1) if not parameter.abs().any() else None
+    return model
+
+
+def batch(size: int = 6) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "tokens": torch.randn(size, 16, 3, generator=generator),
+        "mask": draw_mask(size, 16, 0.5),
+        "labels": torch.arange(size) % 5,
+        "dropped": torch.arange(size) % 3 == 0,
+    }
+
+
+def distances(distillation: Distillation, student: MAR):
+    torch.manual_seed(1)
+    inputs = batch()
+    condition = student.condition(inputs["labels"], inputs["dropped"])
+    z = student.conditions(inputs["tokens"], inputs["mask"], condition)
+    return distillation(student, z=z, **inputs)
+
+
+def test_divergence_of_gaussians():
+    mean, other = torch.tensor([0.0, 1.0, -2.0]), torch.tensor([0.5, 1.0, 3.0])
+    log_variance, other_log_variance = torch.tensor([0.0, -1.0, 2.0]), torch.tensor([1.0, -1.0, -0.5])
+    expected = kl_divergence(Normal(mean, (0.5 * log_variance).exp()), Normal(other, (0.5 * other_log_variance).exp()))
+    torch.testing.assert_close(gaussian_divergence(mean, log_variance, other, other_log_variance), expected)
+
+
+def test_a_copy_of_the_teacher_is_at_no_distance_and_another_network_is():
+    teacher = small_mar(0)
+    student = deepcopy(teacher)
+    found = distances(Distillation(student, teacher), student)
+    assert found.noise == 0 and found.bits.abs() < 1e-6
+    other = small_mar(2, width=16)
+    found = distances(Distillation(other, teacher), other)
+    assert found.noise > 1e-3 and found.bits > 1e-3
+
+
+def test_dropped_rows_are_compared_under_the_null_condition():
+    teacher = small_mar(0)
+    student = deepcopy(teacher)
+    with torch.no_grad():
+        student.fake_latent.normal_()
+    assert distances(Distillation(student, teacher), student).noise > 1e-5
+
+
+def test_training_comes_closer_and_leaves_the_teacher_alone():
+    teacher, student = small_mar(0), small_mar(2, width=16)
+    before = deepcopy(teacher.state_dict())
+    objective = MARObjective(student, (0.1, 0.1), teacher).train()
+    assert not teacher.training
+    optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], 1e-2)
+    first = distances(objective.distillation, student)
+    inputs = batch()
+    silhouettes = torch.zeros(6, 16, 16, dtype=torch.uint8)
+    for _ in range(60):
+        latents = student.unpatchify(inputs["tokens"])
+        loss, metrics = objective(latents, inputs["labels"], inputs["mask"], silhouettes)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert set(metrics) == {"noise", "bits", "conditions", "token", "silhouette"}
+    last = distances(objective.distillation, student)
+    assert last.noise < 0.5 * first.noise and last.conditions < 0.5 * first.conditions
+    assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_a_teacher_of_other_tokens_is_refused():
+    with pytest.raises(VistokError, match="class_num 7"):
+        Distillation(small_mar(0), small_mar(0, class_num=7))
