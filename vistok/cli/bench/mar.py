@@ -32,7 +32,7 @@ def mar(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; changes times, not pictures.")] = 1,
     json: Annotated[Path | None, typer.Option(help="Write all figures to this file; - prints them alone.")] = None,
 ) -> None:
-    """MAR against continuous speculative decoding and faster head solvers, on the same classes and seeds.
+    """MAR against continuous speculative decoding, fewer steps and faster head solvers, on the same classes and seeds.
 
     `detector` is the share of pictures with exactly one object, of the right shape and colour. `FD` is the Frechet
     distance to held-out scenes of one object, which compares only runs of one size.

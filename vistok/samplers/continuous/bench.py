@@ -1,4 +1,4 @@
-"""MAR against continuous speculative decoding and faster solvers: calls, time and scores of the same pictures.
+"""MAR against continuous speculative decoding, fewer steps and faster solvers: calls, time and scores, same pictures.
 
 Every batch is drawn by all contestants in turn before the next begins, so that whatever else the machine does slows all
 of them alike. A picture is right if the exact detector of scenes finds one object in it, of the class's shape and
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 WINDOWS = (4, 8)
 SOLVER_STEPS = (5, 10, 20)
+FEWER = (2, 4)  # divisors of the steps over the picture
 
 
 def contestants(draft: MAR | None, plain: Mapping[str, int | str], prefill: float) -> list[Contestant]:
@@ -45,6 +46,10 @@ def contestants(draft: MAR | None, plain: Mapping[str, int | str], prefill: floa
         for window in WINDOWS:
             sampler = ContinuousSpeculative(draft, mode, window=window, prefill=prefill, **plain)
             found.append(Contestant(f"cspd {mode}, window {window}", sampler, mode == "exact"))
+    for divisor in FEWER:  # what a draft has to beat
+        iterations = max(1, plain["iterations"] // divisor)
+        fewer = MaskedAutoregressive(**{**plain, "iterations": iterations})
+        found.append(Contestant(f"mar, {iterations} iterations", fewer, lossless=False))
     for steps in SOLVER_STEPS:
         fast = MaskedAutoregressive(**{**plain, "head_steps": steps}, solver="dpm++")
         found.append(Contestant(f"mar, dpm++ {steps}", fast, lossless=False))
