@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from vistok.data.scenes import BACKGROUNDS, COLOURS, NUM_CLASSES, SHAPES, SIZES, sample_scenes, statements
+from vistok.data.scenes import BACKGROUNDS, COLOURS, NUM_CLASSES, SHAPES, SIZES, render_masks, sample_scenes, statements
 from vistok.data.scenes.language import RELATIONS, Group, Statement
 from vistok.train.tasks.captions import FACT_SIZES, facts
-from vistok.train.tasks.scene_reader import SceneReader, plan
+from vistok.train.tasks.scene_reader import SILHOUETTE, SceneReader, plan, silhouette_loss, silhouettes
 
 
 def test_plans_hold_every_object_once():
@@ -90,3 +90,17 @@ def test_the_facts_of_a_caption_are_read():
     assert read(reader, scenes, states)["told"] < 1e-4
     reader.told.bias.data = -right
     assert read(reader, scenes, states)["told"] > 100
+
+
+def test_silhouettes_are_what_objects_cover_of_each_part():
+    scenes = sample_scenes(8, seed=5)
+    told = silhouettes(scenes, 8).view(8, 8, 8, SILHOUETTE, SILHOUETTE)
+    masks = render_masks(scenes, 64).amax(1)
+    for row, column, y, x in ((2, 3, 0, 3), (4, 4, 3, 1), (5, 2, 2, 2)):
+        top, left = 8 * row + 2 * y, 8 * column + 2 * x
+        covered = masks[:, top : top + 2, left : left + 2].mean((1, 2)) * 255
+        assert (told[:, row, column, y, x].float() - covered).abs().max() <= 0.5
+    assert 0 < (told > 0).float().mean() < 0.5
+    certain = torch.where(told > 127, 30.0, -30.0)
+    edges = ((told > 0) & (told < 255)).float().mean()
+    assert silhouette_loss(certain, told) < 16 * edges < silhouette_loss(-certain, told)

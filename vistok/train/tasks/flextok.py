@@ -1,10 +1,10 @@
 """Train a FlexTok (arXiv 2502.13967) on scenes: rectified flow in the latents of a frozen tokenizer, nested dropout.
 
-The paper aligns decoder patches with DINOv2 (REPA). The scenes' labels stand in for it: a linear map reads from the
-aligned patches which kind of object each shows. A second head reads from the first token the kind of a largest object
-(any of them will do), so that a single token already stands for a plausible scene; the other tokens are drawn to what
-is in a patch of their own, so that they say something from the first step on, which the painter can learn to heed.
-These two terms are ours. Both heads serve training alone.
+The paper aligns decoder patches with DINOv2 (REPA). The scenes' labels stand in for it: linear maps read from the
+aligned patches which kind of object each shows, and its silhouette. Another head reads from the first token the kind of
+a largest object (any of them will do), so that a single token already stands for a plausible scene; the other tokens
+are drawn to what is in a patch of their own, so that they say something from the first step on, which the painter can
+learn to heed. These terms are ours. All heads serve training alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vistok.tokenizers.quantizers import CodebookUsage
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.patch_codes import PatchComponents
-from vistok.train.tasks.scene_reader import plan
+from vistok.train.tasks.scene_reader import SILHOUETTE, plan, silhouette_loss, silhouettes
 from vistok.train.tasks.spatial_start import (
     copy_by_position,
     dithering_order,
@@ -41,24 +41,33 @@ from vistok.train.tasks.spatial_start import (
 from vistok.train.tasks.vq import HELD_OUT_SEED
 
 CHUNK = 32  # scenes whose latents are computed at a time
-TRAINING_LAWS = ("null_probability", "length_law", "time_shift")  # what a run may change that goes on from weights
+TRAINING_LAWS = (
+    "null_probability",
+    "length_law",
+    "time_shift",
+    "repa_layer",
+)  # what a run may change that goes on from weights
 SATURATED = 2.0  # where the bound of FSQ passes on hardly any gradient
 
 
 class FlexTokObjective(nn.Module):
-    """Squared error of the velocity, the cross-entropies of the two heads, the anchor's, and a penalty on saturation.
+    """Squared error of the velocity, the cross-entropies of the three heads, the anchor's, and a penalty on saturation.
 
     Without the penalty latents grow until the bound of FSQ has no gradient left, and all pictures get the same tokens.
 
     Args:
         tokenizer: what is trained.
-        supervision: weights of the patches' and of the first token's cross-entropy.
+        supervision: weights of the cross-entropy of the patches' kinds, of the first token, and of silhouettes.
         anchor: what the other tokens' latents are drawn to.
         anchor_weight: of the squared distance.
     """
 
     def __init__(
-        self, tokenizer: FlexTok, supervision: tuple[float, float], anchor: OrderedComponents, anchor_weight: float
+        self,
+        tokenizer: FlexTok,
+        supervision: tuple[float, float, float],
+        anchor: OrderedComponents,
+        anchor_weight: float,
     ):
         super().__init__()
         self.anchor, self.anchor_weight = anchor, anchor_weight
@@ -66,27 +75,31 @@ class FlexTokObjective(nn.Module):
         self.tokenizer = tokenizer
         self.supervision = supervision
         self.patches = nn.Linear(config.decoder[0], NUM_CLASSES + 1)
+        self.silhouettes = nn.Linear(config.decoder[0], SILHOUETTE**2)
         self.first = nn.Sequential(nn.Linear(len(config.levels), 256), nn.GELU(), nn.Linear(256, NUM_CLASSES))
 
-    def forward(self, maps: Tensor, cells: Tensor, kinds: Tensor, **draws: Tensor):
+    def forward(self, maps: Tensor, cells: Tensor, told: Tensor, kinds: Tensor, **draws: Tensor):
         """Loss of a batch.
 
         Args:
             maps: latents [B, C, h, w].
             cells: kind of object that each patch shows, NUM_CLASSES where there is none, [B, patches].
+            told: silhouettes of the patches, see ``scene_reader``, uint8 [B, patches, SILHOUETTE^2].
             kinds: whether each kind is among the picture's largest objects, bool [B, NUM_CLASSES].
             draws: the fields of ``FlowDraws``.
         """
         out = self.tokenizer.training_pass(maps, FlowDraws(**draws))
         flow = out.loss
         patches = F.cross_entropy(self.patches(out.features).flatten(0, 1).float(), cells.flatten().long())
+        shapes = silhouette_loss(self.silhouettes(out.features), told)
         likely = self.first(out.codes[:, 0]).float().log_softmax(-1)
         first = -likely.masked_fill(~kinds, -torch.inf).logsumexp(-1).mean()
         saturated = F.relu(out.latents.float().abs() - SATURATED).square().mean()
         anchor = F.mse_loss(out.latents[:, 1:].float(), self.anchor(maps))
-        loss = flow + self.supervision[0] * patches + self.supervision[1] * first + saturated
-        loss = loss + self.anchor_weight * anchor
-        metrics = {"flow": flow, "patches": patches, "first": first, "saturated": saturated, "anchor": anchor}
+        read = {"patches": patches, "first": first, "silhouettes": shapes}
+        loss = flow + sum(weight * x for weight, x in zip(self.supervision, read.values(), strict=True))
+        loss = loss + saturated + self.anchor_weight * anchor
+        metrics = {"flow": flow, **read, "saturated": saturated, "anchor": anchor}
         return loss, {name: x.detach() for name, x in metrics.items()}
 
 
@@ -208,9 +221,11 @@ class FlexTokTask:
         index = (step * size) % len(self.maps) + torch.arange(rows.start, rows.stop)
         scenes = sample_scenes(len(index), seed, int(index[0]))
         draws = self.tokenizer.draw(size, torch.Generator().manual_seed(seed * 1_000_003 + step))
+        grid, side = self.tokenizer.config.grid, self.tokenizer.config.image_size
         return {
             "maps": self._latents(index),
-            "cells": plan(scenes, self.tokenizer.config.grid, self.tokenizer.config.image_size).cells,
+            "cells": plan(scenes, grid, side).cells,
+            "told": silhouettes(scenes, grid, side),
             "kinds": scenes.largest_kinds,
         } | {name: draw[rows] for name, draw in draws._asdict().items()}
 

@@ -18,16 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.data.scenes import NUM_CLASSES, Scenes, render, render_masks, sample_scenes
+from vistok.data.scenes import NUM_CLASSES, Scenes, render, sample_scenes
 from vistok.models.mar import MAR, MARConfig
 from vistok.tokenizers.kl import KLAutoencoder, Posterior
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.mar_distillation import Distillation
+from vistok.train.tasks.scene_reader import SILHOUETTE, silhouette_loss, silhouettes
 from vistok.train.tasks.vq import HELD_OUT_SEED
 
 CHUNK = 512  # scenes that are composed at a time; about a fifth of them have one object
-SILHOUETTE = 4  # parts along a token's side in which the object's cover is told
 RATIO_MEAN, RATIO_STD = 1.0, 0.25  # published, of the mask ratio's normal law before it is truncated to [least, 1]
 
 
@@ -74,7 +74,7 @@ class MARObjective(nn.Module):
 
         Args:
             latents, labels, mask: see MAR.
-            silhouettes: share of each part of a token that the object covers, in 1/255, uint8 [B, L, SILHOUETTE^2].
+            silhouettes: of tokens, see ``scene_reader``, uint8 [B, L, SILHOUETTE^2].
         """
         tokens = self.mar.patchify(latents)
         dropped = self.mar.draw_dropped(len(labels), labels.device)
@@ -87,8 +87,7 @@ class MARObjective(nn.Module):
             head = sum(distances)
             told = distances._asdict()
         token = F.mse_loss(self.token(z[mask]).float(), tokens[mask])
-        covered = silhouettes[mask].float() / 255
-        silhouette = F.binary_cross_entropy_with_logits(self.silhouette(z[mask]).float(), covered)
+        silhouette = silhouette_loss(self.silhouette(z[mask]), silhouettes[mask])
         loss = head + self.supervision[0] * token + self.supervision[1] * silhouette
         told |= {"token": token, "silhouette": silhouette}
         return loss, {name: x.detach() for name, x in told.items()}
@@ -129,21 +128,20 @@ class MARTask:
 
         Silhouettes are upright and mirrored too, uint8 [count, 2, L, SILHOUETTE^2].
         """
-        moments, silhouettes, labels, chunk = [], [], [], 0
+        moments, shapes, labels, chunk = [], [], [], 0
         while sum(map(len, labels)) < count:
             scenes = single_object_scenes(seed, chunk)
             moments.append(self._encode(render(scenes, self.size)))
-            silhouettes.append(self._silhouettes(scenes))
+            shapes.append(self._silhouettes(scenes))
             labels.append(scenes.label)
             chunk += 1
-        return tuple(torch.cat(x)[:count] for x in (moments, silhouettes, labels))
+        return tuple(torch.cat(x)[:count] for x in (moments, shapes, labels))
 
     def _silhouettes(self, scenes: Scenes) -> Tensor:
-        parts = self.mar.config.grid * SILHOUETTE
-        cover = F.adaptive_avg_pool2d(render_masks(scenes, self.size).amax(1), parts)
-        both = torch.stack([cover, cover.flip(-1)], 1)  # [B, 2, parts, parts]
-        cells = both.unflatten(3, (-1, SILHOUETTE)).unflatten(2, (-1, SILHOUETTE)).transpose(3, 4)
-        return (cells.flatten(4).flatten(2, 3) * 255).round().byte()
+        grid = self.mar.config.grid
+        upright = silhouettes(scenes, grid, self.size)
+        cells = upright.view(-1, grid, grid, SILHOUETTE, SILHOUETTE)
+        return torch.stack([upright, cells.flip(2, 4).reshape(upright.shape)], 1)
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vistok.data.scenes import COLOURS, NUM_CLASSES, Scenes, render_masks
@@ -19,6 +20,7 @@ from vistok.data.scenes.world import MAX_OBJECTS
 from vistok.train.tasks.captions import FACT_SIZES
 
 SEEN = 0.1  # share of a cell that an object must cover to be seen in it
+SILHOUETTE = 4  # parts along a cell's side in which the objects' cover is told
 
 
 class Plan(NamedTuple):
@@ -43,6 +45,18 @@ def plan(scenes: Scenes, grid: int, side: int = 64) -> Plan:
     cells = torch.where(most > SEEN, kinds.gather(1, owner), NUM_CLASSES)
     begins = torch.where(scenes.present, (cover > SEEN).long().argmax(2), -1)
     return Plan(*(x.to(torch.int16) for x in (cells, kinds, begins)))
+
+
+def silhouettes(scenes: Scenes, grid: int, side: int = 64) -> Tensor:
+    """Share of each part of a cell that objects cover, in 1/255: uint8 [B, grid * grid, SILHOUETTE * SILHOUETTE]."""
+    cover = F.adaptive_avg_pool2d(render_masks(scenes, side).amax(1), grid * SILHOUETTE)
+    parts = (cover * 255).round().byte()
+    return rearrange(parts, "b (h p) (w q) -> b (h w) (p q)", p=SILHOUETTE, q=SILHOUETTE)
+
+
+def silhouette_loss(logits: Tensor, told: Tensor) -> Tensor:
+    """Cross-entropy of readings [..., SILHOUETTE * SILHOUETTE] and silhouettes, in nats a part."""
+    return F.binary_cross_entropy_with_logits(logits.float(), told.float() / 255)
 
 
 def code_colours(tokens: Tensor, cells: Tensor, count: int) -> Tensor:
