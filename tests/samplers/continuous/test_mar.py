@@ -152,6 +152,17 @@ def test_rows_that_know_different_numbers_of_tokens() -> None:
             torch.testing.assert_close(together[one], alone, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("counts", [(2, 2, 2), (0, 5, 16), (1, 0, 0), (0, 0, 0)])
+def test_asking_for_some_conditions_gives_those_and_no_others(counts: tuple[int, int, int]) -> None:
+    model = tiny(3, grid=4)
+    tokens, condition = torch.randn(3, 16, 1), model.condition(torch.tensor([0, 1, 2]))
+    mask = ranks(torch.rand(3, 16).argsort(1)) < torch.tensor([[16], [9], [3]])
+    asked = ranks(torch.rand(3, 16).argsort(1)) < torch.tensor(counts)[:, None]
+    with torch.no_grad():
+        found = model.conditions(tokens, mask, condition, asked)
+        torch.testing.assert_close(found, model.conditions(tokens, mask, condition)[asked], atol=1e-5, rtol=1e-5)
+
+
 def test_hidden_tokens_are_not_read() -> None:
     model = tiny(3, grid=4)
     mask = ranks(torch.rand(2, 16).argsort(1)) < 10

@@ -4,9 +4,9 @@ An encoder reads the tokens that are known, a decoder adds mask tokens, and ever
 vector; a small diffusion head draws the token from it. Orders are random permutations. Parameter names are those of the
 published checkpoints.
 
-Two things differ from the released code, neither of them in what is computed: the head's loss runs on hidden tokens
-only (the others count for nothing), and rows may know different numbers of tokens, by which speculative decoding
-verifies several prefixes in one pass.
+Three things differ from the released code, none of them in what is computed: the head's loss runs on hidden tokens
+only (the others count for nothing); rows may know different numbers of tokens, by which speculative decoding verifies
+several prefixes in one pass; and a step that draws a few tokens asks the last block for those alone.
 """
 
 from __future__ import annotations
@@ -122,8 +122,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, visible: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, N, d]
+    def forward(self, x: Tensor, visible: Tensor | None, places: Tensor | None = None) -> Tensor:
+        if places is None:
+            q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, N, d]
+        else:
+            width = x.shape[-1]
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = F.linear(x.take_along_dim(places, dim=1), weight[:width], bias[:width])
+            q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            k, v = F.linear(x, weight[width:], bias[width:]).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.attn_dropout if self.training else 0.0
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
         return F.dropout(self.proj(h.transpose(1, 2).flatten(2)), self.proj_dropout, self.training)
@@ -153,8 +160,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=config.ln_eps)
         self.mlp = Mlp(width, int(width * config.mlp_ratio), config.proj_dropout)
 
-    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        x = x + self.attn(self.norm1(x), visible)
+    def forward(self, x: Tensor, visible: Tensor | None = None, places: Tensor | None = None) -> Tensor:
+        """The block's output [B, N, D], or [B, Q, D] at ``places`` alone, int64 [B, Q, 1]."""
+        own = x if places is None else x.take_along_dim(places, dim=1)
+        x = own + self.attn(self.norm1(x), visible, places)
         return x + self.mlp(self.norm2(x))
 
 
@@ -258,7 +267,7 @@ class MAR(Pretrained, nn.Module):
             [B, buffer + K, E] with K the most tokens that a row knows, known ones first in raster order.
         """
         buffer = self.config.buffer_size
-        known = self._known(mask)
+        known = self._places(~mask)
         h = self.z_proj(tokens.to(self.z_proj.weight.dtype))
         h = torch.cat([condition[:, None].expand(-1, buffer, -1).to(h.dtype), h], dim=1)
         h = self.z_proj_ln(h + self.encoder_pos_embed_learned)
@@ -268,30 +277,44 @@ class MAR(Pretrained, nn.Module):
             h = block(h, visible)
         return self.encoder_norm(h)
 
-    def decode(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Conditions of the head [B, L, Ed] for every position, from the encoder's features."""
+    def decode(self, features: Tensor, mask: Tensor, asked: Tensor | None = None) -> Tensor:
+        """Conditions of the head from the encoder's features: [B, L, Ed], or [N, Ed] where some are asked for.
+
+        Args:
+            features: see ``encode``.
+            mask: True where hidden, [B, L].
+            asked: bool [B, L] with N positions, in whose order the conditions come; the last block computes no others.
+        """
         buffer = self.config.buffer_size
-        known = self._known(mask)
+        known = self._places(~mask)
         h = self.decoder_embed(features)
         y = self.mask_token.to(h.dtype).expand(len(h), self.config.seq_len + 1, -1).clone()
         # Padding of rows that know fewer tokens is written behind the last position, and cut off.
         places = known.places if known.real is None else known.places.where(known.real, self.config.seq_len)
         y = y.scatter(1, places[..., None].expand(-1, -1, h.shape[-1]), h[:, buffer:])[:, :-1]
         y = torch.cat([h[:, :buffer], y], dim=1) + self.decoder_pos_embed_learned
-        for block in self.decoder_blocks:
+        *blocks, last = self.decoder_blocks
+        for block in blocks:
             y = block(y)
-        return self.decoder_norm(y)[:, buffer:] + self.diffusion_pos_embed_learned
+        if asked is None:
+            return self.decoder_norm(last(y))[:, buffer:] + self.diffusion_pos_embed_learned
+        wanted = self._places(asked)
+        places = wanted.places[..., None]
+        y = self.decoder_norm(last(y, places=buffer + places))
+        y = y + self.diffusion_pos_embed_learned.take_along_dim(places, dim=1)
+        return y.flatten(0, 1) if wanted.real is None else y[wanted.real]
 
-    def conditions(self, tokens: Tensor, mask: Tensor, condition: Tensor) -> Tensor:
-        """Encoder and decoder: the head's conditions [B, L, Ed]."""
-        return self.decode(self.encode(tokens, mask, condition), mask)
+    def conditions(self, tokens: Tensor, mask: Tensor, condition: Tensor, asked: Tensor | None = None) -> Tensor:
+        """Encoder and decoder: the head's conditions [B, L, Ed], or [N, Ed] of the positions that are asked for."""
+        return self.decode(self.encode(tokens, mask, condition), mask, asked)
 
-    def _known(self, mask: Tensor) -> _Known:
-        counts = (~mask).sum(1)
+    @staticmethod
+    def _places(chosen: Tensor) -> _Places:
+        counts = chosen.sum(1)
         most, least = (int(x) for x in torch.stack([counts.max(), counts.min()]).tolist())
-        places = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-        real = None if most == least else torch.arange(most, device=mask.device) < counts[:, None]
-        return _Known(places, real)
+        places = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+        real = None if most == least else torch.arange(most, device=chosen.device) < counts[:, None]
+        return _Places(places, real)
 
     def forward(
         self, latents: Tensor, labels: Tensor, mask: Tensor, t: Tensor | None = None, noise: Tensor | None = None
@@ -342,12 +365,12 @@ class MAR(Pretrained, nn.Module):
 
 
 @dataclass(frozen=True)
-class _Known:
-    """Where the known tokens of each row stand.
+class _Places:
+    """Where the chosen positions of each row are, of which rows may have different numbers.
 
     Attributes:
-        places: [B, K], known positions first.
-        real: which of them are known, None where all are.
+        places: chosen positions in raster order, and then others, int64 [B, K] with K the most of a row.
+        real: which of them are chosen, None where all are.
     """
 
     places: Tensor

@@ -148,9 +148,9 @@ class Run:
 
     def target_step(self, step: int, last_noise: bool) -> None:
         """Draw the tokens of a step from the target alone."""
-        mask = self.step_of >= step
-        rows, positions = (self.step_of == step).nonzero(as_tuple=True)
-        z = self.target.select(self.target.conditions(self.tokens, mask), rows, positions)
+        chosen = self.step_of == step
+        rows, positions = chosen.nonzero(as_tuple=True)
+        z = self.target.conditions(self.tokens, self.step_of >= step, chosen)
         chain = self.target.chain(z, self.scale_of[step].expand(len(rows)))
         path = draw_path(chain, self.numbers.path(rows, positions), last_noise)
         self.tokens[rows, positions] = path.value
@@ -168,9 +168,9 @@ class Run:
             last_noise: see :func:`draw_path`.
         """
         steps = self.step_of[active]
-        mask = steps >= step[:, None]
-        local, positions = (steps == step[:, None]).nonzero(as_tuple=True)
-        z = self.draft.select(self.draft.conditions(tokens[active], mask, active), local, positions)
+        chosen = steps == step[:, None]
+        local, positions = chosen.nonzero(as_tuple=True)
+        z = self.draft.conditions(tokens[active], steps >= step[:, None], chosen, active)
         rows, scale = active[local], self.scale_of[step[local]]
         path = draw_path(self.draft.chain(z, scale), self.numbers.path(rows, positions), last_noise)
         tokens[rows, positions] = path.value
@@ -224,11 +224,10 @@ def run_exact(run: Run, window: int, prefill: float, progress: Callable[[int], N
 def _verify_exact(run: Run, drafted: Drafted, working: Tensor, active: Tensor, done: Tensor, depth: int) -> Tensor:
     """Check a window and commit what holds; the place of the first set with a rejected token, int64 [B], else depth."""
     target, rows, positions = run.target, drafted.rows, drafted.positions
-    prefixes = (run.step_of[active] >= (done[active] + place)[:, None] for place in range(depth))
-    z = target.conditions(working[active].repeat(depth, 1, 1), torch.cat(list(prefixes)), active.repeat(depth))
-    slot = torch.empty_like(done)
-    slot[active] = torch.arange(len(active), device=active.device)
-    z = target.select(z, drafted.step * len(active) + slot[rows], positions)
+    step = (done[active] + torch.arange(depth, device=done.device)[:, None]).flatten()[:, None]
+    step_of = run.step_of[active].repeat(depth, 1)
+    tokens = working[active].repeat(depth, 1, 1)
+    z = target.conditions(tokens, step_of >= step, step_of == step, active.repeat(depth))
 
     accepted = run.numbers.accept(rows, positions).log() < path_log_ratio(drafted.path, target.chain(z, drafted.scale))
     bad = torch.full_like(done, depth)
@@ -292,7 +291,8 @@ def _verify_reference(run: Run, drafted: Drafted, verified: int, step: int, inne
     order = (drafted.rows * run.rank.shape[1] + drafted.positions).argsort()
     rows, positions, path = drafted.rows[order], drafted.positions[order], drafted.path.where(order)
     target = run.target
-    z = target.select(target.conditions(run.tokens, run.step_of >= verified), rows, positions)
+    hidden = run.step_of >= verified
+    z = target.conditions(run.tokens, hidden, hidden & (run.step_of <= step))
     own = draw_path(target.chain(z, run.scale_of[step].expand(len(rows))), run.numbers.path(rows, positions))
     q, p = LastStep.of(path), LastStep.of(own)
     log_ratio = reference_log_ratio(q, p, path.value, inner_temperature)

@@ -50,26 +50,22 @@ class GuidedMAR:
         self._chains: list[HeadChain] = []
         self._calls = self._rows = 0
 
-    def conditions(self, tokens: Tensor, mask: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The head's conditions, [N, L, Ed] or, guided, [2 N, L, Ed] with the unconditional half last.
+    def conditions(self, tokens: Tensor, mask: Tensor, asked: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The head's conditions of N tokens, [N, Ed] or, guided, [2 N, Ed] with the unconditional half last.
 
         Args:
-            tokens: [N, L, D].
-            mask: True where hidden, [N, L].
-            rows: batch row of each sequence, which may come up several times, int64 [N]; the batch itself if None.
+            tokens: [S, L, D].
+            mask: True where hidden, [S, L].
+            asked: which N tokens, bool [S, L]; their conditions come sequence by sequence, in raster order.
+            rows: batch row of each sequence, which may come up several times, int64 [S]; the batch itself if None.
         """
         self.forwards += 1
         self.prefixes += len(tokens)
         condition = self.condition if rows is None else self.condition[rows]
         if self.guided:
             condition = torch.cat([condition, self.null.expand(len(tokens), -1).to(condition.dtype)])
-            tokens, mask = tokens.repeat(2, 1, 1), mask.repeat(2, 1)
-        return self.model.conditions(tokens, mask, condition)
-
-    def select(self, z: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-        """The conditions of some tokens, [N, Ed] or [2 N, Ed]."""
-        picked = z[rows, positions]
-        return torch.cat([picked, z[rows + len(z) // 2, positions]]) if self.guided else picked
+            tokens, mask, asked = tokens.repeat(2, 1, 1), mask.repeat(2, 1), asked.repeat(2, 1)
+        return self.model.conditions(tokens, mask, condition, asked)
 
     def chain(self, z: Tensor, scale: Tensor) -> HeadChain:
         """The head at selected conditions, guided by a scale for each token [N]."""
@@ -110,7 +106,7 @@ def paint_step(
         solver: one of ``SOLVERS``.
     """
     rows, positions = chosen.nonzero(as_tuple=True)
-    z = guided.select(guided.conditions(tokens, mask), rows, positions)
+    z = guided.conditions(tokens, mask, chosen)
     chain = guided.chain(z, torch.full((len(rows),), scale, device=z.device))
     drawn = noise(rows, positions)
     tokens[rows, positions] = draw(chain, drawn) if solver == "ddpm" else solve(chain, drawn[-1])
