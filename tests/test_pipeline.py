@@ -42,15 +42,16 @@ def test_the_same_seed_gives_the_same_picture_whatever_the_batch(pipe):
     assert not torch.equal(together[0], pipe(prompts[:1], seed=6).tokens[0])
 
 
-def test_guidance_is_the_model_s_own_where_no_law_is_given(pipe, published, monkeypatch):
-    own = vistok.zoo.card("llamagen").guidance
-    assert pipe.guidance == own
-    told, default = (pipe("a red circle", law=law, seed=2).tokens for law in (Law(guidance=own), None))
+def test_guidance_and_temperature_are_the_model_s_own_where_no_law_is_given(pipe, published, monkeypatch):
+    card = vistok.zoo.card("llamagen")
+    law = Law(card.guidance, temperature=card.temperature)
+    assert pipe.law() == law != pipe.law(temperature=1.0) == Law(card.guidance)
+    told, default = (pipe("a red circle", law=law, seed=2).tokens for law in (law, None))
     assert torch.equal(told, default)
     folder, config = published
     monkeypatch.setitem(LlamaGen.presets, "tiny", config)
     foreign = vistok.pipeline(checkpoint=folder / "gpt.pt", preset="tiny", vq=folder / "vq", device="cpu")
-    assert foreign.guidance == GUIDANCE != own  # a file of other weights does not take the embedded model's
+    assert foreign.law() == Law(GUIDANCE) != law  # a file of other weights does not take the embedded model's
 
 
 def test_samples_are_numbered_by_prompt_and_repetition():

@@ -71,7 +71,7 @@ class Pipeline:
         vq: its tokenizer.
         text_encoder: what reads the captions.
         name: of the generator.
-        guidance: the scale of guidance where no law is given.
+        guidance, temperature: of sampling, where no law is given.
         sampling: options of its samplers that suit it, where no other are given.
     """
 
@@ -80,6 +80,7 @@ class Pipeline:
     text_encoder: TextEncoder | None
     name: str = "llamagen"
     guidance: float = GUIDANCE
+    temperature: float = 1.0
     sampling: Mapping[str, int | str] = field(default_factory=dict)
     _features: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
@@ -114,9 +115,11 @@ class Pipeline:
                 digest.update(parameter.detach().flatten()[:256].float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def law(self, guidance: float | None = None, **options) -> Law:
-        """A law of sampling: the model's own guidance if None is given, and the other attributes of :class:`Law`."""
-        return Law(self.guidance if guidance is None else guidance, **options)
+    def law(self, guidance: float | None = None, temperature: float | None = None, **options) -> Law:
+        """A law of sampling: the model's own guidance and temperature where None is given, and the other attributes of
+        :class:`Law`."""
+        guidance = self.guidance if guidance is None else guidance
+        return Law(guidance, temperature=self.temperature if temperature is None else temperature, **options)
 
     def check(self, conditions: Sequence[str | int], force: bool = False) -> None:
         """Refuse conditions that this model cannot follow.
@@ -160,7 +163,7 @@ class Pipeline:
         Args:
             samples: what to paint; checked with :meth:`check` by the caller.
             sampler: how tokens are drawn; the model's plain way if None.
-            law: guidance, temperature and truncation; the model's guidance alone if None.
+            law: guidance, temperature and truncation; the model's own if None.
             seed: of the job.
             batch_size: pictures at a time; it does not change them.
             progress: called with the number of tokens that were just committed.
@@ -323,10 +326,10 @@ def pipeline(
         name = _generator_of(tokenizer)
     own = card(name) if checkpoint is None else card_of_file(checkpoint)
     found = own or card(name)
-    guidance = GUIDANCE if own is None or own.guidance is None else own.guidance
-    sampling = {} if own is None else own.sampling
+    suits = {} if own is None else {"guidance": own.guidance, "temperature": own.temperature, "sampling": own.sampling}
+    suits = {key: value for key, value in suits.items() if value is not None}
     if found.family == "mar":
-        return _continuous(found, checkpoint, vq, preset, size, target, DTYPES[dtype], guidance, sampling)
+        return _continuous(found, checkpoint, vq, preset, size, target, DTYPES[dtype], suits)
     if found.family != "llamagen":
         raise VistokError(f"'{name}' is a model for {found.task}, it does not paint: see `vistok models`.")
     image_tokenizer = _image_tokenizer(_part(vq, found.parts.get("vq"), "vq"))
@@ -352,11 +355,11 @@ def pipeline(
         model.compile_blocks()
     if encoder is not None:
         encoder = encoder.to(target).eval()
-    return Pipeline(model, image_tokenizer.to(target), encoder, found.name, guidance, sampling)
+    return Pipeline(model, image_tokenizer.to(target), encoder, found.name, **suits)
 
 
 def _continuous(
-    found, checkpoint, vq, preset, size, target: torch.device, dtype: torch.dtype, guidance: float, sampling: Mapping
+    found, checkpoint, vq, preset, size, target: torch.device, dtype: torch.dtype, suits: Mapping
 ) -> Pipeline:
     """A MAR, by its averaged weights, and its autoencoder."""
     from vistok.models.mar import MAR
@@ -378,7 +381,7 @@ def _continuous(
     model = model.to(target, dtype)
     if target.type == "cpu":
         pack_linears(model)
-    return Pipeline(model, autoencoder.to(target), None, found.name, guidance, sampling)
+    return Pipeline(model, autoencoder.to(target), None, found.name, **suits)
 
 
 def _device(name: str | None) -> torch.device:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from vistok import zoo
 from vistok.cli.eval import app
 from vistok.data.images import to_pil
 from vistok.data.scenes import render, sample_scenes
@@ -87,9 +88,10 @@ def test_a_model_paints_by_the_law_that_is_asked_for(tmp_path, monkeypatch):
     command = ["geneval", "--model", "llamagen", "--per-task", "1", "--out", str(tmp_path)]
     outcome = CliRunner().invoke(app, [*command, "--temperature", "0.5", "--top-k", "7", "--top-p", "0.9"])
     assert isinstance(outcome.exception, Stop)
-    assert seen["law"] == Law(2.0, temperature=0.5, top_k=7, top_p=0.9)  # with the model's own guidance
+    own = zoo.card("llamagen")
+    assert seen["law"] == Law(own.guidance, temperature=0.5, top_k=7, top_p=0.9)  # with the model's own guidance
     assert isinstance(CliRunner().invoke(app, [*command, "--cfg", "3"]).exception, Stop)
-    assert seen["law"] == Law(3.0)
+    assert seen["law"] == Law(3.0, temperature=own.temperature)
     assert CliRunner().invoke(app, [*command, "--top-k", "0"]).exit_code == 2
 
 

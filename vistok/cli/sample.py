@@ -55,7 +55,9 @@ def sample(
         float | None, typer.Option(help="Scale of classifier-free guidance, 1 for none. [default: the model's own]")
     ] = None,
     cfg_interval: Annotated[int, typer.Option(help="Guide up to this decode step only; -1 guides all.")] = -1,
-    temperature: Annotated[float, typer.Option(help="Divides the logits.")] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="Divides the logits; MAR: multiplies the noise. [default: the model's own]")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the k most likely codes. [default: all]")] = None,
     top_p: Annotated[float, typer.Option(help="Keep the smallest set of this probability.")] = 1.0,
     size: Annotated[int | None, typer.Option(help="Side in pixels, for checkpoints that do not tell.")] = None,
@@ -100,7 +102,9 @@ def sample(
     from vistok.samplers import Law, sampler_class
     from vistok.sampling_job import paint_to
 
-    law = Law(1.0 if cfg is None else cfg, cfg_interval, temperature, top_k or 0, top_p)
+    given = {"guidance": cfg, "temperature": temperature}
+    given = {key: value for key, value in given.items() if value is not None}
+    law = Law(**given, guidance_interval=cfg_interval, top_k=top_k or 0, top_p=top_p)
     if sampler is not None:
         sampler_class(sampler)  # a misspelt name is told before anything is loaded
     samples = expand(conditions, num)
@@ -118,8 +122,7 @@ def sample(
         tokens=tokens,
     )
     pipe.check(conditions, force)
-    if cfg is None:
-        law = replace(law, guidance=pipe.guidance)
+    law = replace(law, **{"guidance": pipe.guidance, "temperature": pipe.temperature} | given)
     rows = int(window) if window is not None and window.isdecimal() else window
     options = {"window": rows, "init": init, "variant": variant, "k": neighbours, "delta": delta}
     options |= {"mode": mode, "residual": residual, "tree": tree}

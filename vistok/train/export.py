@@ -50,6 +50,7 @@ def write_training_card(
         data=data or f"vistok.data.scenes, seed {recipe.data['seed']}",
         metrics={key: float(f"{value:.4g}") for key, value in metrics.items()},
         guidance=recipe.guidance,
+        temperature=recipe.temperature,
         sampling=recipe.sampling,
         paper=paper,
     )

@@ -52,7 +52,8 @@ class Recipe:
         model: the task's model configuration.
         data: the task's data configuration.
         init: where the run starts from: nothing, or embedded model names by role.
-        guidance, sampling: for the card of a generator, the scale of guidance and the samplers' options that suit it.
+        guidance, temperature, sampling: for the card of a generator, the scale of guidance, the temperature and the
+            samplers' options that suit it.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Recipe:
     data: dict = field(default_factory=dict)
     init: dict = field(default_factory=dict)
     guidance: float | None = None
+    temperature: float | None = None
     sampling: dict = field(default_factory=dict)
 
     @classmethod

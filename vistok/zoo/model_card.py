@@ -34,7 +34,7 @@ class ModelCard:
         parts: names of the models that it works with, by role, e.g. ``{"vq": "llamagen-vq16"}``.
         recipe, seed, steps, data: how it was trained.
         metrics: what was measured on it.
-        guidance: of a generator, the scale of classifier-free guidance that suits it.
+        guidance, temperature: of a generator, the scale of classifier-free guidance and the temperature that suit it.
         sampling: of a generator, the options of its samplers that suit it.
         paper: its arXiv id.
     """
@@ -56,6 +56,7 @@ class ModelCard:
     data: str | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     guidance: float | None = None
+    temperature: float | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     paper: str | None = None
 

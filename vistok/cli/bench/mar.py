@@ -27,7 +27,9 @@ def mar(
     guidance_schedule: Annotated[
         str | None, typer.Option(help="Guidance grows linear, or is constant. [default: the model's own]")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="Multiplies the head's noise.")] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="Multiplies the head's noise. [default: the model's own]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the pictures.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; changes times, not pictures.")] = 1,
     json: Annotated[Path | None, typer.Option(help="Write all figures to this file; - prints them alone.")] = None,
@@ -59,7 +61,7 @@ def mar(
     plain = {"iterations": iterations} | pipe.sampling | {k: value for k, value in given.items() if value is not None}
     entered = contestants(small, plain, prefill)
     samples = expand(list(range(0, NUM_CLASSES, classes)), num)
-    law = pipe.law(cfg, temperature=temperature)
+    law = pipe.law(cfg, temperature)
     batches = -(-len(samples) // batch_size)
     with progress("bench", batches * len(entered)) as advance:
         trials = run_trials(pipe, entered, samples, law, seed, batch_size, advance)
@@ -72,7 +74,7 @@ def mar(
         **plain,
         "prefill": prefill,
         "guidance": law.guidance,
-        "temperature": temperature,
+        "temperature": law.temperature,
         "seed": seed,
         "threads": torch.get_num_threads(),
     }

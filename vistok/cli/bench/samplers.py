@@ -73,6 +73,7 @@ def samplers(
         "pictures": len(painted),
         "batch_size": batch_size,
         "guidance": law.guidance,
+        "temperature": law.temperature,
         "top_k": top_k,
         "seed": seed,
         "threads": torch.get_num_threads(),

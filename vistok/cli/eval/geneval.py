@@ -24,7 +24,9 @@ def geneval(
     cfg: Annotated[
         float | None, typer.Option(help="With --model: scale of guidance. [default: the model's own]")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="With --model: divides the logits.")] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="With --model: divides the logits. [default: the model's own]")
+    ] = None,
     top_k: Annotated[
         int | None, typer.Option(min=1, help="With --model: keep the k most likely codes. [default: all]")
     ] = None,
