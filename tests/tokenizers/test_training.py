@@ -59,7 +59,14 @@ FLEXTOK = Recipe(
         "time_features": 16,
     },
     init={"kl": "kl-mini"},
-    data={"seed": 3, "scenes": 64, "eval_scenes": 4, "supervision": [0.1, 0.1], "anchor": 0.3, "anchor_scenes": 64},
+    data={
+        "seed": 3,
+        "scenes": 64,
+        "eval_scenes": 4,
+        "supervision": [0.1, 0.1, 0.1],
+        "anchor": 0.3,
+        "anchor_scenes": 64,
+    },
     **SHORT,
 )
 TOKENFLOW = Recipe(

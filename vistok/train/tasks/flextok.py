@@ -190,6 +190,8 @@ class FlexTokTask:
             self.tokenizer.vae.kl.load_state_dict(kl.state_dict())
         self.tokenizer.vae.requires_grad_(False)
         data = recipe.data
+        if len(data["supervision"]) != 3:
+            raise VistokError("data.supervision must hold three weights: of kinds, of the first token, of silhouettes.")
         if data["scenes"] % recipe.batch_size:
             raise VistokError(f"data.scenes ({data['scenes']}) must be a multiple of batch_size ({recipe.batch_size}).")
         self.maps = torch.empty(data["scenes"], *self.tokenizer.config.map_shape, dtype=torch.float16)
