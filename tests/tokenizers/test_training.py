@@ -69,6 +69,7 @@ FLEXTOK = Recipe(
     },
     **SHORT,
 )
+WEIGHED = replace(FLEXTOK, data={**FLEXTOK.data, "supervision": [0.2, 0.3, 1.0]})
 TOKENFLOW = Recipe(
     name="tokenflow-test",
     task="tokenflow",
@@ -123,6 +124,27 @@ def test_a_frozen_teacher_and_frozen_latents_stay(tmp_path):
         Trainer(recipe, task, tmp_path / part).train()
         after = getattr(task.tokenizer, part).state_dict()
         assert before and all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_every_term_of_flextok_trains_and_the_autoencoder_stays():
+    task = build_task(WEIGHED)
+    loss, metrics = task.model.train()(**task.batch(0, slice(0, 4)))
+    assert set(metrics) == {"flow", "patches", "first", "silhouettes", "saturated", "anchor"}
+    parts = [metrics["flow"], metrics["patches"], metrics["first"], metrics["silhouettes"]]
+    expected = sum(w * x for w, x in zip((1.0, 0.2, 0.3, 1.0), parts, strict=True))
+    torch.testing.assert_close(loss.detach(), expected + metrics["saturated"] + 0.3 * metrics["anchor"])
+    loss.backward()
+    trained = {name for name, p in task.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert {"silhouettes.weight", "patches.weight", "first.0.bias"} <= trained
+    assert not any(".vae." in name for name in trained)
+
+
+def test_a_batch_of_flextok_is_the_same_however_it_is_split():
+    task = build_task(WEIGHED)
+    whole = task.batch(3, slice(0, 4))
+    halves = [task.batch(3, slice(0, 2)), task.batch(3, slice(2, 4))]
+    for name, value in whole.items():
+        torch.testing.assert_close(torch.cat([half[name] for half in halves]), value)
 
 
 def test_flextok_goes_on_under_other_laws_of_training(tmp_path):

@@ -364,6 +364,21 @@ class MAR(Pretrained, nn.Module):
         return self.diffloss(x0, z, t, noise).mean()
 
 
+def check_same_tokens(own: MAR, other: MAR, role: str, other_role: str) -> None:
+    """Raise VistokError unless two generators have the same tokens and classes.
+
+    Args:
+        own, other: the generators.
+        role, other_role: what each is to the other, for the sentence, e.g. ``"target"`` and ``"draft"``.
+    """
+    for name in ("seq_len", "token_dim", "class_num"):
+        ours, theirs = getattr(own.config, name), getattr(other.config, name)
+        if theirs != ours:
+            raise VistokError(
+                f"the {other_role} has {name} {theirs} and the {role} {ours}: name a {other_role} of the same tokens."
+            )
+
+
 @dataclass(frozen=True)
 class _Places:
     """Where the chosen positions of each row are, of which rows may have different numbers.

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vistok.errors import VistokError, unknown_name
 from vistok.models.mar import MAR
+from vistok.models.mar.model import check_same_tokens
 from vistok.samplers.continuous.acceptance import (
     LastStep,
     exact_resample,
@@ -387,10 +388,5 @@ class ContinuousSpeculative:
         if not isinstance(draft, MAR):
             weight = model.mask_token
             draft = MAR.from_pretrained(draft, prefer_ema=True).to(weight.device, weight.dtype)
-        for name in ("seq_len", "token_dim", "class_num"):
-            theirs, ours = getattr(draft.config, name), getattr(model.config, name)
-            if theirs != ours:
-                raise VistokError(
-                    f"the draft has {name} {theirs} and the target {ours}: name a draft of the same tokens."
-                )
+        check_same_tokens(model, draft, "target", "draft")
         return draft

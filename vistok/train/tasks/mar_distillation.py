@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.errors import VistokError
 from vistok.models.mar import MAR
 from vistok.models.mar.diffusion import gaussian_divergence
+from vistok.models.mar.model import check_same_tokens
 
 
 class Distances(NamedTuple):
@@ -46,12 +46,7 @@ class Distillation(nn.Module):
 
     def __init__(self, student: MAR, teacher: MAR):
         super().__init__()
-        for name in ("seq_len", "token_dim", "class_num"):
-            own, theirs = getattr(student.config, name), getattr(teacher.config, name)
-            if own != theirs:
-                raise VistokError(
-                    f"the teacher has {name} {theirs} and the student {own}: name one of the same tokens."
-                )
+        check_same_tokens(student, teacher, "student", "teacher")
         self.teacher = teacher.requires_grad_(False).eval()
         self.read = nn.Linear(student.config.decoder_embed_dim, teacher.config.decoder_embed_dim)
 
