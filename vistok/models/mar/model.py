@@ -36,7 +36,7 @@ class MARConfig:
         diffloss_d, diffloss_w: depth and width of the head. The published training script defaults to 12 and 1536;
             the checkpoints have their own.
         diffusion_batch_mul: noise levels that each token is trained at in a step.
-        label_drop_prob: share of training samples without a class.
+        label_drop_prob: share of training samples without a class; 0 for a model that has learnt a guided law.
         mask_ratio_min: least share of hidden tokens in training.
         attn_dropout, proj_dropout: in training.
     """
@@ -62,6 +62,11 @@ class MARConfig:
     mask_ratio_min: float = 0.7
     attn_dropout: float = 0.1
     proj_dropout: float = 0.1
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the guidance of a teacher is in its weights: it was trained without the null condition."""
+        return self.label_drop_prob == 0
 
     @property
     def grid(self) -> int:

@@ -30,7 +30,7 @@ from vistok.samplers.continuous.acceptance import (
     reference_log_ratio,
     reference_resample,
 )
-from vistok.samplers.continuous.head import Path, draw_path, head_process
+from vistok.samplers.continuous.head import HeadChain, Path, draw_path, head_process
 from vistok.samplers.continuous.mar import GuidedMAR, check_head
 from vistok.samplers.continuous.noise import ACCEPT, RESIDUAL, RESIDUAL_ACCEPT, TokenNoise
 from vistok.samplers.continuous.schedule import MaskSchedule, ranks
@@ -238,9 +238,12 @@ def _verify_exact(run: Run, drafted: Drafted, working: Tensor, active: Tensor, d
     run.tokens[rows[good], positions[good]] = drafted.path.value[good]
 
     def chains(tokens: Tensor):
-        both = torch.cat([tokens, tokens + len(rows)]) if target.guided else tokens
-        scale = drafted.scale[tokens]
-        return run.draft.chain(drafted.z[both], scale), target.chain(z[both], scale)
+        both, scale = torch.cat([tokens, tokens + len(rows)]), drafted.scale[tokens]
+
+        def chain(guided: GuidedMAR, z: Tensor) -> HeadChain:
+            return guided.chain(z[both if guided.guided else tokens], scale)
+
+        return chain(run.draft, drafted.z), chain(target, z)
 
     lost = (kept & ~accepted).nonzero()[:, 0]
     dim = run.tokens.shape[-1]
@@ -361,9 +364,10 @@ class ContinuousSpeculative:
         process = head_process(self.spacing, self.head_steps)
         plan = MaskSchedule(model.config.seq_len, self.iterations)
         numbers = TokenNoise(noise)
+        draft = self._draft_of(model)
         run = Run(
             GuidedMAR(model, condition, process, law.guided, law.temperature),
-            GuidedMAR(self._draft_of(model), condition, process, law.guided, law.temperature),
+            GuidedMAR(draft, condition, process, law.guided and not draft.config.distilled, law.temperature),
             plan,
             plan.guidance(law.guidance, self.guidance_schedule),
             ranks(numbers.orders(plan.length)),

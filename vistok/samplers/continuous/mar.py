@@ -36,6 +36,9 @@ class GuidedMAR:
         guided: whether the unconditional branch runs, in the same batch.
         temperature: multiplies the head's noise.
 
+    Raises:
+        VistokError: guidance of a model that has no null condition.
+
     Attributes:
         calls, rows: calls of the head by all chains so far, and the rows of all of them.
         forwards: passes of encoder and decoder.
@@ -43,6 +46,8 @@ class GuidedMAR:
     """
 
     def __init__(self, model: MAR, labels: Tensor, process: Diffusion, guided: bool, temperature: float = 1.0):
+        if guided and model.config.distilled:
+            raise VistokError("a distilled MAR has its guidance in its weights: leave it at 1.")
         self.model, self.process, self.guided, self.temperature = model, process, guided, temperature
         self.condition = model.condition(labels)
         self.null = model.null_condition(1)

@@ -23,7 +23,7 @@ from vistok.models.mar import MAR, MARConfig
 from vistok.tokenizers.kl import KLAutoencoder, Posterior
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.mar_distillation import Distillation
+from vistok.train.tasks.mar_distillation import Distillation, Sampling, take_layers
 from vistok.train.tasks.scene_reader import SILHOUETTE, silhouette_loss, silhouettes
 from vistok.train.tasks.vq import HELD_OUT_SEED
 
@@ -57,13 +57,13 @@ class MARObjective(nn.Module):
     Args:
         mar: the generator.
         supervision: weights of the squared error of tokens and of the cross-entropy of silhouettes.
-        teacher: the frozen generator that it learns from, if any.
+        distillation: from the generator that it learns from, if any.
     """
 
-    def __init__(self, mar: MAR, supervision: tuple[float, float], teacher: MAR | None = None):
+    def __init__(self, mar: MAR, supervision: tuple[float, float], distillation: Distillation | None = None):
         super().__init__()
         self.mar = mar
-        self.distillation = None if teacher is None else Distillation(mar, teacher)
+        self.distillation = distillation
         self.supervision = supervision
         width = mar.config.decoder_embed_dim
         self.token = nn.Linear(width, mar.config.token_dim)
@@ -77,13 +77,12 @@ class MARObjective(nn.Module):
             silhouettes: of tokens, see ``scene_reader``, uint8 [B, L, SILHOUETTE^2].
         """
         tokens = self.mar.patchify(latents)
-        dropped = self.mar.draw_dropped(len(labels), labels.device)
-        z = self.mar.conditions(tokens, mask, self.mar.condition(labels, dropped))
+        z = self.mar.conditions(tokens, mask, self.mar.condition(labels))
         if self.distillation is None:
             head = self.mar.head_loss(tokens, z, mask)
             told = {"head": head}
         else:
-            distances = self.distillation(self.mar, tokens, z, mask, labels, dropped)
+            distances = self.distillation(self.mar, tokens, z, mask, labels)
             head = sum(distances)
             told = distances._asdict()
         token = F.mse_loss(self.token(z[mask]).float(), tokens[mask])
@@ -97,7 +96,8 @@ class MARTask:
     """The ``mar`` task.
 
     ``init.kl`` names the autoencoder, or its folder, ``data.tokenizer`` the name under which the card lists it;
-    ``init.mar`` names weights to go on from, ``init.teacher`` the generator that a draft is to draft for.
+    ``init.mar`` names weights to go on from, ``init.teacher`` the generator that a draft is to draft for, and
+    ``data.teacher`` how that samples (``mar_distillation.Sampling``).
     ``data.supervision`` holds the weights of the two terms beside the published one. ``data.mask_deviation`` widens the
     law of mask ratios: a small model learns from fuller contexts.
     """
@@ -119,8 +119,13 @@ class MARTask:
             }
             mar = MAR(MARConfig(**shape | recipe.model))
         self.mar = mar
-        teacher = MAR.from_pretrained(recipe.init["teacher"]).float() if "teacher" in recipe.init else None
-        self.model = MARObjective(mar, tuple(recipe.data.get("supervision", (0.0, 0.0))), teacher)
+        distillation = None
+        if "teacher" in recipe.init:
+            teacher = MAR.from_pretrained(recipe.init["teacher"]).float()
+            distillation = Distillation(mar, teacher, Sampling(**recipe.data["teacher"]))
+            if "mar" not in recipe.init:
+                take_layers(mar, teacher)
+        self.model = MARObjective(mar, tuple(recipe.data.get("supervision", (0.0, 0.0))), distillation)
         self.latents = self.silhouettes = self.labels = None
 
     def _moments(self, seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:

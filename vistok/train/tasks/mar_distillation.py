@@ -1,54 +1,89 @@
-"""Distillation of a MAR into a smaller one that drafts for it, in the spirit of DistillSpec (arXiv 2310.08461).
+"""Distillation of a guided MAR into a smaller one that drafts for it.
 
-The published loss asks a head for the noise of a token, most of which nothing predicts. The teacher's answer to the
-same question is free of that part, so a draft learns from far fewer pictures, and learns what speculative decoding
-needs: the law of its own target.
+In the spirit of DistillSpec (arXiv 2310.08461), with guidance learnt as by Meng et al. (arXiv 2210.03142). The published
+loss asks a head for the noise of a token, most of which nothing predicts. Here it is asked for each denoising step that
+its target takes when it samples: the law of that step under guidance. So a draft learns what speculative decoding
+compares, needs no second branch, and has no errors of two branches that guidance would multiply.
 """
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vistok.errors import VistokError
 from vistok.models.mar import MAR
 from vistok.models.mar.diffusion import gaussian_divergence
 from vistok.models.mar.model import check_same_tokens
+from vistok.samplers.continuous.head import head_process
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the teacher samples.
+
+    Attributes:
+        guidance: its constant scale.
+        head_steps, spacing: see ``MaskedAutoregressive``.
+    """
+
+    guidance: float
+    head_steps: int
+    spacing: str = "even"
+
+
+def take_layers(student: MAR, teacher: MAR) -> None:
+    """Start a student of the teacher's widths from its weights, with blocks spread evenly over the teacher's."""
+    weights = teacher.state_dict()
+    for name in ("encoder_blocks", "decoder_blocks", "diffloss.net.res_blocks"):
+        own, theirs = len(student.get_submodule(name)), len(teacher.get_submodule(name))
+        for i in range(own):
+            prefix = f"{name}.{round((i + 1) * theirs / own) - 1}."
+            block = {key.removeprefix(prefix): x for key, x in teacher.state_dict().items() if key.startswith(prefix)}
+            weights |= {f"{name}.{i}.{key}": x for key, x in block.items()}
+    student.load_state_dict({key: weights[key] for key in student.state_dict()})
 
 
 class Distances(NamedTuple):
     """How far a MAR is from its teacher; scalars.
 
     Attributes:
-        noise: mean squared difference of the noise that the heads predict.
-        bits: divergence of the student's denoising steps from the teacher's, in bits per value; passes gradients to the
-            variances alone, as the published variational term does.
-        conditions: mean squared difference of the teacher's conditions and what a linear map reads from the student's.
+        means, variances: what the means and the variances of a denoising step add to the divergence of its law from the
+            teacher's, in nats a token. Each is taken at the teacher's other one, so that variances do not grow to cover
+            means that miss.
+        conditions: mean squared difference of the teacher's conditions, with a class and without, and what a linear map
+            reads from the student's.
     """
 
-    noise: Tensor
-    bits: Tensor
+    means: Tensor
+    variances: Tensor
     conditions: Tensor
 
 
 class Distillation(nn.Module):
-    """What is measured of a student against a frozen teacher.
+    """What is measured of a student against a frozen teacher under guidance.
 
     Args:
-        student, teacher: generators of the same tokens and classes.
+        student, teacher: generators of the same tokens and classes; the student trains no null condition.
+        sampling: how the teacher samples.
 
     Raises:
         VistokError: they are not.
     """
 
-    def __init__(self, student: MAR, teacher: MAR):
+    def __init__(self, student: MAR, teacher: MAR, sampling: Sampling):
         super().__init__()
         check_same_tokens(student, teacher, "student", "teacher")
+        if student.config.label_drop_prob:
+            raise VistokError("a distilled MAR learns the guided law and no null condition: set label_drop_prob to 0.")
         self.teacher = teacher.requires_grad_(False).eval()
-        self.read = nn.Linear(student.config.decoder_embed_dim, teacher.config.decoder_embed_dim)
+        self.guidance = sampling.guidance
+        self.process = head_process(sampling.spacing, sampling.head_steps)
+        self.read = nn.Linear(student.config.decoder_embed_dim, 2 * teacher.config.decoder_embed_dim)
 
     def train(self, mode: bool = True) -> Distillation:
         """The teacher stays as it generates."""
@@ -56,27 +91,29 @@ class Distillation(nn.Module):
         self.teacher.eval()
         return self
 
-    def forward(
-        self, student: MAR, tokens: Tensor, z: Tensor, mask: Tensor, labels: Tensor, dropped: Tensor
-    ) -> Distances:
-        """Compare both on hidden tokens, at one noise and one step of each.
+    def forward(self, student: MAR, tokens: Tensor, z: Tensor, mask: Tensor, labels: Tensor) -> Distances:
+        """Compare both on hidden tokens, at one step of each and one noise.
 
         Args:
             student: the generator that is trained.
-            tokens, mask, labels: see MAR.
+            tokens, mask, labels: see MAR; every row hides the same number.
             z: the student's conditions [B, L, Ed].
-            dropped: rows under the null condition, bool [B].
         """
         with torch.no_grad():
-            theirs = self.teacher.conditions(tokens, mask, self.teacher.condition(labels, dropped))
-        conditions = F.mse_loss(self.read(z[mask]).float(), theirs[mask].float())
-        x0, z, theirs = student.hidden_rows(mask, tokens, z, theirs)
-        process = student.diffloss.process
-        t = torch.randint(len(process), (len(x0),), device=x0.device)
-        x = process.q_sample(x0, t, torch.randn_like(x0))
+            condition = torch.cat([self.teacher.condition(labels), self.teacher.null_condition(len(labels))])
+            theirs = self.teacher.conditions(*(torch.cat([x, x]) for x in (tokens, mask)), condition, mask.repeat(2, 1))
+        conditions = F.mse_loss(self.read(z[mask]).float(), torch.cat(theirs.chunk(2), -1).float())
+        x0, z = student.hidden_rows(mask, tokens, z)
+        theirs = torch.cat([half.repeat(student.config.diffusion_batch_mul, 1) for half in theirs.chunk(2)])
+        step = torch.randint(len(self.process), (len(x0),), device=x0.device)
+        t = self.process.timesteps.to(x0.device)[step]
+        x = self.process.q_sample(x0, step, torch.randn_like(x0))
         with torch.no_grad():
-            target, target_v = self.teacher.diffloss.net(x, t, theirs).float().chunk(2, dim=-1)
-        eps, v = student.diffloss.net(x, t, z).float().chunk(2, dim=-1)
-        law, other = process.transition(x, t, target, target_v), process.transition(x, t, eps.detach(), v)
-        nats = gaussian_divergence(law.mean, law.log_variance, other.mean, other.log_variance)
-        return Distances(F.mse_loss(eps, target), nats.mean() / math.log(2), conditions)
+            guided, free = self.teacher.diffloss.net(x.repeat(2, 1), t.repeat(2), theirs).float().chunk(2)
+            eps, v = guided.chunk(2, dim=-1)
+            free = free[:, : eps.shape[-1]]
+            law = self.process.transition(x, step, free + self.guidance * (eps - free), v)
+        own = self.process.transition(x, step, *student.diffloss.net(x, t, z).chunk(2, dim=-1))
+        means = gaussian_divergence(law.mean, law.log_variance, own.mean, law.log_variance)
+        variances = gaussian_divergence(law.mean, law.log_variance, law.mean, own.log_variance)
+        return Distances(means.sum(-1).mean(), variances.sum(-1).mean(), conditions)
