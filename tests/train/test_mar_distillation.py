@@ -10,7 +10,9 @@ from vistok.errors import VistokError
 from vistok.models.mar import MAR, MARConfig
 from vistok.models.mar.diffusion import gaussian_divergence
 from vistok.train.tasks.mar import MARObjective, draw_mask
-from vistok.train.tasks.mar_distillation import Distillation
+from vistok.train.tasks.mar_distillation import Distillation, Sampling
+
+SAMPLING = Sampling(guidance=2.0, head_steps=10, spacing="root")
 
 
 def small_mar(seed: int, width: int = 32, **changes) -> MAR:
@@ -18,7 +20,11 @@ def small_mar(seed: int, width: int = 32, **changes) -> MAR:
     sizes = {f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in (("depth", 1), ("num_heads", 2))}
     widths = {"encoder_embed_dim": width, "decoder_embed_dim": width, "diffloss_w": width, "diffloss_d": 1}
     torch.manual_seed(seed)
-    model = MAR(MARConfig(**shape | sizes | widths | {"attn_dropout": 0.0, "proj_dropout": 0.0} | changes))
+    model = MAR(
+        MARConfig(
+            **shape | sizes | widths | {"attn_dropout": 0.0, "proj_dropout": 0.0, "label_drop_prob": 0.0} | changes
+        )
+    )
     for parameter in model.parameters():  # published weights of the head begin at zero, where all models agree
         torch.nn.init.normal_(parameter, std=0.1) if not parameter.abs().any() else None
     return model
@@ -30,15 +36,13 @@ def batch(size: int = 6) -> dict[str, torch.Tensor]:
         "tokens": torch.randn(size, 16, 3, generator=generator),
         "mask": draw_mask(size, 16, 0.5),
         "labels": torch.arange(size) % 5,
-        "dropped": torch.arange(size) % 3 == 0,
     }
 
 
 def distances(distillation: Distillation, student: MAR):
     torch.manual_seed(1)
     inputs = batch()
-    condition = student.condition(inputs["labels"], inputs["dropped"])
-    z = student.conditions(inputs["tokens"], inputs["mask"], condition)
+    z = student.conditions(inputs["tokens"], inputs["mask"], student.condition(inputs["labels"]))
     return distillation(student, z=z, **inputs)
 
 
@@ -49,28 +53,30 @@ def test_divergence_of_gaussians():
     torch.testing.assert_close(gaussian_divergence(mean, log_variance, other, other_log_variance), expected)
 
 
-def test_a_copy_of_the_teacher_is_at_no_distance_and_another_network_is():
+def test_a_copy_of_an_unguided_teacher_is_at_no_distance_and_another_network_is():
     teacher = small_mar(0)
     student = deepcopy(teacher)
-    found = distances(Distillation(student, teacher), student)
-    assert found.noise == 0 and found.bits.abs() < 1e-6
+    unguided = Sampling(guidance=1.0, head_steps=10)
+    found = distances(Distillation(student, teacher, unguided), student)
+    assert found.means.abs() < 1e-5 and found.variances.abs() < 1e-5
     other = small_mar(2, width=16)
-    found = distances(Distillation(other, teacher), other)
-    assert found.noise > 1e-3 and found.bits > 1e-3
+    found = distances(Distillation(other, teacher, unguided), other)
+    assert found.means > 1e-3 and found.variances > 1e-3
 
 
-def test_dropped_rows_are_compared_under_the_null_condition():
+def test_guidance_is_what_a_copy_lacks():
     teacher = small_mar(0)
     student = deepcopy(teacher)
-    with torch.no_grad():
-        student.fake_latent.normal_()
-    assert distances(Distillation(student, teacher), student).noise > 1e-5
+    little, much = (distances(Distillation(student, teacher, Sampling(g, 10)), student).means for g in (1.5, 2.0))
+    assert little > 1e-5  # with the same variances, a divergence grows with the square of what guidance adds
+    torch.testing.assert_close(much, 4 * little, rtol=1e-3, atol=0)
+    assert distances(Distillation(student, teacher, SAMPLING), student).variances.abs() < 1e-5
 
 
 def test_training_comes_closer_and_leaves_the_teacher_alone():
     teacher, student = small_mar(0), small_mar(2, width=16)
     before = deepcopy(teacher.state_dict())
-    objective = MARObjective(student, (0.1, 0.1), teacher).train()
+    objective = MARObjective(student, (0.1, 0.1), Distillation(student, teacher, SAMPLING)).train()
     assert not teacher.training
     optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], 1e-2)
     first = distances(objective.distillation, student)
@@ -82,13 +88,18 @@ def test_training_comes_closer_and_leaves_the_teacher_alone():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert set(metrics) == {"noise", "bits", "conditions", "token", "silhouette"}
+    assert set(metrics) == {"means", "variances", "conditions", "token", "silhouette"}
     last = distances(objective.distillation, student)
-    assert last.noise < 0.5 * first.noise and last.conditions < 0.5 * first.conditions
+    assert last.means < 0.5 * first.means and last.conditions < 0.5 * first.conditions
     assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
     assert all(p.grad is None for p in teacher.parameters())
 
 
 def test_a_teacher_of_other_tokens_is_refused():
     with pytest.raises(VistokError, match="class_num 7"):
-        Distillation(small_mar(0), small_mar(0, class_num=7))
+        Distillation(small_mar(0), small_mar(0, class_num=7), SAMPLING)
+
+
+def test_a_student_with_a_null_condition_is_refused():
+    with pytest.raises(VistokError, match="set label_drop_prob to 0"):
+        Distillation(small_mar(0, label_drop_prob=0.1), small_mar(0), SAMPLING)

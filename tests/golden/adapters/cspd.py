@@ -53,15 +53,12 @@ def accept(case: Case) -> None:
     y = p.mean + p.log_std.exp() * i["proposal_noise"][0]
     case.close(y, "first_proposal")
     case.close(reference_residual_weight(q, p, y), "residual_weight")
-    rounds = 0
 
-    def proposal(attempt: int):
-        nonlocal rounds
-        rounds = attempt + 1
-        wrapped = attempt % len(i["u_reject"])
+    def proposal(attempts):
+        wrapped = attempts % len(i["u_reject"])
         return i["proposal_noise"][wrapped], i["u_reject"][wrapped]
 
-    values, _ = reference_resample(q, p, ~accepted, torch.zeros_like(x), proposal, case.config["max_rounds"])
+    values, _, rounds = reference_resample(q, p, ~accepted, torch.zeros_like(x), proposal, case.config["max_rounds"])
     case.close(torch.where(accepted[:, None], x, values), "result")
     assert rounds == int(i["rounds_used"]), "rounds of the residual loop"
 
@@ -81,8 +78,14 @@ class FedNumbers:
         self.verification += 1
         return self.inputs[f"v{self.verification}_u_accept"]
 
-    def proposal(self, rows, positions, attempt):
-        return tuple(self.inputs[f"v{self.verification}_{name}{attempt}"] for name in ("prop", "u_rej"))
+    def proposal(self, rows, positions, attempts):
+        """Rounds that the case does not hold were not needed there: their uniforms keep nothing."""
+        normals, uniforms = [], []
+        for attempt in attempts.tolist():
+            held = f"v{self.verification}_prop{attempt}" in self.inputs
+            normals.append(self.inputs[f"v{self.verification}_prop{attempt if held else 0}"])
+            uniforms.append(self.inputs[f"v{self.verification}_u_rej{attempt}"] if held else torch.ones(len(rows)))
+        return torch.stack(normals), torch.stack(uniforms)
 
 
 @torch.no_grad()

@@ -17,12 +17,15 @@ def by_last_steps(name: str, rule) -> tuple[float, float]:
     path, own, q, p = aligned(draft, target)
     generator = torch.Generator().manual_seed(3)
     accepted = torch.rand(N, generator=generator).log() < rule(q, p, path.value)
-    values, _ = reference_resample(
+    values, _, _ = reference_resample(
         q,
         p,
         ~accepted,
         own.value,
-        lambda _: (torch.randn(N, 1, generator=generator), torch.rand(N, generator=generator)),
+        lambda rounds: (
+            torch.randn(len(rounds), N, 1, generator=generator),
+            torch.rand(len(rounds), N, generator=generator),
+        ),
     )
     drawn = torch.where(accepted[:, None], path.value, values)[:, 0]
     return distance(drawn, target), float(accepted.double().mean())

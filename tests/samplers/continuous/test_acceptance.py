@@ -115,12 +115,15 @@ def test_reference_acceptance(inner_temperature: float, kept: tuple[float, float
     generator = torch.Generator().manual_seed(3)
     log_ratio = reference_log_ratio(q, p, path.value, inner_temperature)
     accepted = torch.rand(N, generator=generator).log() < log_ratio
-    values, _ = reference_resample(
+    values, _, _ = reference_resample(
         q,
         p,
         ~accepted,
         own.value,
-        lambda _: (torch.randn(N, 1, generator=generator), torch.rand(N, generator=generator)),
+        lambda rounds: (
+            torch.randn(len(rounds), N, 1, generator=generator),
+            torch.rand(len(rounds), N, generator=generator),
+        ),
     )
     assert kept[0] <= float(accepted.double().mean()) <= kept[1]
     drawn = torch.where(accepted[:, None], path.value, values)[:, 0]
@@ -131,10 +134,15 @@ def test_a_failed_reference_loop_leaves_the_aligned_sample_not_zero() -> None:
     same = LastStep(torch.ones(5, 3), torch.zeros(5, 3), torch.zeros(5, 3))
     fallback = torch.full((5, 3), 7.0)
     rejected = torch.tensor([True, False, True, True, False])
-    values, failed = reference_resample(
-        same, same, rejected, fallback, lambda _: (torch.randn(5, 3), torch.rand(5)), rounds=3
+    values, failed, rounds = reference_resample(
+        same,
+        same,
+        rejected,
+        fallback,
+        lambda rounds: (torch.randn(len(rounds), 5, 3), torch.rand(len(rounds), 5)),
+        rounds=3,
     )
-    assert failed == 3
+    assert failed == 3 and rounds == 3
     assert torch.equal(values[rejected], fallback[rejected])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,10 +46,10 @@ def tiny(seed: int, scale: float = 0.15, grid: int = 2, channels: int = 1) -> MA
     return model
 
 
-def nearby(model: MAR, seed: int, scale: float) -> MAR:
-    """A copy with other weights by ``scale``."""
+def nearby(model: MAR, seed: int, scale: float, **changes) -> MAR:
+    """A copy with other weights by ``scale``, and a changed configuration."""
     torch.manual_seed(seed)
-    other = MAR(model.config).eval()
+    other = MAR(replace(model.config, **changes)).eval()
     other.load_state_dict(model.state_dict())
     for parameter in other.parameters():
         parameter.data += scale * torch.randn_like(parameter)
@@ -60,7 +61,7 @@ def build(target: MAR, draft: MAR, samples: torch.Tensor, seed: int, guidance: f
     noise = TokenNoise(Noise(seed, samples))
     labels = samples % target.config.class_num
     return Run(
-        *(GuidedMAR(model, labels, PROCESS, guidance > 1) for model in (target, draft)),
+        *(GuidedMAR(model, labels, PROCESS, guidance > 1 and not model.config.distilled) for model in (target, draft)),
         plan,
         plan.guidance(guidance, "linear"),
         ranks(noise.orders(plan.length)),
@@ -98,8 +99,11 @@ def models() -> tuple[MAR, MAR, torch.Tensor]:
     return target, draft, plain.tokens
 
 
-def test_exact_decoding_has_the_law_of_the_targets_own_sampler(models) -> None:
+@pytest.mark.parametrize("distilled", [False, True])
+def test_exact_decoding_has_the_law_of_the_targets_own_sampler(models, distilled) -> None:
     target, draft, plain = models
+    if distilled:  # one branch of the draft against two of the target
+        draft = nearby(target, 1, 0.12, label_drop_prob=0.0)
     run = exact_tokens(target, draft, COUNT, seed=7, prefill=0.0)
     stats = run.stats
     assert 0.05 < stats.acceptance_rate < 0.99 and stats.rolled_back > 0
@@ -131,8 +135,21 @@ def test_a_picture_does_not_depend_on_its_batch(models) -> None:
     torch.testing.assert_close(alone.tokens[0], together[4], atol=1e-4, rtol=1e-4)
 
 
-def test_reference_mode_leaves_no_token_at_zero(models) -> None:
+def test_a_distilled_model_runs_one_branch_and_refuses_guidance(models) -> None:
+    target, *_ = models
+    draft = nearby(target, 1, 0.12, label_drop_prob=0.0)
+    sampler = ContinuousSpeculative(draft, "reference", iterations=4, head_steps=4, window=2, prefill=0.0)
+    _, stats = sampler.sample(target, torch.arange(3), None, Law(2.0), Noise(0, torch.arange(3)))
+    assert stats.draft_rows == 4 * int(stats.proposed.sum())
+    with pytest.raises(VistokError, match="leave it at 1"):
+        MaskedAutoregressive(head_steps=4).sample(draft, torch.arange(3), None, Law(2.0), Noise(0, torch.arange(3)))
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_reference_mode_leaves_no_token_at_zero(models, distilled) -> None:
     target, draft, _ = models
+    if distilled:
+        draft = nearby(target, 1, 0.12, label_drop_prob=0.0)
     with torch.inference_mode():
         run = build(target, draft, torch.arange(64), 2)
         run_reference(run, 2, 0.0, 42.0)

@@ -31,6 +31,7 @@ from vistok.samplers.continuous.head import Chain, Path, draw_path
 
 MAX_PROPOSALS = 1024  # of a rejected token; a token then keeps a plain draw with probability below 1 / (e * 1024)
 WIDEST = 64  # proposals of a token in a call
+MOST_ROUNDS = 32  # of the published residual loop at a time
 Chains = Callable[[Tensor], tuple[Chain, Chain]]  # numbers of tokens, with repeats, to their draft and target chains
 
 
@@ -84,10 +85,10 @@ def reference_resample(
     target: LastStep,
     rejected: Tensor,
     fallback: Tensor,
-    proposal: Callable[[int], tuple[Tensor, Tensor]],
+    proposal: Callable[[Tensor], tuple[Tensor, Tensor]],
     rounds: int = 100,
-) -> tuple[Tensor, int]:
-    """Replacements of rejected tokens by the published loop.
+) -> tuple[Tensor, int, int]:
+    """Replacements of rejected tokens by the published loop, many of its rounds at a time.
 
     A token that was kept in one round takes a later proposal that is kept too, until every rejected token has one.
     Where the published code leaves a token at zero after the last round, it takes ``fallback``.
@@ -96,22 +97,26 @@ def reference_resample(
         draft, target: last steps of N tokens.
         rejected: which of them need one, bool [N].
         fallback: the target's own aligned tokens [N, D].
-        proposal: standard normals [N, D] and uniforms [N] of a round.
+        proposal: standard normals [R, N, D] and uniforms [R, N] of rounds [R].
         rounds: the most.
 
     Returns:
-        Values [N, D], meaningful where ``rejected``, and the number of tokens that fell back.
+        Values [N, D], meaningful where ``rejected``, the number of tokens that fell back, and of rounds that counted.
     """
     values, found = fallback.clone(), ~rejected
-    for each in range(rounds):
-        if bool(found.all()):
-            break
-        normal, uniform = proposal(each)
+    done, width = 0, 2
+    while done < rounds and not bool(found.all()):
+        normal, uniform = proposal(torch.arange(done, min(done + width, rounds), device=values.device))
         y = target.mean + target.log_std.exp() * normal
         kept = uniform < reference_residual_weight(draft, target, y)
-        values = torch.where(kept[:, None], y, values)
-        found = found | kept
-    return values, int((~found).sum())
+        enough = (kept.cumsum(0).bool() | found).all(1).tolist()  # from which round on every token has a value
+        counted = enough.index(True) + 1 if True in enough else len(enough)
+        latest = (kept[:counted] * torch.arange(1, counted + 1, device=values.device)[:, None]).amax(0)
+        own = y.take_along_dim((latest - 1).clamp(min=0)[None, :, None], dim=0)[0]
+        values = torch.where((latest > 0)[:, None], own, values)
+        found = found | (latest > 0)
+        done, width = done + counted, min(2 * width, MOST_ROUNDS)
+    return values, int((~found).sum()), done
 
 
 def path_log_ratio(path: Path, other: Chain) -> Tensor:

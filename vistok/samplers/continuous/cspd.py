@@ -60,10 +60,13 @@ class Numbers:
         """Uniforms [N] that decide about drafts."""
         return self.noise.uniform(rows, positions, ACCEPT)
 
-    def proposal(self, rows: Tensor, positions: Tensor, attempt: int) -> tuple[Tensor, Tensor]:
-        """Normals [N, D] and uniforms [N] of a round of the published residual loop."""
-        normal = self.noise.paths(rows, positions, 0, self.dim, RESIDUAL, attempt)[0]
-        return normal, self.noise.uniform(rows, positions, RESIDUAL_ACCEPT, attempt)
+    def proposal(self, rows: Tensor, positions: Tensor, attempts: Tensor) -> tuple[Tensor, Tensor]:
+        """Normals [R, N, D] and uniforms [R, N] of rounds [R] of the published residual loop."""
+        shape = len(attempts), len(rows)
+        tokens = rows.repeat(len(attempts)), positions.repeat(len(attempts))
+        attempt = attempts.repeat_interleave(len(rows))
+        normal = self.noise.paths(*tokens, 0, self.dim, RESIDUAL, attempt)[0]
+        return normal.view(*shape, -1), self.noise.uniform(*tokens, RESIDUAL_ACCEPT, attempt).view(shape)
 
 
 @dataclass
@@ -301,8 +304,8 @@ def _verify_reference(run: Run, drafted: Drafted, verified: int, step: int, inne
     q, p = LastStep.of(path), LastStep.of(own)
     log_ratio = reference_log_ratio(q, p, path.value, inner_temperature)
     accepted = log_ratio > run.numbers.accept(rows, positions).log()
-    values, fallbacks = reference_resample(
-        q, p, ~accepted, own.value, lambda attempt: run.numbers.proposal(rows, positions, attempt)
+    values, fallbacks, _ = reference_resample(
+        q, p, ~accepted, own.value, lambda attempts: run.numbers.proposal(rows, positions, attempts)
     )
     result = torch.where(accepted[:, None], path.value, values)
     run.tokens[rows, positions] = result

@@ -1,8 +1,8 @@
 """Distillation of a guided MAR into a smaller one that drafts for it.
 
-In the spirit of DistillSpec (arXiv 2310.08461), with guidance learnt as by Meng et al. (arXiv 2210.03142). The published
-loss asks a head for the noise of a token, most of which nothing predicts. Here it is asked for each denoising step that
-its target takes when it samples: the law of that step under guidance. So a draft learns what speculative decoding
+In the spirit of DistillSpec (arXiv 2310.08461), with guidance learnt as by Meng et al. (arXiv 2210.03142). The
+published loss asks a head for the noise of a token, most of which nothing predicts. Here a head is asked for the law of
+each denoising step that its target takes when it samples, under guidance. So a draft learns what speculative decoding
 compares, needs no second branch, and has no errors of two branches that guidance would multiply.
 """
 
@@ -38,12 +38,13 @@ class Sampling:
 
 def take_layers(student: MAR, teacher: MAR) -> None:
     """Start a student of the teacher's widths from its weights, with blocks spread evenly over the teacher's."""
-    weights = teacher.state_dict()
+    theirs = teacher.state_dict()
+    weights = dict(theirs)
     for name in ("encoder_blocks", "decoder_blocks", "diffloss.net.res_blocks"):
-        own, theirs = len(student.get_submodule(name)), len(teacher.get_submodule(name))
-        for i in range(own):
-            prefix = f"{name}.{round((i + 1) * theirs / own) - 1}."
-            block = {key.removeprefix(prefix): x for key, x in teacher.state_dict().items() if key.startswith(prefix)}
+        few, many = len(student.get_submodule(name)), len(teacher.get_submodule(name))
+        for i in range(few):
+            prefix = f"{name}.{round((i + 1) * many / few) - 1}."
+            block = {key.removeprefix(prefix): x for key, x in theirs.items() if key.startswith(prefix)}
             weights |= {f"{name}.{i}.{key}": x for key, x in block.items()}
     student.load_state_dict({key: weights[key] for key in student.state_dict()})
 
