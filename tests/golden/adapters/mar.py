@@ -101,10 +101,11 @@ def diffloss_train(case: Case) -> None:
     case.close((rows * mask).sum() / mask.sum(), "loss")
     process, step = Diffusion(case.config["num_sampling_steps"]), i["t_spaced"]
     x = case.outputs["x_t"]
-    law = process.transition(x, step, *head.net(x, process.timesteps[step], z).chunk(2, dim=-1))
+    eps, v = head.net(x, process.timesteps[step], z).chunk(2, dim=-1)
+    law = process.transition(x, step, eps, v)
     case.close(law.mean, "mean")
     case.close(law.log_variance, "log_variance")
-    case.close(law.x0, "pred_xstart")
+    case.close(process.clean(x, step, eps), "pred_xstart")
 
 
 @torch.no_grad()

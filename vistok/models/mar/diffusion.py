@@ -73,12 +73,10 @@ class Transition:
 
     Attributes:
         mean, log_variance: [..., D], float32.
-        x0: the clean value that the network's noise implies, [..., D].
     """
 
     mean: Tensor
     log_variance: Tensor
-    x0: Tensor
 
 
 class Diffusion:
@@ -143,10 +141,18 @@ class Diffusion:
         """Logarithms of the betas, the upper end of the learned range."""
         return self.betas.log()
 
-    def at(self, table: Tensor, step: int | Tensor, like: Tensor) -> Tensor:
-        """Entries of a table as float32: a scalar, or [..., 1] for a tensor of steps."""
+    @cached_property
+    def _transition(self) -> tuple[Tensor, ...]:
+        """What the state and the noise weigh in a transition's mean; middle and half width of its log variance."""
+        state = self.posterior_mean_coef1 * self.sqrt_recip_alphas_cumprod + self.posterior_mean_coef2
+        noise = -self.posterior_mean_coef1 * self.sqrt_recipm1_alphas_cumprod
+        low, high = self.posterior_log_variance_clipped, self.log_betas
+        return state, noise, (high + low) / 2, (high - low) / 2
+
+    def at(self, table: Tensor, step: int | Tensor, like: Tensor) -> float | Tensor:
+        """Entries of a table: a number, or float32 [..., 1] for a tensor of steps."""
         if isinstance(step, int):
-            return table[step].to(like.device, torch.float32)
+            return float(table[step])
         return table.to(like.device)[step].float()[..., None]
 
     def q_sample(self, x0: Tensor, step: Tensor, noise: Tensor) -> Tensor:
@@ -166,15 +172,13 @@ class Diffusion:
             step: of all states, or of each [...].
             eps, v: the network's two halves [..., D].
         """
-        eps, v = eps.float(), v.float()
-        low = self.at(self.posterior_log_variance_clipped, step, x)
-        high = self.at(self.log_betas, step, x)
-        share = (v + 1) / 2
-        x0 = (
-            self.at(self.sqrt_recip_alphas_cumprod, step, x) * x
-            - self.at(self.sqrt_recipm1_alphas_cumprod, step, x) * eps
-        )
-        return Transition(self.posterior_mean(x0, x, step), share * high + (1 - share) * low, x0)
+        state, noise, middle, half = (self.at(table, step, x) for table in self._transition)
+        return Transition(state * x + noise * eps.float(), middle + half * v.float())
+
+    def clean(self, x: Tensor, step: int | Tensor, eps: Tensor) -> Tensor:
+        """The clean value that the network's noise implies, [..., D]; see :meth:`transition`."""
+        signal, noise = self.sqrt_recip_alphas_cumprod, self.sqrt_recipm1_alphas_cumprod
+        return self.at(signal, step, x) * x - self.at(noise, step, x) * eps.float()
 
     def variational_bits(self, x0: Tensor, x: Tensor, step: Tensor, law: Transition) -> Tensor:
         """Term of the variational bound in bits per value, [N]; at step 0 a likelihood in bins of width 2/255."""

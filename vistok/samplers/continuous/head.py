@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vistok.errors import unknown_name
-from vistok.models.mar.diffusion import Diffusion, Transition, diffusion
+from vistok.models.mar.diffusion import Diffusion, diffusion
 from vistok.models.mar.head import HeadNetwork
 
 MODULATION_VALUES = 1 << 24  # values of precomputed modulation that are held at a time
@@ -93,13 +93,13 @@ class HeadChain:
             eps = free + self.guidance * (eps - free)
         return eps, v
 
-    def law(self, x: Tensor, step: int) -> Transition:
-        """The law of the state before ``x``, without temperature."""
-        return self.process.transition(x, step, *self._predict(x, self._modulation(step)))
+    def clean(self, x: Tensor, step: int) -> Tensor:
+        """The clean values [N, D] that the network sees in ``x``."""
+        return self.process.clean(x, step, self._predict(x, self._modulation(step))[0])
 
     def transition(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """See ``Chain``."""
-        law = self.law(x, step)
+        law = self.process.transition(x, step, *self._predict(x, self._modulation(step)))
         return law.mean, 0.5 * law.log_variance + self.log_temperature
 
     def transitions(self, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,14 +211,14 @@ def solve(chain: HeadChain, start: Tensor) -> Tensor:
     sigma = (1 - chain.process.alphas_cumprod).sqrt().tolist()
     x, before, h_before = start * math.exp(chain.log_temperature), None, 0.0
     for step in range(chain.steps - 1, 0, -1):
-        x0 = chain.law(x, step).x0
+        x0 = chain.clean(x, step)
         h = _half_log_snr(signal[step - 1], sigma[step - 1]) - _half_log_snr(signal[step], sigma[step])
         guess = x0
         if before is not None:
             guess = x0 + h / (2 * h_before) * (x0 - before)
         x = sigma[step - 1] / sigma[step] * x - signal[step - 1] * math.expm1(-h) * guess
         before, h_before = x0, h
-    return chain.law(x, 0).x0
+    return chain.clean(x, 0)
 
 
 def _half_log_snr(signal: float, sigma: float) -> float:

@@ -23,7 +23,7 @@ from vistok.models.mar import MAR, MARConfig
 from vistok.tokenizers.kl import KLAutoencoder, Posterior
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.mar_distillation import Distillation, Sampling, take_layers
+from vistok.train.tasks.mar_distillation import Distillation, OwnPictures, Sampling
 from vistok.train.tasks.scene_reader import SILHOUETTE, silhouette_loss, silhouettes
 from vistok.train.tasks.vq import HELD_OUT_SEED
 
@@ -119,12 +119,13 @@ class MARTask:
             }
             mar = MAR(MARConfig(**shape | recipe.model))
         self.mar = mar
-        distillation = None
+        distillation = self.own = None
         if "teacher" in recipe.init:
             teacher = MAR.from_pretrained(recipe.init["teacher"]).float()
-            distillation = Distillation(mar, teacher, Sampling(**recipe.data["teacher"]))
-            if "mar" not in recipe.init:
-                take_layers(mar, teacher)
+            sampling = Sampling(**recipe.data["teacher"])
+            distillation = Distillation(mar, teacher, sampling)
+            if "own" in recipe.data:
+                self.own = OwnPictures(sampling, **recipe.data["own"])
         self.model = MARObjective(mar, tuple(recipe.data.get("supervision", (0.0, 0.0))), distillation)
         self.latents = self.silhouettes = self.labels = None
 
@@ -171,9 +172,12 @@ class MARTask:
         side = torch.randint(2, (len(index),))
         mean, std = self.latents[index, side].float().unbind(1)
         config = self.mar.config
+        latents, labels = mean + std * torch.randn_like(std), self.labels[index]
+        if self.own is not None:
+            latents, labels = self.own.mix(self.mar, step, latents, labels)
         return {
-            "latents": mean + std * torch.randn_like(std),
-            "labels": self.labels[index],
+            "latents": latents,
+            "labels": labels,
             "silhouettes": self.silhouettes[index, side],
             "mask": draw_mask(size, config.seq_len, config.mask_ratio_min, self.mask_deviation)[rows],
         }

@@ -19,7 +19,10 @@ from vistok.errors import VistokError
 from vistok.models.mar import MAR
 from vistok.models.mar.diffusion import gaussian_divergence
 from vistok.models.mar.model import check_same_tokens
+from vistok.samplers.continuous import MaskedAutoregressive
 from vistok.samplers.continuous.head import head_process
+from vistok.samplers.law import Law
+from vistok.samplers.noise import Noise
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,38 @@ class Sampling:
     spacing: str = "even"
 
 
-def take_layers(student: MAR, teacher: MAR) -> None:
-    """Start a student of the teacher's widths from its weights, with blocks spread evenly over the teacher's."""
-    theirs = teacher.state_dict()
-    weights = dict(theirs)
-    for name in ("encoder_blocks", "decoder_blocks", "diffloss.net.res_blocks"):
-        few, many = len(student.get_submodule(name)), len(teacher.get_submodule(name))
-        for i in range(few):
-            prefix = f"{name}.{round((i + 1) * many / few) - 1}."
-            block = {key.removeprefix(prefix): x for key, x in theirs.items() if key.startswith(prefix)}
-            weights |= {f"{name}.{i}.{key}": x for key, x in block.items()}
-    student.load_state_dict({key: weights[key] for key in student.state_dict()})
+class OwnPictures:
+    """A pool of pictures that a student drew itself, on which its teacher corrects it (arXiv 2306.13649).
+
+    Args:
+        sampling: how the teacher samples.
+        share: of a batch.
+        count: pictures of the pool.
+        every: training steps that a pool serves.
+        iterations: steps over a picture.
+    """
+
+    def __init__(self, sampling: Sampling, share: float, count: int, every: int, iterations: int):
+        self.share, self.count, self.every = share, count, every
+        self.sampler = MaskedAutoregressive(iterations, sampling.head_steps, spacing=sampling.spacing)
+        self._drawn, self._latents, self._labels = -1, None, None
+
+    def mix(self, student: MAR, step: int, latents: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents [B, c, H, W] and classes [B] of a batch with the last rows replaced by own pictures."""
+        if self._drawn != step // self.every:
+            self._drawn = step // self.every
+            self._draw(student, step)
+        real = len(labels) - round(len(labels) * self.share)
+        chosen = torch.randint(self.count, (len(labels) - real,))
+        return torch.cat([latents[:real], self._latents[chosen]]), torch.cat([labels[:real], self._labels[chosen]])
+
+    def _draw(self, student: MAR, step: int) -> None:
+        device, training = student.mask_token.device, student.training
+        numbers = torch.arange(self.count, device=device)
+        labels = numbers % student.config.class_num
+        tokens, _ = self.sampler.sample(student.eval(), labels, None, Law(1.0), Noise(step, numbers))
+        student.train(training)
+        self._latents, self._labels = student.unpatchify(tokens).clone().cpu(), labels.cpu()
 
 
 class Distances(NamedTuple):
