@@ -10,7 +10,7 @@ from vistok.errors import VistokError
 from vistok.models.mar import MAR, MARConfig
 from vistok.models.mar.diffusion import gaussian_divergence
 from vistok.train.tasks.mar import MARObjective, draw_mask
-from vistok.train.tasks.mar_distillation import Distillation, Sampling
+from vistok.train.tasks.mar_distillation import Distillation, OwnPictures, Sampling
 
 SAMPLING = Sampling(guidance=2.0, head_steps=10, spacing="root")
 
@@ -103,3 +103,19 @@ def test_a_teacher_of_other_tokens_is_refused():
 def test_a_student_with_a_null_condition_is_refused():
     with pytest.raises(VistokError, match="set label_drop_prob to 0"):
         Distillation(small_mar(0, label_drop_prob=0.1), small_mar(0), SAMPLING)
+
+
+def test_own_pictures_fill_their_share_of_a_batch_and_are_drawn_anew():
+    student = small_mar(0).train()
+    own = OwnPictures(SAMPLING, share=0.25, count=5, every=10, iterations=4)
+    latents, labels = torch.zeros(8, 3, 4, 4), torch.full((8,), 4)
+    first, told = own.mix(student, 0, latents, labels)
+    assert student.training and not first.requires_grad
+    assert torch.equal(first[:6], latents[:6]) and (first[6:] != 0).all()
+    pool = own._latents
+    for picture, label in zip(first[6:], told[6:], strict=True):
+        assert torch.equal(picture, pool[label]), "five classes, five pictures: each with its own class"
+    own.mix(student, 9, latents, labels)
+    assert own._latents is pool
+    own.mix(student, 10, latents, labels)
+    assert not torch.equal(own._latents, pool)
