@@ -23,6 +23,7 @@ def mar(
         str | None, typer.Option(help="How those steps lie: even or root. [default: the model's own]")
     ] = None,
     prefill: Annotated[float, typer.Option(min=0, max=1, help="cspd: share of the target's own steps.")] = 0.05,
+    inner_temperature: Annotated[float, typer.Option(min=0.01, help="cspd: leniency of its reference mode.")] = 42.0,
     cfg: Annotated[float | None, typer.Option(help="Scale of guidance. [default: the model's own]")] = None,
     guidance_schedule: Annotated[
         str | None, typer.Option(help="Guidance grows linear, or is constant. [default: the model's own]")
@@ -36,8 +37,9 @@ def mar(
 ) -> None:
     """MAR against continuous speculative decoding, fewer steps and faster head solvers, on the same classes and seeds.
 
-    `detector` is the share of pictures with exactly one object, of the right shape and colour. `FD` is the Frechet
-    distance to held-out scenes of one object, which compares only runs of one size.
+    `detector` is the share of pictures with exactly one object, of the right shape and colour, and `detector - mar` its
+    paired difference from plain MAR's. `FD` is the Frechet distance to held-out scenes of one object, which compares
+    only runs of one size.
 
     Example: `vistok bench mar --num 2 --json mar.json`
     """
@@ -59,7 +61,7 @@ def mar(
     small = MAR.from_pretrained(draft, prefer_ema=True)
     given = {"head_steps": head_steps, "spacing": spacing, "guidance_schedule": guidance_schedule}
     plain = {"iterations": iterations} | pipe.sampling | {k: value for k, value in given.items() if value is not None}
-    entered = contestants(small, plain, prefill)
+    entered = contestants(small, plain, prefill, inner_temperature)
     samples = expand(list(range(0, NUM_CLASSES, classes)), num)
     law = pipe.law(cfg, temperature)
     batches = -(-len(samples) // batch_size)
@@ -73,6 +75,7 @@ def mar(
         "batch_size": batch_size,
         **plain,
         "prefill": prefill,
+        "inner_temperature": inner_temperature,
         "guidance": law.guidance,
         "temperature": law.temperature,
         "seed": seed,

@@ -32,7 +32,9 @@ SOLVER_STEPS = (5, 10, 20)
 FEWER = (2, 4)  # divisors of the steps over the picture
 
 
-def contestants(draft: MAR | None, plain: Mapping[str, int | str], prefill: float) -> list[Contestant]:
+def contestants(
+    draft: MAR | None, plain: Mapping[str, int | str], prefill: float, inner_temperature: float
+) -> list[Contestant]:
     """What a comparison runs; plain MAR comes first.
 
     Args:
@@ -40,11 +42,14 @@ def contestants(draft: MAR | None, plain: Mapping[str, int | str], prefill: floa
         plain: options of plain MAR, and of both models of a pair: ``iterations``, ``head_steps``,
             ``guidance_schedule``, ``spacing``.
         prefill: share of the steps that the target takes alone.
+        inner_temperature: of ``reference``.
     """
     found = [Contestant("mar", MaskedAutoregressive(**plain))]
     for mode in ("exact", "reference") if draft is not None else ():
         for window in WINDOWS:
-            sampler = ContinuousSpeculative(draft, mode, window=window, prefill=prefill, **plain)
+            sampler = ContinuousSpeculative(
+                draft, mode, window=window, prefill=prefill, inner_temperature=inner_temperature, **plain
+            )
             found.append(Contestant(f"cspd {mode}, window {window}", sampler, mode == "exact"))
     for divisor in FEWER:  # what a draft has to beat
         iterations = max(1, plain["iterations"] // divisor)
@@ -86,6 +91,7 @@ class Row:
         seconds: wall time of a batch.
         speed_up, cpu_speed_up: plain MAR's time over the contestant's, wall and processor.
         detector: share of right pictures.
+        change: by how much it differs from plain MAR's, over the same pictures.
         distance: Frechet distance to held-out scenes of one object; None without the feature network.
     """
 
@@ -103,6 +109,7 @@ class Row:
     speed_up: Estimate
     cpu_speed_up: Estimate
     detector: Estimate
+    change: Estimate
     distance: float | None
 
     def to_dict(self) -> dict:
@@ -142,9 +149,9 @@ def distances(trials: Sequence[Trial]) -> list[float | None]:
 def summarise(trials: Sequence[Trial], samples: Sequence[Sample]) -> list[Row]:
     """The figures of all contestants, plain MAR first."""
     base, rows, pictures = trials[0], [], len(samples)
-    for trial, distance in zip(trials, distances(trials), strict=True):
+    scores = [[right(image, x.condition) for image, x in zip(trial.images, samples, strict=True)] for trial in trials]
+    for trial, correct, distance in zip(trials, scores, distances(trials), strict=True):
         stats = ContinuousStats.merged(trial.stats)
-        correct = [right(image, sample.condition) for image, sample in zip(trial.images, samples, strict=True)]
         rows.append(
             Row(
                 name=trial.contestant.name,
@@ -161,6 +168,7 @@ def summarise(trials: Sequence[Trial], samples: Sequence[Sample]) -> list[Row]:
                 speed_up=ratio_estimate(base.seconds, trial.seconds),
                 cpu_speed_up=ratio_estimate(base.cpu_seconds, trial.cpu_seconds),
                 detector=ratio_estimate(correct, [1] * pictures),
+                change=ratio_estimate([a - b for a, b in zip(correct, scores[0], strict=True)], [1] * pictures),
                 distance=distance,
             )
         )
@@ -170,7 +178,7 @@ def summarise(trials: Sequence[Trial], samples: Sequence[Sample]) -> list[Row]:
 def table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
     head = ["sampler", "lossless", "forwards", "prefixes", "head calls", "draft's", "head rows", "draft's", "accepted"]
-    head += ["seconds", "speed-up", "CPU speed-up", "detector", "FD"]
+    head += ["seconds", "speed-up", "CPU speed-up", "detector", "detector - mar", "FD"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
         counts = (row.prefixes, row.target_calls, row.draft_calls, row.target_rows, row.draft_rows)
@@ -185,6 +193,7 @@ def table(rows: Sequence[Row]) -> str:
                 str(row.speed_up),
                 str(row.cpu_speed_up),
                 str(row.detector),
+                str(row.change),
                 "" if row.distance is None else f"{row.distance:.2f}",
             ]
         )
