@@ -23,7 +23,6 @@ def mar(
         str | None, typer.Option(help="How those steps lie: even or root. [default: the model's own]")
     ] = None,
     prefill: Annotated[float, typer.Option(min=0, max=1, help="cspd: share of the target's own steps.")] = 0.05,
-    inner_temperature: Annotated[float, typer.Option(min=0.01, help="cspd: leniency of its reference mode.")] = 42.0,
     cfg: Annotated[float | None, typer.Option(help="Scale of guidance. [default: the model's own]")] = None,
     guidance_schedule: Annotated[
         str | None, typer.Option(help="Guidance grows linear, or is constant. [default: the model's own]")
@@ -61,7 +60,7 @@ def mar(
     small = MAR.from_pretrained(draft, prefer_ema=True)
     given = {"head_steps": head_steps, "spacing": spacing, "guidance_schedule": guidance_schedule}
     plain = {"iterations": iterations} | pipe.sampling | {k: value for k, value in given.items() if value is not None}
-    entered = contestants(small, plain, prefill, inner_temperature)
+    entered = contestants(small, plain, prefill)
     samples = expand(list(range(0, NUM_CLASSES, classes)), num)
     law = pipe.law(cfg, temperature)
     batches = -(-len(samples) // batch_size)
@@ -75,7 +74,6 @@ def mar(
         "batch_size": batch_size,
         **plain,
         "prefill": prefill,
-        "inner_temperature": inner_temperature,
         "guidance": law.guidance,
         "temperature": law.temperature,
         "seed": seed,

@@ -30,11 +30,10 @@ if TYPE_CHECKING:
 WINDOWS = (4, 8)
 SOLVER_STEPS = (5, 10, 20)
 FEWER = (2, 4)  # divisors of the steps over the picture
+STRICT = {"window": 4, "prefill": 0.65, "inner_temperature": 10.0}  # of ``reference``, between its own and the target's
 
 
-def contestants(
-    draft: MAR | None, plain: Mapping[str, int | str], prefill: float, inner_temperature: float
-) -> list[Contestant]:
+def contestants(draft: MAR | None, plain: Mapping[str, int | str], prefill: float) -> list[Contestant]:
     """What a comparison runs; plain MAR comes first.
 
     Args:
@@ -42,19 +41,19 @@ def contestants(
         plain: options of plain MAR, and of both models of a pair: ``iterations``, ``head_steps``,
             ``guidance_schedule``, ``spacing``.
         prefill: share of the steps that the target takes alone.
-        inner_temperature: of ``reference``.
     """
     found = [Contestant("mar", MaskedAutoregressive(**plain))]
     for mode in ("exact", "reference") if draft is not None else ():
         for window in WINDOWS:
-            sampler = ContinuousSpeculative(
-                draft, mode, window=window, prefill=prefill, inner_temperature=inner_temperature, **plain
-            )
+            sampler = ContinuousSpeculative(draft, mode, window=window, prefill=prefill, **plain)
             found.append(Contestant(f"cspd {mode}, window {window}", sampler, mode == "exact"))
     for divisor in FEWER:  # what a draft has to beat
         iterations = max(1, plain["iterations"] // divisor)
-        fewer = MaskedAutoregressive(**{**plain, "iterations": iterations})
-        found.append(Contestant(f"mar, {iterations} iterations", fewer, lossless=False))
+        fewer = {**plain, "iterations": iterations}
+        found.append(Contestant(f"mar, {iterations} iterations", MaskedAutoregressive(**fewer), lossless=False))
+        if draft is not None:
+            both = ContinuousSpeculative(draft, "reference", **STRICT, **fewer)
+            found.append(Contestant(f"cspd strict, {iterations} iterations", both, lossless=False))
     for steps in SOLVER_STEPS:
         fast = MaskedAutoregressive(**{**plain, "head_steps": steps}, solver="dpm++")
         found.append(Contestant(f"mar, dpm++ {steps}", fast, lossless=False))
