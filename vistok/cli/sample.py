@@ -25,7 +25,8 @@ def sample(
         str | None, typer.Option(help="How tokens are drawn; see docs/samplers.md. [default: the model's plain way]")
     ] = None,
     window: Annotated[
-        str | None, typer.Option(help="sjd: rows of a pass, or auto for what suits this machine.")
+        str | None,
+        typer.Option(help="sjd: rows of a pass, or auto for what suits this machine; cspd: drafted steps."),
     ] = None,
     init: Annotated[str | None, typer.Option(help="sjd: how fresh drafts are made.")] = None,
     variant: Annotated[str | None, typer.Option(help="sjd: coupled or published.")] = None,
@@ -42,6 +43,12 @@ def sample(
     iterations: Annotated[int | None, typer.Option(help="mar, cspd: steps over the picture. [default: 64]")] = None,
     head_steps: Annotated[
         int | None, typer.Option(help="mar, cspd: diffusion steps of each token. [default: the model's own, or 100]")
+    ] = None,
+    prefill: Annotated[
+        float | None, typer.Option(help="cspd: share of the steps that the target takes alone. [default: 0.05]")
+    ] = None,
+    inner_temperature: Annotated[
+        float | None, typer.Option(help="cspd, reference: leniency towards drafts that miss. [default: 42]")
     ] = None,
     solver: Annotated[str | None, typer.Option(help="mar: ddpm, or dpm++ for about ten head steps.")] = None,
     guidance_schedule: Annotated[
@@ -128,6 +135,7 @@ def sample(
     options |= {"mode": mode, "residual": residual, "tree": tree}
     options |= {"iterations": iterations, "head_steps": head_steps, "solver": solver}
     options |= {"guidance_schedule": guidance_schedule, "spacing": spacing}
+    options |= {"prefill": prefill, "inner_temperature": inner_temperature}
     chosen = build_sampler(pipe, sampler, draft, **options)
     summary = paint_to(out, pipe, samples, chosen, law, seed, batch_size, trace)
     if summary is None:  # another process of the job reports

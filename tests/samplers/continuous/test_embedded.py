@@ -69,7 +69,21 @@ def test_the_draft_serves_the_command(tmp_path, mode):
         "--mode",
         mode,
     ]
-    args += ["--iterations", "8", "--head-steps", "10", "--window", "2", "--out", str(out), "--json"]
+    args += [
+        "--iterations",
+        "8",
+        "--head-steps",
+        "10",
+        "--window",
+        "2",
+        "--prefill",
+        "0.5",
+        "--inner-temperature",
+        "10",
+        "--out",
+        str(out),
+        "--json",
+    ]
     result = CliRunner().invoke(app, args)
     assert result.exit_code == 0, result.output
     assert out.exists()

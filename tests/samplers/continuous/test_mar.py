@@ -235,6 +235,8 @@ def test_samplers_by_name_and_their_mistakes() -> None:
     assert tokens.shape == (2, 16, 1) and stats.target_calls == 4 * 5 and stats.forwards.tolist() == [4, 4]
     with pytest.raises(VistokError, match="mode of cspd"):
         ContinuousSpeculative(mode="exat")
+    with pytest.raises(VistokError, match="inner temperature must be above 0"):
+        ContinuousSpeculative(inner_temperature=0.0)
     with pytest.raises(VistokError, match="solver"):
         MaskedAutoregressive(4, 5, "euler").sample(model, labels, None, Law(), noise)
     with pytest.raises(VistokError, match="seq_len"):

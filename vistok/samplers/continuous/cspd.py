@@ -346,6 +346,8 @@ class ContinuousSpeculative:
             raise VistokError(f"the window must be at least 1 step, got {self.window}.")
         if not 0 <= self.prefill <= 1:
             raise VistokError(f"the prefill is a share of the steps from 0 to 1, got {self.prefill}.")
+        if self.inner_temperature <= 0:
+            raise VistokError(f"the inner temperature must be above 0, got {self.inner_temperature}.")
 
     @torch.inference_mode()
     def sample(
