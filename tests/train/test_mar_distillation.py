@@ -9,7 +9,8 @@ from torch.distributions import Normal, kl_divergence
 from vistok.errors import VistokError
 from vistok.models.mar import MAR, MARConfig
 from vistok.models.mar.diffusion import gaussian_divergence
-from vistok.train.tasks.mar import MARObjective, draw_mask
+from vistok.train.recipe import Recipe
+from vistok.train.tasks.mar import MARObjective, MARTask, draw_mask
 from vistok.train.tasks.mar_distillation import Distillation, OwnPictures, Sampling
 
 SAMPLING = Sampling(guidance=2.0, head_steps=10, spacing="root")
@@ -119,3 +120,16 @@ def test_own_pictures_fill_their_share_of_a_batch_and_are_drawn_anew():
     assert own._latents is pool
     own.mix(student, 10, latents, labels)
     assert not torch.equal(own._latents, pool)
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        ({}, r"give data\.teacher"),
+        ({"teacher": {"guidance": 3.0, "head_steps": 25}, "own": {}, "supervision": [0.1, 0]}, "no silhouettes"),
+    ],
+)
+def test_a_recipe_that_cannot_be_distilled_gets_a_sentence(data, match):
+    init = {"kl": "kl-mini", "teacher": "mar-mini", "mar": "mar-mini-draft"}
+    with pytest.raises(VistokError, match=match):
+        MARTask(Recipe(name="draft", task="mar", steps=1, batch_size=2, init=init, data={"size": 64} | data))

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.data.scenes import NUM_CLASSES, Scenes, render, sample_scenes
+from vistok.errors import VistokError
 from vistok.models.mar import MAR, MARConfig
 from vistok.tokenizers.kl import KLAutoencoder, Posterior
 from vistok.train.export import write_training_card
@@ -97,7 +98,8 @@ class MARTask:
 
     ``init.kl`` names the autoencoder, or its folder, ``data.tokenizer`` the name under which the card lists it;
     ``init.mar`` names weights to go on from, ``init.teacher`` the generator that a draft is to draft for, and
-    ``data.teacher`` how that samples (``mar_distillation.Sampling``).
+    ``data.teacher`` how that samples (``mar_distillation.Sampling``); with ``data.own`` the draft draws a share of each
+    batch itself (``mar_distillation.OwnPictures``).
     ``data.supervision`` holds the weights of the two terms beside the published one. ``data.mask_deviation`` widens the
     law of mask ratios: a small model learns from fuller contexts.
     """
@@ -121,6 +123,12 @@ class MARTask:
         self.mar = mar
         distillation = self.own = None
         if "teacher" in recipe.init:
+            if "teacher" not in recipe.data:
+                raise VistokError(
+                    "a draft needs to know how its teacher samples: give data.teacher its guidance and steps."
+                )
+            if "own" in recipe.data and any(recipe.data.get("supervision", ())):
+                raise VistokError("own pictures have no silhouettes to learn from: leave data.supervision out.")
             teacher = MAR.from_pretrained(recipe.init["teacher"]).float()
             sampling = Sampling(**recipe.data["teacher"])
             distillation = Distillation(mar, teacher, sampling)
