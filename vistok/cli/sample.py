@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -110,8 +109,8 @@ def sample(
     from vistok.sampling_job import paint_to
 
     given = {"guidance": cfg, "temperature": temperature}
-    given = {key: value for key, value in given.items() if value is not None}
-    law = Law(**given, guidance_interval=cfg_interval, top_k=top_k or 0, top_p=top_p)
+    cut = {"guidance_interval": cfg_interval, "top_k": top_k or 0, "top_p": top_p}
+    Law(**{key: value for key, value in given.items() if value is not None}, **cut)  # a mistake is told before loading
     if sampler is not None:
         sampler_class(sampler)  # a misspelt name is told before anything is loaded
     samples = expand(conditions, num)
@@ -129,7 +128,7 @@ def sample(
         tokens=tokens,
     )
     pipe.check(conditions, force)
-    law = replace(law, **{"guidance": pipe.guidance, "temperature": pipe.temperature} | given)
+    law = pipe.law(**given, **cut)
     rows = int(window) if window is not None and window.isdecimal() else window
     options = {"window": rows, "init": init, "variant": variant, "k": neighbours, "delta": delta}
     options |= {"mode": mode, "residual": residual, "tree": tree}

@@ -238,23 +238,13 @@ class MAR(Pretrained, nn.Module):
         grid = tokens.unflatten(2, (-1, p, p)).unflatten(1, (side, side))  # [B, h, w, c, p, p]
         return grid.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
-    def condition(self, labels: Tensor, dropped: Tensor | None = None) -> Tensor:
-        """Class embeddings [B, E].
-
-        Args:
-            labels: classes [B].
-            dropped: rows that get the null condition, bool [B]; if None they are drawn in training, and none else.
-        """
+    def condition(self, labels: Tensor) -> Tensor:
+        """Class embeddings [B, E] of classes [B]; in training some rows get the null condition."""
         embedded = self.class_emb(labels)
-        if dropped is None:
-            if not self.training:
-                return embedded
-            dropped = self.draw_dropped(len(labels), labels.device)
+        if not self.training:
+            return embedded
+        dropped = torch.rand(len(labels), device=labels.device) < self.config.label_drop_prob
         return torch.where(dropped[:, None], self.fake_latent.to(embedded.dtype), embedded)
-
-    def draw_dropped(self, batch: int, device: torch.device) -> Tensor:
-        """Which rows train the null condition, bool [B]."""
-        return torch.rand(batch, device=device) < self.config.label_drop_prob
 
     def null_condition(self, batch: int) -> Tensor:
         """The condition of no class, [B, E]."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 WINDOWS = (4, 8)
 SOLVER_STEPS = (5, 10, 20)
 FEWER = (2, 4)  # divisors of the steps over the picture
-STRICT = {"window": 4, "prefill": 0.65, "inner_temperature": 10.0}  # of ``reference``, between its own and the target's
+STRICT = {"window": 4, "prefill": 0.65, "inner_temperature": 10.0}  # keeps the mini pair's scores
 
 
 def contestants(draft: MAR | None, plain: Mapping[str, int | str], prefill: float) -> list[Contestant]:

@@ -30,7 +30,7 @@ from vistok.samplers.continuous.acceptance import (
     reference_log_ratio,
     reference_resample,
 )
-from vistok.samplers.continuous.head import HeadChain, Path, draw_path, head_process
+from vistok.samplers.continuous.head import Path, draw_path, head_process
 from vistok.samplers.continuous.mar import GuidedMAR, check_head
 from vistok.samplers.continuous.noise import ACCEPT, RESIDUAL, RESIDUAL_ACCEPT, TokenNoise
 from vistok.samplers.continuous.schedule import MaskSchedule, ranks
@@ -241,12 +241,7 @@ def _verify_exact(run: Run, drafted: Drafted, working: Tensor, active: Tensor, d
     run.tokens[rows[good], positions[good]] = drafted.path.value[good]
 
     def chains(tokens: Tensor):
-        both, scale = torch.cat([tokens, tokens + len(rows)]), drafted.scale[tokens]
-
-        def chain(guided: GuidedMAR, z: Tensor) -> HeadChain:
-            return guided.chain(z[both if guided.guided else tokens], scale)
-
-        return chain(run.draft, drafted.z), chain(target, z)
+        return run.draft.chain(drafted.z, drafted.scale, tokens), target.chain(z, drafted.scale, tokens)
 
     lost = (kept & ~accepted).nonzero()[:, 0]
     dim = run.tokens.shape[-1]

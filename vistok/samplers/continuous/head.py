@@ -21,6 +21,7 @@ from torch import Tensor
 from vistok.errors import unknown_name
 from vistok.models.mar.diffusion import Diffusion, diffusion
 from vistok.models.mar.head import HeadNetwork
+from vistok.ops import combine_guidance
 
 MODULATION_VALUES = 1 << 24  # values of precomputed modulation that are held at a time
 SPACINGS = ("even", "root")
@@ -89,8 +90,7 @@ class HeadChain:
         self.rows += out.numel() // out.shape[-1]
         eps, v = out[..., :count, :].chunk(2, dim=-1)
         if self.guidance is not None:
-            free = out[..., count:, : eps.shape[-1]]
-            eps = free + self.guidance * (eps - free)
+            eps = combine_guidance(eps, out[..., count:, : eps.shape[-1]], self.guidance)
         return eps, v
 
     def clean(self, x: Tensor, step: int) -> Tensor:

@@ -72,8 +72,11 @@ class GuidedMAR:
             tokens, mask, asked = tokens.repeat(2, 1, 1), mask.repeat(2, 1), asked.repeat(2, 1)
         return self.model.conditions(tokens, mask, condition, asked)
 
-    def chain(self, z: Tensor, scale: Tensor) -> HeadChain:
-        """The head at selected conditions, guided by a scale for each token [N]."""
+    def chain(self, z: Tensor, scale: Tensor, tokens: Tensor | None = None) -> HeadChain:
+        """The head at conditions, guided by a scale for each token [N]; of some ``tokens`` int64 [M], or of all."""
+        if tokens is not None:
+            z = z[torch.cat([tokens, tokens + len(scale)]) if self.guided else tokens]
+            scale = scale[tokens]
         net = self.model.diffloss.net
         chain = HeadChain(net, self.process, z, scale if self.guided else None, self.temperature)
         self._chains.append(chain)

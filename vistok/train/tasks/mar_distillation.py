@@ -19,6 +19,7 @@ from vistok.errors import VistokError
 from vistok.models.mar import MAR
 from vistok.models.mar.diffusion import gaussian_divergence
 from vistok.models.mar.model import check_same_tokens
+from vistok.ops import combine_guidance
 from vistok.samplers.continuous import MaskedAutoregressive
 from vistok.samplers.continuous.head import head_process
 from vistok.samplers.law import Law
@@ -126,7 +127,8 @@ class Distillation(nn.Module):
         """
         with torch.no_grad():
             condition = torch.cat([self.teacher.condition(labels), self.teacher.null_condition(len(labels))])
-            theirs = self.teacher.conditions(*(torch.cat([x, x]) for x in (tokens, mask)), condition, mask.repeat(2, 1))
+            hidden = mask.repeat(2, 1)
+            theirs = self.teacher.conditions(tokens.repeat(2, 1, 1), hidden, condition, hidden)
         conditions = F.mse_loss(self.read(z[mask]).float(), torch.cat(theirs.chunk(2), -1).float())
         x0, z = student.hidden_rows(mask, tokens, z)
         theirs = torch.cat([half.repeat(student.config.diffusion_batch_mul, 1) for half in theirs.chunk(2)])
@@ -136,8 +138,8 @@ class Distillation(nn.Module):
         with torch.no_grad():
             guided, free = self.teacher.diffloss.net(x.repeat(2, 1), t.repeat(2), theirs).float().chunk(2)
             eps, v = guided.chunk(2, dim=-1)
-            free = free[:, : eps.shape[-1]]
-            law = self.process.transition(x, step, free + self.guidance * (eps - free), v)
+            eps = combine_guidance(eps, free[:, : eps.shape[-1]], self.guidance)
+            law = self.process.transition(x, step, eps, v)
         own = self.process.transition(x, step, *student.diffloss.net(x, t, z).chunk(2, dim=-1))
         means = gaussian_divergence(law.mean, law.log_variance, own.mean, law.log_variance)
         variances = gaussian_divergence(law.mean, law.log_variance, law.mean, own.log_variance)
