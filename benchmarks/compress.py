@@ -23,10 +23,10 @@ from collections.abc import Callable
 import torch
 
 from vistok.projectors import compressor_class
+from vistok.projectors.apply.layout import pack
 from vistok.projectors.cost import prefill_flops
 from vistok.projectors.families import llava_pictures
-from vistok.projectors.layout import pack
-from vistok.projectors.vision import Compressor, Needs
+from vistok.projectors.interface import Compressor, Needs
 
 METHODS = ("vtc-cls", "visionzip", "divprune", "prumerge", "tome", "coverage", "uniform", "random")
 TEXT_TOKENS = 60

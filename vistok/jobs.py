@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vistok.data.files import atomic_path
 from vistok.errors import VistokError
+from vistok.files import atomic_path
 
 
 class ShardedJob:

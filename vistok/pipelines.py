@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from vistok.models.mar import MAR
-    from vistok.models.text import TextEncoder
+    from vistok.models.text_encoder import TextEncoder
     from vistok.samplers import Sampler
     from vistok.tokenizers.interface import Tokenizer
 
@@ -428,7 +428,7 @@ def _block_size(size: int, downsample: int) -> int:
 def _text_encoder(model: LlamaGen, source, given, found) -> TextEncoder | None:
     if model.config.model_type != "t2i":
         return None
-    from vistok.models.text import TextEncoder
+    from vistok.models.text_encoder import TextEncoder
     from vistok.zoo import resolve
 
     if given is None and found.embedded:

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vistok.data.files import atomic_path
 from vistok.data.images import IMAGE_SUFFIXES, grid, save_image
 from vistok.errors import VistokError
+from vistok.files import atomic_path
 from vistok.jobs import ShardedJob
 from vistok.progress import progress
 from vistok.samplers.stats import Stats

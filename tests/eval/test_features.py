@@ -17,16 +17,16 @@ from safetensors.torch import save_file
 
 from vistok.data.images import ImageFolder
 from vistok.errors import VistokError
-from vistok.eval.distribution import Options, check_metrics, evaluate_sets, open_set, resize_of
-from vistok.eval.extractors import Extractor, load_extractor
-from vistok.eval.features import extract_features
-from vistok.eval.frechet import frechet_distance
-from vistok.eval.inception import FidInception, fold_batch_norms, load_inception
-from vistok.eval.pictures import FolderPictures, NpzPictures
-from vistok.eval.reference import save_statistics
-from vistok.eval.scenes_features import SceneFeatures
-from vistok.eval.statistics import FeatureStatistics
+from vistok.eval.sets.distribution import Options, check_metrics, evaluate_sets, open_set, resize_of
+from vistok.eval.sets.extractors import Extractor, load_extractor
+from vistok.eval.sets.features import extract_features
+from vistok.eval.sets.frechet import frechet_distance
+from vistok.eval.sets.pictures import FolderPictures, NpzPictures
+from vistok.eval.sets.reference import save_statistics
+from vistok.eval.sets.statistics import FeatureStatistics
 from vistok.jobs import ShardedJob
+from vistok.models.vision.inception import FidInception, fold_batch_norms, load_inception
+from vistok.models.vision.scenes import SceneFeatures
 
 
 @pytest.fixture(scope="module")
@@ -290,9 +290,9 @@ def test_memory_of_statistics_does_not_grow_with_the_pictures(pictures, weights,
 
 RUN = """
 import sys
-from vistok.eval.extractors import load_extractor
-from vistok.eval.features import extract_features
-from vistok.eval.pictures import FolderPictures
+from vistok.eval.sets.extractors import load_extractor
+from vistok.eval.sets.features import extract_features
+from vistok.eval.sets.pictures import FolderPictures
 extract_features(FolderPictures(sys.argv[1]), load_extractor("scenes-features", sys.argv[2]), sys.argv[3],
                  batch_size=2, shard_size=4, workers=0)
 """

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vistok.errors import VistokError
-from vistok.eval.inception_score import inception_score
-from vistok.eval.kernel import cmmd, kernel_distance
-from vistok.eval.manifold import manifold_metrics, neighbour_radii, vendi_score
+from vistok.eval.sets.inception_score import inception_score
+from vistok.eval.sets.kernel import cmmd, kernel_distance
+from vistok.eval.sets.manifold import manifold_metrics, neighbour_radii, vendi_score
 
 
 def normal(n: int, d: int, seed: int, shift: float = 0.0) -> torch.Tensor:

@@ -15,10 +15,16 @@ from vistok.data.images import save_image, to_pil
 from vistok.data.scenes import render, sample_scenes
 from vistok.errors import VistokError
 from vistok.eval.probe import linear_probe
-from vistok.eval.rate_distortion import RatePoint, advantage, codec_quality, powers_of_two, quality_by_tokens
-from vistok.eval.reconstruction import quantise
-from vistok.eval.tokenized import PictureSource, file_overhead
-from vistok.eval.tokenizer_report import evaluate_tokenizer
+from vistok.eval.reconstruction.metrics import quantise
+from vistok.eval.reconstruction.pictures import PictureSource, file_overhead
+from vistok.eval.reconstruction.rate_distortion import (
+    RatePoint,
+    advantage,
+    codec_quality,
+    powers_of_two,
+    quality_by_tokens,
+)
+from vistok.eval.reconstruction.report import evaluate_tokenizer
 from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.load import LoadedTokenizer, load_tokenizer
 
@@ -111,7 +117,7 @@ def test_rfid_is_zero_for_perfect_reconstructions_only():
         def decode(self, tokens, length=None):
             return self.images if length == 4 else super().decode(tokens, length)
 
-    from vistok.eval.extractors import load_extractor
+    from vistok.eval.sets.extractors import load_extractor
 
     loaded = LoadedTokenizer("perfect", "ab" * 32, Perfect())
     source = PictureSource(Prefixes.capabilities, count=8)

@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 
 from vistok.cli.eval import app
 from vistok.errors import VistokError
-from vistok.eval import vqa
-from vistok.eval.benchmarks import score_answers
-from vistok.eval.decoding import DecodeRecord, ideal_speed_up, ratio_estimate, speed_up, summarise_decoding
-from vistok.eval.inception import fold_batch_norms
-from vistok.eval.lpips import BACKBONES, Lpips
+from vistok.eval.answers import scorers
+from vistok.eval.answers.benchmarks import score_answers
+from vistok.eval.decoding.estimate import DecodeRecord, ideal_speed_up, ratio_estimate, speed_up, summarise_decoding
 from vistok.eval.protocol import Protocol, Result, compare
-from vistok.eval.reconstruction import psnr, quantise, reconstruction_quality, ssim
-from vistok.eval.scenes_features import SceneFeatures
+from vistok.eval.reconstruction.metrics import psnr, quantise, reconstruction_quality, ssim
+from vistok.models.vision.inception import fold_batch_norms
+from vistok.models.vision.lpips import BACKBONES, Lpips
+from vistok.models.vision.scenes import SceneFeatures
 
 
 def result(name: str, value: float, **changes) -> Result:
@@ -95,9 +95,9 @@ def test_lpips_loads_published_layouts_and_is_a_distance(tmp_path, net):
 
 
 def test_answers_beyond_the_goldens():
-    assert vqa.edit_distance("kitten", "sitting") == 3
-    assert vqa.parse_choice("(B) a cat") == "B" and vqa.parse_choice("Because") is None
-    assert vqa.exact_match("The dogs.", ["dogs"]) == 1.0
+    assert scorers.edit_distance("kitten", "sitting") == 3
+    assert scorers.parse_choice("(B) a cat") == "B" and scorers.parse_choice("Because") is None
+    assert scorers.exact_match("The dogs.", ["dogs"]) == 1.0
 
 
 def write_answers(path, *records):

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from vistok.errors import VistokError
-from vistok.eval.frechet import (
+from vistok.eval.sets.frechet import (
     covariance_factor,
     frechet_curve,
     frechet_distance,
     frechet_distance_infinity,
 )
-from vistok.eval.reference import load_statistics, save_statistics
-from vistok.eval.statistics import FeatureStatistics
+from vistok.eval.sets.reference import load_statistics, save_statistics
+from vistok.eval.sets.statistics import FeatureStatistics
 
 
 def features(n: int, d: int, seed: int = 0, rank: int | None = None, mean: float = 0.0) -> torch.Tensor:

@@ -7,9 +7,9 @@ import json
 from typer.testing import CliRunner
 
 from vistok.data.images import save_image
-from vistok.eval.keep_curves import keep_curves, scene_questions
-from vistok.eval.vqa import exact_match
-from vistok.projectors.ask import load
+from vistok.eval.answers.ask import load
+from vistok.eval.answers.keep_curves import keep_curves, scene_questions
+from vistok.eval.answers.scorers import exact_match
 from vistok.zoo.registry import card, verify
 
 

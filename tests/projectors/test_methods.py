@@ -24,15 +24,15 @@ from vistok.projectors import (
     VtcCls,
     compressor_class,
 )
+from vistok.projectors.apply.layout import crops_plan, pack, single_view_plan, unpadded
+from vistok.projectors.apply.shrink import shrink_prompts
 from vistok.projectors.attention import LayerAttention
-from vistok.projectors.baselines import lattice
-from vistok.projectors.coverage import cell_of_patch
-from vistok.projectors.divprune import cosine_distance, max_min_order
-from vistok.projectors.layout import crops_plan, pack, single_view_plan, unpadded
-from vistok.projectors.prumerge import outlier_count
-from vistok.projectors.shrink import shrink_prompts
-from vistok.projectors.tome import merge_tokens
-from vistok.projectors.vision import LEADING, TRAILING, Canvas, ImageTokens, Kept
+from vistok.projectors.interface import LEADING, TRAILING, Canvas, ImageTokens, Kept
+from vistok.projectors.methods.baselines import lattice
+from vistok.projectors.methods.coverage import cell_of_patch
+from vistok.projectors.methods.divprune import cosine_distance, max_min_order
+from vistok.projectors.methods.prumerge import outlier_count
+from vistok.projectors.methods.tome import merge_tokens
 
 LAYERS, SIDE, WIDTH = 6, 8, 12
 

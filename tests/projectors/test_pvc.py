@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vistok.errors import VistokError
-from vistok.projectors.pvc import ProgressiveEncoder, PvcEncoder, pixel_shuffle
+from vistok.projectors.learned.pvc import ProgressiveEncoder, PvcEncoder, pixel_shuffle
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from tests.projectors import tiny
 from vistok.errors import VistokError
 from vistok.projectors import VtcCls, compress
-from vistok.projectors.compress import active
+from vistok.projectors.apply.compress import active
 
 
 def adapted():
@@ -71,7 +71,7 @@ def harness(monkeypatch):
     module.LlavaHf = LlavaHf
     for name, value in {"lmms_eval": ModuleType("lmms_eval"), folder.__name__: folder, module.__name__: module}.items():
         monkeypatch.setitem(sys.modules, name, value)
-    plugin = "vistok.projectors.lmms"
+    plugin = "vistok.eval.harnesses.lmms"
     ((name, kind),) = import_module(f"{plugin}.models").AVAILABLE_MODELS.items()
     yield getattr(import_module(f"{plugin}.models.{name}"), kind)
     sys.modules.pop(f"{plugin}.models.{name}")

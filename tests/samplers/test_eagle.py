@@ -11,11 +11,14 @@ import torch
 from safetensors.torch import save_file
 
 from vistok.errors import VistokError
-from vistok.models.eagle import Eagle, Eagle3, EagleConfig
+from vistok.models.heads.eagle import Eagle, Eagle3, EagleConfig
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.samplers import Autoregressive, Law, Noise
-from vistok.samplers.eagle import DynamicTree, HeadDrafter, StaticTree, drafter_of
-from vistok.samplers.trees import STATIC_TREES
+from vistok.samplers.drafters.eagle import drafter_of
+from vistok.samplers.drafters.head import HeadDrafter
+from vistok.samplers.policies.dynamic import DynamicTree
+from vistok.samplers.policies.static import StaticTree
+from vistok.samplers.policies.trees import STATIC_TREES
 from vistok.train.tasks.eagle import EagleObjective, target_features
 
 PUBLISHED = {

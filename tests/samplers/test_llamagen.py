@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vistok.errors import VistokError
-from vistok.models.eagle import Eagle as EagleNetwork
-from vistok.models.eagle import EagleConfig
+from vistok.models.heads.eagle import Eagle as EagleNetwork
+from vistok.models.heads.eagle import EagleConfig
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.samplers import Autoregressive, Eagle, ImageTarget, Lantern, Law, Noise, SpeculativeJacobi
 from vistok.samplers.loop import Verdict

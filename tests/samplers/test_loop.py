@@ -8,14 +8,14 @@ import torch
 from tests.samplers.toy import TableDrafter, decode
 from vistok.errors import VistokError
 from vistok.samplers import Law, Stats, sampler_class
-from vistok.samplers.autoregressive import Draw, NoDraft
-from vistok.samplers.candidates import KSequential, RecursiveRejection, SampleMatch, TreeVerifier, exact_tree
-from vistok.samplers.exact import ExactChain
-from vistok.samplers.jacobi import JacobiWindow, SpeculativeJacobi
+from vistok.samplers.cost import best_window
+from vistok.samplers.drafters.jacobi import JacobiWindow, SpeculativeJacobi
+from vistok.samplers.drafters.plain import Draw, NoDraft
 from vistok.samplers.loop import check_composition
-from vistok.samplers.relaxed import RelaxedTree
 from vistok.samplers.tree import LawKind, TreeShape
-from vistok.samplers.window import best_window
+from vistok.samplers.verifiers.candidates import KSequential, RecursiveRejection, SampleMatch, TreeVerifier, exact_tree
+from vistok.samplers.verifiers.exact import ExactChain
+from vistok.samplers.verifiers.relaxed import RelaxedTree
 
 TREE = TreeShape.of_paths([(0,), (1,), (0, 0), (0, 1), (1, 0)])
 MAKERS = {

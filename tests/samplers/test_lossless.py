@@ -13,8 +13,11 @@ from scipy.stats import chi2
 from tests.samplers.toy import TableDrafter, context_p_value, decode
 from vistok.ops import draw
 from vistok.samplers import Law
-from vistok.samplers.autoregressive import Draw, NoDraft
-from vistok.samplers.candidates import (
+from vistok.samplers.drafters.jacobi import INITS, JacobiWindow
+from vistok.samplers.drafters.plain import Draw, NoDraft
+from vistok.samplers.noise import ACCEPT, DRAW, RESIDUAL
+from vistok.samplers.tree import LawKind, TreeShape
+from vistok.samplers.verifiers.candidates import (
     KSequential,
     OneHot,
     RecursiveRejection,
@@ -22,11 +25,8 @@ from vistok.samplers.candidates import (
     TreeVerifier,
     exact_tree,
 )
-from vistok.samplers.exact import ExactChain
-from vistok.samplers.jacobi import INITS, JacobiWindow
-from vistok.samplers.noise import ACCEPT, DRAW, RESIDUAL
-from vistok.samplers.relaxed import RelaxedTree
-from vistok.samplers.tree import LawKind, TreeShape
+from vistok.samplers.verifiers.exact import ExactChain
+from vistok.samplers.verifiers.relaxed import RelaxedTree
 
 LAWS = [
     pytest.param(Law(), id="plain"),

@@ -10,10 +10,10 @@ from scipy.stats import chi2
 
 from vistok.errors import VistokError
 from vistok.ops import draw
-from vistok.samplers.candidates import walk_tree
 from vistok.samplers.noise import Noise
-from vistok.samplers.relaxed import LatentNeighbours, RelaxedTree, nearest_codes
 from vistok.samplers.tree import TreeShape
+from vistok.samplers.verifiers.candidates import walk_tree
+from vistok.samplers.verifiers.relaxed import LatentNeighbours, RelaxedTree, nearest_codes
 
 SIZE, TRIALS = 8, 50_000
 ONE = TreeShape.chain_of(2)

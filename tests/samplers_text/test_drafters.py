@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vistok.data import stdlib
+from vistok.data import text as stdlib
 from vistok.errors import VistokError
-from vistok.samplers.text import TREE_2_2_2, TokenRecycling, best_tree
-from vistok.samplers.text.dyspec import heavy_first
-from vistok.samplers.text.lookup import continuation
-from vistok.samplers.text.rsd import beam_step, gumbel_top_k
-from vistok.samplers.text.trees import check_paths
+from vistok.samplers import TREE_2_2_2, TokenRecycling, best_tree
+from vistok.samplers.drafters.lookup import continuation
+from vistok.samplers.policies.dyspec import heavy_first
+from vistok.samplers.policies.rsd import beam_step, gumbel_top_k
+from vistok.samplers.policies.trees import check_paths
 
 
 def latest_occurrence(text: list[int], ngram: int, drafts: int) -> tuple[int, int]:

@@ -10,9 +10,10 @@ import torch
 from tests.samplers_text.test_generate import POLICIES, ragged
 from tests.samplers_text.tiny import KINDS, prompt, tiny, tiny_head
 from vistok.errors import VistokError
-from vistok.models.eagle import Eagle, Eagle3, EagleConfig
-from vistok.samplers.eagle import DynamicTree, StaticTree
-from vistok.samplers.text import Chain, EagleHead, Prompt, Speculation, TextTarget, generate
+from vistok.models.heads.eagle import Eagle, Eagle3, EagleConfig
+from vistok.samplers import Chain, EagleHead, Prompt, Speculation, TextTarget, generate
+from vistok.samplers.policies.dynamic import DynamicTree
+from vistok.samplers.policies.static import StaticTree
 
 OPTIONS = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
 

@@ -8,9 +8,7 @@ from transformers import StoppingCriteriaList
 
 from tests.samplers_text.tiny import KINDS, prompt, tiny
 from vistok.errors import VistokError
-from vistok.samplers.candidates import KSequential, TreeVerifier
-from vistok.samplers.eagle import DynamicTree, StaticTree
-from vistok.samplers.text import (
+from vistok.samplers import (
     Branching,
     Chain,
     DraftModel,
@@ -23,7 +21,10 @@ from vistok.samplers.text import (
     TokenRecycling,
     generate,
 )
+from vistok.samplers.policies.dynamic import DynamicTree
+from vistok.samplers.policies.static import StaticTree
 from vistok.samplers.tree import LawKind
+from vistok.samplers.verifiers.candidates import KSequential, TreeVerifier
 
 POLICIES = {
     "chain": Chain(3),

@@ -12,13 +12,7 @@ import torch
 from scipy.stats import chi2
 
 from tests.samplers_text.tiny import tiny, tiny_head
-from vistok.samplers import Law, Noise
-from vistok.samplers.candidates import KSequential, OneHot, RecursiveRejection, SampleMatch, TreeVerifier, exact_tree
-from vistok.samplers.eagle import DynamicTree, StaticTree
-from vistok.samplers.exact import ExactChain
-from vistok.samplers.loop import generate as decode
-from vistok.samplers.relaxed import RelaxedTree, nearest_codes
-from vistok.samplers.text import (
+from vistok.samplers import (
     Branching,
     Chain,
     DraftModel,
@@ -26,13 +20,28 @@ from vistok.samplers.text import (
     DynamicLayers,
     EagleHead,
     IndependentChains,
+    Law,
+    Noise,
     Prompt,
     PromptLookup,
     StochasticBeam,
     TextTarget,
     TokenRecycling,
 )
+from vistok.samplers.loop import generate as decode
+from vistok.samplers.policies.dynamic import DynamicTree
+from vistok.samplers.policies.static import StaticTree
 from vistok.samplers.tree import LawKind
+from vistok.samplers.verifiers.candidates import (
+    KSequential,
+    OneHot,
+    RecursiveRejection,
+    SampleMatch,
+    TreeVerifier,
+    exact_tree,
+)
+from vistok.samplers.verifiers.exact import ExactChain
+from vistok.samplers.verifiers.relaxed import RelaxedTree, nearest_codes
 
 SIZE, LENGTH = 3, 5
 PROMPT = torch.tensor([[1, 2, 0, 1]])

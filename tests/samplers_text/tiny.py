@@ -19,7 +19,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from vistok.models.eagle import Eagle, EagleConfig
+from vistok.models.heads.eagle import Eagle, EagleConfig
 
 VOCABULARY = 23
 SIZES = {

@@ -37,13 +37,13 @@ def compress(
         raise VistokError(f"--dtype is '{dtype}': choose float32, bfloat16 or float16.")
     if max_new_tokens < 1:
         raise VistokError(f"--max-new-tokens must be at least 1, got {max_new_tokens}.")
-    from vistok.data.files import check_writable
     from vistok.data.images import load_image, save_image
+    from vistok.files import check_writable
 
     picture = load_image(image)
     if overlay is not None:
         check_writable(overlay)
-    from vistok.projectors.ask import ask, build_compressor, kept_overlay, load, parse_keep
+    from vistok.eval.answers.ask import ask, build_compressor, kept_overlay, load, parse_keep
 
     compressor = build_compressor(method, None if keep is None else parse_keep(keep))
     network, processor = load(model, device, dtype)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 def check_outputs(*paths: Path | None) -> None:
     """Refuse files that cannot be written, before any work is done; ``-`` is standard output."""
-    from vistok.data.files import check_writable
+    from vistok.files import check_writable
 
     for path in paths:
         if path is not None and str(path) != "-":
@@ -20,7 +20,7 @@ def write_json(text: str, path: Path | None) -> bool:
         print(text)
         return True
     if path is not None:
-        from vistok.data.files import atomic_path
+        from vistok.files import atomic_path
 
         with atomic_path(path) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")

@@ -99,7 +99,7 @@ def sample(
     if top_k is not None and top_k < 1:
         raise VistokError(f"--top-k must be at least 1, got {top_k}; leave it out to keep all codes.")
     conditions = _conditions(prompt, prompts, class_)
-    from vistok.data.files import check_writable
+    from vistok.files import check_writable
 
     check_writable(out)
     if trace is not None:

@@ -123,15 +123,15 @@ def _quality(
     from vistok.errors import VistokError
 
     if psnr is not None:
-        from vistok.eval.reconstruction import psnr as measure
-        from vistok.eval.reconstruction import quantise
+        from vistok.eval.reconstruction.metrics import psnr as measure
+        from vistok.eval.reconstruction.metrics import quantise
 
         return lambda images, outputs: measure(quantise(images) / 255, quantise(outputs) / 255) >= psnr
     if lpips is None:
         return None
     if head is None or backbone is None:
         raise VistokError("--lpips needs the network's two files: give --lpips-head and --lpips-backbone.")
-    from vistok.eval.lpips import Lpips
+    from vistok.models.vision.lpips import Lpips
 
     metric = Lpips.from_files(net, head, backbone)
     return lambda images, outputs: metric(images.cpu(), outputs.clamp(-1, 1).cpu()) <= lpips

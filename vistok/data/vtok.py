@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vistok.data.files import atomic_path
 from vistok.errors import VistokError
+from vistok.files import atomic_path
 
 MAGIC, VERSION = b"VTOK", 1
 _CHECKSUM = 16

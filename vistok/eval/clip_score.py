@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vistok.eval.extractors import CLIP_MEAN, CLIP_STD, Normalise, clip_image_embedding, load_pretrained
-from vistok.eval.features import full_precision
+from vistok.eval.sets.extractors import CLIP_MEAN, CLIP_STD, Normalise, clip_image_embedding, load_pretrained
+from vistok.eval.sets.features import full_precision
 from vistok.eval.weights import weights_digest
 
 PREFIX = "A photo depicts "

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vistok.data.files import atomic_path
 from vistok.errors import VistokError
 from vistok.eval.plots import new_figure
 from vistok.eval.protocol import Protocol, Result
+from vistok.files import atomic_path
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from vistok.errors import VistokError
-from vistok.eval.frechet import frechet_curve, frechet_distance_infinity
-from vistok.eval.statistics import FeatureStatistics
+from vistok.eval.sets.frechet import frechet_curve, frechet_distance_infinity
+from vistok.eval.sets.statistics import FeatureStatistics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -23,7 +23,7 @@ class Protocol:
         metric: ``"fid"``, ``"kid"``, ``"geneval"``...
         extractor: network that turns pictures into features (or detector, or CLIP), ``""`` where there is none.
         weights: digest of that network's weights.
-        resize: name of the resize convention (:mod:`vistok.eval.resize`).
+        resize: name of the resize convention (:mod:`vistok.eval.sets.resize`).
         normalisation: what maps 0..255 to the network's input, e.g. ``"(x-128)/128"``.
         precision: number format that the network computed in, ``""`` where there is none.
         reference: what the samples were compared with (name, number of pictures, digest).

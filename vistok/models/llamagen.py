@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError, unknown_name
-from vistok.models.pretrained import Pretrained
 from vistok.ops import KVCache, apply_rope, attention, causal_attention, collapse_prefix, rope_1d, rope_2d
+from vistok.zoo.pretrained import Pretrained
 
 
 @dataclass(frozen=True)

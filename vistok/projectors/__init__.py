@@ -7,19 +7,19 @@ that the command line uses to the class.
 from __future__ import annotations
 
 from vistok.errors import unknown_name
-from vistok.projectors.baselines import Random, Uniform
-from vistok.projectors.compress import Compression, compress
-from vistok.projectors.correlation import CorrelationGuided
-from vistok.projectors.coverage import Coverage
-from vistok.projectors.divprune import DivPrune
-from vistok.projectors.fastv import FastV
-from vistok.projectors.globalcom2 import GlobalCom2
-from vistok.projectors.prumerge import PruMerge
-from vistok.projectors.tokenpacker import TokenPacker
-from vistok.projectors.tome import ToMe
-from vistok.projectors.vision import Compressor, ImageTokens, Kept, Needs
-from vistok.projectors.visionzip import VisionZip
-from vistok.projectors.vtc_cls import VtcCls
+from vistok.projectors.apply.compress import Compression, compress
+from vistok.projectors.interface import Compressor, ImageTokens, Kept, Needs
+from vistok.projectors.learned.tokenpacker import TokenPacker
+from vistok.projectors.methods.baselines import Random, Uniform
+from vistok.projectors.methods.correlation import CorrelationGuided
+from vistok.projectors.methods.coverage import Coverage
+from vistok.projectors.methods.divprune import DivPrune
+from vistok.projectors.methods.fastv import FastV
+from vistok.projectors.methods.globalcom2 import GlobalCom2
+from vistok.projectors.methods.prumerge import PruMerge
+from vistok.projectors.methods.tome import ToMe
+from vistok.projectors.methods.visionzip import VisionZip
+from vistok.projectors.methods.vtc_cls import VtcCls
 
 COMPRESSORS: dict[str, type] = {
     cls.name: cls

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.projectors.apply.layout import Plan, crops_plan, single_view_plan, unpadded
 from vistok.projectors.attention import LayerAttention
 from vistok.projectors.capture import captured_attention
-from vistok.projectors.layout import Plan, crops_plan, single_view_plan, unpadded
-from vistok.projectors.vision import Canvas, Compressor, ImageTokens, Needs
+from vistok.projectors.interface import Canvas, Compressor, ImageTokens, Needs
 
 Picture = tuple[ImageTokens, Plan]
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from vistok.projectors.vision import Canvas
+from vistok.projectors.interface import Canvas
 
 _DROPPED = (24, 24, 32, 190)
 _EDGE = (255, 214, 64, 255)

@@ -1,58 +1,35 @@
-"""How tokens are drawn: one draft-verify loop, and the samplers that are made of it."""
+"""How tokens are drawn: one draft-verify loop, and the samplers that are made of it. Names load on first use."""
 
 from __future__ import annotations
 
-from vistok.errors import unknown_name
-from vistok.samplers.autoregressive import Autoregressive, Sampler
-from vistok.samplers.continuous import ContinuousSpeculative, MaskedAutoregressive
-from vistok.samplers.eagle import Eagle
-from vistok.samplers.jacobi import SpeculativeJacobi
-from vistok.samplers.lantern import Lantern
-from vistok.samplers.law import Law
-from vistok.samplers.noise import Noise
-from vistok.samplers.stats import Stats
-from vistok.samplers.target import ImageTarget
-from vistok.samplers.text.generate import generate
-from vistok.samplers.text.image import Recycling
+from vistok.registry import lazy_attributes
 
-SAMPLERS = {
-    "ar": Autoregressive,
-    "sjd": SpeculativeJacobi,
-    "eagle": Eagle,
-    "lantern": Lantern,
-    "recycling": Recycling,
-    "mar": MaskedAutoregressive,
-    "cspd": ContinuousSpeculative,
+_EXPORTS = {
+    "vistok.samplers.drafters.plain": ("Autoregressive",),
+    "vistok.samplers.drafters.jacobi": ("SpeculativeJacobi",),
+    "vistok.samplers.drafters.eagle": ("Eagle",),
+    "vistok.samplers.drafters.eagle_head": ("EagleHead",),
+    "vistok.samplers.drafters.draft_model": ("DraftModel",),
+    "vistok.samplers.drafters.lookup": ("PromptLookup",),
+    "vistok.samplers.drafters.recycling": ("Recycling", "TokenRecycling"),
+    "vistok.samplers.verifiers.lantern": ("Lantern",),
+    "vistok.samplers.policies.chains": ("Chain", "IndependentChains"),
+    "vistok.samplers.policies.dynamic": ("DynamicTree",),
+    "vistok.samplers.policies.dyspec": ("DynamicBudget", "DynamicLayers"),
+    "vistok.samplers.policies.rsd": ("Branching", "StochasticBeam"),
+    "vistok.samplers.policies.static": ("StaticTree",),
+    "vistok.samplers.policies.trees": ("TREE_2_2_2", "best_tree"),
+    "vistok.samplers.continuous": ("ContinuousSpeculative", "MaskedAutoregressive"),
+    "vistok.samplers.targets.llamagen": ("ImageTarget",),
+    "vistok.samplers.targets.causal_lm": ("Prompt", "TextTarget"),
+    "vistok.samplers.speculation": ("Speculation", "TextOutput", "generate"),
+    "vistok.samplers.interface": ("DraftHead", "DraftPolicy", "Sampler"),
+    "vistok.samplers.named": ("CONTINUOUS", "SAMPLERS", "sampler_class"),
+    "vistok.samplers.params": ("Law",),
+    "vistok.samplers.noise": ("Noise",),
+    "vistok.samplers.stats": ("Stats",),
 }
-CONTINUOUS = frozenset({"mar", "cspd"})  # those of continuous tokens; the others draw codes
+_TABLE = {name: module for module, names in _EXPORTS.items() for name in names}
 
-
-def sampler_class(name: str) -> type[Sampler]:
-    """The class of a sampler.
-
-    Raises:
-        VistokError: unknown name.
-    """
-    if name not in SAMPLERS:
-        raise unknown_name("sampler", name, list(SAMPLERS))
-    return SAMPLERS[name]
-
-
-__all__ = [
-    "CONTINUOUS",
-    "SAMPLERS",
-    "Autoregressive",
-    "ContinuousSpeculative",
-    "Eagle",
-    "ImageTarget",
-    "Lantern",
-    "Law",
-    "MaskedAutoregressive",
-    "Noise",
-    "Recycling",
-    "Sampler",
-    "SpeculativeJacobi",
-    "Stats",
-    "generate",
-    "sampler_class",
-]
+__all__ = sorted(_TABLE)
+__getattr__, __dir__ = lazy_attributes(__name__, _TABLE)

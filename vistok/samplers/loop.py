@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from vistok.errors import VistokError
-from vistok.samplers.law import Law
 from vistok.samplers.noise import DRAW, PURPOSES, Noise
+from vistok.samplers.params import Law
 from vistok.samplers.stats import Stats
 from vistok.samplers.tree import LawKind, TokenTree
 

@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, Pretrained
 from vistok.tokenizers.flextok_config import PRESETS, FlexTokConfig, from_published, parse_metadata
 from vistok.tokenizers.flextok_layers import (
     Block,
@@ -45,6 +44,7 @@ from vistok.tokenizers.kl import KLAutoencoder, KLConfig
 from vistok.tokenizers.quantizers import FSQ
 from vistok.tokenizers.tail_drop import sample_lengths
 from vistok.zoo.checkpoint import load_strict, read_state_dict
+from vistok.zoo.pretrained import CONFIG_FILE, WEIGHTS_FILE, Pretrained
 from vistok.zoo.registry import resolve
 
 

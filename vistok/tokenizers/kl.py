@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.models.pretrained import Pretrained
 from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.vq import AttnBlock, Downsample, ResBlock, Upsample
+from vistok.zoo.pretrained import Pretrained
 
 LOGVAR_RANGE = (-30.0, 20.0)
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from vistok.errors import VistokError, unknown_name
-from vistok.models.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from vistok.tokenizers.interface import Tokenizer
 from vistok.zoo import card_of_file, cards, resolve, sha256
+from vistok.zoo.pretrained import CONFIG_FILE, WEIGHTS_FILE
 
 FAMILIES = {
     "vq": ("vistok.tokenizers.vq", "VQTokenizer"),

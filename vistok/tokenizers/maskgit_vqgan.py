@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.models.pretrained import Pretrained
 from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.quantizers import VectorQuantizer
+from vistok.zoo.pretrained import Pretrained
 
 
 @dataclass(frozen=True)

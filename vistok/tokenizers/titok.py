@@ -21,11 +21,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.models.pretrained import Pretrained
 from vistok.tokenizers import maskgit_vqgan
 from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.quantizers import Quantized, VectorQuantizer
 from vistok.tokenizers.titok_config import PRESETS, TiTokConfig, from_published
+from vistok.zoo.pretrained import Pretrained
 
 
 class Attention(nn.Module):

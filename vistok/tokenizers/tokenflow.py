@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.models.pretrained import Pretrained
 from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.quantizers import MultiScaleQuantizer, Quantized, SharedQuantizer
 from vistok.tokenizers.tokenflow_backbone import backbone_features, build_backbone, convert_backbone
 from vistok.tokenizers.tokenflow_config import PRESETS, TokenFlowConfig
 from vistok.tokenizers.vq import Decoder, Encoder
 from vistok.zoo.checkpoint import load_strict, read_state_dict
+from vistok.zoo.pretrained import Pretrained
 from vistok.zoo.registry import card_of_file, resolve
 
 

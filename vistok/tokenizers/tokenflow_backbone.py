@@ -41,8 +41,8 @@ def build_backbone(config: TokenFlowConfig) -> nn.Module:
     if config.backbone not in BACKBONES:
         raise unknown_name("TokenFlow backbone", config.backbone, [*BACKBONES, "none"])
     if config.backbone == "scenes":
-        from vistok.eval.inception import fold_batch_norms
-        from vistok.eval.scenes_features import SceneFeatures
+        from vistok.models.vision.inception import fold_batch_norms
+        from vistok.models.vision.scenes import SceneFeatures
 
         return fold_batch_norms(SceneFeatures().eval()).trunk
     import transformers

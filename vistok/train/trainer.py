@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from vistok.data.files import atomic_path
+from vistok.files import atomic_path
 from vistok.train.recipe import Optimization, Recipe
 
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vistok.data.files import atomic_path
 from vistok.errors import VistokError
+from vistok.files import atomic_path
 
 CARD_FILE = "card.json"
 EMBEDDED = "embedded"

@@ -8,11 +8,8 @@ from pathlib import Path
 
 from vistok.errors import VistokError, unknown_name
 from vistok.zoo.model_card import CARD_FILE, EMBEDDED, ModelCard, read_card, verify_files
-from vistok.zoo.published import PUBLISHED as PUBLISHED_LLAMAGEN
-from vistok.zoo.published_mar import PUBLISHED_MAR
-from vistok.zoo.published_tokenizers import PUBLISHED_TOKENIZERS
+from vistok.zoo.published import published_cards
 
-PUBLISHED = (*PUBLISHED_LLAMAGEN, *PUBLISHED_MAR, *PUBLISHED_TOKENIZERS)
 WEIGHTS = Path(__file__).parent / "weights"
 # owner/name, with an optional file inside the repository: owner/name:folder/file.pt
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?::(?P<file>[^:]+))?")
@@ -23,7 +20,7 @@ _WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 @functools.cache
 def _cards() -> tuple[ModelCard, ...]:
     embedded = (read_card(path.parent, EMBEDDED) for path in sorted(WEIGHTS.glob(f"*/{CARD_FILE}")))
-    return (*embedded, *PUBLISHED)
+    return (*embedded, *published_cards())
 
 
 def cards() -> list[ModelCard]:
@@ -59,7 +56,7 @@ def _unknown(name: str) -> VistokError:
 
 def card_of_file(path: str | Path) -> ModelCard | None:
     """The one published card whose checkpoint has this file name, so that its shape need not be spelt out."""
-    found = [card for card in PUBLISHED if Path(path).name in card.files]
+    found = [card for card in published_cards() if Path(path).name in card.files]
     return found[0] if len(found) == 1 else None
 
 
@@ -153,7 +150,7 @@ def _fetch(name: str, filename: str | None) -> Path:
 
     repo, file = hub_id(name)
     file = file or filename
-    known = [where for card in PUBLISHED if card.source == repo for where in _hub_names(card)]
+    known = [where for card in published_cards() if card.source == repo for where in _hub_names(card)]
     if file is None and known and repo not in known:
         raise VistokError(f"'{repo}' holds several models: name one, such as {', '.join(known[:3])}")
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.golden.case import Case
-from vistok.projectors.divprune import cosine_distance, max_min_order
+from vistok.projectors.methods.divprune import cosine_distance, max_min_order
 
 SYSTEM = "divprune"
 

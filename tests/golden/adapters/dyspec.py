@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tests.golden.case import Case
 from vistok.ops.tree import tree_depths
-from vistok.samplers.text.dyspec import Grown, grow_by_budget, grow_by_layers, heavy_first
+from vistok.samplers.policies.dyspec import Grown, grow_by_budget, grow_by_layers, heavy_first
 
 SYSTEM = "dyspec"
 

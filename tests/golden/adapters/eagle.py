@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from tests.golden.case import Case
-from vistok.models.eagle import Eagle, Eagle3, EagleConfig
+from vistok.models.heads.eagle import Eagle, Eagle3, EagleConfig
 from vistok.samplers import Law, Noise
-from vistok.samplers.candidates import OneHot, longest_path, walk_tree
-from vistok.samplers.eagle import DynamicTree, HeadDrafter
+from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.loop import Run
+from vistok.samplers.policies.dynamic import DynamicTree
 from vistok.samplers.tree import TreeShape
+from vistok.samplers.verifiers.candidates import OneHot, longest_path, walk_tree
 from vistok.zoo.checkpoint import load_strict
 
 SYSTEM = "eagle"

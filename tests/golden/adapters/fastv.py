@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.golden.case import Case
-from vistok.projectors.fastv import rank_visual
+from vistok.projectors.methods.fastv import rank_visual
 
 SYSTEM = "fastv"
 

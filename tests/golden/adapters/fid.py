@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.golden.case import Case
-from vistok.eval.frechet import frechet_distance
-from vistok.eval.statistics import FeatureStatistics
+from vistok.eval.sets.frechet import frechet_distance
+from vistok.eval.sets.statistics import FeatureStatistics
 
 SYSTEM = "fid"
 

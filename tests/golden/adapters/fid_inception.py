@@ -6,7 +6,16 @@ import torch
 from torch import nn
 
 from tests.golden.case import Case
-from vistok.eval.inception import BlockA, BlockB, BlockC, BlockD, BlockE, FidInception, average_pool, fold_batch_norms
+from vistok.models.vision.inception import (
+    BlockA,
+    BlockB,
+    BlockC,
+    BlockD,
+    BlockE,
+    FidInception,
+    average_pool,
+    fold_batch_norms,
+)
 from vistok.zoo.checkpoint import load_strict
 
 SYSTEM = "fid_inception"

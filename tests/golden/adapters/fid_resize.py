@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.golden.case import Case
-from vistok.eval.resize import RESIZES, Resize, inception_input
+from vistok.eval.sets.resize import RESIZES, Resize, inception_input
 
 SYSTEM = "fid_resize"
 

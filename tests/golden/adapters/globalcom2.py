@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from tests.golden.case import Case
-from vistok.projectors.globalcom2 import choose_in_crops, released_packing
-from vistok.projectors.layout import unpadded
-from vistok.projectors.vision import Canvas
+from vistok.projectors.apply.layout import unpadded
+from vistok.projectors.interface import Canvas
+from vistok.projectors.methods.globalcom2 import choose_in_crops, released_packing
 
 SYSTEM = "globalcom2"
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from tests.golden.case import Case
-from vistok.eval.inception_score import inception_score
+from vistok.eval.sets.inception_score import inception_score
 
 SYSTEM = "inception_score"
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from tests.golden.case import Case
-from vistok.eval.kernel import cmmd, kernel_distance, kid_subsets, polynomial_mmd
+from vistok.eval.sets.kernel import cmmd, kernel_distance, kid_subsets, polynomial_mmd
 
 SYSTEM = "kid"
 

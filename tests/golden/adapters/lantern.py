@@ -7,12 +7,13 @@ from torch import Tensor
 
 from tests.golden.adapters.eagle import accepted_row, check_tree, output_layer, policy_of, run_behind, tree_buffers
 from tests.golden.case import Case
-from vistok.models.eagle import Eagle, EagleConfig
+from vistok.models.heads.eagle import Eagle, EagleConfig
 from vistok.samplers import Law
-from vistok.samplers.candidates import OneHot, RecursiveRejection, longest_path, walk_tree
-from vistok.samplers.eagle import HeadDrafter, StaticTree
-from vistok.samplers.relaxed import LatentNeighbours, RelaxedTree, nearest_codes
+from vistok.samplers.drafters.head import HeadDrafter
+from vistok.samplers.policies.static import StaticTree
 from vistok.samplers.tree import TokenTree, TreeShape
+from vistok.samplers.verifiers.candidates import OneHot, RecursiveRejection, longest_path, walk_tree
+from vistok.samplers.verifiers.relaxed import LatentNeighbours, RelaxedTree, nearest_codes
 from vistok.zoo.checkpoint import load_strict
 
 SYSTEM = "lantern"

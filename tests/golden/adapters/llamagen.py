@@ -12,7 +12,7 @@ from tests.golden.case import Case
 from vistok.data import images
 from vistok.data.captions import clean_caption, clean_caption_once
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
-from vistok.models.text import left_pad
+from vistok.models.text_encoder import left_pad
 from vistok.ops import apply_rope, combine_guidance, process_logits, rope_1d, rope_2d
 from vistok.tokenizers.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
 from vistok.tokenizers.quantizers import VectorQuantizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.golden.case import Case
-from vistok.eval.lpips import BACKBONES, LpipsHead, scale_input
+from vistok.models.vision.lpips import BACKBONES, LpipsHead, scale_input
 from vistok.zoo.checkpoint import load_strict
 
 SYSTEM = "lpips"

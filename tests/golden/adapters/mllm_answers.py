@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.golden.case import Case
-from vistok.eval import vqa
+from vistok.eval.answers import scorers
 
 SYSTEM = "mllm_answers"
 
@@ -14,24 +14,24 @@ SYSTEM = "mllm_answers"
 def answers(case: Case) -> None:
     cases = case.meta["cases"]
     parsers = {
-        "normalise": vqa.normalise_answer,
-        "mme_parse": vqa.parse_mme,
-        "pope_original_parse": vqa.parse_pope,
+        "normalise": scorers.normalise_answer,
+        "mme_parse": scorers.parse_mme,
+        "pope_original_parse": scorers.parse_pope,
     }
-    scorers = {"anls": vqa.anls, "textvqa": vqa.textvqa_accuracy, "vqav2": vqa.vqav2_accuracy}
+    rules = {"anls": scorers.anls, "textvqa": scorers.textvqa_accuracy, "vqav2": scorers.vqav2_accuracy}
     for name, entries in cases.items():
         if name in parsers:
             for entry in entries:
                 assert parsers[name](entry["in"]) == entry["out"], entry
-        elif name in scorers:
-            scores = [scorers[name](entry["pred"], entry["answers"]) for entry in entries]
+        elif name in rules:
+            scores = [rules[name](entry["pred"], entry["answers"]) for entry in entries]
             assert scores == pytest.approx([entry["out"] for entry in entries], abs=case.atol, rel=case.rtol)
             case.close(torch.tensor(scores, dtype=torch.float64), name)
         elif name == "mme_total":
             results = [(r["category"], r["question_id"], r["score"]) for r in entries["results"]]
-            assert sum(vqa.mme_score(results).values()) == pytest.approx(entries["out"], rel=case.rtol)
+            assert sum(scorers.mme_score(results).values()) == pytest.approx(entries["out"], rel=case.rtol)
         elif name == "pope_metrics":
-            found = vqa.pope_score(
+            found = scorers.pope_score(
                 [r["prediction"] for r in entries["results"]], [r["ground_truth"] for r in entries["results"]]
             )
             expected = [entries[k] for k in ("accuracy", "precision", "recall", "f1", "yes_ratio_of_predictions")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.golden.case import Case
-from vistok.eval.manifold import manifold_metrics, vendi_score
+from vistok.eval.sets.manifold import manifold_metrics, vendi_score
 
 SYSTEM = "precision_recall"
 

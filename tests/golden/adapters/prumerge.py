@@ -6,7 +6,7 @@ import torch
 
 from tests.golden.case import Case
 from vistok.projectors.attention import LayerAttention
-from vistok.projectors.prumerge import merge_into, outlier_count
+from vistok.projectors.methods.prumerge import merge_into, outlier_count
 
 SYSTEM = "prumerge"
 

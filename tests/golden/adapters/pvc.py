@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.golden.case import Case
-from vistok.projectors.pvc import pixel_shuffle
+from vistok.projectors.learned.pvc import pixel_shuffle
 
 SYSTEM = "pvc"
 

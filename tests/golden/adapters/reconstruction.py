@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.golden.case import Case
 from vistok.data.images import center_crop as crop_picture
-from vistok.eval.reconstruction import llamagen_quality, psnr, quantise, ssim
+from vistok.eval.reconstruction.metrics import llamagen_quality, psnr, quantise, ssim
 
 SYSTEM = "reconstruction"
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tests.golden.case import Case
-from vistok.samplers.text.rsd import beam_step, gumbel_top_k
+from vistok.samplers.policies.rsd import beam_step, gumbel_top_k
 
 SYSTEM = "rsd"
 

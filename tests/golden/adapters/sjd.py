@@ -9,11 +9,11 @@ from tests.golden.case import Case
 from vistok.ops import combine_guidance
 from vistok.ops.sampling import residual_law
 from vistok.samplers import Law
-from vistok.samplers.exact import ExactChain, couple
-from vistok.samplers.jacobi import JacobiWindow, initial_drafts, line_ends, neighbour_positions
+from vistok.samplers.drafters.jacobi import JacobiWindow, initial_drafts, line_ends, neighbour_positions
 from vistok.samplers.loop import Scores, Verdict, generate
 from vistok.samplers.noise import ACCEPT, DRAFT, DRAW, FRESH, RESIDUAL
 from vistok.samplers.tree import TokenTree
+from vistok.samplers.verifiers.exact import ExactChain, couple
 
 SYSTEM = "sjd"
 INITS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tests.golden.case import Case
-from vistok.samplers.relaxed import confidence_span, judged_span
+from vistok.samplers.verifiers.relaxed import confidence_span, judged_span
 
 SYSTEM = "spec_relaxed"
 

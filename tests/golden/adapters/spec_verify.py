@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tests.golden.case import Case
-from vistok.samplers.candidates import KSequential, OneHot, RecursiveRejection, k_sequential, walk_tree
 from vistok.samplers.tree import TreeShape
+from vistok.samplers.verifiers.candidates import KSequential, OneHot, RecursiveRejection, k_sequential, walk_tree
 
 SYSTEM = "spec_verify"
 

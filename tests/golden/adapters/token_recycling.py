@@ -7,11 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.golden.case import Case
-from vistok.samplers import Law, Noise
-from vistok.samplers.candidates import SampleMatch
+from vistok.samplers import TREE_2_2_2, Law, Noise, TokenRecycling
 from vistok.samplers.loop import Scores, generate
-from vistok.samplers.text import TREE_2_2_2, TokenRecycling
 from vistok.samplers.tree import TreeShape
+from vistok.samplers.verifiers.candidates import SampleMatch
 
 SYSTEM = "token_recycling"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.golden.case import Case
-from vistok.projectors.tokenpacker import TokenPacker
+from vistok.projectors.learned.tokenpacker import TokenPacker
 
 SYSTEM = "tokenpacker"
 

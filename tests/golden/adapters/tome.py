@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.golden.case import Case
-from vistok.projectors.tome import merge_tokens
+from vistok.projectors.methods.tome import merge_tokens
 
 SYSTEM = "tome"
 

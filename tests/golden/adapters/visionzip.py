@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from tests.golden.case import Case
-from vistok.projectors.vision import top_tokens
-from vistok.projectors.visionzip import contextual_tokens
+from vistok.projectors.interface import top_tokens
+from vistok.projectors.methods.visionzip import contextual_tokens
 
 SYSTEM = "visionzip"
 

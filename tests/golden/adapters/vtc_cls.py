@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from tests.golden.case import Case
-from vistok.projectors.vision import top_tokens
-from vistok.projectors.vtc_cls import ensemble_layers, vtc_cls_scores
+from vistok.projectors.interface import top_tokens
+from vistok.projectors.methods.vtc_cls import ensemble_layers, vtc_cls_scores
 
 SYSTEM = "vtc_cls"
 

@@ -12,10 +12,10 @@ from tests.colours import main_colour
 from vistok.cli.main import app
 from vistok.data.scenes import COLOURS, SHAPES, render, sample_scenes
 from vistok.errors import VistokError
+from vistok.eval.decoding.continuous import right
 from vistok.pipelines import build_sampler
 from vistok.samplers import Law
 from vistok.samplers.continuous import MaskedAutoregressive
-from vistok.samplers.continuous.bench import right
 from vistok.tokenizers.load import load_tokenizer
 
 CLASSES = [

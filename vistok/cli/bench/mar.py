@@ -49,10 +49,10 @@ def mar(
 
     from vistok.data.scenes import NUM_CLASSES
     from vistok.errors import VistokError
+    from vistok.eval.decoding.continuous import contestants, run_trials, summarise, table
     from vistok.models.mar import MAR
     from vistok.pipelines import expand, pipeline
     from vistok.progress import progress
-    from vistok.samplers.continuous.bench import contestants, run_trials, summarise, table
 
     pipe = pipeline(model)
     if not pipe.continuous or pipe.model.config.num_classes != NUM_CLASSES:

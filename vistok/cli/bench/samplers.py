@@ -42,13 +42,13 @@ def samplers(
     import torch
 
     from vistok.data.scenes import COLOURS, SHAPES
+    from vistok.eval.decoding.samplers import choose, run_trials, standard_samplers, summarise, table
+    from vistok.eval.decoding.scores import FEATURES, has_features, score_trials
     from vistok.eval.geneval.metadata import scene_prompts
     from vistok.pipelines import expand, pipeline
     from vistok.progress import progress
-    from vistok.samplers.bench import choose, run_trials, standard_samplers, summarise, table
-    from vistok.samplers.eagle import DEFAULT_DRAFTER
-    from vistok.samplers.scene_scores import FEATURES, has_features, score_trials
-    from vistok.samplers.window import best_window, forward_cost
+    from vistok.samplers.cost import best_window, forward_cost
+    from vistok.samplers.drafters.eagle import DEFAULT_DRAFTER
     from vistok.zoo import card, cards
 
     if draft is None and card(model).name == "llamagen-mini":
@@ -80,8 +80,8 @@ def samplers(
     }
     document = {**settings, "forward_cost": cost, "window": best_window(cost), "rows": [row.to_dict() for row in rows]}
     if plot is not None:
-        from vistok.data.files import atomic_path
-        from vistok.samplers.bench_plot import plot as draw
+        from vistok.eval.decoding.plot import plot as draw
+        from vistok.files import atomic_path
 
         with atomic_path(plot) as temporary:
             draw(rows, cost, temporary)

@@ -44,9 +44,9 @@ def text(
     check_outputs(json)
     import torch
 
+    from vistok.eval.decoding import text as bench
     from vistok.progress import progress
-    from vistok.samplers.text import bench
-    from vistok.samplers.text.load import load_causal_lm
+    from vistok.zoo.transformers import load_causal_lm
 
     dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
     if dtype not in dtypes:

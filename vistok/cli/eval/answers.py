@@ -19,7 +19,7 @@ def answers(
 
     Example: vistok eval answers predictions.jsonl --benchmark pope
     """
-    from vistok.eval.benchmarks import score_answers
+    from vistok.eval.answers.benchmarks import score_answers
     from vistok.eval.protocol import Protocol, Result
 
     figures = score_answers(predictions, benchmark)

@@ -44,10 +44,10 @@ def fid(
 
     Example: vistok eval fid real/ generated/ --weights pt_inception-2015-12-05-6726825d.pth
     """
-    from vistok.eval.distribution import Options, check_metrics, evaluate_sets, open_set, resize_of
-    from vistok.eval.extractors import load_extractor
-    from vistok.eval.features import work_folder
     from vistok.eval.processes import processes
+    from vistok.eval.sets.distribution import Options, check_metrics, evaluate_sets, open_set, resize_of
+    from vistok.eval.sets.extractors import load_extractor
+    from vistok.eval.sets.features import work_folder
 
     names = [name.strip() for name in metrics.split(",")]
     chosen = check_metrics(names, extractor)
@@ -94,11 +94,11 @@ def stats(
 
     Example: vistok eval stats imagenet-val/ -o imagenet-val.npz --weights pt_inception-...pth
     """
-    from vistok.eval.extractors import load_extractor
-    from vistok.eval.features import extract_features, work_folder
-    from vistok.eval.pictures import open_pictures
     from vistok.eval.protocol import Protocol, Result
-    from vistok.eval.reference import check_statistics_path, save_statistics
+    from vistok.eval.sets.extractors import load_extractor
+    from vistok.eval.sets.features import extract_features, work_folder
+    from vistok.eval.sets.pictures import open_pictures
+    from vistok.eval.sets.reference import check_statistics_path, save_statistics
 
     check_statistics_path(out)
     network = load_extractor(extractor, weights, resize, precision)

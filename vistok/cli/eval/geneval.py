@@ -57,10 +57,10 @@ def geneval(
     import dataclasses
 
     from vistok.errors import VistokError
-    from vistok.eval.features import work_folder
     from vistok.eval.geneval.evaluate import evaluate_folder, write_report
     from vistok.eval.geneval.load import load_detector
     from vistok.eval.geneval.summary import read_summary
+    from vistok.eval.sets.features import work_folder
 
     if (model is None) == (images is None) or (model is not None and out is None):
         raise VistokError("name pictures with --images, or a model with --model and a folder for it with --out.")

@@ -31,12 +31,12 @@ def language(
     """
     import torch
 
-    from vistok.data.files import check_writable
+    from vistok.files import check_writable
 
     if plot is not None:
         check_writable(plot)
     from vistok.eval.language import language_results, language_statistics, plot_language
-    from vistok.eval.tokenized import PictureSource
+    from vistok.eval.reconstruction.pictures import PictureSource
     from vistok.tokenizers.load import load_tokenizer
 
     loaded = load_tokenizer(tokenizer, preset, device)

@@ -10,7 +10,7 @@ import typer
 from vistok.cli.eval.common import Json, print_results
 
 if TYPE_CHECKING:
-    from vistok.eval.tokenizer_report import TokenizerReport
+    from vistok.eval.reconstruction.report import TokenizerReport
 
 
 def reconstruction(
@@ -56,31 +56,31 @@ def reconstruction(
 
     if (tokenizer is None) == (outputs is None):
         raise VistokError("name a tokenizer with --tokenizer, or two folders: of originals and of reconstructions.")
-    from vistok.eval.lpips import Lpips
+    from vistok.models.vision.lpips import Lpips
 
     metric = Lpips.from_files(lpips, lpips_head, lpips_backbone) if lpips else None
     if tokenizer is None:
-        from vistok.eval.pictures import FolderPictures
-        from vistok.eval.reconstruction import compare_pictures
+        from vistok.eval.reconstruction.metrics import compare_pictures
+        from vistok.eval.sets.pictures import FolderPictures
 
         sources = FolderPictures(originals), FolderPictures(outputs)
         print_results(compare_pictures(*sources, convention, metric), json)
         return
 
-    from vistok.data.files import check_writable
+    from vistok.files import check_writable
 
     if plot is not None:
         check_writable(plot)
-    from vistok.eval.rate_distortion import plot_rate_distortion
-    from vistok.eval.tokenized import PictureSource
-    from vistok.eval.tokenizer_report import evaluate_tokenizer
+    from vistok.eval.reconstruction.pictures import PictureSource
+    from vistok.eval.reconstruction.rate_distortion import plot_rate_distortion
+    from vistok.eval.reconstruction.report import evaluate_tokenizer
     from vistok.tokenizers.load import load_tokenizer
 
     loaded = load_tokenizer(tokenizer, preset, device)
     source = PictureSource(loaded.tokenizer.capabilities, originals, count, size)
     network = None
     if rfid is not None:
-        from vistok.eval.extractors import load_extractor
+        from vistok.eval.sets.extractors import load_extractor
 
         network = load_extractor(rfid, weights)
     report = evaluate_tokenizer(

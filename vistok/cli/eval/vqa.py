@@ -34,7 +34,7 @@ def vqa(
     Example: vistok eval vqa --model llava-mini --methods all --keep 100,50,25,11,6 --plot curves.png
     """
     from vistok.errors import VistokError, unknown_name
-    from vistok.eval.benchmarks import SCORERS
+    from vistok.eval.answers.benchmarks import SCORERS
 
     if dtype not in ("float32", "bfloat16", "float16"):
         raise VistokError(f"--dtype is '{dtype}': choose float32, bfloat16 or float16.")
@@ -45,7 +45,9 @@ def vqa(
     import json as encoder
 
     check_outputs(plot, json)
-    from vistok.eval.keep_curves import (
+    from vistok.data.scenes.vqa import scene_side
+    from vistok.eval.answers.ask import load
+    from vistok.eval.answers.keep_curves import (
         keep_curves,
         method_names,
         parse_shares,
@@ -53,8 +55,6 @@ def vqa(
         read_questions,
         scene_questions,
     )
-    from vistok.projectors.ask import load
-    from vistok.projectors.scenes_vqa import scene_side
 
     names, shares = method_names(methods), parse_shares(keep)
     asked = None if questions is None else read_questions(questions)

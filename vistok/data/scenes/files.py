@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vistok.data.files import atomic_path
 from vistok.data.images import save_image, to_pil
 from vistok.data.scenes.language import captions, groups, questions
 from vistok.data.scenes.render import boxes, render
 from vistok.data.scenes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scenes, sample_scenes
 from vistok.errors import VistokError
+from vistok.files import atomic_path
 from vistok.progress import progress
 
 BATCH = 256

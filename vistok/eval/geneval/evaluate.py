@@ -12,7 +12,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from vistok.data.files import atomic_path
 from vistok.data.images import grid, load_image, save_image
 from vistok.errors import VistokError
 from vistok.eval.geneval.detectors import ColourClassifier, Detector
@@ -21,6 +20,7 @@ from vistok.eval.geneval.judge import Options, judge, keep
 from vistok.eval.geneval.summary import Summary, summarise
 from vistok.eval.processes import processes
 from vistok.eval.protocol import Protocol, Result
+from vistok.files import atomic_path
 from vistok.jobs import ShardedJob
 from vistok.progress import progress
 

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.eval.clip_score import ClipModel
-from vistok.eval.extractors import load_pretrained
-from vistok.eval.features import full_precision
 from vistok.eval.geneval.judge import Box, Detection, Options
 from vistok.eval.geneval.metadata import COCO_CLASSES, COLORS
+from vistok.eval.sets.extractors import load_pretrained
+from vistok.eval.sets.features import full_precision
 from vistok.eval.weights import weights_digest
 
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

@@ -195,7 +195,7 @@ def read_metadata(path: str | Path) -> list[dict]:
 
 def write_metadata(path: str | Path, records: Sequence[dict]) -> None:
     """Write metadata, one JSON object a line."""
-    from vistok.data.files import atomic_path
+    from vistok.files import atomic_path
 
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.models.mar.head import DiffLoss
-from vistok.models.pretrained import Pretrained
+from vistok.zoo.pretrained import Pretrained
 
 
 @dataclass(frozen=True)

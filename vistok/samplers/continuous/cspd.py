@@ -35,8 +35,8 @@ from vistok.samplers.continuous.mar import GuidedMAR, check_head
 from vistok.samplers.continuous.noise import ACCEPT, RESIDUAL, RESIDUAL_ACCEPT, TokenNoise
 from vistok.samplers.continuous.schedule import MaskSchedule, ranks
 from vistok.samplers.continuous.stats import ContinuousStats
-from vistok.samplers.law import Law
 from vistok.samplers.noise import Noise
+from vistok.samplers.params import Law
 
 MODES = ("exact", "reference")
 

@@ -19,8 +19,8 @@ from vistok.samplers.continuous.head import HeadChain, draw, head_process, solve
 from vistok.samplers.continuous.noise import TokenNoise
 from vistok.samplers.continuous.schedule import MaskSchedule, ranks
 from vistok.samplers.continuous.stats import ContinuousStats
-from vistok.samplers.law import Law
 from vistok.samplers.noise import Noise
+from vistok.samplers.params import Law
 
 SOLVERS = ("ddpm", "dpm++")
 Trajectories = Callable[[Tensor, Tensor], Tensor]  # rows [N] and positions [N] of tokens to their noise [T + 1, N, D]

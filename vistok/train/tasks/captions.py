@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vistok.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, sample_scenes, statements, vocabulary
 from vistok.data.scenes.language import RELATIONS, Statement
-from vistok.models.text import TextEncoder
+from vistok.models.text_encoder import TextEncoder
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.vq import HELD_OUT_SEED
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.data.scenes import captions, render, sample_scenes
-from vistok.models.eagle import Eagle, EagleConfig
+from vistok.models.heads.eagle import Eagle, EagleConfig
 from vistok.models.llamagen import LlamaGen
-from vistok.models.text import TextEncoder
+from vistok.models.text_encoder import TextEncoder
 from vistok.ops import combine_guidance
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card

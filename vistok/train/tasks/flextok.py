@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vistok.data.scenes import NUM_CLASSES, Scenes, render, sample_scenes
 from vistok.data.scenes.world import COLOURS, SHAPES
 from vistok.errors import VistokError
-from vistok.eval.rate_distortion import quality_by_tokens
+from vistok.eval.reconstruction.rate_distortion import quality_by_tokens
 from vistok.eval.scene_detector import detect
 from vistok.tokenizers.flextok import FlexTok, FlowDraws
 from vistok.tokenizers.flextok_config import FlexTokConfig

@@ -17,7 +17,7 @@ from vistok.data.scenes import Scenes, render, sample_scenes, statements
 from vistok.data.scenes.language import Statement
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
-from vistok.models.text import TextEncoder, left_pad
+from vistok.models.text_encoder import TextEncoder, left_pad
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vistok.data.scenes import Scenes
 from vistok.data.scenes.language import Statement
 from vistok.models.llamagen import LlamaGen
-from vistok.models.text import TextEncoder
+from vistok.models.text_encoder import TextEncoder
 from vistok.tokenizers.load import load_tokenizer
 from vistok.train.tasks.captions import facts
 from vistok.train.tasks.llamagen import LlamaGenTask, captioned_states

@@ -22,8 +22,8 @@ from vistok.models.mar.model import check_same_tokens
 from vistok.ops import combine_guidance
 from vistok.samplers.continuous import MaskedAutoregressive
 from vistok.samplers.continuous.head import head_process
-from vistok.samplers.law import Law
 from vistok.samplers.noise import Noise
+from vistok.samplers.params import Law
 
 
 @dataclass(frozen=True)

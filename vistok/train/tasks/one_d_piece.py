@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vistok.data.scenes import render, sample_scenes
 from vistok.errors import VistokError
-from vistok.eval.rate_distortion import powers_of_two, quality_by_tokens
+from vistok.eval.reconstruction.rate_distortion import powers_of_two, quality_by_tokens
 from vistok.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from vistok.tokenizers.quantizers import CodebookUsage
 from vistok.tokenizers.tail_drop import sample_lengths

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vistok.data.files import atomic_path
-from vistok.eval.inception import fold_batch_norms
-from vistok.eval.scenes_features import SceneFeatures, SceneFeaturesObjective, training_batch
+from vistok.files import atomic_path
+from vistok.models.vision.inception import fold_batch_norms
+from vistok.models.vision.scenes import SceneFeatures, SceneFeaturesObjective, training_batch
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.vq import HELD_OUT_SEED

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from vistok.data.stdlib import documents
+from vistok.data.text import documents
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 from vistok.zoo import resolve

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from vistok.data.scenes import Scenes, render, render_masks, sample_scenes
 from vistok.eval.probe import linear_probe
-from vistok.eval.rate_distortion import quality_by_tokens
-from vistok.eval.scenes_features import CHANNELS, load_scene_features
+from vistok.eval.reconstruction.rate_distortion import quality_by_tokens
+from vistok.models.vision.scenes import CHANNELS, load_scene_features
 from vistok.tokenizers.quantizers import CodebookUsage
 from vistok.tokenizers.tokenflow import TokenFlow
 from vistok.tokenizers.tokenflow_config import TokenFlowConfig

@@ -93,7 +93,7 @@ def perceptual_distance(recipe: Recipe) -> nn.Module | None:
     """LPIPS from the files that ``init.lpips`` and ``init.vgg`` name; None where a recipe names none."""
     if "lpips" not in recipe.init:
         return None
-    from vistok.eval.lpips import Lpips
+    from vistok.models.vision.lpips import Lpips
 
     return Lpips.from_files("vgg", recipe.init["lpips"], recipe.init["vgg"])
 

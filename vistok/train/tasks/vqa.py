@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from vistok.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, render, sample_scenes
 from vistok.data.scenes.render import render_masks
-from vistok.data.scenes.world import MAX_OBJECTS, Scenes
-from vistok.projectors.scenes_vqa import (
+from vistok.data.scenes.vqa import (
     BEGIN,
     END,
     IGNORE,
@@ -32,6 +31,7 @@ from vistok.projectors.scenes_vqa import (
     token_ids,
     vocabulary,
 )
+from vistok.data.scenes.world import MAX_OBJECTS, Scenes
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.vq import HELD_OUT_SEED

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.data.scenes import render
+from vistok.data.scenes.vqa import llava_next_processor, pinpoints
 from vistok.data.scenes.world import Scenes
-from vistok.projectors.scenes_vqa import llava_next_processor, pinpoints
 from vistok.train.tasks.vqa import VqaObjective, VqaTask, load_llava, patch_targets, tower_states
 
 GRID = 2  # crops along a side

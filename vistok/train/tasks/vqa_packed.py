@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from vistok.data.scenes import render, sample_scenes
-from vistok.projectors.pvc import ProgressiveEncoder
-from vistok.projectors.pvc_llava import PvcVisionConfig
-from vistok.projectors.scenes_vqa import llava_processor
-from vistok.projectors.tokenpacker import TokenPacker
+from vistok.data.scenes.vqa import llava_processor
+from vistok.projectors.learned.pvc import ProgressiveEncoder
+from vistok.projectors.learned.pvc_llava import PvcVisionConfig
+from vistok.projectors.learned.tokenpacker import TokenPacker
 from vistok.train.tasks.vqa import VqaObjective, VqaTask, load_llava, tower_states
 
 

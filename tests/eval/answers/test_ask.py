@@ -1,0 +1,142 @@
+"""Costs, overlays, and ``vistok compress`` from end to end on a toy model with a real processor."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from tests.projectors import tiny
+from vistok.errors import VistokError
+from vistok.eval.answers.ask import build_compressor, parse_keep
+from vistok.projectors import GlobalCom2, VtcCls
+from vistok.projectors.cost import kv_cache_bytes, prefill_flops
+from vistok.projectors.interface import Canvas
+from vistok.projectors.overlay import kept_map, overlay
+
+
+class Vicuna7B:
+    hidden_size, num_attention_heads, num_hidden_layers, intermediate_size = 4096, 32, 32, 11008
+
+
+@pytest.mark.parametrize(("tokens", "teraflops"), [(2880, 41.7), (2160, 30.4), (1440, 19.7), (720, 9.6), (288, 3.8)])
+def test_prefill_flops_are_those_that_globalcom2_reports(tokens, teraflops):
+    assert prefill_flops(Vicuna7B, tokens) / 1e12 == pytest.approx(teraflops, abs=0.06)
+
+
+def test_costs_add_up_by_layer():
+    lengths = [576] * 2 + [144] * 30
+    assert (
+        prefill_flops(Vicuna7B, lengths) == (2 * prefill_flops(Vicuna7B, 576) + 30 * prefill_flops(Vicuna7B, 144)) // 32
+    )
+    assert kv_cache_bytes(Vicuna7B, 576) == 576 * 32 * 2 * 4096 * 2
+    assert kv_cache_bytes(Vicuna7B, lengths, 4) == (2 * 576 + 30 * 144) * 2 * 4096 * 4
+
+
+def test_overlay_darkens_what_was_dropped():
+    kept = kept_map(torch.tensor([1, -1]), (2, 2))
+    assert kept.tolist() == [[False, True], [False, False]]
+    drawn = overlay(Image.new("RGB", (40, 40), "white"), kept, least_side=40)
+    assert drawn.getpixel((30, 10)) == (255, 255, 255)
+    assert max(drawn.getpixel((10, 10))) < 100
+    crops = kept_map(torch.tensor([0, 4, 9]), (2, 2), Canvas(1, 2, 0, 1, 0, 4))
+    assert crops.tolist() == [[True, False, False, True]]
+
+
+def test_keep_as_written():
+    assert parse_keep("64") == 64
+    assert parse_keep("25%") == parse_keep("0.25") == 0.25
+    assert parse_keep("100%") == 1.0
+    with pytest.raises(VistokError, match="cannot keep 'few'"):
+        parse_keep("few")
+    assert isinstance(build_compressor("globalcom2", 0.5), GlobalCom2)
+    for name, keep, sentence in [
+        ("tokenpacker", None, "trained projector"),
+        ("correlation", 4, "leave keep out"),
+        ("vtccls", None, "did you mean"),
+    ]:
+        with pytest.raises(VistokError, match=sentence):
+            build_compressor(name, keep)
+    assert build_compressor("vtc-cls").keep == VtcCls().keep
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
+
+    words = ["<pad>", "<s>", "<unk>", *(f"w{i}" for i in range(3, tiny.IMAGE)), "<image>"]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", unk_token="<unk>", extra_special_tokens={}
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    size = {"height": tiny.SIDE, "width": tiny.SIDE}
+    images = CLIPImageProcessor(size={"shortest_edge": tiny.SIDE}, crop_size=size)
+    processor = LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=tiny.PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    folder = tmp_path_factory.mktemp("llava")
+    tiny.llava().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_command(model_folder, tmp_path):
+    import typer
+
+    from vistok.cli.compress import compress
+
+    app = typer.Typer()
+    app.command()(compress)
+    picture = tmp_path / "picture.png"
+    Image.effect_noise((50, 30), 60).convert("RGB").save(picture)
+    asked = ["--model", str(model_folder), "--image", str(picture), "-q", "w5 w9", "--max-new-tokens", "4"]
+    result = CliRunner().invoke(
+        app, [*asked, "--keep", "25%", "--compare", "--json", "--overlay", str(tmp_path / "o.png")]
+    )
+    assert result.exit_code == 0, result.exception
+    answers = json.loads(result.stdout.splitlines()[-1])
+    full, fewer = answers["all"], answers["vtc-cls"]
+    assert (full["visual_tokens"], fewer["visual_tokens"]) == (36, 9)
+    assert full["prompt_tokens"] - fewer["prompt_tokens"] == 27
+    assert full["cache_bytes"] - fewer["cache_bytes"] == 27 * 4 * 2 * 24 * 4
+    assert full["prefill_flops"] > fewer["prefill_flops"]
+    assert Image.open(tmp_path / "o.png").size[0] >= 336
+    plain = CliRunner().invoke(app, [*asked, "--method", "fastv", "--keep", "9"])
+    assert "9 visual tokens" in plain.stdout
+    for wrong, sentence in [
+        (["--keep", "1000"], "cannot keep 1000"),
+        (["--method", "zip"], "unknown compression method"),
+        (["--dtype", "int8"], "choose float32"),
+        (["--max-new-tokens", "0"], "at least 1"),
+        (["--method", "fastv", "--overlay", str(tmp_path / "f.png")], "leave the overlay out"),
+    ]:
+        failed = CliRunner().invoke(app, [*asked, *wrong])
+        assert isinstance(failed.exception, VistokError)
+        assert sentence in str(failed.exception)
+
+
+def test_the_compressor_of_the_documentation_runs():
+    """The code block under "A compressor of your own", on crops with padding."""
+    from pathlib import Path
+
+    from vistok.projectors import compress
+
+    text = (Path(__file__).parents[3] / "docs" / "projectors.md").read_text(encoding="utf-8")
+    code = text.split("## A compressor of your own")[1].split("```python")[1].split("```")[0]
+    assert len(code.strip().splitlines()) <= 22
+    names: dict = {}
+    exec(code, names)
+    model, inputs = tiny.llava_next(), tiny.llava_next_inputs()
+    with compress(model, names["Contrast"]()) as compression:
+        model.generate(**inputs, max_new_tokens=2)
+    assert all(n < m for n, m in zip(compression.last.after, compression.last.before, strict=True))

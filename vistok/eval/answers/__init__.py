@@ -1,0 +1,1 @@
+"""Answers of multimodal models: questions, scorers, and accuracy against kept tokens."""

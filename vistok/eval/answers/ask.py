@@ -1,0 +1,199 @@
+"""Ask a multimodal model about a picture, with all visual tokens or fewer, and measure what it cost."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vistok.errors import VistokError
+from vistok.models.huggingface import given_cache
+from vistok.projectors import COMPRESSORS, FastV, TokenPacker, compress, compressor_class
+from vistok.projectors.apply.compress import Report, active
+from vistok.projectors.cost import prefill_flops
+from vistok.projectors.learned.tokenpacker import CONFIG_FILE as PACKER_FILE
+from vistok.projectors.overlay import kept_map, overlay
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and its cost.
+
+    Attributes:
+        text: what the model said.
+        visual_tokens: visual tokens that the language model saw; with FastV, those that stayed.
+        prompt_tokens: of the whole prompt as the language model saw it; with FastV, in its first layers.
+        prefill_seconds: from pixels to the first new token.
+        prefill_flops: of the language model.
+        cache_bytes: of the key-value cache after the last token.
+    """
+
+    text: str
+    visual_tokens: int
+    prompt_tokens: int
+    prefill_seconds: float
+    prefill_flops: int
+    cache_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def parse_keep(text: str) -> int | float:
+    """``"64"`` tokens, or ``"25%"`` or ``"0.25"`` of them.
+
+    Raises:
+        VistokError: it is neither.
+    """
+    try:
+        if text.endswith("%"):
+            return float(text[:-1]) / 100
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise VistokError(f"cannot keep '{text}': give a number such as 64, or a share such as 25%.") from None
+
+
+def build_compressor(name: str, keep: int | float | None = None) -> Any:
+    """A training-free compressor by name.
+
+    Args:
+        name: of ``COMPRESSORS``.
+        keep: tokens or share; the method's own default if None.
+
+    Raises:
+        VistokError: unknown name, a method that needs weights, or ``keep`` where the method has no such choice.
+    """
+    kind = compressor_class(name)
+    parameters = inspect.signature(kind).parameters
+    if name == COMPRESSORS["tokenpacker"].name:
+        raise VistokError("tokenpacker is a trained projector: use TokenPacker.from_checkpoint from Python.")
+    if keep is None:
+        return kind()
+    if "keep" not in parameters:
+        raise VistokError(f"{name} chooses the number of tokens by itself: leave keep out.")
+    return kind(keep=keep)
+
+
+def load(name: str, device: str | None = None, dtype: str = "float32") -> tuple[Any, Any]:
+    """A multimodal model and its processor.
+
+    A folder with a TokenPacker beside the model gives a model that runs with it, as after :func:`vistok.compress`.
+
+    Args:
+        name: embedded model, folder, or hub id.
+        device: cpu, cuda or cuda:N; cuda where there is one if None.
+        dtype: of the weights.
+
+    Raises:
+        VistokError: there is no such model, or it cannot be read.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    import vistok.projectors.learned.pvc_llava  # noqa: F401 - makes its model type known
+    from vistok.progress import quiet_transformers
+    from vistok.zoo.registry import hub_id, resolve
+
+    remote = hub_id(name) is not None and not Path(name).exists()
+    source = name if remote else str(resolve(name))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        with quiet_transformers():
+            model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype))
+        processor = AutoProcessor.from_pretrained(source)
+        model = model.to(device).eval()
+        if (Path(source) / PACKER_FILE).exists():
+            compress(model, TokenPacker.from_pretrained(source).to(model.device, model.dtype))
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise VistokError(f"cannot load '{name}' as a multimodal model: {reason}") from error
+    return model, processor
+
+
+def prompt_for(processor: Any, question: str) -> str:
+    """The processor's own chat with one picture and a question, or LLaVA-1.5's where it has none."""
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return f"USER: {getattr(processor, 'image_token', '<image>')}\n{question} ASSISTANT:"
+
+
+def ask(
+    model: Any, processor: Any, picture: Image.Image, question: str, compressor: Any = None, max_new_tokens: int = 64
+) -> tuple[Answer, Report]:
+    """Ask about one picture.
+
+    Args:
+        model, processor: see :func:`load`.
+        picture: RGB.
+        question: in words.
+        compressor: None for all tokens, or for what the model is compressed with already.
+        max_new_tokens: at most.
+
+    Returns:
+        The answer, and what the compressor did (empty without one).
+    """
+    inputs = processor(images=picture, text=prompt_for(processor, question), return_tensors="pt").to(model.device)
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    length = inputs["input_ids"].shape[1]
+    visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    settings = {"do_sample": False, "return_dict_in_generate": True}
+    with nullcontext(active(model)) if compressor is None else compress(model, compressor) as compression:
+        started = _now(model)
+        model.generate(**inputs, max_new_tokens=1, **settings)
+        seconds = _now(model) - started
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
+    report = Report() if compression is None else compression.last
+    kept = sum(report.after) if report.after else visual
+    config = model.config.get_text_config()
+    seen = length if isinstance(compressor, FastV) else length - visual + kept
+    layers = config.num_hidden_layers
+    full = compressor.layer if isinstance(compressor, FastV) else 0
+    flops = prefill_flops(config, [length] * full + [length - visual + kept] * (layers - full))
+    text = processor.decode(output.sequences[0, length:], skip_special_tokens=True).strip()
+    return Answer(text, kept, seen, seconds, flops, _cache_bytes(given_cache(output))), report
+
+
+def kept_overlay(processor: Any, picture: Image.Image, report: Report) -> Image.Image:
+    """The picture as the model saw it, with the patches that stayed.
+
+    Args:
+        processor: cuts a single view out of the picture; crops cover it as a whole.
+        picture: the original.
+        report: of the call.
+
+    Raises:
+        VistokError: the method makes tokens of no place, or drops them inside the model.
+    """
+    if not report.layouts or not bool((report.kept[0] >= 0).any()):
+        raise VistokError("this method does not tell which patches it kept: leave the overlay out.")
+    grid, canvas = report.layouts[0]
+    if canvas is None:
+        pixels = processor.image_processor(images=picture, return_tensors="pt")["pixel_values"]
+        picture = _denormalised(processor, pixels.reshape(-1, *pixels.shape[-3:])[0])
+    return overlay(picture, kept_map(report.kept[0], grid, canvas))
+
+
+def _denormalised(processor: Any, pixels: Tensor) -> Image.Image:
+    from vistok.data.images import to_pil
+
+    images = processor.image_processor
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (images.image_mean, images.image_std))
+    unit = pixels.float().cpu() * std + mean
+    return to_pil((unit.clamp(0, 1) * 2 - 1)[None])[0]
+
+
+def _cache_bytes(cache: Any) -> int:
+    return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+
+
+def _now(model: Any) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()

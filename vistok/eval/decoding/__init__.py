@@ -1,0 +1,1 @@
+"""Ways to decode side by side: trials, figures, tables."""

@@ -1,0 +1,1 @@
+"""How well tokenizers give pictures back."""

@@ -1,0 +1,178 @@
+"""Reconstruction metrics of tokenizers: PSNR, SSIM (Wang et al. 2004) and the conventions that tables use.
+
+Default: both pictures quantised by rounding, values in [0, 1], PSNR and SSIM of each picture, then the mean. LlamaGen's
+and TokenFlow's evaluation (:func:`llamagen_quality`) compares unquantised targets with quantised outputs and calls the
+data range 2 on [0, 1] pictures, which inflates SSIM: use it to reproduce their tables and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vistok.errors import VistokError, unknown_name
+from vistok.eval.protocol import Protocol, Result
+from vistok.eval.sets.pictures import Pictures
+
+Rounding = Literal["round", "llamagen", "truncate"]
+ROUNDINGS = ("round", "llamagen", "truncate")
+
+
+def quantise(images: Tensor, rounding: Rounding = "round") -> Tensor:
+    """Pictures in [-1, 1] -> uint8.
+
+    Args:
+        images: any shape; values outside are clamped.
+        rounding: ``"round"`` to the nearest level (MAR, TiTok's loop); ``"llamagen"`` truncates 127.5 x + 128
+            (LlamaGen, TokenFlow); ``"truncate"`` truncates 255 (x + 1) / 2, half a level low on average.
+
+    Raises:
+        VistokError: for another name.
+    """
+    if rounding == "llamagen":
+        return (127.5 * images + 128.0).clamp(0, 255).to(torch.uint8)
+    levels = ((images + 1) / 2).clamp(0, 1) * 255
+    if rounding == "round":
+        return levels.round().to(torch.uint8)
+    if rounding == "truncate":
+        return levels.to(torch.uint8)
+    raise unknown_name("rounding", rounding, list(ROUNDINGS))
+
+
+def _check(a: Tensor, b: Tensor, smallest: int = 1) -> None:
+    if a.shape != b.shape:
+        raise VistokError(f"pictures of {list(a.shape)} and {list(b.shape)} cannot be compared: sizes must be equal.")
+    if min(a.shape[-2:]) < smallest:
+        raise VistokError(f"SSIM needs pictures of at least {smallest} x {smallest} pixels, got {list(a.shape[-2:])}.")
+
+
+def psnr(a: Tensor, b: Tensor, data_range: float = 1.0) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each picture, in float64.
+
+    Args:
+        a: [B, C, H, W].
+        b: [B, C, H, W].
+        data_range: white minus black.
+
+    Returns:
+        [B]; infinite for equal pictures.
+    """
+    _check(a, b)
+    error = (a.double() - b.double()).square().mean((1, 2, 3))
+    return 10 * torch.log10(data_range**2 / error)
+
+
+def _gaussian_window(size: int, sigma: float) -> Tensor:
+    x = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    weights = (-(x**2) / (2 * sigma**2)).exp()
+    return weights / weights.sum()
+
+
+def ssim(
+    a: Tensor,
+    b: Tensor,
+    window: Literal["gaussian", "uniform"] = "gaussian",
+    data_range: float = 1.0,
+) -> Tensor:
+    """Structural similarity of each picture, in float64; only windows that lie inside the picture count.
+
+    Args:
+        a: [B, C, H, W].
+        b: [B, C, H, W].
+        window: ``"gaussian"``: 11 taps, sigma 1.5, population covariance (Wang et al.). ``"uniform"``: 7 x 7, sample
+            covariance (the default of scikit-image).
+        data_range: white minus black.
+
+    Returns:
+        [B], mean over channels and positions.
+
+    Raises:
+        VistokError: sizes differ or are smaller than the window, or another window is named.
+    """
+    if window not in ("gaussian", "uniform"):
+        raise unknown_name("SSIM window", window, ["gaussian", "uniform"])
+    taps = _gaussian_window(11, 1.5) if window == "gaussian" else torch.full((7,), 1 / 7, dtype=torch.float64)
+    _check(a, b, len(taps))
+    taps = taps.to(a.device)
+    a, b = a.double(), b.double()
+    channels = a.shape[1]
+
+    def local_mean(x: Tensor) -> Tensor:
+        x = F.conv2d(x, taps.view(1, 1, -1, 1).expand(channels, -1, -1, -1), groups=channels)
+        return F.conv2d(x, taps.view(1, 1, 1, -1).expand(channels, -1, -1, -1), groups=channels)
+
+    mean_a, mean_b = local_mean(a), local_mean(b)
+    unbias = 49 / 48 if window == "uniform" else 1.0
+    var_a = unbias * (local_mean(a * a) - mean_a**2)
+    var_b = unbias * (local_mean(b * b) - mean_b**2)
+    covariance = unbias * (local_mean(a * b) - mean_a * mean_b)
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    structure = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return (structure / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean((1, 2, 3))
+
+
+def reconstruction_quality(targets: Tensor, outputs: Tensor) -> dict[str, Tensor]:
+    """Per-picture quality under this package's default convention.
+
+    Args:
+        targets: [B, C, H, W] in [-1, 1].
+        outputs: [B, C, H, W] as a decoder gives them.
+
+    Returns:
+        ``psnr`` and ``ssim``, each [B].
+    """
+    a, b = quantise(targets).double() / 255, quantise(outputs).double() / 255
+    return {"psnr": psnr(a, b), "ssim": ssim(a, b)}
+
+
+def llamagen_quality(targets: Tensor, outputs: Tensor) -> dict[str, Tensor]:
+    """Per-picture quality as LlamaGen's and TokenFlow's tables have it (see the module's text): ``psnr``, ``ssim``."""
+    a, b = (targets + 1) / 2, quantise(outputs, "llamagen").float() / 255
+    return {"psnr": psnr(a, b), "ssim": ssim(a, b, "uniform", data_range=2.0)}
+
+
+CONVENTIONS = {"default": reconstruction_quality, "llamagen": llamagen_quality}
+
+
+def compare_pictures(
+    targets: Pictures,
+    outputs: Pictures,
+    convention: str = "default",
+    lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> list[Result]:
+    """Mean PSNR, SSIM and, given its network, LPIPS of pictures and their reconstructions.
+
+    Args:
+        targets: the originals.
+        outputs: the reconstructions in the same order.
+        convention: ``"default"`` or ``"llamagen"``.
+        lpips: [1, 3, H, W] pairs in [-1, 1] -> [1].
+
+    Raises:
+        VistokError: an unknown convention, sets of different lengths, or a pair of different sizes.
+    """
+    if convention not in CONVENTIONS:
+        raise unknown_name("reconstruction convention", convention, list(CONVENTIONS))
+    if len(targets) != len(outputs):
+        raise VistokError(f"{len(targets)} originals and {len(outputs)} reconstructions do not pair up.")
+    scores: dict[str, list[Tensor]] = {}
+    for i in range(len(targets)):
+        (target,), (output,) = (side.batch(i, i + 1) for side in (targets, outputs))
+        a, b = target[None] / 127.5 - 1, output[None] / 127.5 - 1
+        quality = CONVENTIONS[convention](a, b)
+        if lpips is not None:
+            quality["lpips"] = lpips(a, b)
+        for name, value in quality.items():
+            scores.setdefault(name, []).append(value)
+    reference = f"{targets.name} ({len(targets)} pictures, {targets.digest})"
+    results = []
+    for name, values in scores.items():
+        stacked = torch.cat(values)
+        options = (f"convention={convention}",) if name != "lpips" else ()
+        protocol = Protocol(name, reference=reference, samples=len(stacked), options=options)
+        results.append(Result(outputs.name, stacked.mean().item(), protocol, stacked.std(correction=0).item()))
+    return results

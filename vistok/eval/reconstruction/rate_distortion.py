@@ -1,0 +1,193 @@
+"""Quality of reconstructions against the bytes that they take: a tokenizer by token count, JPEG and WebP by quality.
+
+Every picture is encoded once and decoded at each length. Bytes are those of whole files: a ``.vtok`` with its header
+and checksum, as JPEG and WebP have theirs; beside them stand the bytes of the bare tokens, which papers count.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vistok.data.images import to_tensor
+from vistok.errors import VistokError
+from vistok.eval.plots import new_figure
+from vistok.eval.reconstruction.metrics import quantise, reconstruction_quality
+from vistok.files import atomic_path
+from vistok.tokenizers.interface import Tokenizer
+
+CODECS = {"jpeg": "JPEG", "webp": "WEBP"}  # what the plot calls them: what Pillow does
+QUALITIES = (1, 5, 10, 20, 30, 50, 75, 90)
+Compared = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class RatePoint:
+    """Means over pictures at one setting.
+
+    Attributes:
+        setting: tokens, or a codec's quality.
+        psnr: in dB.
+        ssim: with the Gaussian window; nan for pictures smaller than it.
+        lpips: None without its network.
+        rfid: Frechet distance to the originals; None without an extractor.
+        bytes: of whole files; 0 where nothing was written.
+        payload: bytes without headers; for codecs those of the whole file.
+    """
+
+    setting: int
+    psnr: float
+    ssim: float
+    lpips: float | None = None
+    rfid: float | None = None
+    bytes: float = 0.0
+    payload: float = 0.0
+
+    def bits_per_pixel(self, side: int) -> float:
+        """Of whole files of pictures of side x side pixels."""
+        return 8 * self.bytes / side**2
+
+
+def powers_of_two(maximum: int) -> list[int]:
+    """1, 2, 4, ... and ``maximum``."""
+    return sorted({2**i for i in range((maximum - 1).bit_length())} | {maximum})
+
+
+class _Means:
+    """Running sums of figures of pictures."""
+
+    def __init__(self, lpips: Compared | None):
+        self.lpips, self.sums, self.count = lpips, {}, 0
+
+    def update(self, images: Tensor, outputs: Tensor) -> None:
+        scores = reconstruction_quality(images, outputs)
+        if self.lpips is not None:
+            scores["lpips"] = self.lpips(images.cpu(), outputs.clamp(-1, 1).cpu())
+        for name, values in scores.items():
+            self.sums[name] = self.sums.get(name, 0.0) + values.double().sum().item()
+        self.count += len(images)
+
+    def point(self, setting: int, size: float = 0.0, payload: float = 0.0) -> RatePoint:
+        means = {name: total / self.count for name, total in self.sums.items()}
+        return RatePoint(setting, **means, bytes=size, payload=payload)
+
+
+@torch.no_grad()
+def quality_by_tokens(
+    tokenizer: Tokenizer,
+    batches: Iterable[Tensor],
+    lengths: Sequence[int],
+    on_tokens: Callable[[Tensor], Any] = lambda _: None,
+    on_outputs: Callable[[int, Tensor], Any] = lambda _, __: None,
+    lpips: Compared | None = None,
+    header: int = 0,
+    **decoding: Any,
+) -> list[RatePoint]:
+    """Reconstruct pictures from each number of first tokens.
+
+    Args:
+        tokenizer: encodes once, decodes every length.
+        batches: pictures [B, 3, H, W] in [-1, 1].
+        lengths: numbers of tokens.
+        on_tokens: called with the tokens of each batch.
+        on_outputs: called with the length and the reconstructions [B, 3, H, W] of each batch.
+        lpips: pairs of pictures in [-1, 1] -> [B].
+        header: bytes of a file beside its tokens.
+        decoding: further arguments of ``decode``; a ``generator`` is made from the integer ``seed`` anew for each
+            length, so that all lengths begin with the same noise.
+
+    Raises:
+        VistokError: a length that the tokenizer does not decode, or no picture.
+    """
+    seed = decoding.pop("seed", None)
+    means = {length: _Means(lpips) for length in lengths}
+    for images in batches:
+        tokens = tokenizer.encode(images)
+        on_tokens(tokens)
+        for length in lengths:
+            if seed is not None:
+                decoding["generator"] = torch.Generator().manual_seed(seed)
+            outputs = tokenizer.decode(tokens, length, **decoding)
+            on_outputs(length, outputs)
+            means[length].update(images, outputs)
+    if any(not mean.count for mean in means.values()):
+        raise VistokError("there is no picture to reconstruct.")
+    bits = tokenizer.capabilities.bits_per_token
+    payloads = {length: -(-length * bits // 8) for length in lengths}
+    return [mean.point(length, header + payloads[length], payloads[length]) for length, mean in means.items()]
+
+
+def codec_quality(
+    codec: str, batches: Iterable[Tensor], qualities: Sequence[int] = QUALITIES, lpips: Compared | None = None
+) -> list[RatePoint]:
+    """Pictures through JPEG or WebP at each quality, as Pillow writes them by default; bytes are of whole files.
+
+    Args:
+        codec: one of ``CODECS``.
+        batches: pictures [B, 3, H, W] in [-1, 1].
+        qualities: 0 to 100.
+        lpips: pairs of pictures in [-1, 1] -> [B].
+    """
+    means, sizes = {quality: _Means(lpips) for quality in qualities}, dict.fromkeys(qualities, 0)
+    for images in batches:
+        pixels = quantise(images).movedim(1, -1).cpu().numpy()
+        for quality in qualities:
+            files = [_encoded(array, CODECS[codec], quality) for array in pixels]
+            decoded = torch.stack([to_tensor(Image.open(io.BytesIO(data))) for data in files])
+            sizes[quality] += sum(map(len, files))
+            means[quality].update(images.cpu(), decoded)
+    sizes = {quality: size / means[quality].count for quality, size in sizes.items()}
+    return [mean.point(quality, sizes[quality], sizes[quality]) for quality, mean in means.items()]
+
+
+def _encoded(array: np.ndarray, format: str, quality: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, format, quality=quality)
+    return file.getvalue()
+
+
+def advantage(points: Sequence[RatePoint], other: RatePoint) -> float:
+    """Best PSNR of points of at most as many bytes as another, minus the other's; minus infinity if there is none."""
+    return max((point.psnr for point in points if point.bytes <= other.bytes), default=-float("inf")) - other.psnr
+
+
+def plot_rate_distortion(curves: dict[str, Sequence[RatePoint]], side: int, path: str | Path) -> None:
+    """Draw PSNR and SSIM of several curves over bytes a picture; bare tokens are dashed.
+
+    Args:
+        curves: points by name.
+        side: of the pictures, for the title.
+        path: picture to write.
+
+    Raises:
+        VistokError: matplotlib is not installed.
+    """
+    figure = new_figure(10, 4)
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    for axes, metric in zip(figure.subplots(1, 2), ("psnr", "ssim"), strict=True):
+        for name, points in curves.items():
+            values = [getattr(point, metric) for point in points]
+            (line,) = axes.plot([point.bytes for point in points], values, "o-", markersize=3, label=name)
+            if any(point.payload != point.bytes for point in points):
+                bare = [point.payload for point in points]
+                axes.plot(bare, values, "x--", markersize=4, color=line.get_color(), label=f"{name}, without headers")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set(
+            xlabel=f"bytes of a picture of {side}x{side} pixels", ylabel="PSNR in dB" if metric == "psnr" else "SSIM"
+        )
+        axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize="small")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)

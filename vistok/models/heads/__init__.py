@@ -1,0 +1,1 @@
+"""Draft heads: small networks that predict what a target will say."""

@@ -1,0 +1,1 @@
+"""Small vision networks: backbones, feature extractors and perceptual distances."""

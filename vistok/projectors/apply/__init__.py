@@ -1,0 +1,1 @@
+"""Putting a compressor on a transformers model: pictures, prompts, layers."""

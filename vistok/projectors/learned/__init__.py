@@ -1,0 +1,1 @@
+"""Compressors that are trained, in the published key layouts."""

@@ -1,1 +1,0 @@
-"""A plugin for lmms-eval: ``LMMS_EVAL_PLUGINS=vistok.projectors.lmms`` adds the model ``vistok_llava_hf`` to it."""

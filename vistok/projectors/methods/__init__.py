@@ -1,0 +1,1 @@
+"""Training-free compressors, one small file each."""

@@ -1,0 +1,69 @@
+"""FastV (arXiv 2403.06764): drop visual tokens inside the language model, after the layer whose attention ranks them.
+
+The last query's attention in layer K-1, mean over heads, ranks the visual tokens; from layer K on only the best
+remain, at their original positions. Differs from the release, which forks the Llama classes for one prompt at a time:
+hooks on the model's own layers (:mod:`vistok.projectors.apply.layers`), any batch and padding, one query row instead
+of the attention matrix, and a cache that is full in layers below K and short from K on.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vistok.errors import VistokError
+from vistok.projectors.interface import check_keep
+
+
+def rank_visual(attention: Tensor, visual: Tensor, count: int) -> Tensor:
+    """The visual tokens that one query attends to most.
+
+    Args:
+        attention: of the query, mean over heads, [S].
+        visual: which columns are visual tokens, bool [S].
+        count: how many.
+
+    Returns:
+        Columns by falling attention, int64 [count].
+    """
+    return attention.masked_fill(~visual, -torch.inf).topk(count).indices
+
+
+def last_query_attention(query: Tensor, keys: Tensor, visible: Tensor) -> Tensor:
+    """Attention of one query a row, mean over heads, in float32.
+
+    Args:
+        query: [B, H, d], rotated.
+        keys: [B, Hkv, S, d], rotated.
+        visible: bool [B, S].
+
+    Returns:
+        [B, S].
+    """
+    heads, kv_heads = query.shape[1], keys.shape[1]
+    q = query.float().unflatten(1, (kv_heads, heads // kv_heads))
+    logits = torch.einsum("bgrd,bgsd->bgrs", q, keys.float()) * query.shape[-1] ** -0.5
+    return logits.masked_fill(~visible[:, None, None], -torch.inf).softmax(-1).flatten(1, 2).mean(1)
+
+
+class FastV:
+    """Drop visual tokens inside the language model.
+
+    Args:
+        keep: visual tokens of a prompt that stay (int), or their share (float).
+        layer: K, the first layer that sees fewer; 1..layers-1.
+    """
+
+    name = "fastv"
+
+    def __init__(self, keep: int | float = 0.25, layer: int = 2) -> None:
+        self.keep = check_keep(keep)
+        if layer < 1:
+            raise VistokError(f"layer is {layer}: FastV ranks by the layer before it, so give at least 1.")
+        self.layer = layer
+
+    def count(self, visual: int) -> int:
+        """How many of a prompt's visual tokens stay."""
+        if isinstance(self.keep, int):
+            return min(self.keep, visual)
+        return min(visual, max(1, round(self.keep * visual)))

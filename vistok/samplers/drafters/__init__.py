@@ -1,0 +1,1 @@
+"""Drafters: what proposes token trees; with each, the sampler that it makes."""

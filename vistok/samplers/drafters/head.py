@@ -1,0 +1,128 @@
+"""Drafting with a network that reads the target's features, such as EAGLE (arXiv 2401.15077).
+
+With guidance the network runs on conditional and unconditional features side by side, and its logits are combined like
+the target's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vistok.models.heads.eagle import Eagle, Eagle3
+from vistok.ops import combine_guidance
+from vistok.samplers.interface import DraftPolicy
+from vistok.samplers.loop import Run, Scores, Verdict
+from vistok.samplers.params import Law
+from vistok.samplers.tree import TokenTree
+
+
+class HeadDrafter:
+    """An EAGLE network behind the loop's interface.
+
+    Args:
+        network: the drafter.
+        head: the target's output layer.
+        law: guidance and processing.
+        policy: the shape of its trees.
+        length: tokens of a sample.
+
+    Attributes:
+        hidden: the predicted feature behind the last decided token, [R, 1, H]; R = 2B with guidance.
+        forwards: calls of the network.
+    """
+
+    def __init__(self, network: Eagle | Eagle3, head: nn.Module, law: Law, policy: DraftPolicy, length: int):
+        self.network, self.head, self.law, self.policy, self.length = network, head, law, policy, length
+        self.kind, self.nodes, self.chain = policy.kind(law), policy.nodes, False
+        self.forwards = 0
+
+    def start(self, run: Run, prefill: Scores) -> None:
+        """Read the features of the condition. Every conditioning slot has token 0, as in the published drafters."""
+        rows, slots = prefill.hidden.shape[:2]
+        tokens = torch.zeros(len(run.tokens), slots, dtype=torch.int64, device=run.tokens.device)
+        tokens[:, -1] = run.tokens[:, 0]
+        self.reset(rows, slots + self.length)
+        self.feed(prefill.hidden, tokens)
+
+    def reset(self, rows: int, slots: int) -> None:
+        """Begin with an empty cache of R sequences, with room for ``slots`` decided ones."""
+        self.cache = self.network.new_cache(rows, slots + self.nodes + self.policy.slots)
+
+    def feed(self, features: Tensor, tokens: Tensor, count: Tensor | None = None) -> Tensor:
+        """Read features of the target and the tokens that followed them.
+
+        Args:
+            features: [R, T, F].
+            tokens: int64 [B, T].
+            count: how many of them each sample has, [B]; all if None.
+
+        Returns:
+            Predicted features [R, T, H].
+        """
+        if len(features) < len(self.cache.lengths):  # the target has dropped its unconditional half
+            self.cache = self.cache.narrow(len(features))
+            self.hidden = self.hidden[: len(features)]
+        halves = len(features) // len(tokens)
+        predicted = self.network(features, tokens.repeat(halves, 1), self.cache)
+        self.forwards += 1
+        if count is None:
+            self.cache.advance(tokens.shape[1])
+            self.hidden = predicted[:, -1:]
+            return predicted
+        count = count.repeat(halves)
+        self.cache.advance(count)
+        last = (count - 1).clamp(min=0)[:, None, None].expand(-1, 1, predicted.shape[-1])
+        self.hidden = torch.where((count > 0)[:, None, None], predicted.gather(1, last), self.hidden)
+        return predicted
+
+    def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
+        """Read the features of the nodes that were kept."""
+        path = verdict.path
+        if path is None:
+            path = torch.arange(tree.nodes, device=tree.tokens.device).expand(len(tree.tokens), -1)
+        path = path.clamp(min=0).repeat(len(scores.hidden) // len(path), 1)
+        features = scores.hidden.gather(1, path[..., None].expand(-1, -1, scores.hidden.shape[-1]))
+        self.feed(features, verdict.emitted, verdict.count)
+
+    def propose(self, run: Run) -> TokenTree:
+        """Grow a tree."""
+        return self.policy.grow(self, run)
+
+    def logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """Guided draft logits [B, T, V] from predicted features [R, T, H], of the tokens at ``positions`` [B, T]."""
+        logits = self.network.logits(hidden, self.head)
+        if len(logits) == len(positions):
+            return logits
+        scale = self.law.guidance_at(positions)
+        scale = scale[..., None] if isinstance(scale, Tensor) else scale
+        return combine_guidance(*logits.chunk(2), scale)
+
+    def token(self, index: Tensor) -> Tensor:
+        """Tokens of entries of the draft logits."""
+        return self.network.token(index)
+
+    def expand(self, tokens: Tensor, features: Tensor, seen: Tensor, slots: Tensor) -> Tensor:
+        """Run the network on draft nodes, whose slots the cache keeps until ``forget``.
+
+        Args:
+            tokens: int64 [B, T].
+            features: the predicted features behind their parents, [R, T, H].
+            seen: bool [B or 1, T, N], which of the N draft slots so far, these included, each node sees.
+            slots: the nodes' depth below the root less 1, int64 [T].
+
+        Returns:
+            Predicted features [R, T, H].
+        """
+        rows, halves = len(features), len(features) // len(tokens)
+        seen = seen.expand(len(tokens), -1, -1).repeat(halves, 1, 1)
+        decided = self.cache.lengths[:, None] - (seen.shape[2] - tokens.shape[1])
+        hidden = self.network(features, tokens.repeat(halves, 1), self.cache, (decided + slots).expand(rows, -1), seen)
+        self.forwards += 1
+        self.cache.advance(tokens.shape[1])
+        return hidden
+
+    def forget(self, slots: int) -> None:
+        """Drop the last draft slots."""
+        if slots:
+            self.cache.advance(-slots)

@@ -1,0 +1,145 @@
+"""Token Recycling: the target's own runners-up are the drafts of later steps (arXiv 2408.08696).
+
+An adjacency matrix holds, for every token, the k tokens that the target last thought most likely behind it. A static
+tree is filled from it level by level, and every node that the target has scored, accepted or not, renews its token's
+row; where a token stands at several nodes of a step, the last node counts. Works on any target of the loop, pictures
+included: nothing here knows what the tokens stand for.
+
+Against the published code: the tokens of the prompt renew their rows too (``warm``), sampling is exact and not ignored,
+and any tree of any width will do, which matters where 81 rows cost much more than one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vistok.errors import VistokError
+from vistok.models.llamagen import LlamaGen
+from vistok.samplers.loop import Run, Scores, Verdict, generate
+from vistok.samplers.noise import Noise
+from vistok.samplers.params import Law
+from vistok.samplers.policies.trees import TREE_2_2_2, Path, best_tree, check_paths
+from vistok.samplers.stats import Stats
+from vistok.samplers.targets.causal_lm import Prompt
+from vistok.samplers.targets.llamagen import ImageTarget
+from vistok.samplers.tree import LawKind, TokenTree, TreeShape
+from vistok.samplers.verifiers.candidates import SampleMatch
+
+
+class TokenRecycling:
+    """Drafts from an adjacency matrix, which is kept from one run to the next.
+
+    Args:
+        tree: rank paths of the tree, see ``TreeShape.of_paths``.
+        warm: the prompt renews rows of the matrix as well; the prefill then forms the logits behind all its tokens.
+
+    Attributes:
+        adjacency: int64 [V, k], k the most children of a node; None before the first run. Zeros at first, as published.
+
+    Raises:
+        VistokError: a path whose beginning is missing.
+    """
+
+    kind = LawKind.DETERMINISTIC
+    chain = False
+    features = False
+    forwards = 0
+
+    def __init__(self, tree: tuple[tuple[int, ...], ...] = TREE_2_2_2, warm: bool = True):
+        check_paths(tree)
+        self.warm = self.prompt_logits = warm
+        self.shape = TreeShape.of_paths(list(tree))
+        self.width = 1 + max(path[-1] for path in tree)
+        self.nodes = self.shape.nodes
+        self.adjacency: Tensor | None = None
+        self._prompt: Prompt | None = None
+
+    def bind(self, model: nn.Module, prompt: Prompt, law: Law, length: int) -> None:
+        """Take the prompts of a run."""
+        self._prompt = prompt if self.warm else None
+
+    def start(self, run: Run, prefill: Scores) -> None:
+        """Make the matrix if there is none, and let the prompt renew it.
+
+        Raises:
+            VistokError: the matrix belongs to another vocabulary, or has more columns than it.
+        """
+        size, device = prefill.logits.shape[-1], prefill.logits.device
+        if self.adjacency is None:
+            if self.width > size:
+                raise VistokError(f"the tree wants {self.width} candidates of a token, but there are {size} tokens.")
+            self.adjacency = torch.zeros(size, self.width, dtype=torch.int64)
+        if len(self.adjacency) != size:
+            raise VistokError(
+                f"this drafter has seen a vocabulary of {len(self.adjacency)} tokens, not {size}: make another one."
+            )
+        self.adjacency = self.adjacency.to(device)
+        if self.shape.parents.device != device:
+            self.shape = TreeShape(self.shape.parents.to(device))
+        depth = self.shape.depth[0]
+        self._levels = [(depth == d).nonzero()[:, 0] for d in range(1, self.shape.height + 1)]
+        self._sources = [(self.shape.parents[0, level], self.shape.rank[0, level]) for level in self._levels]
+        if self._prompt is not None:
+            width = self._prompt.ids.shape[1]
+            real = torch.arange(width, device=device) >= width - self._prompt.count[:, None]
+            self.renew(self._prompt.ids[real], prefill.logits[real])
+
+    def propose(self, run: Run) -> TokenTree:
+        """Fill the tree: node i is candidate ``rank_i`` of its parent's token."""
+        tokens = run.root.repeat(1, self.nodes)
+        for level, (parents, ranks) in zip(self._levels, self._sources, strict=True):
+            tokens[:, level] = self.adjacency[tokens[:, parents], ranks]
+        return TokenTree(tokens, self.shape)
+
+    def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
+        """All nodes of the sequences that still run renew their rows."""
+        going = run.decided < run.length
+        self.renew(tree.tokens[going].flatten(), scores.logits[going].flatten(0, 1))
+
+    def renew(self, tokens: Tensor, logits: Tensor) -> None:
+        """Write the rows of tokens [M] anew from the logits behind them [M, V]; the last of equal tokens counts."""
+        order = torch.arange(len(tokens), device=tokens.device)
+        last = torch.zeros_like(self.adjacency[:, 0]).scatter_reduce(0, tokens, order, "amax")
+        counts = last[tokens] == order
+        self.adjacency[tokens[counts]] = logits[counts].topk(self.width).indices
+
+
+# 16 drafts for codes whose runners-up are about equally likely: wide near the root, two levels deep.
+TREE = best_tree([[0.25, 0.16, 0.12, 0.1, 0.08, 0.07, 0.06, 0.05]] * 3, 16)
+
+
+@dataclass(frozen=True)
+class Recycling:
+    """Drafts from the codes that the model last thought most likely behind a code (arXiv 2408.08696); lossless, and the
+    pictures are those of plain decoding with the same seed.
+
+    Attributes:
+        tree: rank paths of the draft tree.
+
+    Raises:
+        VistokError: a path whose beginning is missing.
+    """
+
+    tree: tuple[Path, ...] = TREE
+
+    def __post_init__(self):
+        check_paths(self.tree)
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        model: LlamaGen,
+        condition: Tensor,
+        mask: Tensor | None,
+        law: Law,
+        noise: Noise,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[Tensor, Stats]:
+        """Draw a batch of pictures; see ``Sampler.sample``."""
+        drafter = TokenRecycling(self.tree, warm=False)
+        target = ImageTarget(model, law, condition, mask, nodes=drafter.nodes)
+        return generate(target, drafter, SampleMatch(), law, noise, progress)

@@ -1,0 +1,1 @@
+"""Tree policies: which nodes of a draft are worth proposing."""

@@ -1,0 +1,166 @@
+"""Chains of drafts: one (speculative decoding, arXiv 2211.17192), or several independent ones (SpecTr, 2310.15141).
+
+A policy asks the drafter for laws and draws from them; with greedy decoding it takes the most likely tokens instead,
+and its drafts are deterministic.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vistok.errors import VistokError
+from vistok.ops import draw
+from vistok.samplers.interface import DraftHead
+from vistok.samplers.loop import Run
+from vistok.samplers.noise import DRAFT
+from vistok.samplers.params import Law
+from vistok.samplers.tree import LawKind, TokenTree, TreeShape
+
+
+def draft_law(law: Law, logits: Tensor) -> Tensor:
+    """What drafts are drawn from: the run's law of the draft logits; their plain softmax where decoding is greedy."""
+    return logits.float().softmax(-1) if law.greedy else law.probabilities(logits)
+
+
+def kind_of(law: Law, drawn: LawKind) -> LawKind:
+    """How a policy's drafts are chosen: drawn, or the most likely ones where decoding is greedy."""
+    return LawKind.DETERMINISTIC if law.greedy else drawn
+
+
+def drafted_tree(run: Run, tokens: list[Tensor], shape: TreeShape, laws: list[Tensor], drawn: LawKind) -> TokenTree:
+    """The tree of levels of tokens, with the laws behind all levels but the last; none where decoding is greedy."""
+    drafted = torch.cat(tokens, 1)
+    if run.law.greedy:
+        return TokenTree(drafted, shape)
+    inner = torch.cat(laws, 1)
+    leaves = inner.new_zeros(len(drafted), shape.nodes - inner.shape[1], inner.shape[2])
+    return TokenTree(drafted, shape, drawn, torch.cat([inner, leaves], 1))
+
+
+@functools.lru_cache(maxsize=256)
+def chain_shape(nodes: int, device: torch.device) -> TreeShape:
+    """The chain of so many nodes, with its tables built once."""
+    return TreeShape.chain_of(nodes, device)
+
+
+@functools.lru_cache(maxsize=64)
+def parallel_shape(chains: int, drafts: int, device: torch.device) -> TreeShape:
+    """Several chains below one root, numbered level by level, with its tables built once."""
+    below = torch.arange(1, 1 + chains * (drafts - 1), device=device)
+    root = torch.full((1,), -1, device=device)
+    return TreeShape(torch.cat([root, root.new_zeros(chains), below])[None])
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One draft behind the other.
+
+    Attributes:
+        drafts: longest chain.
+        confidence: no further draft behind one that the draft model gives less than this probability; what is shown
+            never depends on the token that is shown, so this stays lossless.
+
+    Raises:
+        VistokError: no drafts, or a confidence outside [0, 1).
+    """
+
+    drafts: int = 5
+    confidence: float = 0.0
+    chain = True
+
+    def __post_init__(self):
+        if self.drafts < 1 or not 0 <= self.confidence < 1:
+            raise VistokError(
+                f"a chain needs at least 1 draft and a confidence in [0, 1), got {self.drafts} and {self.confidence}."
+            )
+
+    @property
+    def nodes(self) -> int:
+        """Nodes, the root included."""
+        return self.drafts + 1
+
+    @property
+    def slots(self) -> int:
+        """Slots that growing writes."""
+        return self.drafts - 1
+
+    def kind(self, law: Law) -> LawKind:
+        """Each is drawn from the law behind the one before."""
+        return kind_of(law, LawKind.INDEPENDENT)
+
+    def grow(self, head: DraftHead, run: Run) -> TokenTree:
+        """Draw one token after the other."""
+        device, hidden = run.decided.device, head.hidden
+        tokens, laws = [run.root], []
+        for i in range(self.drafts):
+            place = torch.tensor([i], device=device)
+            law = draft_law(run.law, head.logits(hidden, run.decided[:, None] + i))  # [B, 1, V]
+            token = law.argmax(-1) if run.law.greedy else draw(law, run.uniform(place, DRAFT))
+            tokens.append(head.token(token))
+            laws.append(law)
+            last = i == self.drafts - 1
+            if last or (self.confidence and bool((law.gather(2, token[..., None]) < self.confidence).all())):
+                break
+            seen = torch.ones(1, 1, i + 1, dtype=torch.bool, device=device)
+            hidden = head.expand(tokens[-1], hidden, seen, place)
+        head.forget(i)
+        return drafted_tree(run, tokens, chain_shape(i + 2, device), laws, LawKind.INDEPENDENT)
+
+
+@dataclass(frozen=True)
+class IndependentChains:
+    """Several chains, drawn independently from the same law.
+
+    Attributes:
+        chains: how many.
+        drafts: length of each.
+
+    Raises:
+        VistokError: no chain, or no drafts.
+    """
+
+    chains: int = 4
+    drafts: int = 4
+
+    def __post_init__(self):
+        if self.chains < 1 or self.drafts < 1:
+            raise VistokError(f"chains and drafts must be at least 1, got {self.chains} and {self.drafts}.")
+
+    @property
+    def nodes(self) -> int:
+        """Nodes, the root included."""
+        return 1 + self.chains * self.drafts
+
+    @property
+    def slots(self) -> int:
+        """Slots that growing writes."""
+        return self.chains * (self.drafts - 1)
+
+    def kind(self, law: Law) -> LawKind:
+        """Siblings are independent."""
+        return kind_of(law, LawKind.INDEPENDENT)
+
+    def grow(self, head: DraftHead, run: Run) -> TokenTree:
+        """Draw the next token of all chains at a time."""
+        k, device = self.chains, run.decided.device
+        hidden, tokens, laws = head.hidden, [run.root], []
+        numbers, own = torch.arange(k, device=device), torch.eye(k, dtype=torch.bool, device=device)
+        for level in range(self.drafts):
+            places = torch.full((k,), level, device=device)
+            width = hidden.shape[1]
+            law = draft_law(run.law, head.logits(hidden, (run.decided[:, None] + level).expand(-1, width)))
+            laws.append(law)
+            if run.law.greedy:
+                token = law.topk(k).indices[:, 0] if level == 0 else law.argmax(-1)
+            else:
+                token = draw(law.expand(-1, k, -1), run.uniform(places, DRAFT, numbers))
+            tokens.append(head.token(token))
+            if level < self.drafts - 1:
+                seen = own.repeat(1, level + 1)[None]
+                hidden = head.expand(tokens[-1], hidden.expand(-1, k, -1), seen, places)
+        head.forget(self.slots)
+        return drafted_tree(run, tokens, parallel_shape(k, self.drafts, device), laws, LawKind.INDEPENDENT)

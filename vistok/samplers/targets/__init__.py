@@ -1,0 +1,1 @@
+"""Targets: the models that drafts are checked against."""

@@ -1,0 +1,81 @@
+"""Targets: what a draft is checked against. Here, an autoregressive image transformer with guidance inside."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vistok.models.llamagen import DecodeState, LlamaGen
+from vistok.ops import combine_guidance
+from vistok.samplers.loop import Scores, Verdict
+from vistok.samplers.params import Law
+from vistok.samplers.tree import TokenTree
+
+
+class ImageTarget:
+    """LlamaGen behind the loop's interface: token trees in, guided logits out.
+
+    With guidance, conditional and unconditional sequences run as one batch of 2B rows; once every sequence is past the
+    guidance interval, the unconditional half no longer runs.
+
+    Args:
+        model: the transformer.
+        law: guidance and its interval.
+        condition: labels [B] or text features [B, T, D].
+        mask: which text features are real, [B, T]; all if None.
+        nodes: most nodes of a tree, for which the cache has room.
+
+    Attributes:
+        length: tokens of a picture.
+        guided: whether the unconditional half still runs.
+    """
+
+    def __init__(self, model: LlamaGen, law: Law, condition: Tensor, mask: Tensor | None = None, nodes: int = 1):
+        self.model, self.law = model, law
+        self.length = model.config.block_size
+        self.batch = len(condition)
+        self.guided = law.guided
+        if self.guided:
+            condition = torch.cat([condition, model.null_condition(self.batch).to(condition.dtype)])
+            mask = None if mask is None else mask.repeat(2, 1)
+        self.condition, self.mask = condition, mask
+        self.state: DecodeState = model.new_state(len(condition), extra=nodes)
+
+    def prefill(self) -> Scores:
+        """Guided logits of the first token [B, 1, V], and the features of the prefix, [B or 2B, T, D]."""
+        hidden = self.model.prefill(self.condition, self.state, self.mask)
+        return Scores(self._logits(hidden[:, -1:], 0), hidden)
+
+    def forward(self, tree: TokenTree, decided: Tensor) -> Scores:
+        """Guided logits behind each node, and the nodes' features."""
+        depth = tree.shape.depth
+        # Draft nodes beyond the picture exist only in sequences that are about to finish; nothing reads their logits.
+        positions = (decided[:, None] - 1 + depth).clamp(0, self.length - 1)
+        tokens, ancestors = tree.tokens, None if tree.shape.chain else tree.shape.ancestors.expand(self.batch, -1, -1)
+        fed = positions
+        if self.guided:
+            tokens, fed = tokens.repeat(2, 1), positions.repeat(2, 1)
+            ancestors = None if ancestors is None else ancestors.repeat(2, 1, 1)
+        hidden = self.model.decode(tokens, fed, self.state, ancestors)
+        return Scores(self._logits(hidden, positions + 1), hidden)
+
+    def _logits(self, hidden: Tensor, positions: Tensor | int) -> Tensor:
+        """Logits of the tokens at ``positions``, guided where the interval says so."""
+        logits = self.model.head(hidden)
+        if not self.guided:
+            return logits
+        scale = self.law.guidance_at(positions)
+        scale = scale[..., None] if isinstance(scale, Tensor) else scale
+        return combine_guidance(logits[: self.batch], logits[self.batch :], scale)
+
+    def commit(self, verdict: Verdict, least: int, rows: int | None) -> None:
+        """Keep the accepted path of every sequence, in both halves."""
+        cache = self.state.cache
+        twice = 2 if self.guided else 1
+        if verdict.path is not None:
+            cache.commit(verdict.path.repeat(twice, 1), verdict.count.repeat(twice))
+        else:
+            cache.advance(verdict.count.repeat(twice) if rows is None else rows)
+        if self.guided and self.law.guided_tokens is not None and least >= self.law.guided_tokens:
+            self.state = self.state.narrow(self.batch)
+            self.guided = False

@@ -1,0 +1,21 @@
+"""The verifier of empty drafts: a draw from the target."""
+
+from __future__ import annotations
+
+import torch
+
+from vistok.samplers.loop import Run, Scores, Verdict
+from vistok.samplers.tree import LawKind, TokenTree
+
+
+class Draw:
+    """Draws the token behind the root; a tree without drafts leaves nothing to verify."""
+
+    accepts = frozenset({LawKind.DETERMINISTIC})
+    trees = False
+    lossless = True
+
+    def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
+        """One token for every sample."""
+        token = run.law.draw(scores.logits[:, 0], run.draws[:, run.least])
+        return Verdict(token[:, None], torch.ones_like(token))

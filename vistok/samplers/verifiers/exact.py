@@ -1,0 +1,78 @@
+"""Exact verification of a chain of drafts (speculative sampling, arXiv 2211.17192 and 2302.01318)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vistok.ops import draw
+from vistok.ops.sampling import residual_law
+from vistok.samplers.loop import Run, Scores, Verdict
+from vistok.samplers.noise import ACCEPT, DRAW, RESIDUAL
+from vistok.samplers.params import Law
+from vistok.samplers.tree import LawKind, TokenTree
+
+
+class Coupled(NamedTuple):
+    """Outcome of the accept-or-residual rule."""
+
+    token: Tensor  # the draft where accepted, else a draw from the residual, int64 [...]
+    accepted: Tensor  # bool [...]
+
+
+def couple(
+    p: Tensor, q: Tensor, draft: Tensor, accept: Tensor, residual: Tensor, reprocess: Law | None = None
+) -> Coupled:
+    """Turn drafts that follow q into tokens that follow p, changing as few as possible (the maximal coupling).
+
+    A draft x is accepted with probability min(1, p(x) / q(x)), else replaced by a draw from norm(max(p - q, 0)).
+
+    Args:
+        p: target laws [..., V].
+        q: laws that the drafts were drawn from, [..., V].
+        draft: int64 [...].
+        accept, residual: uniforms for the test and for the replacement, [...].
+        reprocess: send the residual through this law's temperature, top-k and top-p once more, as published code does;
+            that biases the result unless it leaves the residual as it is.
+    """
+    at = draft[..., None]
+    accepted = accept * q.gather(-1, at).squeeze(-1) < p.gather(-1, at).squeeze(-1)  # no division: q may be 0
+    rest = residual_law(p, q)
+    if reprocess is not None:
+        rest = reprocess.probabilities(rest.log())
+    return Coupled(torch.where(accepted, draft, draw(rest, residual)), accepted)
+
+
+class ExactChain:
+    """Accepts the longest prefix of drafts that passes, then a residual draw, or a draw of the target if all passed.
+
+    ``emitted`` holds the outcome of the rule at every position, also behind the first rejection.
+
+    Args:
+        reprocess_residual: see ``couple``; the reference code of speculative Jacobi decoding does it.
+    """
+
+    accepts = frozenset({LawKind.INDEPENDENT, LawKind.WITHOUT_REPLACEMENT, LawKind.STALE})
+    trees = False
+
+    def __init__(self, reprocess_residual: bool = False):
+        self.reprocess_residual = reprocess_residual
+        self.lossless = not reprocess_residual
+
+    def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
+        """Judge a chain whose drafts came from ``tree.laws``."""
+        p = run.law.probabilities(scores.logits)
+        last = tree.nodes - 1
+        outcome = couple(
+            p[:, :last],
+            tree.laws[:, :last],
+            tree.tokens[:, 1:],
+            run.window(tree.nodes, ACCEPT)[:, :last],
+            run.window(tree.nodes, RESIDUAL)[:, :last],
+            run.law if self.reprocess_residual else None,
+        )
+        bonus = draw(p[:, last:], run.window(tree.nodes, DRAW)[:, last:])
+        count = 1 + outcome.accepted.long().cumprod(1).sum(1)
+        return Verdict(torch.cat([outcome.token, bonus], 1), count, probs=p)

@@ -1,0 +1,201 @@
+"""Relaxed verification by latent neighbours: LANTERN (arXiv 2410.03355) and LANTERN++ (arXiv 2502.06352).
+
+Codes that lie close in the tokenizer's codebook look alike, so a draft may borrow the probability of its nearest codes.
+For a draft x with neighbours n_1, n_2, ... the borrowed mass m_j = p(n_1) + ... + p(n_j) takes the largest j within a
+bound: m_j <= delta (additive), or m_j <= (lambda - 1) p(x) (multiplicative, LANTERN++). m_j is the total variation
+between p and the law p~ that has the mass moved onto x. With one deterministic draft and the published residual the
+output law is exactly p~, so its total variation from p stays within delta; drafts that were sampled have no such bound.
+
+The published residual is norm(max(p~ - q, 0)). The reference code clears the k + 1 nearest codes instead, however many
+were borrowed from: of p for a deterministic draft, of q for a sampled one; ``residual="reference"`` does the same.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vistok.errors import VistokError, unknown_name
+from vistok.ops.sampling import residual_law
+from vistok.samplers.loop import Run, Scores, Verdict
+from vistok.samplers.tree import LawKind, TokenTree
+from vistok.samplers.verifiers.candidates import State, TreeVerifier, kept_path, longest_path, without
+
+MODES = ("additive", "multiplicative")
+RESIDUALS = ("paper", "reference")
+
+
+def nearest_codes(codebook: Tensor, k: int, chunk: int = 1024) -> Tensor:
+    """The k nearest other codes of every code, by Euclidean distance, nearest first.
+
+    Args:
+        codebook: [V, D], as the tokenizer stores it.
+        k: at most V - 1.
+        chunk: rows whose distances are held at a time.
+
+    Returns:
+        int64 [V, k].
+
+    Raises:
+        VistokError: k is too large or negative.
+    """
+    size = len(codebook)
+    if not 0 <= k < size:
+        raise VistokError(f"a codebook of {size} codes has no {k} neighbours of each: take 0 to {size - 1}.")
+    exact = codebook.double()
+    rows = []
+    for start in range(0, size, chunk):
+        part = exact[start : start + chunk]
+        distance = torch.cdist(part, exact, compute_mode="donot_use_mm_for_euclid_dist")
+        own = torch.arange(start, start + len(part), device=codebook.device)[:, None]
+        distance.scatter_(1, own, torch.inf)
+        rows.append(distance.sort(dim=1, stable=True).indices[:, :k])
+    return torch.cat(rows)
+
+
+class LatentNeighbours:
+    """The rule that tests one candidate.
+
+    Args:
+        neighbours: the nearest codes of every code, int64 [V, k], and one column more for the reference residual.
+        k: neighbours that may lend their mass; 0 makes the rule exact.
+        bound: delta (additive) or lambda (multiplicative).
+        mode: one of MODES.
+        residual: one of RESIDUALS.
+    """
+
+    def __init__(self, neighbours: Tensor, k: int, bound: float, mode: str = "additive", residual: str = "paper"):
+        self.neighbours, self.k, self.bound, self.mode, self.residual = neighbours, k, bound, mode, residual
+
+    def borrowed(self, p: Tensor, token: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What a draft borrows: the mass [B], who is asked [B, k], and which of them lend [B, k]."""
+        near = self.neighbours[token, : self.k]
+        mass = p.gather(1, near).cumsum(1)
+        bound = self.bound
+        if self.mode == "multiplicative":
+            bound = (self.bound - 1) * p.gather(1, token[:, None])
+        lends = mass <= bound
+        return (p.gather(1, near) * lends).sum(1), near, lends
+
+    def relaxed(self, p: Tensor, token: Tensor) -> Tensor:
+        """Probability p~(x) of the drafts under the law that they are tested by, [B]."""
+        return p.gather(1, token[:, None])[:, 0] + self.borrowed(p, token)[0]
+
+    def enter(self, p: Tensor, q: Tensor | None, candidates: Tensor) -> State:
+        return (p,) if q is None else (p, q)
+
+    def test(self, state: State, token: Tensor, uniform: Tensor) -> tuple[Tensor, State]:
+        p, q = state if len(state) == 2 else (*state, None)
+        mass, near, lends = self.borrowed(p, token)
+        at = token[:, None]
+        own = p.gather(1, at)[:, 0] + mass
+        chance = torch.ones_like(own) if q is None else q.gather(1, at)[:, 0]
+        accepted = (uniform * chance < own) & (chance > 0)
+        if self.residual == "reference":
+            return accepted, self._reference(p, q, at, lends)
+        lenders = torch.cat([at, torch.where(lends, near, at)], 1)
+        if q is None:
+            rest = without(p, lenders)
+            return accepted, (torch.where(rest.sum(1, keepdim=True) > 0, rest, p),)
+        moved = p.scatter(1, lenders, 0.0).scatter(1, at, own[:, None])
+        return accepted, (residual_law(moved, q), without(q, at))
+
+    def _reference(self, p: Tensor, q: Tensor | None, at: Tensor, lends: Tensor) -> State:
+        near = self.neighbours[at[:, 0], : self.k + 1]
+        any_lends = lends.any(1, keepdim=True)
+        if q is None:
+            rest = p.scatter(1, at, 0.0)
+            rest = torch.where(any_lends, rest.scatter(1, near, 0.0), rest)
+        else:
+            rest = (p - torch.where(any_lends, q.scatter(1, near, 0.0), q)).clamp(min=0)
+        total = rest.sum(1, keepdim=True)
+        rest = torch.where(total > 0, rest / total.clamp(min=torch.finfo(p.dtype).tiny), 1 / p.shape[1])
+        return (rest,) if q is None else (rest, without(q, at))
+
+    def law(self, state: State) -> Tensor:
+        return state[0]
+
+
+class RelaxedTree(TreeVerifier):
+    """Keeps the path that the relaxed rule accepts; biased, unless nothing may be borrowed.
+
+    With greedy decoding a draft passes if it is the most likely token once it has borrowed (at temperature 1, without
+    top-k), and the longest path wins.
+
+    Args:
+        neighbours, k, bound, mode, residual: see ``LatentNeighbours``.
+
+    Raises:
+        VistokError: unknown mode or residual, a bound out of its range, or a table of too few neighbours.
+    """
+
+    def __init__(self, neighbours: Tensor, k: int, bound: float, mode: str = "additive", residual: str = "paper"):
+        check_relaxation(k, bound, mode, residual)
+        needed = k + 1 if residual == "reference" and k else k
+        if neighbours.shape[1] < needed:
+            raise VistokError(
+                f"the table holds {neighbours.shape[1]} neighbours of each code, but {needed} are needed."
+            )
+        nothing = k == 0 or bound == (0 if mode == "additive" else 1)
+        kinds = frozenset({LawKind.DETERMINISTIC, LawKind.WITHOUT_REPLACEMENT})
+        super().__init__(LatentNeighbours(neighbours, k, bound, mode, residual), kinds, nothing)
+
+    def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
+        """Judge a tree."""
+        if not run.law.greedy:
+            return super().verify(tree, scores, run)
+        p = scores.logits.softmax(-1)
+        path = longest_path(tree.shape, self.greedy(tree, p))
+        end = path.gather(1, (path >= 0).sum(1, keepdim=True) - 1)[:, 0]
+        return kept_path(tree.tokens, path, p[torch.arange(len(p), device=p.device), end].argmax(-1))
+
+    def greedy(self, tree: TokenTree, p: Tensor) -> Tensor:
+        """Which nodes are the most likely token behind their parent once they have borrowed, bool [B, N]."""
+        parents = tree.shape.parents.expand_as(tree.tokens).clamp(min=0)
+        rows = p.gather(1, parents[..., None].expand(-1, -1, p.shape[-1])).flatten(0, 1)
+        tokens = tree.tokens.flatten()
+        adjusted = rows.scatter(1, tokens[:, None], self.rule.relaxed(rows, tokens)[:, None])
+        return (adjusted.argmax(-1) == tokens).view_as(tree.tokens)
+
+
+def check_relaxation(k: int, bound: float, mode: str, residual: str) -> None:
+    """Raise VistokError unless these options of LANTERN make sense together."""
+    if mode not in MODES:
+        raise unknown_name("mode of LANTERN", mode, list(MODES))
+    if residual not in RESIDUALS:
+        raise unknown_name("residual of LANTERN", residual, list(RESIDUALS))
+    if k < 0:
+        raise VistokError(f"LANTERN borrows from k >= 0 neighbours, got {k}.")
+    if mode == "additive" and not 0 <= bound <= 1:
+        raise VistokError(
+            f"the additive bound is a total variation in [0, 1], got {bound}: for lambda use multiplicative."
+        )
+    if mode == "multiplicative" and bound < 1:
+        raise VistokError(f"the multiplicative bound must be at least 1, which is exact, got {bound}.")
+
+
+def confidence_span(probability: Tensor, threshold: float) -> Tensor:
+    """How many leading tokens a decoder that trusts itself keeps (lexical unit decoding): the first, and those that
+    follow it while each is at least as probable as the threshold; [B, m] to int64 [B]. The target is not asked, so this
+    is lossy.
+    """
+    sure = probability >= threshold
+    sure[:, 0] = True
+    return sure.long().cumprod(1).sum(1)
+
+
+def judged_span(exact: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """How many leading drafts survive when a linear head may overrule the exact rule (judge decoding, arXiv
+    2501.19309); lossy.
+
+    Args:
+        exact: which drafts the exact rule accepts, bool [B, m].
+        hidden: the target's features at the drafts, [B, m, D].
+        weight, bias: of the head, [D] and [1].
+        threshold: least probability of being correct.
+
+    Returns:
+        Drafts that are kept, int64 [B], and the head's probabilities [B, m].
+    """
+    score = torch.sigmoid(hidden @ weight + bias)
+    return (exact | (score > threshold)).long().cumprod(1).sum(1), score
