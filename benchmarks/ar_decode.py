@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from vistok.models.llamagen import LlamaGen
 from vistok.ops import apply_rope, combine_guidance, process_logits
 from vistok.ops.linear import pack_linears
-from vistok.samplers import Autoregressive, Law, Noise
+from vistok.samplers import Autoregressive, Noise, SamplingParams
 
 TOP_K = 2000
 
@@ -113,10 +113,10 @@ def main() -> None:
     for batch in args.batches:
         for guidance in (1.0, 4.0):
             labels = torch.arange(batch, device=args.device)
-            noise, law = Noise(0, labels), Law(guidance, top_k=TOP_K)
+            noise, params = Noise(0, labels), SamplingParams(guidance, top_k=TOP_K)
             textbook = functools.partial(straightforward, model, labels, guidance, args.tokens)
             plain = best(textbook, args.device, args.repeats)
-            sample = functools.partial(Autoregressive().sample, fast, labels, None, law, noise)
+            sample = functools.partial(Autoregressive().sample, fast, labels, None, params, noise)
             ours = best(sample, args.device, args.repeats)
             width = batch * (2 if guidance > 1 else 1)
             limit = args.tokens * max(weight_bytes / bandwidth, flops * width / rate)

@@ -15,7 +15,7 @@ import vistok.zoo
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.pipelines import GUIDANCE, Sample, expand
-from vistok.samplers import Law
+from vistok.samplers import SamplingParams
 from vistok.tokenizers.vq import VQConfig, VQTokenizer
 
 
@@ -44,14 +44,16 @@ def test_the_same_seed_gives_the_same_picture_whatever_the_batch(pipe):
 
 def test_guidance_and_temperature_are_the_model_s_own_where_no_law_is_given(pipe, published, monkeypatch):
     card = vistok.zoo.card("llamagen")
-    law = Law(card.guidance, temperature=card.temperature)
-    assert pipe.law() == law != pipe.law(temperature=1.0) == Law(card.guidance)
-    told, default = (pipe("a red circle", law=law, seed=2).tokens for law in (law, None))
+    params = SamplingParams(card.guidance, temperature=card.temperature)
+    assert pipe.sampling_params() == params != pipe.sampling_params(temperature=1.0) == SamplingParams(card.guidance)
+    told, default = (pipe("a red circle", params=params, seed=2).tokens for params in (params, None))
     assert torch.equal(told, default)
     folder, config = published
     monkeypatch.setitem(LlamaGen.presets, "tiny", config)
     foreign = vistok.pipeline(checkpoint=folder / "gpt.pt", preset="tiny", vq=folder / "vq", device="cpu")
-    assert foreign.law() == Law(GUIDANCE) != law  # a file of other weights does not take the embedded model's
+    assert (
+        foreign.sampling_params() == SamplingParams(GUIDANCE) != params
+    )  # a file of other weights does not take the embedded model's
 
 
 def test_samples_are_numbered_by_prompt_and_repetition():
@@ -95,7 +97,7 @@ def test_class_models_load_from_files(published, monkeypatch):
     folder, config = published
     monkeypatch.setitem(LlamaGen.presets, "tiny", config)
     pipe = vistok.pipeline(checkpoint=folder / "gpt.pt", preset="tiny", vq=folder / "vq", device="cpu")
-    out = pipe([3, 207], law=Law(guidance=4.0, top_k=20), seed=1)
+    out = pipe([3, 207], params=SamplingParams(guidance=4.0, top_k=20), seed=1)
     assert [image.size for image in out.images] == [(8, 8)] * 2
     larger = vistok.pipeline(checkpoint=folder / "gpt.pt", preset="tiny", vq=folder / "vq", size=16, device="cpu")
     assert larger(5).images[0].size == (16, 16)

@@ -17,7 +17,15 @@ from vistok.data.images import to_pil
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen
 from vistok.ops.linear import pack_linears
-from vistok.samplers import CONTINUOUS, Autoregressive, Law, MaskedAutoregressive, Noise, Stats, sampler_class
+from vistok.samplers import (
+    CONTINUOUS,
+    Autoregressive,
+    MaskedAutoregressive,
+    Noise,
+    SamplingParams,
+    Stats,
+    sampler_class,
+)
 from vistok.tokenizers.load import load_tokenizer
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.zoo import card, card_of_file, cards
@@ -71,7 +79,7 @@ class Pipeline:
         vq: its tokenizer.
         text_encoder: what reads the captions.
         name: of the generator.
-        guidance, temperature: of sampling, where no law is given.
+        guidance, temperature: of sampling, where no parameters are given.
         sampling: options of its samplers that suit it, where no other are given.
     """
 
@@ -115,11 +123,13 @@ class Pipeline:
                 digest.update(parameter.detach().flatten()[:256].float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def law(self, guidance: float | None = None, temperature: float | None = None, **options) -> Law:
-        """A law of sampling: the model's own guidance and temperature where None is given, and the other attributes of
-        :class:`Law`."""
+    def sampling_params(
+        self, guidance: float | None = None, temperature: float | None = None, **options
+    ) -> SamplingParams:
+        """Returns sampling parameters: the model's own guidance and temperature where None is given, and ``options``,
+        the other attributes of :class:`SamplingParams`."""
         guidance = self.guidance if guidance is None else guidance
-        return Law(guidance, temperature=self.temperature if temperature is None else temperature, **options)
+        return SamplingParams(guidance, temperature=self.temperature if temperature is None else temperature, **options)
 
     def check(self, conditions: Sequence[str | int], force: bool = False) -> None:
         """Refuse conditions that this model cannot follow.
@@ -153,7 +163,7 @@ class Pipeline:
         self,
         samples: Sequence[Sample],
         sampler: Sampler | None = None,
-        law: Law | None = None,
+        params: SamplingParams | None = None,
         seed: int = 0,
         batch_size: int = 8,
         progress: Callable[[int], None] | None = None,
@@ -163,7 +173,7 @@ class Pipeline:
         Args:
             samples: what to paint; checked with :meth:`check` by the caller.
             sampler: how tokens are drawn; the model's plain way if None.
-            law: guidance, temperature and truncation; the model's own if None.
+            params: guidance, temperature and truncation; the model's own if None.
             seed: of the job.
             batch_size: pictures at a time; it does not change them.
             progress: called with the number of tokens that were just committed.
@@ -171,18 +181,18 @@ class Pipeline:
         if batch_size < 1:
             raise VistokError(f"the batch size must be at least 1, got {batch_size}.")
         plain = MaskedAutoregressive if self.continuous else Autoregressive
-        sampler, law = sampler or plain(**self.sampling), law or self.law()
+        sampler, params = sampler or plain(**self.sampling), params or self.sampling_params()
         for start in range(0, len(samples), batch_size):
             batch = list(samples[start : start + batch_size])
-            yield batch, self._paint(batch, sampler, law, seed, progress)
+            yield batch, self._paint(batch, sampler, params, seed, progress)
 
     @torch.inference_mode()
-    def _paint(self, batch: list[Sample], sampler: Sampler, law: Law, seed: int, progress) -> Output:
+    def _paint(self, batch: list[Sample], sampler: Sampler, params: SamplingParams, seed: int, progress) -> Output:
         device = next(self.model.parameters()).device
         condition, mask = self._condition([s.condition for s in batch])
         noise = Noise(seed, torch.tensor([s.index for s in batch], device=device))
         report = None if progress is None else lambda gained: progress(gained * len(batch))
-        tokens, stats = sampler.sample(self.model, condition, mask, law, noise, report)
+        tokens, stats = sampler.sample(self.model, condition, mask, params, noise, report)
         # One by one: rounding inside a batched decoder depends on the batch, and a picture must not.
         images = [to_pil(self._decode(codes, seed, s.index))[0] for codes, s in zip(tokens, batch, strict=True)]
         return Output(images, tokens.cpu(), stats)
@@ -214,7 +224,7 @@ class Pipeline:
         *,
         sampler: Sampler | None = None,
         seed: int = 0,
-        law: Law | None = None,
+        params: SamplingParams | None = None,
         batch_size: int = 8,
         force: bool = False,
     ) -> Output:
@@ -223,7 +233,7 @@ class Pipeline:
         Args:
             conditions: a prompt or a class, or several.
             n: pictures of each.
-            sampler, law, batch_size: see :meth:`iterate`.
+            sampler, params, batch_size: see :meth:`iterate`.
             seed: the same seed gives the same pictures.
             force: see :meth:`check`.
 
@@ -233,7 +243,7 @@ class Pipeline:
         conditions = [conditions] if isinstance(conditions, str | int) else list(conditions)
         self.check(conditions, force)
         samples = expand(conditions, n)
-        parts = [output for _, output in self.iterate(samples, sampler, law, seed, batch_size)]
+        parts = [output for _, output in self.iterate(samples, sampler, params, seed, batch_size)]
         images = [image for part in parts for image in part.images]
         stats = [part.stats for part in parts]
         return Output(images, torch.cat([p.tokens for p in parts]), type(stats[0]).merged(stats))

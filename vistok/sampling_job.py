@@ -21,7 +21,7 @@ from vistok.samplers.trace import paint_trace
 
 if TYPE_CHECKING:
     from vistok.pipelines import Pipeline, Sample
-    from vistok.samplers import Law, Sampler
+    from vistok.samplers import Sampler, SamplingParams
 
 TRACED = 16  # samples on the sheet of ``trace``
 
@@ -80,7 +80,7 @@ def paint_to(
     pipe: Pipeline,
     samples: Sequence[Sample],
     sampler: Sampler,
-    law: Law,
+    params: SamplingParams,
     seed: int = 0,
     batch_size: int = 8,
     trace: str | Path | None = None,
@@ -101,11 +101,11 @@ def paint_to(
         raise VistokError(f"{world} processes cannot share the one file '{out}': give a folder as --out.")
     if trace is not None and pipe.model.config.layout == "sequence":
         raise VistokError("a trace maps tokens onto a picture, and a sequence has no places in it: leave --trace out.")
-    job = None if is_file else _folder_job(out, pipe, samples, sampler, law, seed, rank)
+    job = None if is_file else _folder_job(out, pipe, samples, sampler, params, seed, rank)
     wanted = list(samples) if job is None else [samples[i] for i in job.pending(rank, world)]
     began, stats, images, traces = time.perf_counter(), [], [], []
     with progress(f"paint {len(wanted)}", len(wanted) * pipe.model.config.block_size) as advance:
-        for batch, output in pipe.iterate(wanted, sampler, law, seed, batch_size, advance):
+        for batch, output in pipe.iterate(wanted, sampler, params, seed, batch_size, advance):
             stats.append(output.stats)
             if trace is not None and len(traces) < TRACED:
                 maps = [paint_trace(x, output.stats, i, pipe.model.config.grid) for i, x in enumerate(output.images)]
@@ -126,14 +126,14 @@ def paint_to(
     return Summary(len(wanted), skipped, time.perf_counter() - began, out, done)
 
 
-def _folder_job(out, pipe, samples, sampler, law, seed: int, rank: int) -> ShardedJob:
+def _folder_job(out, pipe, samples, sampler, params, seed: int, rank: int) -> ShardedJob:
     asked = json.dumps([[s.index, s.condition] for s in samples])
     identity = {
         "model": pipe.name,
         "weights": pipe.digest,
         "tokens": pipe.model.config.block_size,
         "sampler": repr(sampler),
-        "law": asdict(law),
+        "law": asdict(params),
         "seed": seed,
         "conditions": hashlib.sha256(asked.encode()).hexdigest(),
     }

@@ -18,7 +18,7 @@ from vistok.errors import VistokError
 from vistok.eval.captions import read_captions
 from vistok.eval.geneval import paint, read_folders, write_prompt_folder
 from vistok.eval.geneval.metadata import colors
-from vistok.samplers import Law
+from vistok.samplers import SamplingParams
 
 
 class StubPipe:
@@ -74,14 +74,14 @@ def test_every_report_on_scenes_has_the_ceiling(tmp_path, monkeypatch):
     assert all("expected" in line for line in failures) and (tmp_path / "failures.png").exists() == bool(failures)
 
 
-def test_a_model_paints_by_the_law_that_is_asked_for(tmp_path, monkeypatch):
+def test_a_model_paints_by_the_parameters_that_are_asked_for(tmp_path, monkeypatch):
     seen = {}
 
     class Stop(Exception):
         pass
 
-    def paint_set(root, records, pipe, per_prompt, sampler, law, *rest):
-        seen.update(law=law)
+    def paint_set(root, records, pipe, per_prompt, sampler, params, *rest):
+        seen.update(law=params)
         raise Stop
 
     monkeypatch.setattr(paint, "paint_set", paint_set)
@@ -89,9 +89,11 @@ def test_a_model_paints_by_the_law_that_is_asked_for(tmp_path, monkeypatch):
     outcome = CliRunner().invoke(app, [*command, "--temperature", "0.5", "--top-k", "7", "--top-p", "0.9"])
     assert isinstance(outcome.exception, Stop)
     own = zoo.card("llamagen")
-    assert seen["law"] == Law(own.guidance, temperature=0.5, top_k=7, top_p=0.9)  # with the model's own guidance
+    assert seen["law"] == SamplingParams(
+        own.guidance, temperature=0.5, top_k=7, top_p=0.9
+    )  # with the model's own guidance
     assert isinstance(CliRunner().invoke(app, [*command, "--cfg", "3"]).exception, Stop)
-    assert seen["law"] == Law(3.0, temperature=own.temperature)
+    assert seen["law"] == SamplingParams(3.0, temperature=own.temperature)
     assert CliRunner().invoke(app, [*command, "--top-k", "0"]).exit_code == 2
 
 

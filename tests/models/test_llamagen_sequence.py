@@ -7,7 +7,7 @@ import torch
 
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
-from vistok.samplers import Autoregressive, Law, Noise
+from vistok.samplers import Autoregressive, Noise, SamplingParams
 
 SHAPE = LlamaGenConfig(
     dim=32, n_layer=2, n_head=2, multiple_of=16, vocab_size=20, block_size=6, num_classes=3, layout="sequence"
@@ -37,12 +37,12 @@ def test_cached_decoding_equals_the_full_pass():
 @torch.inference_mode()
 def test_a_shorter_draw_is_the_beginning_of_a_longer_one():
     labels, noise = torch.tensor([0, 1, 2]), Noise(4, torch.arange(3))
-    whole, _ = Autoregressive().sample(_model(), labels, None, Law(guidance=2.0), noise)
+    whole, _ = Autoregressive().sample(_model(), labels, None, SamplingParams(guidance=2.0), noise)
     assert whole.shape == (3, 6)
     for length in (1, 3, 6):
         model = _model()
         model.stop_at(length)
-        part, _ = Autoregressive().sample(model, labels, None, Law(guidance=2.0), noise)
+        part, _ = Autoregressive().sample(model, labels, None, SamplingParams(guidance=2.0), noise)
         assert torch.equal(part, whole[:, :length])
 
 

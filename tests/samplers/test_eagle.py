@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from vistok.errors import VistokError
 from vistok.models.heads.eagle import Eagle, Eagle3, EagleConfig
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
-from vistok.samplers import Autoregressive, Law, Noise
+from vistok.samplers import Autoregressive, Noise, SamplingParams
 from vistok.samplers.drafters.eagle import drafter_of
 from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.policies.dynamic import DynamicTree
@@ -118,7 +118,7 @@ def test_training_pairs_are_those_of_drafting(target, network):
     condition, tokens = torch.randn(2, 3, 6), torch.randint(24, (2, 16))
     mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
     seen = []
-    drafter = HeadDrafter(network, target.head, Law(2.0), StaticTree("chain"), 16)
+    drafter = HeadDrafter(network, target.head, SamplingParams(2.0), StaticTree("chain"), 16)
     with torch.inference_mode():
         pairs = target_features(target, tokens, condition, mask)
         features = torch.cat([pairs[:, 0], pairs[:, 1]])
@@ -143,7 +143,7 @@ def test_training_teaches_to_draft(target):
     objective = EagleObjective(network, target.output, 2.0, 1.0, 10.0)
     assert not target.output.weight.requires_grad
     condition, mask = torch.randn(8, 3, 6), torch.ones(8, 3)
-    tokens, _ = Autoregressive().sample(target, condition, mask, Law(2.0), Noise(0, torch.arange(8)))
+    tokens, _ = Autoregressive().sample(target, condition, mask, SamplingParams(2.0), Noise(0, torch.arange(8)))
     batch = (target_features(target, tokens, condition, mask).clone(), tokens.clone())
     objective.eval()
     with torch.no_grad():

@@ -7,7 +7,7 @@ import torch
 
 from tests.samplers.toy import TableDrafter, decode
 from vistok.errors import VistokError
-from vistok.samplers import Law, Stats, sampler_class
+from vistok.samplers import SamplingParams, Stats, sampler_class
 from vistok.samplers.cost import best_window
 from vistok.samplers.drafters.jacobi import JacobiWindow, SpeculativeJacobi
 from vistok.samplers.drafters.plain import Draw, NoDraft
@@ -32,25 +32,25 @@ MAKERS = {
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_sample_is_the_same_alone_and_in_any_batch(name):
-    law = Law(guidance=2.0, guidance_interval=9, top_k=3)
-    many, stats, _ = decode(*MAKERS[name](), law=law, batch=5)
+    params = SamplingParams(guidance=2.0, guidance_interval=9, top_k=3)
+    many, stats, _ = decode(*MAKERS[name](), law=params, batch=5)
     for sample in (0, 3):
-        alone, own, _ = decode(*MAKERS[name](), law=law, batch=1, samples=torch.tensor([sample]))
+        alone, own, _ = decode(*MAKERS[name](), law=params, batch=1, samples=torch.tensor([sample]))
         assert torch.equal(alone[0], many[sample])
         assert torch.equal(own.step_of[0], stats.step_of[sample])
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_greedy_decoding_is_the_same_with_every_draft(name):
-    law = Law(greedy=True)
-    plain, _, _ = decode(*MAKERS["ar"](), law=law, batch=4, length=30)
-    drafted, stats, target = decode(*MAKERS[name](), law=law, batch=4, length=30)
+    params = SamplingParams(greedy=True)
+    plain, _, _ = decode(*MAKERS["ar"](), law=params, batch=4, length=30)
+    drafted, stats, target = decode(*MAKERS[name](), law=params, batch=4, length=30)
     assert torch.equal(plain, drafted)
     assert int(stats.forwards.max()) == target.forwards <= 29
 
 
 def test_jacobi_windows_decode_greedily_in_fewer_passes():
-    _, stats, _ = decode(*MAKERS["coupled"](), law=Law(greedy=True), batch=8, length=60)
+    _, stats, _ = decode(*MAKERS["coupled"](), law=SamplingParams(greedy=True), batch=8, length=60)
     assert stats.mean_accepted_length > 1
 
 
@@ -89,8 +89,8 @@ def test_a_run_reports_progress_to_the_end():
     from vistok.samplers import Noise
     from vistok.samplers.loop import generate
 
-    law = Law()
-    generate(TableTarget(law, 3, 24, 4), *MAKERS["coupled"](), law, Noise(0, torch.arange(3)), gained.append)
+    params = SamplingParams()
+    generate(TableTarget(params, 3, 24, 4), *MAKERS["coupled"](), params, Noise(0, torch.arange(3)), gained.append)
     assert sum(gained) == 24 and min(gained) > 0
 
 

@@ -12,7 +12,7 @@ from scipy.stats import chi2
 
 from tests.samplers.toy import TableDrafter, context_p_value, decode
 from vistok.ops import draw
-from vistok.samplers import Law
+from vistok.samplers import SamplingParams
 from vistok.samplers.drafters.jacobi import INITS, JacobiWindow
 from vistok.samplers.drafters.plain import Draw, NoDraft
 from vistok.samplers.noise import ACCEPT, DRAW, RESIDUAL
@@ -29,10 +29,10 @@ from vistok.samplers.verifiers.exact import ExactChain
 from vistok.samplers.verifiers.relaxed import RelaxedTree
 
 LAWS = [
-    pytest.param(Law(), id="plain"),
-    pytest.param(Law(guidance=3.0), id="guidance"),
-    pytest.param(Law(guidance=2.0, top_k=3), id="guidance-top-k"),
-    pytest.param(Law(guidance=2.0, temperature=0.7, top_p=0.9), id="guidance-temperature-top-p"),
+    pytest.param(SamplingParams(), id="plain"),
+    pytest.param(SamplingParams(guidance=3.0), id="guidance"),
+    pytest.param(SamplingParams(guidance=2.0, top_k=3), id="guidance-top-k"),
+    pytest.param(SamplingParams(guidance=2.0, temperature=0.7, top_p=0.9), id="guidance-temperature-top-p"),
 ]
 TREE = TreeShape.of_paths([(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1)])
 ANY = frozenset(LawKind)
@@ -102,7 +102,7 @@ def test_tree_verifiers_are_lossless(kind, verifier, law):
 )
 def test_long_sequences_in_batches_of_four_are_lossless(make):
     """Sequences drift far apart, so a verdict, a cache row or a recorded law of a neighbour would show."""
-    assert_lossless(make, Law(guidance=2.0, top_k=3), seeds=1, batch=4, length=1500)
+    assert_lossless(make, SamplingParams(guidance=2.0, top_k=3), seeds=1, batch=4, length=1500)
 
 
 def test_relaxed_verification_without_neighbours_is_lossless():
@@ -116,12 +116,14 @@ def test_relaxed_verification_without_neighbours_is_lossless():
 @pytest.mark.parametrize(
     ("make", "law"),
     [
-        pytest.param(lambda: (JacobiWindow(4, 5, "random", False), ExactChain()), Law(), id="published"),
-        pytest.param(lambda: (JacobiWindow(4, 5, "uniform"), ExactChain()), Law(2.0, top_k=2), id="coupled"),
-        pytest.param(lambda: (TableDrafter(TREE, LawKind.DETERMINISTIC, 3), SampleMatch()), Law(), id="match"),
+        pytest.param(lambda: (JacobiWindow(4, 5, "random", False), ExactChain()), SamplingParams(), id="published"),
+        pytest.param(lambda: (JacobiWindow(4, 5, "uniform"), ExactChain()), SamplingParams(2.0, top_k=2), id="coupled"),
+        pytest.param(
+            lambda: (TableDrafter(TREE, LawKind.DETERMINISTIC, 3), SampleMatch()), SamplingParams(), id="match"
+        ),
         pytest.param(
             lambda: (TableDrafter(TREE, LawKind.WITHOUT_REPLACEMENT, 3), exact_tree(LawKind.WITHOUT_REPLACEMENT)),
-            Law(2.0, top_k=2),
+            SamplingParams(2.0, top_k=2),
             id="recursive",
         ),
     ],
@@ -210,12 +212,12 @@ def test_a_residual_drawn_from_the_target_is_caught():
 
 
 def test_a_residual_that_is_processed_again_is_caught():
-    law = Law(top_p=0.6)
+    params = SamplingParams(top_p=0.6)
     make = lambda again: lambda: (JacobiWindow(6, 5, "random", False), ExactChain(again))  # noqa: E731
     options = {"vocabulary": 8, "scale": 0.6, "batch": 2500}
     assert not ExactChain(reprocess_residual=True).lossless
-    assert_caught(make(True), law, **options)
-    assert_lossless(make(False), law, seeds=2, **options)
+    assert_caught(make(True), params, **options)
+    assert_lossless(make(False), params, seeds=2, **options)
 
 
 def test_most_likely_candidates_tested_as_if_drawn_are_caught():

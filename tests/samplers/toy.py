@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vistok.ops import combine_guidance, draw
-from vistok.samplers import Law, Noise
+from vistok.samplers import Noise, SamplingParams
 from vistok.samplers.loop import Scores, Verdict, generate
 from vistok.samplers.noise import DRAFT
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
@@ -18,10 +18,12 @@ class TableTarget:
     It keeps what a KV cache would keep, so a wrong commit changes its answers.
     """
 
-    def __init__(self, law: Law, batch: int, length: int, vocabulary: int, scale: float = 1.2, seed: int = 0):
+    def __init__(
+        self, params: SamplingParams, batch: int, length: int, vocabulary: int, scale: float = 1.2, seed: int = 0
+    ):
         generator = torch.Generator().manual_seed(seed)
         self.tables = torch.randn(2, 2, vocabulary, vocabulary, generator=generator, dtype=torch.float64) * scale
-        self.law, self.batch, self.length = law, batch, length
+        self.params, self.batch, self.length = params, batch, length
         self.cached = torch.zeros(batch, 1, dtype=torch.int64)  # a zero stands before the first token
         self.rows = torch.zeros(batch, dtype=torch.int64)
         self.forwards = 0
@@ -29,9 +31,9 @@ class TableTarget:
     def logits(self, last: Tensor, before: Tensor, positions: Tensor | int) -> Tensor:
         """Guided logits of the token at ``positions`` behind these two, [..., V]."""
         cond, uncond = (a[last] + b[before] for a, b in self.tables)
-        if not self.law.guided:
+        if not self.params.guided:
             return cond
-        scale = self.law.guidance_at(positions)
+        scale = self.params.guidance_at(positions)
         return combine_guidance(cond, uncond, scale[..., None] if isinstance(scale, Tensor) else scale)
 
     def prefill(self) -> Scores:
@@ -65,12 +67,12 @@ class TableTarget:
         """The law of a token by context (last, one before), all inside the guidance interval or none; [V, V, V]."""
         size = self.tables.shape[-1]
         last, before = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-        return self.law.probabilities(self.logits(last, before, 0))
+        return self.params.probabilities(self.logits(last, before, 0))
 
 
 def decode(drafter, verifier, law=None, batch=1, length=24, vocabulary=4, scale=1.2, seed=0, samples=None, table=0):
     """Tokens and statistics of a run on a fresh table."""
-    law = law or Law()
+    law = law or SamplingParams()
     target = TableTarget(law, batch, length, vocabulary, scale, table)
     samples = torch.arange(batch) if samples is None else samples
     tokens, stats = generate(target, drafter, verifier, law, Noise(seed, samples))
@@ -82,7 +84,7 @@ def context_p_value(tokens: Tensor, law: Tensor) -> float:
 
     Args:
         tokens: int64 [N, T].
-        law: exact law by (last, one before), [V, V, V].
+        params: exact law by (last, one before), [V, V, V].
     """
     from scipy.stats import chi2
 

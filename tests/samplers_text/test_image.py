@@ -7,7 +7,7 @@ import torch
 
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
-from vistok.samplers import Autoregressive, Law, Noise, Recycling
+from vistok.samplers import Autoregressive, Noise, Recycling, SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def model():
     return model.double().eval()
 
 
-@pytest.mark.parametrize("law", [Law(), Law(guidance=2.0, top_k=8), Law(greedy=True)])
+@pytest.mark.parametrize("law", [SamplingParams(), SamplingParams(guidance=2.0, top_k=8), SamplingParams(greedy=True)])
 def test_the_pictures_are_those_of_plain_decoding(model, law):
     torch.manual_seed(2)
     condition, mask = torch.randn(3, 4, 6, dtype=torch.float64), torch.tensor([[1] * 4, [0, 1, 1, 1], [0, 0, 1, 1]])

@@ -20,10 +20,10 @@ from vistok.samplers import (
     DynamicLayers,
     EagleHead,
     IndependentChains,
-    Law,
     Noise,
     Prompt,
     PromptLookup,
+    SamplingParams,
     StochasticBeam,
     TextTarget,
     TokenRecycling,
@@ -45,7 +45,7 @@ from vistok.samplers.verifiers.relaxed import RelaxedTree, nearest_codes
 
 SIZE, LENGTH = 3, 5
 PROMPT = torch.tensor([[1, 2, 0, 1]])
-LAWS = {"plain": Law(), "processed": Law(temperature=0.8, top_p=0.9)}
+LAWS = {"plain": SamplingParams(), "processed": SamplingParams(temperature=0.8, top_p=0.9)}
 TREE = ((0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0))
 
 

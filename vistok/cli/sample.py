@@ -105,12 +105,14 @@ def sample(
     if trace is not None:
         check_writable(trace)
     from vistok.pipelines import build_sampler, expand, pipeline
-    from vistok.samplers import Law, sampler_class
+    from vistok.samplers import SamplingParams, sampler_class
     from vistok.sampling_job import paint_to
 
     given = {"guidance": cfg, "temperature": temperature}
     cut = {"guidance_interval": cfg_interval, "top_k": top_k or 0, "top_p": top_p}
-    Law(**{key: value for key, value in given.items() if value is not None}, **cut)  # a mistake is told before loading
+    SamplingParams(
+        **{key: value for key, value in given.items() if value is not None}, **cut
+    )  # a mistake is told before loading
     if sampler is not None:
         sampler_class(sampler)  # a misspelt name is told before anything is loaded
     samples = expand(conditions, num)
@@ -128,7 +130,7 @@ def sample(
         tokens=tokens,
     )
     pipe.check(conditions, force)
-    law = pipe.law(**given, **cut)
+    params = pipe.sampling_params(**given, **cut)
     rows = int(window) if window is not None and window.isdecimal() else window
     options = {"window": rows, "init": init, "variant": variant, "k": neighbours, "delta": delta}
     options |= {"mode": mode, "residual": residual, "tree": tree}
@@ -136,7 +138,7 @@ def sample(
     options |= {"guidance_schedule": guidance_schedule, "spacing": spacing}
     options |= {"prefill": prefill, "inner_temperature": inner_temperature}
     chosen = build_sampler(pipe, sampler, draft, **options)
-    summary = paint_to(out, pipe, samples, chosen, law, seed, batch_size, trace)
+    summary = paint_to(out, pipe, samples, chosen, params, seed, batch_size, trace)
     if summary is None:  # another process of the job reports
         return
     if json:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 from vistok.registry import lazy_attributes
 
 _EXPORTS = {
@@ -25,11 +28,18 @@ _EXPORTS = {
     "vistok.samplers.speculation": ("Speculation", "TextOutput", "generate"),
     "vistok.samplers.interface": ("DraftHead", "DraftPolicy", "Sampler"),
     "vistok.samplers.named": ("CONTINUOUS", "SAMPLERS", "sampler_class"),
-    "vistok.samplers.params": ("Law",),
+    "vistok.samplers.params": ("SamplingParams",),
     "vistok.samplers.noise": ("Noise",),
     "vistok.samplers.stats": ("Stats",),
 }
 _TABLE = {name: module for module, names in _EXPORTS.items() for name in names}
 
 __all__ = sorted(_TABLE)
-__getattr__, __dir__ = lazy_attributes(__name__, _TABLE)
+_get, __dir__ = lazy_attributes(__name__, _TABLE)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Law":  # its name until 0.1
+        warnings.warn("vistok.samplers.Law is SamplingParams now: use that name.", FutureWarning, 2)
+        name = "SamplingParams"
+    return _get(name)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vistok.samplers.loop import Run
 from vistok.samplers.noise import Noise
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.stats import Stats
 from vistok.samplers.tree import LawKind, TokenTree
 
@@ -60,7 +60,7 @@ class DraftPolicy(Protocol):
     nodes: int
     slots: int
 
-    def kind(self, law: Law) -> LawKind:
+    def kind(self, params: SamplingParams) -> LawKind:
         """How drafts are chosen under this law."""
 
     def grow(self, head: DraftHead, run: Run) -> TokenTree:
@@ -75,7 +75,7 @@ class Sampler(Protocol):
         model: nn.Module,
         condition: Tensor,
         mask: Tensor | None,
-        law: Law,
+        params: SamplingParams,
         noise: Noise,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[Tensor, Stats]:
@@ -85,7 +85,7 @@ class Sampler(Protocol):
             model: the transformer.
             condition: labels [B] or text features [B, T, D].
             mask: which text features are real, [B, T]; all if None.
-            law: guidance, temperature and truncation.
+            params: guidance, temperature and truncation.
             noise: the random numbers of the run.
             progress: called with the tokens that the slowest sample gained.
 

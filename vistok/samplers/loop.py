@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.samplers.noise import DRAW, PURPOSES, Noise
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.stats import Stats
 from vistok.samplers.tree import LawKind, TokenTree
 
@@ -54,7 +54,7 @@ class Run:
     """The state of a run that drafters and verifiers read; only the loop writes it.
 
     Attributes:
-        law, noise: of the run.
+        params, noise: of the run.
         length: tokens of a sample.
         tokens: decided tokens, int64 [B, length + slack]; what lies behind ``decided`` is garbage.
         decided: decided tokens of each sample, int64 [B]; the root of the next tree is the last of them.
@@ -67,7 +67,7 @@ class Run:
         ends: tokens that end a sample early, int64 [E]; such a sample counts as wholly decided.
     """
 
-    law: Law
+    params: SamplingParams
     noise: Noise
     length: int
     tokens: Tensor
@@ -82,16 +82,18 @@ class Run:
     _block: tuple[tuple[int, int], Tensor] | None = None
 
     @staticmethod
-    def begin(law: Law, noise: Noise, first: Tensor, length: int, slack: int, ends: Tensor | None = None) -> Run:
+    def begin(
+        params: SamplingParams, noise: Noise, first: Tensor, length: int, slack: int, ends: Tensor | None = None
+    ) -> Run:
         """A run whose first tokens are drawn from logits [B, V]."""
         batch, device = len(first), first.device
         draws = noise.uniform(torch.arange(length, device=device).expand(batch, -1), DRAW)
         tokens = torch.zeros(batch, length + slack, dtype=torch.int64, device=device)
-        tokens[:, 0] = law.draw(first, draws[:, 0])
+        tokens[:, 0] = params.draw(first, draws[:, 0])
         decided = torch.ones(batch, dtype=torch.int64, device=device)
         final = torch.full_like(decided, length)
         counts = torch.zeros_like(tokens), torch.zeros_like(decided)
-        run = Run(law, noise, length, tokens, decided, draws, *counts, final, ends)
+        run = Run(params, noise, length, tokens, decided, draws, *counts, final, ends)
         if ends is not None:
             run.final = torch.where(torch.isin(tokens[:, 0], ends), 1, final)
             run._finish()
@@ -249,7 +251,7 @@ def generate(
     target: Target,
     drafter: Drafter,
     verifier: Verifier,
-    law: Law,
+    params: SamplingParams,
     noise: Noise,
     progress: Callable[[int], None] | None = None,
     ends: Tensor | None = None,
@@ -260,7 +262,7 @@ def generate(
         target: the model; nothing was run on it yet.
         drafter: proposes trees.
         verifier: judges them.
-        law: how logits become probabilities.
+        params: how logits become probabilities.
         noise: the random numbers of the run.
         progress: called after each step with the number of tokens that the slowest sample gained.
         ends: tokens that end a sample, int64 [E]; none if None.
@@ -274,7 +276,7 @@ def generate(
     check_composition(drafter, verifier)
     began = time.perf_counter()
     prefill = target.prefill()
-    run = Run.begin(law, noise, prefill.logits[:, -1], target.length, drafter.nodes, ends)
+    run = Run.begin(params, noise, prefill.logits[:, -1], target.length, drafter.nodes, ends)
     drafter.start(run, prefill)
     if progress:
         progress(1)

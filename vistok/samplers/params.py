@@ -1,4 +1,4 @@
-"""The sampling law: how guided logits become the probabilities that tokens are drawn from."""
+"""Sampling parameters: how guided logits become the probabilities that tokens are drawn from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vistok.ops import probabilities, sample_tokens
 
 
 @dataclass(frozen=True)
-class Law:
+class SamplingParams:
     """Guidance, temperature and truncation of one run.
 
     Attributes:

@@ -20,7 +20,7 @@ from vistok.samplers.drafters.plain import Draw, NoDraft
 from vistok.samplers.loop import Drafter, Verifier
 from vistok.samplers.loop import generate as decode
 from vistok.samplers.noise import Noise
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.stats import Stats
 from vistok.samplers.targets.causal_lm import Prompt, TextTarget
 from vistok.samplers.verifiers.candidates import exact_tree
@@ -41,7 +41,7 @@ class TextDrafter(Drafter, Protocol):
     prompt_logits: bool
     features: bool
 
-    def bind(self, model: nn.Module, prompt: Prompt, law: Law, length: int) -> None:
+    def bind(self, model: nn.Module, prompt: Prompt, params: SamplingParams, length: int) -> None:
         """Take the target's model, the prompts, the law and the number of new tokens of the coming run."""
 
 
@@ -58,7 +58,7 @@ class TextOutput:
     stats: Stats
 
 
-def split_processors(processors: LogitsProcessorList, sampling: bool) -> tuple[Law, LogitsProcessorList]:
+def split_processors(processors: LogitsProcessorList, sampling: bool) -> tuple[SamplingParams, LogitsProcessorList]:
     """The sampling law that a list of processors ends with, and the processors before it.
 
     Temperature, top-k and top-p belong to the law where they come last and in this order; whatever else stands behind
@@ -67,7 +67,7 @@ def split_processors(processors: LogitsProcessorList, sampling: bool) -> tuple[L
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     if not sampling:
-        return Law(greedy=True), processors
+        return SamplingParams(greedy=True), processors
     rest, options = list(processors), {}
     for warper, name in (
         (TopPLogitsWarper, "top_p"),
@@ -76,7 +76,7 @@ def split_processors(processors: LogitsProcessorList, sampling: bool) -> tuple[L
     ):
         if rest and type(rest[-1]) is warper:
             options[name] = getattr(rest.pop(), name)
-    return Law(**options), LogitsProcessorList(rest)
+    return SamplingParams(**options), LogitsProcessorList(rest)
 
 
 class Speculation:
@@ -112,19 +112,19 @@ class Speculation:
         _check(generation_config, model_kwargs)
         prompt = Prompt.of(input_ids, model_kwargs.get("attention_mask"))
         ends = _ends(stopping_criteria, input_ids.device)
-        law, processors = split_processors(logits_processor, generation_config.do_sample)
+        params, processors = split_processors(logits_processor, generation_config.do_sample)
         length = generation_config.max_length - input_ids.shape[1]
         drafter, verifier = NoDraft(), self.verifier
         if self.drafter is not None:
             drafter = self.drafter
-            drafter.bind(model, prompt, law, length)
+            drafter.bind(model, prompt, params, length)
         if verifier is None:
             verifier = Draw() if self.drafter is None else exact_tree(drafter.kind)
         wants = {} if self.drafter is None else {name: getattr(drafter, name) for name in ("prompt_logits", "features")}
         target = TextTarget(model, prompt, length, drafter.nodes, processors or None, **wants)
-        seed = 0 if law.greedy else int(torch.randint(2**62, ()))
+        seed = 0 if params.greedy else int(torch.randint(2**62, ()))
         noise = Noise(seed, torch.arange(len(input_ids), device=input_ids.device))
-        tokens, self.stats = decode(target, drafter, verifier, law, noise, ends=ends)
+        tokens, self.stats = decode(target, drafter, verifier, params, noise, ends=ends)
         longest = int(self.stats.lengths.max())
         behind = torch.arange(length) >= self.stats.lengths[:, None]
         if bool(behind.any()):

@@ -14,7 +14,7 @@ from vistok.eval.decoding.samplers import Contestant, Trial, choose, run_trials,
 from vistok.eval.decoding.scores import DETECTOR, GAIN, score_trials
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.pipelines import Pipeline, expand
-from vistok.samplers import Autoregressive, Law, SpeculativeJacobi, Stats
+from vistok.samplers import Autoregressive, SamplingParams, SpeculativeJacobi, Stats
 from vistok.tokenizers.vq import VQConfig, VQTokenizer
 
 
@@ -77,7 +77,7 @@ def test_every_sampler_draws_the_same_samples():
         Pipeline(model, vq, None),
         contestants,
         expand([3, 5, 7], 1),
-        Law(2.0, greedy=True),
+        SamplingParams(2.0, greedy=True),
         batch_size=2,
         advance=lambda: done.append(1),
     )

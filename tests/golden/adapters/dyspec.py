@@ -16,20 +16,20 @@ class TableDraft:
     """A draft law that depends on the last two tokens of a path; it remembers the tokens of all nodes."""
 
     def __init__(self, law: Tensor, gumbel: Tensor, context: list[int]):
-        self.law, self.gumbel = law, gumbel
+        self.params, self.gumbel = law, gumbel
         self.before, self.tokens = context[0], torch.tensor([[context[1]]])
         self.calls = 0
 
     def root(self) -> tuple[Tensor, Tensor]:
         self.calls += 1
         last = self.tokens[:, 0]
-        return self.law[self.before, last], self.gumbel[self.before, last]
+        return self.params[self.before, last], self.gumbel[self.before, last]
 
     def __call__(self, tokens: Tensor, parents: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         self.calls += 1
         before = self.tokens.gather(1, parents[:, -tokens.shape[1] :])
         self.tokens = torch.cat([self.tokens, tokens], 1)
-        return self.law[before, tokens], self.gumbel[before, tokens]
+        return self.params[before, tokens], self.gumbel[before, tokens]
 
 
 def tree(case: Case) -> None:

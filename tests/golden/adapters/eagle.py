@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tests.golden.case import Case
 from vistok.models.heads.eagle import Eagle, Eagle3, EagleConfig
-from vistok.samplers import Law, Noise
+from vistok.samplers import Noise, SamplingParams
 from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.loop import Run
 from vistok.samplers.policies.dynamic import DynamicTree
@@ -77,17 +77,17 @@ def output_layer(case: Case) -> torch.nn.Module:
     return head
 
 
-def run_behind(tokens: Tensor, law: Law) -> Run:
+def run_behind(tokens: Tensor, params: SamplingParams) -> Run:
     """A run whose last decided token is the last of these, int64 [B, n]."""
     batch, decided = tokens.shape
     noise = Noise(0, torch.arange(batch))
     counts, none = torch.full((batch,), decided), torch.zeros(batch, 0)
-    return Run(law, noise, decided + 1, tokens, counts, none, none, none, final=counts + 1)
+    return Run(params, noise, decided + 1, tokens, counts, none, none, none, final=counts + 1)
 
 
 def check_tree(case: Case, head: HeadDrafter, tokens: Tensor, name: str, by_leaf: bool = False) -> None:
     """Grow a tree behind these tokens and compare it with the case's; its paths may be in the order of their leaves."""
-    tree = head.propose(run_behind(tokens, head.law))
+    tree = head.propose(run_behind(tokens, head.params))
     case.equal(tree.tokens, f"{name}.draft_tokens")
     paths = tree.shape.paths
     if by_leaf:
@@ -125,7 +125,7 @@ def drafter(case: Case) -> None:
     load_strict(network, case.weights, case.id)
     target_head = None if third else output_layer(case)
     tokens, more = inputs["input_ids"], inputs["input_ids2"]
-    head = HeadDrafter(network, target_head, Law(), policy_of(config), more.shape[1])
+    head = HeadDrafter(network, target_head, SamplingParams(), policy_of(config), more.shape[1])
     head.reset(len(tokens), more.shape[1])
     hidden = head.feed(inputs["hidden_states"], tokens[:, 1:])
     case.close(hidden, "hidden")

@@ -8,7 +8,7 @@ from torch import Tensor
 from tests.golden.adapters.eagle import accepted_row, check_tree, output_layer, policy_of, run_behind, tree_buffers
 from tests.golden.case import Case
 from vistok.models.heads.eagle import Eagle, EagleConfig
-from vistok.samplers import Law
+from vistok.samplers import SamplingParams
 from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.policies.static import StaticTree
 from vistok.samplers.tree import TokenTree, TreeShape
@@ -99,12 +99,12 @@ def drafter(case: Case) -> None:
     load_strict(network, case.weights, case.id)
     features, more_features = inputs["hidden_states"], inputs["hidden_states2"]
     tokens, more = inputs["input_ids"], inputs["input_ids2"]
-    law = Law(config["cfg_scale"])
-    samples = len(tokens) // 2 if law.guided else len(tokens)
+    params = SamplingParams(config["cfg_scale"])
+    samples = len(tokens) // 2 if params.guided else len(tokens)
     tokens, more = tokens[:samples], more[:samples]
 
     def begin(policy) -> Recorded:
-        head = Recorded(network, output_layer(case), law, policy, more.shape[1])
+        head = Recorded(network, output_layer(case), params, policy, more.shape[1])
         head.rows = []
         head.reset(len(features), more.shape[1])
         hidden = head.feed(features, tokens[:, 1:])
@@ -116,7 +116,7 @@ def drafter(case: Case) -> None:
     head.feed(more_features, more[:, tokens.shape[1] :])
     check_tree(case, head, more, "dyn2", by_leaf=True)
     head = begin(StaticTree(tuple(tuple(path) for path in config["static_choices"])))
-    head.propose(run_behind(tokens, Law(config["cfg_scale"], greedy=True)))
+    head.propose(run_behind(tokens, SamplingParams(config["cfg_scale"], greedy=True)))
     best = torch.cat(head.rows).topk(outputs["static.tokens"].shape[1])
     case.equal(best.indices, "static.tokens")
     case.close(best.values, "static.scores")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.golden.case import Case
 from vistok.ops.sampling import residual_law
-from vistok.samplers import Law
+from vistok.samplers import SamplingParams
 
 SYSTEM = "pearl"
 
@@ -12,8 +12,8 @@ SYSTEM = "pearl"
 def norm_and_residual(case: Case) -> None:
     for name, (temperature, top_k, top_p) in case.config["settings"].items():
         greedy = temperature == 0
-        law = Law(temperature=temperature or 1.0, top_k=top_k, top_p=top_p or 1.0, greedy=greedy)
-        p, q = (law.probabilities(case.inputs[key]) for key in ("logits", "logits_draft"))
+        params = SamplingParams(temperature=temperature or 1.0, top_k=top_k, top_p=top_p or 1.0, greedy=greedy)
+        p, q = (params.probabilities(case.inputs[key]) for key in ("logits", "logits_draft"))
         case.close(p, f"{name}.p")
         case.close(q, f"{name}.q")
         # Where nothing is left the draft is never rejected: p by our convention, zeros in the fixture.

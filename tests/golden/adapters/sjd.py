@@ -8,7 +8,7 @@ from torch import Tensor
 from tests.golden.case import Case
 from vistok.ops import combine_guidance
 from vistok.ops.sampling import residual_law
-from vistok.samplers import Law
+from vistok.samplers import SamplingParams
 from vistok.samplers.drafters.jacobi import JacobiWindow, initial_drafts, line_ends, neighbour_positions
 from vistok.samplers.loop import Scores, Verdict, generate
 from vistok.samplers.noise import ACCEPT, DRAFT, DRAW, FRESH, RESIDUAL
@@ -78,8 +78,8 @@ class Toy:
 
     batch = 1
 
-    def __init__(self, case: Case, law: Law):
-        self.law, self.tables, config = law, case.weights, case.config
+    def __init__(self, case: Case, params: SamplingParams):
+        self.params, self.tables, config = params, case.weights, case.config
         self.prompt, self.period = case.inputs["prompt"], config["M"]
         self.length = config["stop_when_len_ge"] - self.prompt.shape[1] + config["L"]
         self.context = self.prompt
@@ -93,7 +93,11 @@ class Toy:
         phase = torch.arange(start, start + tokens.shape[1]) % self.period
         w = self.tables
         cond = w["A"][tokens] + w["B"][before] + w["P"][phase]
-        return combine_guidance(cond, w["Au"][tokens] + w["Bu"][before], self.law.guidance) if self.law.guided else cond
+        return (
+            combine_guidance(cond, w["Au"][tokens] + w["Bu"][before], self.params.guidance)
+            if self.params.guided
+            else cond
+        )
 
     def prefill(self) -> Scores:
         return Scores(self.logits(self.prompt, 0))
@@ -138,7 +142,7 @@ def trace(case: Case) -> None:
     config, outputs = case.config, case.outputs
     guidance = config["guidance_scale"] if config["cfg"] else 1.0
     top_k = config["top_k"] if config["top_k"] < config["V"] else 0
-    law = Law(guidance, top_k=top_k, top_p=config["top_p"])
+    params = SamplingParams(guidance, top_k=top_k, top_p=config["top_p"])
     drafter = JacobiWindow(
         config["L"],
         config.get("img_width", config["L"]) + 1,
@@ -147,9 +151,9 @@ def trace(case: Case) -> None:
         config["jacobi_loop_interval_l"],
         case.inputs["draft_vocab"],
     )
-    target = Toy(case, law)
+    target = Toy(case, params)
     noise = Tape(case, target, drafter)
-    tokens, _ = generate(target, drafter, ExactChain(reprocess_residual=True), law, noise)
+    tokens, _ = generate(target, drafter, ExactChain(reprocess_residual=True), params, noise)
     tokens = torch.cat([target.prompt, tokens], 1)
     case.equal(tokens[:, : outputs["tokens"].shape[1]], "tokens")
     windows = torch.full_like(outputs["windows"], -1)

@@ -14,7 +14,7 @@ from vistok.data.scenes import COLOURS, SHAPES, render, sample_scenes
 from vistok.errors import VistokError
 from vistok.eval.decoding.continuous import right
 from vistok.pipelines import build_sampler
-from vistok.samplers import Law
+from vistok.samplers import SamplingParams
 from vistok.samplers.continuous import MaskedAutoregressive
 from vistok.tokenizers.load import load_tokenizer
 
@@ -26,7 +26,7 @@ CLASSES = [
 def test_the_colour_of_the_class_is_painted():
     pipe = vistok.pipeline("mar")
     sampler = MaskedAutoregressive(iterations=32, head_steps=10, solver="dpm++")
-    out = pipe(CLASSES, sampler=sampler, law=Law(guidance=3.0), seed=0)
+    out = pipe(CLASSES, sampler=sampler, params=SamplingParams(guidance=3.0), seed=0)
     assert [main_colour(image) for image in out.images] == [label % len(COLOURS) for label in CLASSES]
 
 

@@ -62,10 +62,10 @@ def mar(
     plain = {"iterations": iterations} | pipe.sampling | {k: value for k, value in given.items() if value is not None}
     entered = contestants(small, plain, prefill)
     samples = expand(list(range(0, NUM_CLASSES, classes)), num)
-    law = pipe.law(cfg, temperature)
+    params = pipe.sampling_params(cfg, temperature)
     batches = -(-len(samples) // batch_size)
     with progress("bench", batches * len(entered)) as advance:
-        trials = run_trials(pipe, entered, samples, law, seed, batch_size, advance)
+        trials = run_trials(pipe, entered, samples, params, seed, batch_size, advance)
     rows = summarise(trials, samples)
     settings = {
         "model": pipe.name,
@@ -74,8 +74,8 @@ def mar(
         "batch_size": batch_size,
         **plain,
         "prefill": prefill,
-        "guidance": law.guidance,
-        "temperature": law.temperature,
+        "guidance": params.guidance,
+        "temperature": params.temperature,
         "seed": seed,
         "threads": torch.get_num_threads(),
     }

@@ -60,20 +60,20 @@ def samplers(
     records = scene_prompts(list(SHAPES), list(COLOURS), seed, prompts_per_task)
     prompts = [record["prompt"] for record in records]
     pipe.check(prompts)
-    law, painted = pipe.law(cfg, top_k=top_k or 0), expand(prompts, num)
-    rows_fed = batch_size * (2 if law.guided else 1)
+    params, painted = pipe.sampling_params(cfg, top_k=top_k or 0), expand(prompts, num)
+    rows_fed = batch_size * (2 if params.guided else 1)
     cost = forward_cost(pipe.model, rows_fed, repeats=20)
     batches = -(-len(painted) // batch_size)
     with progress("bench", batches * len(contestants)) as advance:
-        trials = run_trials(pipe, contestants, painted, law, seed, batch_size, advance)
+        trials = run_trials(pipe, contestants, painted, params, seed, batch_size, advance)
     rows = summarise(trials, score_trials(records, num, [trial.images for trial in trials]))
     settings = {
         "model": pipe.name,
         "draft": draft,
         "pictures": len(painted),
         "batch_size": batch_size,
-        "guidance": law.guidance,
-        "temperature": law.temperature,
+        "guidance": params.guidance,
+        "temperature": params.temperature,
         "top_k": top_k,
         "seed": seed,
         "threads": torch.get_num_threads(),

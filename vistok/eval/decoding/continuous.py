@@ -19,7 +19,7 @@ from vistok.eval.decoding.samplers import Contestant, Trial, draw_in_turn
 from vistok.samplers.continuous.cspd import ContinuousSpeculative
 from vistok.samplers.continuous.mar import MaskedAutoregressive
 from vistok.samplers.continuous.stats import ContinuousStats
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,14 +64,14 @@ def run_trials(
     pipe: Pipeline,
     entered: Sequence[Contestant],
     samples: Sequence[Sample],
-    law: Law,
+    params: SamplingParams,
     seed: int,
     batch_size: int,
     advance: Callable[[], None],
 ) -> list[Trial]:
     """Draw the same samples with every contestant."""
     trials = [Trial(contestant) for contestant in entered]
-    draw_in_turn(pipe, trials, samples, law, seed, batch_size, advance)
+    draw_in_turn(pipe, trials, samples, params, seed, batch_size, advance)
     return trials
 
 

@@ -21,7 +21,7 @@ from vistok.samplers.drafters.jacobi import INITS, SpeculativeJacobi
 from vistok.samplers.drafters.plain import Autoregressive
 from vistok.samplers.drafters.recycling import Recycling
 from vistok.samplers.interface import Sampler
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.stats import Stats
 from vistok.samplers.verifiers.lantern import Lantern
 
@@ -116,7 +116,7 @@ def run_trials(
     pipe: Pipeline,
     contestants: Sequence[Contestant],
     samples: Sequence[Sample],
-    law: Law,
+    params: SamplingParams,
     seed: int = 0,
     batch_size: int = 1,
     advance: Callable[[], None] | None = None,
@@ -127,7 +127,7 @@ def run_trials(
         pipe: what paints.
         contestants: plain decoding first.
         samples: what is painted.
-        law, seed, batch_size: as in ``Pipeline.iterate``.
+        params, seed, batch_size: as in ``Pipeline.iterate``.
         advance: called whenever a contestant has drawn a batch.
     """
     codebook = pipe.vq.quantize.codebook.detach()
@@ -137,8 +137,8 @@ def run_trials(
             contestant = replace(contestant, sampler=contestant.sampler.with_codebook(codebook))
         trials.append(Trial(contestant))
     for trial in trials:  # warms up: drafters load, windows are measured
-        list(pipe.iterate(samples[:1], trial.contestant.sampler, law, seed))
-    draw_in_turn(pipe, trials, samples, law, seed, batch_size, advance)
+        list(pipe.iterate(samples[:1], trial.contestant.sampler, params, seed))
+    draw_in_turn(pipe, trials, samples, params, seed, batch_size, advance)
     return trials
 
 
@@ -146,7 +146,7 @@ def draw_in_turn(
     pipe: Pipeline,
     trials: Sequence[Trial],
     samples: Sequence[Sample],
-    law: Law,
+    params: SamplingParams,
     seed: int,
     batch_size: int,
     advance: Callable[[], None] | None = None,
@@ -155,7 +155,7 @@ def draw_in_turn(
     for start in range(0, len(samples), batch_size):
         batch = samples[start : start + batch_size]
         for trial in trials:
-            for _, output in pipe.iterate(batch, trial, law, seed, batch_size):
+            for _, output in pipe.iterate(batch, trial, params, seed, batch_size):
                 trial.images += output.images
                 trial.stats.append(output.stats)
             if advance:

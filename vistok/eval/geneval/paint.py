@@ -23,7 +23,7 @@ from vistok.progress import progress
 
 if TYPE_CHECKING:
     from vistok.pipelines import Pipeline
-    from vistok.samplers import Law, Sampler
+    from vistok.samplers import Sampler, SamplingParams
     from vistok.tokenizers.vq import VQTokenizer
 
 RELATION_WORDS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
@@ -36,7 +36,7 @@ def paint_set(
     pipe: Pipeline,
     per_prompt: int = 4,
     sampler: Sampler | None = None,
-    law: Law | None = None,
+    params: SamplingParams | None = None,
     seed: int = 0,
     batch_size: int = 16,
     rank: int = 0,
@@ -51,7 +51,7 @@ def paint_set(
         records: prompts with their metadata; number ``i`` goes to folder ``i``.
         pipe: what paints.
         per_prompt: pictures of each prompt.
-        sampler, law, seed, batch_size: as in :meth:`vistok.pipelines.Pipeline.iterate`.
+        sampler, params, seed, batch_size: as in :meth:`vistok.pipelines.Pipeline.iterate`.
         rank, world: of this process, which paints every ``world``-th prompt.
 
     Raises:
@@ -64,7 +64,7 @@ def paint_set(
         "model": pipe.name,
         "weights": pipe.digest,
         "sampler": repr(sampler),
-        "law": None if law is None else asdict(law),
+        "law": None if params is None else asdict(params),
         "seed": seed,
         "per_prompt": per_prompt,
         "prompts": hashlib.sha256(json.dumps(records).encode()).hexdigest(),
@@ -74,7 +74,7 @@ def paint_set(
     samples = [Sample(i * per_prompt + j, records[i]["prompt"]) for i in todo for j in range(per_prompt)]
     waiting: list = []
     with progress("paint", len(samples) * pipe.model.config.block_size) as advance:
-        for batch, output in pipe.iterate(samples, sampler, law, seed, batch_size, advance):
+        for batch, output in pipe.iterate(samples, sampler, params, seed, batch_size, advance):
             waiting += zip(batch, output.images, strict=True)
             while len(waiting) >= per_prompt:
                 done, waiting = waiting[:per_prompt], waiting[per_prompt:]
@@ -148,7 +148,7 @@ def paint_for_eval(
         model: a model of ``vistok models``.
         metadata: prompts; those of the embedded world, ``per_task`` of each task, if None.
         per_prompt, sampler, seed, batch_size: see :func:`paint_set`.
-        law: arguments of :meth:`vistok.pipelines.Pipeline.law`.
+        params: arguments of :meth:`vistok.pipelines.Pipeline.law`.
         ceiling: whether to measure what the tokenizer's reconstruction allows.
 
     Returns:
@@ -165,6 +165,6 @@ def paint_for_eval(
     pipe = pipeline(model)
     chosen = build_sampler(pipe, sampler)
     rank, world = state.process_index, state.num_processes
-    paint_set(root, records, pipe, per_prompt, chosen, pipe.law(**law), seed, batch_size, rank, world)
+    paint_set(root, records, pipe, per_prompt, chosen, pipe.sampling_params(**law), seed, batch_size, rank, world)
     state.wait_for_everyone()
     return reconstruction_ceiling(pipe.vq, pipe.size) if ceiling and state.is_main_process else None

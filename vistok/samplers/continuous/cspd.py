@@ -36,7 +36,7 @@ from vistok.samplers.continuous.noise import ACCEPT, RESIDUAL, RESIDUAL_ACCEPT, 
 from vistok.samplers.continuous.schedule import MaskSchedule, ranks
 from vistok.samplers.continuous.stats import ContinuousStats
 from vistok.samplers.noise import Noise
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 
 MODES = ("exact", "reference")
 
@@ -350,7 +350,7 @@ class ContinuousSpeculative:
         model: MAR,
         condition: Tensor,
         mask: Tensor | None,
-        law: Law,
+        params: SamplingParams,
         noise: Noise,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[Tensor, ContinuousStats]:
@@ -366,10 +366,10 @@ class ContinuousSpeculative:
         numbers = TokenNoise(noise)
         draft = self._draft_of(model)
         run = Run(
-            GuidedMAR(model, condition, process, law.guided, law.temperature),
-            GuidedMAR(draft, condition, process, law.guided and not draft.config.distilled, law.temperature),
+            GuidedMAR(model, condition, process, params.guided, params.temperature),
+            GuidedMAR(draft, condition, process, params.guided and not draft.config.distilled, params.temperature),
             plan,
-            plan.guidance(law.guidance, self.guidance_schedule),
+            plan.guidance(params.guidance, self.guidance_schedule),
             ranks(numbers.orders(plan.length)),
             Numbers(numbers, len(process), model.config.token_dim),
         )

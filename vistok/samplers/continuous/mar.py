@@ -20,7 +20,7 @@ from vistok.samplers.continuous.noise import TokenNoise
 from vistok.samplers.continuous.schedule import MaskSchedule, ranks
 from vistok.samplers.continuous.stats import ContinuousStats
 from vistok.samplers.noise import Noise
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 
 SOLVERS = ("ddpm", "dpm++")
 Trajectories = Callable[[Tensor, Tensor], Tensor]  # rows [N] and positions [N] of tokens to their noise [T + 1, N, D]
@@ -182,7 +182,7 @@ class MaskedAutoregressive:
         model: MAR,
         condition: Tensor,
         mask: Tensor | None,
-        law: Law,
+        params: SamplingParams,
         noise: Noise,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[Tensor, ContinuousStats]:
@@ -192,7 +192,7 @@ class MaskedAutoregressive:
             model: the network.
             condition: classes [B].
             mask: None; the model takes no text.
-            law: guidance and temperature.
+            params: guidance and temperature.
             noise: the random numbers of the run.
             progress: called with the tokens that each sample gained.
 
@@ -203,14 +203,14 @@ class MaskedAutoregressive:
         check_head(self.solver, self.head_steps)
         process = head_process("root" if self.solver == "dpm++" else self.spacing, self.head_steps)
         plan = MaskSchedule(model.config.seq_len, self.iterations)
-        guided = GuidedMAR(model, condition, process, law.guided, law.temperature)
+        guided = GuidedMAR(model, condition, process, params.guided, params.temperature)
         numbers = TokenNoise(noise)
         rank = ranks(numbers.orders(plan.length))
 
         def trajectories(rows: Tensor, positions: Tensor) -> Tensor:
             return numbers.paths(rows, positions, len(process), model.config.token_dim)
 
-        scales = plan.guidance(law.guidance, self.guidance_schedule)
+        scales = plan.guidance(params.guidance, self.guidance_schedule)
         tokens = paint(guided, plan, scales, rank, trajectories, self.solver, progress)
         stats = ContinuousStats(
             1 + plan.step_of_rank.to(rank.device)[rank].cpu(),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.samplers.interface import DraftPolicy
 from vistok.samplers.loop import Run, Scores, Verdict
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import Chain
 from vistok.samplers.targets.cached_lm import CachedLM, check_model
 from vistok.samplers.targets.causal_lm import Prompt
@@ -39,13 +39,13 @@ class DraftModel:
         self.model, self.policy = model, policy or Chain()
         self.nodes, self.chain = self.policy.nodes, getattr(self.policy, "chain", False)
 
-    def bind(self, model: nn.Module, prompt: Prompt, law: Law, length: int) -> None:
+    def bind(self, model: nn.Module, prompt: Prompt, params: SamplingParams, length: int) -> None:
         """Take the prompts of a run and its law.
 
         Raises:
             VistokError: trees cannot run on this model.
         """
-        self.kind = self.policy.kind(law)
+        self.kind = self.policy.kind(params)
         self._prompt = prompt
         self._rows = prompt.ids.shape[1] + length + self.nodes + max(self.nodes, self.policy.slots)
         check_model(self.model, self._rows)

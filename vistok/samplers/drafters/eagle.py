@@ -22,7 +22,7 @@ from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.interface import DraftPolicy
 from vistok.samplers.loop import generate
 from vistok.samplers.noise import Noise
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.dynamic import DynamicTree
 from vistok.samplers.policies.static import StaticTree
 from vistok.samplers.stats import Stats
@@ -94,12 +94,12 @@ class Eagle:
         model: LlamaGen,
         condition: Tensor,
         mask: Tensor | None,
-        law: Law,
+        params: SamplingParams,
         noise: Noise,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[Tensor, Stats]:
         """Draw a batch of pictures; see ``Sampler.sample``."""
         policy = draft_policy(self.tree, self.drafts, self.depth, self.top_k)
-        drafter = HeadDrafter(drafter_of(self.drafter, model), model.head, law, policy, model.config.block_size)
-        target = ImageTarget(model, law, condition, mask, nodes=drafter.nodes)
-        return generate(target, drafter, exact_tree(drafter.kind), law, noise, progress)
+        drafter = HeadDrafter(drafter_of(self.drafter, model), model.head, params, policy, model.config.block_size)
+        target = ImageTarget(model, params, condition, mask, nodes=drafter.nodes)
+        return generate(target, drafter, exact_tree(drafter.kind), params, noise, progress)

@@ -16,7 +16,7 @@ from vistok.ops import rope_1d
 from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.interface import DraftPolicy
 from vistok.samplers.loop import Run, Scores
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.dynamic import DynamicTree
 from vistok.samplers.targets.causal_lm import Prompt
 
@@ -43,7 +43,7 @@ class EagleHead(HeadDrafter):
         self.network, self.policy = network, policy or DynamicTree()
         self.nodes, self.chain = self.policy.nodes, getattr(self.policy, "chain", False)
 
-    def bind(self, model: nn.Module, prompt: Prompt, law: Law, length: int) -> None:
+    def bind(self, model: nn.Module, prompt: Prompt, params: SamplingParams, length: int) -> None:
         """Take the target, whose output layer turns features into logits, and the prompts of a run.
 
         Raises:
@@ -64,8 +64,8 @@ class EagleHead(HeadDrafter):
         slots = prompt.ids.shape[1] + length + self.nodes
         if len(network.rope) < slots:
             network.rope = rope_1d(slots, config.head_dim, config.rope_theta).to(network.rope)
-        self.head, self.law, self.length, self._prompt = output, law, length, prompt
-        self.kind, self.forwards = self.policy.kind(law), 0
+        self.head, self.params, self.length, self._prompt = output, params, length, prompt
+        self.kind, self.forwards = self.policy.kind(params), 0
 
     def start(self, run: Run, prefill: Scores) -> None:
         """Read the features of the prompt, each with the token behind it; the last one's is the first new token."""

@@ -13,7 +13,7 @@ from vistok.models.heads.eagle import Eagle, Eagle3
 from vistok.ops import combine_guidance
 from vistok.samplers.interface import DraftPolicy
 from vistok.samplers.loop import Run, Scores, Verdict
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.tree import TokenTree
 
 
@@ -23,7 +23,7 @@ class HeadDrafter:
     Args:
         network: the drafter.
         head: the target's output layer.
-        law: guidance and processing.
+        params: guidance and processing.
         policy: the shape of its trees.
         length: tokens of a sample.
 
@@ -32,9 +32,11 @@ class HeadDrafter:
         forwards: calls of the network.
     """
 
-    def __init__(self, network: Eagle | Eagle3, head: nn.Module, law: Law, policy: DraftPolicy, length: int):
-        self.network, self.head, self.law, self.policy, self.length = network, head, law, policy, length
-        self.kind, self.nodes, self.chain = policy.kind(law), policy.nodes, False
+    def __init__(
+        self, network: Eagle | Eagle3, head: nn.Module, params: SamplingParams, policy: DraftPolicy, length: int
+    ):
+        self.network, self.head, self.params, self.policy, self.length = network, head, params, policy, length
+        self.kind, self.nodes, self.chain = policy.kind(params), policy.nodes, False
         self.forwards = 0
 
     def start(self, run: Run, prefill: Scores) -> None:
@@ -94,7 +96,7 @@ class HeadDrafter:
         logits = self.network.logits(hidden, self.head)
         if len(logits) == len(positions):
             return logits
-        scale = self.law.guidance_at(positions)
+        scale = self.params.guidance_at(positions)
         scale = scale[..., None] if isinstance(scale, Tensor) else scale
         return combine_guidance(*logits.chunk(2), scale)
 

@@ -27,7 +27,7 @@ from vistok.ops import draw
 from vistok.samplers.cost import best_window, forward_cost
 from vistok.samplers.loop import Run, Scores, Verdict, generate
 from vistok.samplers.noise import DRAFT, FRESH, SAMPLE, Noise
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.stats import Stats
 from vistok.samplers.targets.llamagen import ImageTarget
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
@@ -79,7 +79,7 @@ def initial_drafts(
         random: tokens drawn uniformly, int64 [B, m]; they serve where there is no neighbour.
         uniform_law: what they were drawn from, [V].
         token: the neighbours' tokens, int64 [B, m].
-        law: the neighbours' laws, [B, m, V]; only ``sample`` and ``top`` read it.
+        params: the neighbours' laws, [B, m, V]; only ``sample`` and ``top`` read it.
         there: whether there is a neighbour, bool [B, m].
         uniform: for ``sample``, [B, m].
 
@@ -134,7 +134,7 @@ class JacobiWindow:
 
     def start(self, run: Run, prefill: Scores) -> None:
         """An empty window."""
-        first = run.law.probabilities(prefill.logits[:, -1])  # [B, V]
+        first = run.params.probabilities(prefill.logits[:, -1])  # [B, V]
         batch, self._size = first.shape
         device = first.device
         self._ids = torch.arange(self._size, device=device) if self.vocabulary is None else self.vocabulary
@@ -238,15 +238,15 @@ class SpeculativeJacobi:
         model: LlamaGen,
         condition: Tensor,
         mask: Tensor | None,
-        law: Law,
+        params: SamplingParams,
         noise: Noise,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[Tensor, Stats]:
         """Draw a batch of pictures; see ``Sampler.sample``."""
-        window = self.tuned(model, len(condition) * (2 if law.guided else 1)).window
+        window = self.tuned(model, len(condition) * (2 if params.guided else 1)).window
         drafter = JacobiWindow(window, model.config.grid, self.init, self.variant == "coupled")
-        target = ImageTarget(model, law, condition, mask, nodes=drafter.nodes)
-        return generate(target, drafter, ExactChain(), law, noise, progress)
+        target = ImageTarget(model, params, condition, mask, nodes=drafter.nodes)
+        return generate(target, drafter, ExactChain(), params, noise, progress)
 
 
 def _check_window(nodes: int, init: str) -> None:

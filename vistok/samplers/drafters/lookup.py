@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.samplers.loop import Run, Scores, Verdict
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import chain_shape
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.tree import LawKind, TokenTree
@@ -66,7 +66,7 @@ class PromptLookup:
             raise VistokError(f"prompt lookup needs drafts and ngram of at least 1, got {drafts} and {ngram}.")
         self.drafts, self.ngram, self.nodes = drafts, ngram, drafts + 1
 
-    def bind(self, model: nn.Module, prompt: Prompt, law: Law, length: int) -> None:
+    def bind(self, model: nn.Module, prompt: Prompt, params: SamplingParams, length: int) -> None:
         """Take the prompts of a run."""
         self._prompt = prompt
 

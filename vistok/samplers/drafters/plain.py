@@ -11,7 +11,7 @@ from torch import Tensor
 from vistok.models.llamagen import LlamaGen
 from vistok.samplers.loop import Run, Scores, Verdict, generate
 from vistok.samplers.noise import Noise
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.stats import Stats
 from vistok.samplers.targets.llamagen import ImageTarget
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
@@ -48,9 +48,9 @@ class Autoregressive:
         model: LlamaGen,
         condition: Tensor,
         mask: Tensor | None,
-        law: Law,
+        params: SamplingParams,
         noise: Noise,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[Tensor, Stats]:
         """Draw a batch of pictures; see ``Sampler.sample``."""
-        return generate(ImageTarget(model, law, condition, mask), NoDraft(), Draw(), law, noise, progress)
+        return generate(ImageTarget(model, params, condition, mask), NoDraft(), Draw(), params, noise, progress)

@@ -21,7 +21,7 @@ from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen
 from vistok.samplers.loop import Run, Scores, Verdict, generate
 from vistok.samplers.noise import Noise
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.trees import TREE_2_2_2, Path, best_tree, check_paths
 from vistok.samplers.stats import Stats
 from vistok.samplers.targets.causal_lm import Prompt
@@ -58,7 +58,7 @@ class TokenRecycling:
         self.adjacency: Tensor | None = None
         self._prompt: Prompt | None = None
 
-    def bind(self, model: nn.Module, prompt: Prompt, law: Law, length: int) -> None:
+    def bind(self, model: nn.Module, prompt: Prompt, params: SamplingParams, length: int) -> None:
         """Take the prompts of a run."""
         self._prompt = prompt if self.warm else None
 
@@ -135,11 +135,11 @@ class Recycling:
         model: LlamaGen,
         condition: Tensor,
         mask: Tensor | None,
-        law: Law,
+        params: SamplingParams,
         noise: Noise,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[Tensor, Stats]:
         """Draw a batch of pictures; see ``Sampler.sample``."""
         drafter = TokenRecycling(self.tree, warm=False)
-        target = ImageTarget(model, law, condition, mask, nodes=drafter.nodes)
-        return generate(target, drafter, SampleMatch(), law, noise, progress)
+        target = ImageTarget(model, params, condition, mask, nodes=drafter.nodes)
+        return generate(target, drafter, SampleMatch(), params, noise, progress)

@@ -17,24 +17,24 @@ from vistok.ops import draw
 from vistok.samplers.interface import DraftHead
 from vistok.samplers.loop import Run
 from vistok.samplers.noise import DRAFT
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 
-def draft_law(law: Law, logits: Tensor) -> Tensor:
+def draft_law(params: SamplingParams, logits: Tensor) -> Tensor:
     """What drafts are drawn from: the run's law of the draft logits; their plain softmax where decoding is greedy."""
-    return logits.float().softmax(-1) if law.greedy else law.probabilities(logits)
+    return logits.float().softmax(-1) if params.greedy else params.probabilities(logits)
 
 
-def kind_of(law: Law, drawn: LawKind) -> LawKind:
+def kind_of(params: SamplingParams, drawn: LawKind) -> LawKind:
     """How a policy's drafts are chosen: drawn, or the most likely ones where decoding is greedy."""
-    return LawKind.DETERMINISTIC if law.greedy else drawn
+    return LawKind.DETERMINISTIC if params.greedy else drawn
 
 
 def drafted_tree(run: Run, tokens: list[Tensor], shape: TreeShape, laws: list[Tensor], drawn: LawKind) -> TokenTree:
     """The tree of levels of tokens, with the laws behind all levels but the last; none where decoding is greedy."""
     drafted = torch.cat(tokens, 1)
-    if run.law.greedy:
+    if run.params.greedy:
         return TokenTree(drafted, shape)
     inner = torch.cat(laws, 1)
     leaves = inner.new_zeros(len(drafted), shape.nodes - inner.shape[1], inner.shape[2])
@@ -88,9 +88,9 @@ class Chain:
         """Slots that growing writes."""
         return self.drafts - 1
 
-    def kind(self, law: Law) -> LawKind:
+    def kind(self, params: SamplingParams) -> LawKind:
         """Each is drawn from the law behind the one before."""
-        return kind_of(law, LawKind.INDEPENDENT)
+        return kind_of(params, LawKind.INDEPENDENT)
 
     def grow(self, head: DraftHead, run: Run) -> TokenTree:
         """Draw one token after the other."""
@@ -98,8 +98,8 @@ class Chain:
         tokens, laws = [run.root], []
         for i in range(self.drafts):
             place = torch.tensor([i], device=device)
-            law = draft_law(run.law, head.logits(hidden, run.decided[:, None] + i))  # [B, 1, V]
-            token = law.argmax(-1) if run.law.greedy else draw(law, run.uniform(place, DRAFT))
+            law = draft_law(run.params, head.logits(hidden, run.decided[:, None] + i))  # [B, 1, V]
+            token = law.argmax(-1) if run.params.greedy else draw(law, run.uniform(place, DRAFT))
             tokens.append(head.token(token))
             laws.append(law)
             last = i == self.drafts - 1
@@ -140,9 +140,9 @@ class IndependentChains:
         """Slots that growing writes."""
         return self.chains * (self.drafts - 1)
 
-    def kind(self, law: Law) -> LawKind:
+    def kind(self, params: SamplingParams) -> LawKind:
         """Siblings are independent."""
-        return kind_of(law, LawKind.INDEPENDENT)
+        return kind_of(params, LawKind.INDEPENDENT)
 
     def grow(self, head: DraftHead, run: Run) -> TokenTree:
         """Draw the next token of all chains at a time."""
@@ -152,9 +152,9 @@ class IndependentChains:
         for level in range(self.drafts):
             places = torch.full((k,), level, device=device)
             width = hidden.shape[1]
-            law = draft_law(run.law, head.logits(hidden, (run.decided[:, None] + level).expand(-1, width)))
+            law = draft_law(run.params, head.logits(hidden, (run.decided[:, None] + level).expand(-1, width)))
             laws.append(law)
-            if run.law.greedy:
+            if run.params.greedy:
                 token = law.topk(k).indices[:, 0] if level == 0 else law.argmax(-1)
             else:
                 token = draw(law.expand(-1, k, -1), run.uniform(places, DRAFT, numbers))

@@ -9,7 +9,7 @@ import torch
 from vistok.errors import VistokError
 from vistok.samplers.interface import DraftHead
 from vistok.samplers.loop import Run
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 
@@ -47,7 +47,7 @@ class DynamicTree:
         """Slots that growing writes."""
         return self.depth * self.top_k
 
-    def kind(self, law: Law) -> LawKind:
+    def kind(self, params: SamplingParams) -> LawKind:
         """The most likely tokens are no draws."""
         return LawKind.DETERMINISTIC
 

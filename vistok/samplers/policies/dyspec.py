@@ -24,7 +24,7 @@ from vistok.errors import VistokError
 from vistok.ops.tree import PADDING, ancestor_mask
 from vistok.samplers.interface import DraftHead
 from vistok.samplers.loop import Run
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import draft_law, kind_of
 from vistok.samplers.policies.rsd import gumbel_noise, gumbel_top_k
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
@@ -56,7 +56,7 @@ def grow_by_budget(law: Tensor, gumbel: Tensor, expand: Expand, drafts: int) -> 
     """Fill the slot of the largest value, again and again.
 
     Args:
-        law, gumbel: behind the root, [B, V].
+        params, gumbel: behind the root, [B, V].
         expand: the draft model; called with one node of each tree at a time.
         drafts: nodes below the root.
     """
@@ -97,7 +97,7 @@ def grow_by_layers(
     """Fill every slot that is worth the threshold, level by level.
 
     Args:
-        law, gumbel: behind the root, [B, V].
+        params, gumbel: behind the root, [B, V].
         expand: the draft model; called with all nodes of a level.
         threshold: least value of a slot.
         nodes: most nodes, the root included.
@@ -181,9 +181,9 @@ class DynamicBudget:
         """Slots that growing writes."""
         return self.drafts - 1
 
-    def kind(self, law: Law) -> LawKind:
+    def kind(self, params: SamplingParams) -> LawKind:
         """Siblings are drawn without replacement."""
-        return kind_of(law, LawKind.WITHOUT_REPLACEMENT)
+        return kind_of(params, LawKind.WITHOUT_REPLACEMENT)
 
     def grow(self, head: DraftHead, run: Run) -> TokenTree:
         """Grow by budget."""
@@ -228,9 +228,9 @@ class DynamicLayers:
         """Most slots that growing writes."""
         return self.drafts
 
-    def kind(self, law: Law) -> LawKind:
+    def kind(self, params: SamplingParams) -> LawKind:
         """Siblings are drawn without replacement."""
-        return kind_of(law, LawKind.WITHOUT_REPLACEMENT)
+        return kind_of(params, LawKind.WITHOUT_REPLACEMENT)
 
     def grow(self, head: DraftHead, run: Run) -> TokenTree:
         """Grow by layers."""
@@ -263,7 +263,7 @@ class _Growth:
         return self._law(hidden, depth)
 
     def _law(self, hidden: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-        law = draft_law(self.run.law, self.head.logits(hidden, self.run.decided[:, None] + depth))
+        law = draft_law(self.run.params, self.head.logits(hidden, self.run.decided[:, None] + depth))
         noise = gumbel_noise(self.run, self.calls, law)
         self.calls += 1
         return law, noise
@@ -271,6 +271,6 @@ class _Growth:
     def tree(self, grown: Grown) -> TokenTree:
         self.head.forget(self.written)
         tokens = torch.cat([self.run.root, self.head.token(grown.tokens[:, 1:])], 1)
-        if self.run.law.greedy:
+        if self.run.params.greedy:
             return TokenTree(tokens, TreeShape(grown.parents))
         return TokenTree(tokens, TreeShape(grown.parents), LawKind.WITHOUT_REPLACEMENT, grown.laws)

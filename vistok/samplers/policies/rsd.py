@@ -20,14 +20,14 @@ from vistok.errors import VistokError
 from vistok.samplers.interface import DraftHead
 from vistok.samplers.loop import Run
 from vistok.samplers.noise import DRAFT
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import draft_law, drafted_tree, kind_of
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 
 def gumbel_noise(run: Run, level: int, like: Tensor) -> Tensor:
     """Gumbel noise for all tokens of the nodes of a level, shaped like laws [B, T, V]; zero if greedy."""
-    if run.law.greedy:
+    if run.params.greedy:
         return torch.zeros_like(like)
     _, nodes, size = like.shape
     node = torch.arange(nodes, device=like.device)[:, None]
@@ -58,7 +58,7 @@ def beam_step(logprob: Tensor, perturbed: Tensor, law: Tensor, gumbel: Tensor, w
 
     Args:
         logprob, perturbed: of the beams, [B, M].
-        law: behind each beam, [B, M, V].
+        params: behind each beam, [B, M, V].
         gumbel: [B, M, V].
         width: beams that are kept.
     """
@@ -116,9 +116,9 @@ class Branching:
         """Slots that growing writes."""
         return sum(self.levels[:-1])
 
-    def kind(self, law: Law) -> LawKind:
+    def kind(self, params: SamplingParams) -> LawKind:
         """Siblings are drawn without replacement."""
-        return kind_of(law, LawKind.WITHOUT_REPLACEMENT)
+        return kind_of(params, LawKind.WITHOUT_REPLACEMENT)
 
     def grow(self, head: DraftHead, run: Run) -> TokenTree:
         """Draw the children of all nodes of a level at a time."""
@@ -127,7 +127,7 @@ class Branching:
         nodes = 1
         for level, width in enumerate(self.widths):
             above = hidden.shape[1]
-            law = draft_law(run.law, head.logits(hidden, (run.decided[:, None] + level).expand(-1, above)))
+            law = draft_law(run.params, head.logits(hidden, (run.decided[:, None] + level).expand(-1, above)))
             laws.append(law)
             chosen = gumbel_top_k(law, gumbel_noise(run, level, law), width)  # [B, T, width]
             tokens.append(head.token(chosen).flatten(1))
@@ -169,9 +169,9 @@ class StochasticBeam:
         """Slots that growing writes."""
         return self.width * (self.depth - 1)
 
-    def kind(self, law: Law) -> LawKind:
+    def kind(self, params: SamplingParams) -> LawKind:
         """Siblings are drawn without replacement."""
-        return kind_of(law, LawKind.WITHOUT_REPLACEMENT)
+        return kind_of(params, LawKind.WITHOUT_REPLACEMENT)
 
     def grow(self, head: DraftHead, run: Run) -> TokenTree:
         """Search level by level."""
@@ -182,10 +182,10 @@ class StochasticBeam:
         own = torch.eye(w, dtype=torch.bool, device=device).expand(batch, -1, -1)
         for level in range(self.depth):
             above = hidden.shape[1]
-            law = draft_law(run.law, head.logits(hidden, (run.decided[:, None] + level).expand(-1, above)))
+            law = draft_law(run.params, head.logits(hidden, (run.decided[:, None] + level).expand(-1, above)))
             laws.append(law)
             law = law.double()
-            if run.law.greedy:
+            if run.params.greedy:
                 reach = (logprob[..., None] + law.log()).flatten(1).topk(w)
                 parent, token = reach.indices // law.shape[-1], reach.indices % law.shape[-1]
                 logprob = reach.values

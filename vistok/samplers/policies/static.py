@@ -16,7 +16,7 @@ from vistok.ops import draw
 from vistok.samplers.interface import DraftHead
 from vistok.samplers.loop import Run
 from vistok.samplers.noise import DRAFT
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.trees import STATIC_TREES, check_paths
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
@@ -56,9 +56,9 @@ class StaticTree:
         """Slots that growing writes."""
         return sum(len(level) for level in self.shape.expanded[1:])
 
-    def kind(self, law: Law) -> LawKind:
+    def kind(self, params: SamplingParams) -> LawKind:
         """Drawn without replacement, or the most likely ones when decoding is greedy."""
-        return LawKind.DETERMINISTIC if law.greedy else LawKind.WITHOUT_REPLACEMENT
+        return LawKind.DETERMINISTIC if params.greedy else LawKind.WITHOUT_REPLACEMENT
 
     def grow(self, head: DraftHead, run: Run) -> TokenTree:
         """Choose the children of all nodes of a level at a time."""
@@ -80,10 +80,10 @@ class StaticTree:
             logits = head.logits(hidden, (run.decided[:, None] + depth).expand(-1, len(level)))
             children = shape.children[0, level]  # [T, K]
             most = children.shape[1]
-            if run.law.greedy:
+            if run.params.greedy:
                 chosen = logits.topk(most).indices
             else:
-                law = run.law.probabilities(logits)
+                law = run.params.probabilities(logits)
                 if laws is None:
                     laws = law.new_zeros(batch, shape.nodes, law.shape[-1])
                 laws[:, level] = law
@@ -91,7 +91,7 @@ class StaticTree:
             used = children >= 0
             tokens[:, children[used]] = chosen[:, used]
         head.forget(self.slots)
-        return TokenTree(tokens, shape, self.kind(run.law), laws)
+        return TokenTree(tokens, shape, self.kind(run.params), laws)
 
     @staticmethod
     def _draw(law: Tensor, run: Run, level: Tensor, depth: int, most: int) -> Tensor:

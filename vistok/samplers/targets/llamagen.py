@@ -8,7 +8,7 @@ from torch import Tensor
 from vistok.models.llamagen import DecodeState, LlamaGen
 from vistok.ops import combine_guidance
 from vistok.samplers.loop import Scores, Verdict
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.tree import TokenTree
 
 
@@ -20,7 +20,7 @@ class ImageTarget:
 
     Args:
         model: the transformer.
-        law: guidance and its interval.
+        params: guidance and its interval.
         condition: labels [B] or text features [B, T, D].
         mask: which text features are real, [B, T]; all if None.
         nodes: most nodes of a tree, for which the cache has room.
@@ -30,11 +30,13 @@ class ImageTarget:
         guided: whether the unconditional half still runs.
     """
 
-    def __init__(self, model: LlamaGen, law: Law, condition: Tensor, mask: Tensor | None = None, nodes: int = 1):
-        self.model, self.law = model, law
+    def __init__(
+        self, model: LlamaGen, params: SamplingParams, condition: Tensor, mask: Tensor | None = None, nodes: int = 1
+    ):
+        self.model, self.params = model, params
         self.length = model.config.block_size
         self.batch = len(condition)
-        self.guided = law.guided
+        self.guided = params.guided
         if self.guided:
             condition = torch.cat([condition, model.null_condition(self.batch).to(condition.dtype)])
             mask = None if mask is None else mask.repeat(2, 1)
@@ -64,7 +66,7 @@ class ImageTarget:
         logits = self.model.head(hidden)
         if not self.guided:
             return logits
-        scale = self.law.guidance_at(positions)
+        scale = self.params.guidance_at(positions)
         scale = scale[..., None] if isinstance(scale, Tensor) else scale
         return combine_guidance(logits[: self.batch], logits[self.batch :], scale)
 
@@ -76,6 +78,6 @@ class ImageTarget:
             cache.commit(verdict.path.repeat(twice, 1), verdict.count.repeat(twice))
         else:
             cache.advance(verdict.count.repeat(twice) if rows is None else rows)
-        if self.guided and self.law.guided_tokens is not None and least >= self.law.guided_tokens:
+        if self.guided and self.params.guided_tokens is not None and least >= self.params.guided_tokens:
             self.state = self.state.narrow(self.batch)
             self.guided = False

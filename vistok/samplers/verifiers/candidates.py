@@ -277,7 +277,7 @@ class TreeVerifier:
         walk = walk_tree(
             tree.shape,
             tree.tokens,
-            lambda node: run.law.probabilities(scores.logits[here, node]),
+            lambda node: run.params.probabilities(scores.logits[here, node]),
             None if tree.kind is LawKind.DETERMINISTIC else tree.laws,
             self.rule,
             run.uniform(root, ACCEPT, most),
@@ -305,7 +305,7 @@ class SampleMatch:
         path, token = match_tree(
             tree.shape,
             tree.tokens,
-            lambda node, depth: run.law.draw(scores.logits[here, node], uniforms[:, depth]),
+            lambda node, depth: run.params.draw(scores.logits[here, node], uniforms[:, depth]),
         )
         return kept_path(tree.tokens, path, token)
 

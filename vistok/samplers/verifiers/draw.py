@@ -17,5 +17,5 @@ class Draw:
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
         """One token for every sample."""
-        token = run.law.draw(scores.logits[:, 0], run.draws[:, run.least])
+        token = run.params.draw(scores.logits[:, 0], run.draws[:, run.least])
         return Verdict(token[:, None], torch.ones_like(token))

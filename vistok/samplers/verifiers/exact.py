@@ -11,7 +11,7 @@ from vistok.ops import draw
 from vistok.ops.sampling import residual_law
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.noise import ACCEPT, DRAW, RESIDUAL
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.tree import LawKind, TokenTree
 
 
@@ -23,7 +23,7 @@ class Coupled(NamedTuple):
 
 
 def couple(
-    p: Tensor, q: Tensor, draft: Tensor, accept: Tensor, residual: Tensor, reprocess: Law | None = None
+    p: Tensor, q: Tensor, draft: Tensor, accept: Tensor, residual: Tensor, reprocess: SamplingParams | None = None
 ) -> Coupled:
     """Turn drafts that follow q into tokens that follow p, changing as few as possible (the maximal coupling).
 
@@ -63,7 +63,7 @@ class ExactChain:
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
         """Judge a chain whose drafts came from ``tree.laws``."""
-        p = run.law.probabilities(scores.logits)
+        p = run.params.probabilities(scores.logits)
         last = tree.nodes - 1
         outcome = couple(
             p[:, :last],
@@ -71,7 +71,7 @@ class ExactChain:
             tree.tokens[:, 1:],
             run.window(tree.nodes, ACCEPT)[:, :last],
             run.window(tree.nodes, RESIDUAL)[:, :last],
-            run.law if self.reprocess_residual else None,
+            run.params if self.reprocess_residual else None,
         )
         bonus = draw(p[:, last:], run.window(tree.nodes, DRAW)[:, last:])
         count = 1 + outcome.accepted.long().cumprod(1).sum(1)

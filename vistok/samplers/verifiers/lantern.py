@@ -16,7 +16,7 @@ from vistok.samplers.drafters.eagle import DEFAULT_DRAFTER, draft_policy, drafte
 from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.loop import generate
 from vistok.samplers.noise import Noise
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 from vistok.samplers.stats import Stats
 from vistok.samplers.targets.llamagen import ImageTarget
 from vistok.samplers.verifiers.relaxed import RelaxedTree, check_relaxation, nearest_codes
@@ -78,7 +78,7 @@ class Lantern:
         model: LlamaGen,
         condition: Tensor,
         mask: Tensor | None,
-        law: Law,
+        params: SamplingParams,
         noise: Noise,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[Tensor, Stats]:
@@ -90,7 +90,7 @@ class Lantern:
                 "give the codebook of the tokenizer that the model was trained with."
             )
         policy = draft_policy(self.tree, self.drafts, self.depth, self.top_k)
-        drafter = HeadDrafter(drafter_of(self.drafter, model), model.head, law, policy, model.config.block_size)
+        drafter = HeadDrafter(drafter_of(self.drafter, model), model.head, params, policy, model.config.block_size)
         verifier = RelaxedTree(neighbours, self.k, self.delta, self.mode, self.residual)
-        target = ImageTarget(model, law, condition, mask, nodes=drafter.nodes)
-        return generate(target, drafter, verifier, law, noise, progress)
+        target = ImageTarget(model, params, condition, mask, nodes=drafter.nodes)
+        return generate(target, drafter, verifier, params, noise, progress)

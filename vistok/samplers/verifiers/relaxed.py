@@ -142,7 +142,7 @@ class RelaxedTree(TreeVerifier):
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
         """Judge a tree."""
-        if not run.law.greedy:
+        if not run.params.greedy:
             return super().verify(tree, scores, run)
         p = scores.logits.softmax(-1)
         path = longest_path(tree.shape, self.greedy(tree, p))

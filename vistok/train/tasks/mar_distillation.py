@@ -23,7 +23,7 @@ from vistok.ops import combine_guidance
 from vistok.samplers.continuous import MaskedAutoregressive
 from vistok.samplers.continuous.head import head_process
 from vistok.samplers.noise import Noise
-from vistok.samplers.params import Law
+from vistok.samplers.params import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class OwnPictures:
         device, training = student.mask_token.device, student.training
         numbers = torch.arange(self.count, device=device)
         labels = numbers % student.config.class_num
-        tokens, _ = self.sampler.sample(student.eval(), labels, None, Law(1.0), Noise(step, numbers))
+        tokens, _ = self.sampler.sample(student.eval(), labels, None, SamplingParams(1.0), Noise(step, numbers))
         student.train(training)
         self._latents, self._labels = student.unpatchify(tokens).clone().cpu(), labels.cpu()
 
