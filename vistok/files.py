@@ -1,12 +1,14 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Writing files so that nobody ever sees half of one, and reading those with a JSON object a line."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from vistok.errors import VistokError
 
@@ -56,3 +58,38 @@ def check_writable(path: str | Path) -> None:
         raise VistokError(f"cannot write '{path}': '{place}' is a file, not a folder.")
     if not os.access(folder, os.W_OK):
         raise VistokError(f"cannot write '{path}': no permission in '{folder}'; choose another place.")
+
+
+def read_json_lines(path: str | Path, what: str = "file") -> list[tuple[int, dict[str, Any]]]:
+    """Returns the objects of a file with one JSON object a line, each with the number of its line.
+
+    A line ends with a line feed and nothing else: other separators, such as U+2028, are text. Blank lines, carriage
+    returns and a byte order mark are passed over.
+
+    Args:
+        path: the file, in UTF-8.
+        what: what the file is, for sentences, e.g. ``"captions file"``.
+
+    Raises:
+        VistokError: the file cannot be read, is no UTF-8 text, holds no line, or a line is no JSON object.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise VistokError(f"cannot read the {what} '{path}': {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise VistokError(f"the {what} '{path}' is no UTF-8 text (byte {error.start}): save it as UTF-8.") from None
+    records = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise VistokError(f"line {number} of '{path}' is not JSON ({error}): write one object a line.") from None
+        if not isinstance(record, dict):
+            raise VistokError(f"line {number} of '{path}' is no JSON object: write one {{...}} a line.")
+        records.append((number, record))
+    if not records:
+        raise VistokError(f"the {what} '{path}' is empty.")
+    return records

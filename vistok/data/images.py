@@ -7,6 +7,7 @@ train its tokenizer. Pixels are PIL images outside and tensors in [-1, 1] inside
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,10 +19,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vistok.data.folders import list_files
 from vistok.errors import VistokError
 from vistok.files import atomic_path
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
+)
 
 
 def _resize_shorter_side(image: Image.Image, side: int) -> Image.Image:
@@ -120,6 +124,15 @@ def load_image(path: str | Path) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise VistokError(f"there is no image '{path}'") from error
+    except (IsADirectoryError, PermissionError) as error:
+        if os.path.isdir(path):  # Windows calls the opening of a folder a lack of permission
+            raise VistokError(f"'{path}' is a folder, not an image: name a file in it") from error
+        raise VistokError(f"cannot read '{path}': {error.strerror}") from error
+    except Image.DecompressionBombError as error:
+        raise VistokError(
+            f"'{path}' has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, which Pillow refuses to open: make "
+            "it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        ) from error
     except Exception as error:  # decoders raise whatever a broken file makes them raise
         raise VistokError(f"cannot read '{path}' as an image: replace or remove the file") from error
 
@@ -137,7 +150,7 @@ def save_image(image: Image.Image, path: str | Path) -> None:
 
 
 class ImageFolder(Dataset):
-    """All pictures under a folder, at any depth, in sorted order; hidden files are left out.
+    """All pictures under a folder, at any depth, in sorted order; see :mod:`vistok.data.folders` for what is left out.
 
     Args:
         root: the folder.
@@ -149,13 +162,9 @@ class ImageFolder(Dataset):
 
     def __init__(self, root: str | Path, transform: Callable[[Image.Image], Any] = to_tensor) -> None:
         root = Path(root)
-        if not root.is_dir():
-            raise VistokError(f"there is no folder '{root}'")
-        self.paths = sorted(
-            path
-            for path in root.rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-        )
+        listing = list_files(root, IMAGE_SUFFIXES)
+        self.paths = [root / name for name in listing.names]
+        self.left_out = listing.left_out
         if not self.paths:
             known = " ".join(sorted(IMAGE_SUFFIXES))
             raise VistokError(f"there is no image in the folder '{root}' (looked for {known})")

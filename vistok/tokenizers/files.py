@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vistok.data.folders import list_files
 from vistok.data.images import IMAGE_SUFFIXES, center_crop, load_image, save_image, to_pil, to_tensor
 from vistok.data.vtok import SUFFIX, TokenFile, read_vtok, write_vtok
 from vistok.errors import VistokError
@@ -63,9 +64,7 @@ def pair_paths(inputs: list[Path], out: Path | None, suffixes: frozenset[str], s
             raise VistokError(f"there is no file or folder '{given}': check the path.")
         files = [given]
         if given.is_dir():
-            files = sorted(
-                path for path in given.rglob("*") if path.suffix.lower() in suffixes and not path.name.startswith(".")
-            )
+            files = [given / name for name in list_files(given, suffixes).names]
             if not files:
                 raise VistokError(f"the folder '{given}' holds no file that ends in {' '.join(sorted(suffixes))}.")
         root = given if given.is_dir() else given.parent
