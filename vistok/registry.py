@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, get_type_hints
 
 from vistok.errors import VistokError, unknown_name
 
@@ -64,6 +65,27 @@ class Registry(Mapping[str, Any]):
                 "repair or uninstall that package."
             ) from error
 
+    def build(self, text: str) -> Any:
+        """Returns an instance of the dataclass that a text names, with options behind colons: ``"kid:subset_size=50"``.
+
+        Raises:
+            VistokError: unknown name or option (the sentence names the nearest), or a value that an option does not
+                take.
+        """
+        name, *settings = text.split(":")
+        kind = self[name]
+        options: dict[str, Any] = {}
+        known = {f.name: f for f in dataclasses.fields(kind) if f.init} if dataclasses.is_dataclass(kind) else {}
+        types = get_type_hints(kind) if settings else {}
+        for setting in settings:
+            option, equals, value = setting.partition("=")
+            if not equals:
+                raise VistokError(f"'{setting}' of the {self.kind} '{name}' has no value: write {name}:option=value.")
+            if option not in known:
+                raise unknown_name(f"option of the {self.kind} '{name}'", option, list(known))
+            options[option] = _value(f"{name}:{option}", value, types[option])
+        return kind(**options)
+
     def __iter__(self) -> Iterator[str]:
         return iter((*self.table, *self.plugins))
 
@@ -72,6 +94,17 @@ class Registry(Mapping[str, Any]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.table or name in self.plugins
+
+
+def _value(option: str, text: str, kind: Any) -> Any:
+    """An option's value out of its text: a number, a truth value, or the text itself."""
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return kind(text) if kind in (int, float) else text
+    except (KeyError, ValueError):
+        expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise VistokError(f"{option} is '{text}', expected {expected}.") from None
 
 
 def lazy_attributes(package: str, table: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

@@ -18,7 +18,7 @@ from vistok.eval.geneval import (
     TASKS,
     DetectedColours,
     Detection,
-    Options,
+    ScoringOptions,
     coco_prompts,
     evaluate_folder,
     read_folders,
@@ -48,7 +48,7 @@ class StubDetector:
 
     name = "stub"
     class_names = ("circle", "ring")
-    options = Options(threshold=0.5, counting_threshold=0.5)
+    options = ScoringOptions(threshold=0.5, counting_threshold=0.5)
     calls = 0
 
     def detect(self, images):
@@ -103,7 +103,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(generated, tmp_path):
     assert (first.calls, second.calls) == (4, 2)
     assert resumed.records == whole.records
     with pytest.raises(VistokError, match="another job"):
-        evaluate(generated, tmp_path / "work", options=Options(threshold=0.1))
+        evaluate(generated, tmp_path / "work", options=ScoringOptions(threshold=0.1))
     metadata = tmp_path / "metadata.jsonl"
     write_metadata(metadata, [RED_CIRCLE | {"prompt": "one red circle"}, TWO_RINGS])
     with pytest.raises(VistokError, match=r"another job .*prompts"):

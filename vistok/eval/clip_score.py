@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vistok.eval.sets.extractors import CLIP_MEAN, CLIP_STD, Normalise, clip_image_embedding, load_pretrained
+from vistok.eval.sets.extractors import CLIP_MEAN, CLIP_STD, Normalise, clip_image_embedding
 from vistok.eval.sets.features import full_precision
 from vistok.eval.weights import weights_digest
+from vistok.zoo.transformers import load_model, load_tokenizer
 
 PREFIX = "A photo depicts "
 WEIGHT = 2.5
@@ -31,14 +32,14 @@ class ClipModel:
         device: where it runs.
 
     Raises:
-        VistokError: if there is no such model.
+        VistokError: there is no such model, it is another network, or its weights or tokenizer are not complete.
     """
 
     def __init__(self, source: str | Path, device: torch.device | str = "cpu"):
-        from transformers import AutoTokenizer, CLIPModel
+        from transformers import CLIPModel
 
-        self.model = load_pretrained(CLIPModel, source, "CLIP model").to(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
+        self.model = load_model(source, CLIPModel, "CLIP model", torch.device(device))
+        self.tokenizer = load_tokenizer(source)
         self.device = torch.device(device)
         self.size = self.model.config.vision_config.image_size
         self.digest = weights_digest(self.model)

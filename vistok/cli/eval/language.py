@@ -31,10 +31,11 @@ def language(
     """
     import torch
 
-    from vistok.files import check_writable
+    from vistok.cli.output import check_outputs
+    from vistok.eval.plots import check_plot
 
-    if plot is not None:
-        check_writable(plot)
+    check_outputs(json)
+    check_plot(plot)
     from vistok.eval.language import language_results, language_statistics, plot_language
     from vistok.eval.reconstruction.pictures import PictureSource
     from vistok.tokenizers.load import load_tokenizer
@@ -46,7 +47,7 @@ def language(
     parts = [loaded.tokenizer.encode(images.to(loaded.device)) for images in source.batches(batch_size)]
     tokens = torch.cat(parts).flatten(1).cpu()
     statistics = language_statistics(tokens, capabilities.codebook_size, range(1, ngrams + 1), held_out)
-    if plot is not None:
-        plot_language(statistics, plot)
     reference = f"{source.name} ({len(tokens)} pictures, {tokens.shape[1]} tokens each)"
     print_results(language_results(loaded.name, loaded.sha256, statistics, reference, len(tokens)), json)
+    if plot is not None:
+        plot_language(statistics, plot)

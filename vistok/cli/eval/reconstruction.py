@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vistok.cli.eval.common import Json, print_results
+from vistok.cli.eval.common import Json, print_results, tell_left_out
 
 if TYPE_CHECKING:
     from vistok.eval.reconstruction.report import TokenizerReport
@@ -18,7 +18,7 @@ def reconstruction(
         Path | None, typer.Argument(help="Folder of pictures. [default: held-out scenes, with --tokenizer]")
     ] = None,
     outputs: Annotated[
-        Path | None, typer.Argument(help="Folder of their reconstructions, in the same order of names.")
+        Path | None, typer.Argument(help="Folder of their reconstructions, under the same names.")
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Reconstruct with this tokenizer: embedded, a folder, a file or a hub id.")
@@ -56,21 +56,26 @@ def reconstruction(
 
     if (tokenizer is None) == (outputs is None):
         raise VistokError("name a tokenizer with --tokenizer, or two folders: of originals and of reconstructions.")
+    from vistok.cli.output import check_outputs, output_json
+    from vistok.eval.plots import check_plot
     from vistok.models.vision.lpips import Lpips
+
+    check_outputs(json)
+    check_plot(plot)
+    if lpips and not (lpips_head and lpips_backbone):
+        raise VistokError("--lpips needs the files of its weights: --lpips-head and --lpips-backbone.")
 
     metric = Lpips.from_files(lpips, lpips_head, lpips_backbone) if lpips else None
     if tokenizer is None:
-        from vistok.eval.reconstruction.metrics import compare_pictures
+        from vistok.eval.reconstruction.paired import compare_pictures
         from vistok.eval.sets.pictures import FolderPictures
 
         sources = FolderPictures(originals), FolderPictures(outputs)
+        for source in sources:
+            tell_left_out(source.name, source.left_out)
         print_results(compare_pictures(*sources, convention, metric), json)
         return
 
-    from vistok.files import check_writable
-
-    if plot is not None:
-        check_writable(plot)
     from vistok.eval.reconstruction.pictures import PictureSource
     from vistok.eval.reconstruction.rate_distortion import plot_rate_distortion
     from vistok.eval.reconstruction.report import evaluate_tokenizer
@@ -86,14 +91,10 @@ def reconstruction(
     report = evaluate_tokenizer(
         loaded, source, _lengths(tokens), batch_size, metric, network, compare_codecs=codecs, seed=seed
     )
+    if not output_json([result.to_json() for result in report.results()], json):
+        _print(report)
     if plot is not None:
         plot_rate_distortion(report.curves, report.side, plot)
-    if json is not None:
-        from vistok.eval.protocol import write_results
-
-        write_results(json, report.results())
-    if str(json) != "-":
-        _print(report)
 
 
 def _lengths(tokens: str | None) -> list[int] | None:

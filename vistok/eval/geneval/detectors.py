@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from vistok.errors import VistokError
-from vistok.eval.geneval.judge import Detection, Options
+from vistok.eval.geneval.judge import Detection, ScoringOptions
 
 
 class Detector(Protocol):
@@ -28,7 +28,7 @@ class Detector(Protocol):
 
     name: str
     class_names: tuple[str, ...]
-    options: Options
+    options: ScoringOptions
 
     def detect(self, images: Sequence[Image.Image]) -> list[list[Detection]]:
         """All detections of each RGB picture, unsorted and without a threshold."""
@@ -38,9 +38,11 @@ class ColourClassifier(Protocol):
     """Names the colours of found objects.
 
     Attributes:
+        name: with its weights, as reports print it; empty where the detector itself knows the colours.
         colour_names: all that it can name, in the order in which reasons list them.
     """
 
+    name: str
     colour_names: tuple[str, ...]
 
     def colours(self, image: Image.Image, label: str, detections: Sequence[Detection]) -> list[str]:
@@ -49,6 +51,8 @@ class ColourClassifier(Protocol):
 
 class DetectedColours:
     """For detectors that know the colour of what they find."""
+
+    name = ""
 
     def __init__(self, colour_names: tuple[str, ...]):
         self.colour_names = colour_names
@@ -64,7 +68,7 @@ class SceneDetector:
     """
 
     name = "scenes"
-    options = Options(threshold=0.6, counting_threshold=0.6)
+    options = ScoringOptions(threshold=0.6, counting_threshold=0.6)
 
     def __init__(self) -> None:
         from vistok.data.scenes import SHAPES

@@ -36,7 +36,7 @@ class Detection(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Options:
+class ScoringOptions:
     """Scoring options; the thresholds belong to the detector, the published ones to Mask2Former.
 
     Args:
@@ -54,7 +54,7 @@ class Options:
     position_threshold: float = 0.1
 
 
-class Verdict(NamedTuple):
+class PictureVerdict(NamedTuple):
     """Whether the picture is what the prompt asks for, and if not, why."""
 
     correct: bool
@@ -85,7 +85,7 @@ def relations(a: Box, b: Box, threshold: float = 0.1) -> set[str]:
     return {relation for relation, holds in zip(RELATIONS, held, strict=True) if holds}
 
 
-def keep(detections: Sequence[Detection], tag: str, options: Options) -> dict[str, list[Detection]]:
+def keep(detections: Sequence[Detection], tag: str, options: ScoringOptions) -> dict[str, list[Detection]]:
     """The detections that count, most confident first, by class; classes without any are left out.
 
     Args:
@@ -120,8 +120,8 @@ def judge(
     metadata: dict,
     colours_of: ColourFunction,
     colour_names: Sequence[str],
-    options: Options,
-) -> Verdict:
+    options: ScoringOptions,
+) -> PictureVerdict:
     """The verdict on one picture.
 
     Args:
@@ -153,7 +153,7 @@ def judge(
         found = len(objects.get(item["class"], []))
         if found >= item["count"]:
             reasons.append(f"expected {item['class']}<{item['count']}, found {found}")
-    return Verdict(not reasons, "\n".join(reasons))
+    return PictureVerdict(not reasons, "\n".join(reasons))
 
 
 def _wrong_colour(item: dict, colours: list[str], colour_names: Sequence[str]) -> str | None:

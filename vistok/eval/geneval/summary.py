@@ -96,7 +96,7 @@ def read_summary(path: str | Path) -> Summary:
         VistokError: if the file is none.
     """
     try:
-        record = json.loads(Path(path).read_text())
+        record = json.loads(Path(path).read_text("utf-8"))
         tasks = {task: TaskScore(**score) for task, score in record["tasks"].items()}
         figures = {key: record[key] for key in ("overall", "images", "prompts", "image_accuracy", "prompt_accuracy")}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

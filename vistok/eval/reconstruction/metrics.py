@@ -7,7 +7,6 @@ data range 2 on [0, 1] pictures, which inflates SSIM: use it to reproduce their 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -15,8 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vistok.errors import VistokError, unknown_name
-from vistok.eval.protocol import Protocol, Result
-from vistok.eval.sets.pictures import Pictures
 
 Rounding = Literal["round", "llamagen", "truncate"]
 ROUNDINGS = ("round", "llamagen", "truncate")
@@ -136,43 +133,3 @@ def llamagen_quality(targets: Tensor, outputs: Tensor) -> dict[str, Tensor]:
 
 
 CONVENTIONS = {"default": reconstruction_quality, "llamagen": llamagen_quality}
-
-
-def compare_pictures(
-    targets: Pictures,
-    outputs: Pictures,
-    convention: str = "default",
-    lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
-) -> list[Result]:
-    """Mean PSNR, SSIM and, given its network, LPIPS of pictures and their reconstructions.
-
-    Args:
-        targets: the originals.
-        outputs: the reconstructions in the same order.
-        convention: ``"default"`` or ``"llamagen"``.
-        lpips: [1, 3, H, W] pairs in [-1, 1] -> [1].
-
-    Raises:
-        VistokError: an unknown convention, sets of different lengths, or a pair of different sizes.
-    """
-    if convention not in CONVENTIONS:
-        raise unknown_name("reconstruction convention", convention, list(CONVENTIONS))
-    if len(targets) != len(outputs):
-        raise VistokError(f"{len(targets)} originals and {len(outputs)} reconstructions do not pair up.")
-    scores: dict[str, list[Tensor]] = {}
-    for i in range(len(targets)):
-        (target,), (output,) = (side.batch(i, i + 1) for side in (targets, outputs))
-        a, b = target[None] / 127.5 - 1, output[None] / 127.5 - 1
-        quality = CONVENTIONS[convention](a, b)
-        if lpips is not None:
-            quality["lpips"] = lpips(a, b)
-        for name, value in quality.items():
-            scores.setdefault(name, []).append(value)
-    reference = f"{targets.name} ({len(targets)} pictures, {targets.digest})"
-    results = []
-    for name, values in scores.items():
-        stacked = torch.cat(values)
-        options = (f"convention={convention}",) if name != "lpips" else ()
-        protocol = Protocol(name, reference=reference, samples=len(stacked), options=options)
-        results.append(Result(outputs.name, stacked.mean().item(), protocol, stacked.std(correction=0).item()))
-    return results

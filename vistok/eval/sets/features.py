@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vistok.errors import VistokError
-from vistok.eval.processes import processes
 from vistok.eval.sets.extractors import Extractor
 from vistok.eval.sets.pictures import Pictures
-from vistok.eval.sets.statistics import FeatureStatistics
+from vistok.eval.sets.statistics import FeatureStatistics, check_finite
 from vistok.files import atomic_path
 from vistok.jobs import ShardedJob
 from vistok.progress import progress
+from vistok.runtime import processes
 
 
 class _Batches(Dataset):
@@ -133,11 +133,11 @@ def extract_features(
         outputs: which outputs of the network are kept.
 
     Raises:
-        VistokError: an unreadable picture, or a folder that holds another job.
+        VistokError: an unreadable picture, one whose features are no numbers, or a folder that holds another job.
     """
     state = processes()
     identity = {
-        "pictures": f"{pictures.name} {len(pictures)} {pictures.digest}",
+        "pictures": f"{pictures.name} {len(pictures)} {pictures.fingerprint}",
         "extractor": f"{extractor.name} {extractor.weights}",
         "resize": extractor.resize,
         "precision": extractor.precision,
@@ -166,6 +166,7 @@ def extract_features(
             done.append({name: result[name] for name in outputs})
             if stop % shard_size == 0 or stop == len(pictures):
                 tensors = {name: torch.cat([part[name] for part in done]).cpu() for name in outputs}
+                check_finite(*tensors.values())
                 with atomic_path(job.path((stop - 1) // shard_size)) as temporary:
                     save_file(tensors, temporary)
                 done.clear()

@@ -9,10 +9,13 @@ the values agree to rounding.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from vistok.errors import VistokError
+from vistok.eval.sets.interface import Measurement, Metric, PictureSet, check_counts
 from vistok.eval.sets.statistics import FeatureStatistics
 
 
@@ -84,3 +87,45 @@ def frechet_distance_infinity(sizes: list[int], distances: list[float]) -> float
     design = torch.stack([torch.ones_like(inverse), inverse], dim=1)
     values = torch.tensor(distances, dtype=torch.float64)[:, None]
     return torch.linalg.lstsq(design, values).solution[0].item()
+
+
+@dataclass(frozen=True)
+class Frechet(Metric):
+    """``fid``: called FID on the Inception network alone, on others ``fd-dinov2``, ``fd-scenes-features``..."""
+
+    from_statistics = True
+
+    def check(self, reference: PictureSet, samples: PictureSet) -> None:
+        check_counts("a Frechet distance", 2, reference, samples)
+
+    def compute(self, reference: PictureSet, samples: PictureSet) -> Measurement:
+        return Measurement(frechet_distance(reference.statistics(), samples.statistics()))
+
+    def title(self, name: str, extractor: str) -> str:
+        return name if extractor == "inception" else f"fd-{extractor}{name.removeprefix('fid')}"
+
+
+@dataclass(frozen=True)
+class SpatialFrechet(Metric):
+    """``sfid`` (arXiv 2103.03841): the distance on spatial features."""
+
+    outputs = ("spatial",)
+    extractors = ("inception",)
+    from_statistics = True
+
+    def check(self, reference: PictureSet, samples: PictureSet) -> None:
+        check_counts("a Frechet distance", 2, reference, samples)
+        if reference.stored is not None:
+            reference.statistics("spatial")
+
+    def compute(self, reference: PictureSet, samples: PictureSet) -> Measurement:
+        return Measurement(frechet_distance(reference.statistics("spatial"), samples.statistics("spatial")))
+
+
+@dataclass(frozen=True)
+class FrechetInfinity(Frechet):
+    """``fid-infinity``: the distance extrapolated to infinitely many samples."""
+
+    def compute(self, reference: PictureSet, samples: PictureSet) -> Measurement:
+        curve = frechet_curve(reference.statistics(), samples.need_shards().load())
+        return Measurement(frechet_distance_infinity(*curve))

@@ -1,18 +1,23 @@
 """Kernel distances: KID (arXiv 1801.01401) and CMMD (arXiv 2401.09603).
 
 KID's subsets are drawn as torch-fidelity draws them (one ``RandomState``, per subset first from the first set, then
-from the second), so its published figures can be reproduced; clean-fid draws the same way without a seed.
+from the second); clean-fid draws the same way without a seed. So the value depends in its last digits on which set
+comes first: here the reference does, and in torch-fidelity's usual call the samples do (``--input1 samples --input2
+reference``), which ``order="torch-fidelity"`` follows to reproduce its figures.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vistok.errors import VistokError
+from vistok.errors import VistokError, unknown_name
+from vistok.eval.sets.interface import Measurement, Metric, PictureSet, check_counts
+from vistok.eval.sets.statistics import check_finite
 
 Estimator = Literal["unbiased", "biased", "ustat"]
 
@@ -98,8 +103,9 @@ def kernel_distance(
         seed: of the subsets.
 
     Raises:
-        VistokError: if a set is smaller than a subset.
+        VistokError: if a set is smaller than a subset, or a feature is not finite.
     """
+    check_finite(features1, features2)
     first, second = kid_subsets(len(features1), len(features2), subsets, subset_size, seed)
     values = torch.stack([polynomial_mmd(features1[i], features2[j]) for i, j in zip(first, second, strict=True)])
     return MeanStd(values.mean().item(), values.std(correction=0).item())
@@ -116,10 +122,57 @@ def cmmd(
         sigma: width of the Gaussian kernel.
         scale: factor of the published figures.
         chunk: rows of a kernel matrix that are held at once.
+
+    Raises:
+        VistokError: an embedding is not finite.
     """
+    check_finite(embeddings1, embeddings2)
     x, y = (torch.nn.functional.normalize(e.double(), dim=-1) for e in (embeddings1, embeddings2))
 
     def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
         return sum(gaussian_kernel(rows, b, sigma).sum() for rows in a.split(chunk)) / (len(a) * len(b))
 
     return scale * (mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y)).item()
+
+
+ORDERS = ("reference-first", "torch-fidelity")
+
+
+@dataclass(frozen=True)
+class KernelDistance(Metric):
+    """``kid``: kernel inception distance.
+
+    Attributes:
+        subsets: how many are drawn.
+        subset_size: pictures of each side in a subset.
+        order: which side subsets are drawn of first: ``reference-first``, or ``torch-fidelity`` (the samples).
+    """
+
+    subsets: int = 100
+    subset_size: int = 1000
+    order: str = ORDERS[0]
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise unknown_name("order of KID's subsets", self.order, list(ORDERS))
+        if self.subsets < 1 or self.subset_size < 2:
+            raise VistokError("KID needs at least one subset, of at least 2 pictures.")
+
+    def check(self, reference: PictureSet, samples: PictureSet) -> None:
+        sides = f"KID with subsets of {self.subset_size} pictures (kid:subset_size=N)"
+        check_counts(sides, self.subset_size, reference, samples)
+
+    def compute(self, reference: PictureSet, samples: PictureSet) -> Measurement:
+        sides = (reference, samples) if self.order == ORDERS[0] else (samples, reference)
+        features = (side.need_shards().load() for side in sides)
+        return Measurement(*kernel_distance(*features, self.subsets, self.subset_size))
+
+
+@dataclass(frozen=True)
+class ClipDiscrepancy(Metric):
+    """``cmmd``: CLIP maximum mean discrepancy."""
+
+    extractors = ("clip",)
+
+    def compute(self, reference: PictureSet, samples: PictureSet) -> Measurement:
+        return Measurement(cmmd(reference.need_shards().load(), samples.need_shards().load()))

@@ -17,7 +17,7 @@ import torch
 
 from vistok.errors import VistokError
 from vistok.eval.sets.statistics import FeatureStatistics
-from vistok.files import atomic_path
+from vistok.files import atomic_path, check_writable
 
 # clean-fid names its files {name}_{mode}_{split}_{res}.npz
 CLEAN_FID_MODES = {"_legacy_pytorch_": "pytorch-fid", "_legacy_tensorflow_": "tf1", "_clean_": "clean"}
@@ -113,6 +113,7 @@ def check_statistics_path(path: str | Path) -> None:
     """Raise VistokError unless statistics can be written to ``path``, before hours are spent on them."""
     if Path(path).suffix != ".npz":
         raise VistokError(f"statistics are written as .npz, got '{path}'.")
+    check_writable(path, folder=False)
 
 
 def save_statistics(

@@ -12,6 +12,21 @@ from torch import Tensor
 from vistok.errors import VistokError
 
 
+def check_finite(*features: Tensor) -> None:
+    """Refuse features that are no numbers, before a figure is made of them.
+
+    Raises:
+        VistokError: one of the tensors [n, d] holds NaN or infinity; the sentence names the first such row.
+    """
+    for each in features:
+        if not (finite := each.isfinite()).all():
+            row = int((~finite).flatten(1).any(1).nonzero()[0])
+            raise VistokError(
+                f"the features contain NaN or infinity (first in picture {row} of {len(each)}): check that picture, "
+                "the network's weights and its precision."
+            )
+
+
 class FeatureStatistics:
     """Streaming mean and covariance (ddof 1) of feature vectors.
 

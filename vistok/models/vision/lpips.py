@@ -20,6 +20,7 @@ BACKBONES: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
     "vgg": ("vgg16", (3, 8, 15, 22, 29), (64, 128, 256, 512, 512)),
     "squeeze": ("squeezenet1_1", (1, 4, 7, 9, 10, 11, 12), (64, 128, 256, 384, 384, 512, 512)),
 }
+SMALLEST = {"alex": 31, "vgg": 16, "squeeze": 17}  # sides in pixels that their pooling leaves something of
 
 
 def scale_input(images: Tensor) -> Tensor:
@@ -85,6 +86,7 @@ class Lpips(nn.Module):
             raise unknown_name("LPIPS backbone", net, list(BACKBONES))
         import torchvision.models
 
+        self.net = net
         builder, self.taps, channels = BACKBONES[net]
         with torch.device("meta"):  # the classifiers are large and not needed, so they never get memory
             network = getattr(torchvision.models, builder)(weights=None)
@@ -124,10 +126,17 @@ class Lpips(nn.Module):
         """Distance of each pair, [B].
 
         Raises:
-            VistokError: if the sizes differ.
+            VistokError: the sizes differ, or are too small for the backbone.
         """
         if images0.shape != images1.shape:
             raise VistokError(
                 f"pictures of {list(images0.shape)} and {list(images1.shape)} cannot be compared by LPIPS."
+            )
+        height, width = images0.shape[-2:]
+        if min(height, width) < SMALLEST[self.net]:
+            raise VistokError(
+                f"LPIPS on '{self.net}' needs pictures of at least {SMALLEST[self.net]} pixels a side, got "
+                f"{width}x{height}: enlarge both sides, or take {min(SMALLEST, key=SMALLEST.get)}, which needs "
+                f"{min(SMALLEST.values())}."
             )
         return sum(self.head(self._features(images0), self._features(images1))).flatten()
