@@ -21,11 +21,10 @@ from torch.utils.data import Dataset
 
 from vistok.data.folders import list_files
 from vistok.errors import VistokError
-from vistok.files import atomic_path
+from vistok.files import IMAGE_SUFFIXES, atomic_path
 
-IMAGE_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
-)
+# Of pictures in folders: those that are written, and other names of formats that are read.
+READABLE_SUFFIXES = IMAGE_SUFFIXES | {".jfif", ".jpe", ".pbm", ".pgm", ".pnm"}
 
 
 def _resize_shorter_side(image: Image.Image, side: int) -> Image.Image:
@@ -162,11 +161,11 @@ class ImageFolder(Dataset):
 
     def __init__(self, root: str | Path, transform: Callable[[Image.Image], Any] = to_tensor) -> None:
         root = Path(root)
-        listing = list_files(root, IMAGE_SUFFIXES)
+        listing = list_files(root, READABLE_SUFFIXES)
         self.paths = [root / name for name in listing.names]
         self.left_out = listing.left_out
         if not self.paths:
-            known = " ".join(sorted(IMAGE_SUFFIXES))
+            known = " ".join(sorted(READABLE_SUFFIXES))
             raise VistokError(f"there is no image in the folder '{root}' (looked for {known})")
         self.transform = transform
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vistok.data.folders import list_files
-from vistok.data.images import IMAGE_SUFFIXES, load_image
+from vistok.data.images import READABLE_SUFFIXES, load_image
 from vistok.errors import VistokError
 
 
@@ -54,12 +54,12 @@ class FolderPictures:
         self.name = os.path.basename(os.path.abspath(root))
         if self.root.is_file():
             raise VistokError(f"'{root}' is a file: {_mend(self.root)}.")
-        listing = list_files(root, IMAGE_SUFFIXES)
+        listing = list_files(root, READABLE_SUFFIXES)
         self.left_out = listing.left_out
         if not listing.names:
             passed = f" (left out: {'; '.join(self.left_out)})" if self.left_out else ""
             raise VistokError(
-                f"there is no picture in '{root}'{passed}: looked for {' '.join(sorted(IMAGE_SUFFIXES))}."
+                f"there is no picture in '{root}'{passed}: looked for {' '.join(sorted(READABLE_SUFFIXES))}."
             )
         names = [name.replace(os.sep, "/").encode("utf-8", "surrogateescape") for name in listing.names]
         self._ends = np.cumsum([len(name) for name in names])
@@ -97,7 +97,7 @@ def _mend(file: Path) -> str:
         return "give an .npz batch, as numpy.savez(name, arr_0=pictures) writes it"
     if suffix in (".zip", ".tar", ".gz", ".tgz"):
         return "unpack it and give the folder"
-    if suffix in IMAGE_SUFFIXES:
+    if suffix in READABLE_SUFFIXES:
         return "give the folder that it lies in"
     return "give a folder of pictures or an .npz batch"
 
