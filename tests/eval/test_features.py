@@ -17,7 +17,15 @@ from safetensors.torch import save_file
 
 from vistok.data.images import ImageFolder
 from vistok.errors import VistokError
-from vistok.eval.sets.distribution import Options, check_metrics, evaluate_sets, open_set, resize_of
+from vistok.eval.sets.distribution import (
+    check_metrics,
+    check_stored,
+    evaluate_sets,
+    extract_sets,
+    open_set,
+    parse_metrics,
+    resize_of,
+)
 from vistok.eval.sets.extractors import Extractor, load_extractor
 from vistok.eval.sets.features import extract_features
 from vistok.eval.sets.frechet import frechet_distance
@@ -128,10 +136,10 @@ def test_bfloat16_is_another_protocol(pictures, weights, tmp_path):
     with pytest.raises(VistokError, match=r"another job .*precision"):
         extract_features(source, fast, tmp_path / "exact", batch_size=4, shard_size=12, workers=0)
     save_statistics(tmp_path / "ref.npz", FeatureStatistics.of(features), exact.name, exact.weights, exact.resize)
-    sides = [open_set(tmp_path / "ref.npz", exact, tmp_path, ("features",), False)]
-    assert sides[0].stored.precision == "float32"
+    stored = open_set(tmp_path / "ref.npz")
+    check_stored(stored, exact)
     with pytest.raises(VistokError, match="give --precision float32"):
-        open_set(tmp_path / "ref.npz", fast, tmp_path, ("features",), False)
+        check_stored(stored, fast)
     with pytest.raises(VistokError, match="did you mean bfloat16"):
         load_extractor("scenes-features", weights, precision="bflot16")
 
@@ -166,25 +174,24 @@ def test_a_folder_and_its_batch_file_have_the_same_distance(pictures, weights, t
     (tmp_path / "b").mkdir()
     for i, picture in enumerate(array):
         Image.fromarray(picture).save(tmp_path / "b" / f"{i:02d}.png")
-    values = []
+    values, metrics = [], parse_metrics("fid,kid:subset_size=20,precision,vendi")
     for side in ("b", "b.npz"):
-        sets = [
-            open_set(path, network, tmp_path / f"work-{side}-{i}", ("features",), True, workers=0)
-            for i, path in enumerate((pictures, tmp_path / side))
-        ]
-        (result,) = evaluate_sets(*sets, network, ["fid"])
+        sets = [open_set(path) for path in (pictures, tmp_path / side)]
+        sets = extract_sets(*sets, network, tmp_path / f"work-{side}", metrics, workers=0)
+        result, kid, precision, vendi = evaluate_sets(*sets, network, metrics)
         values.append(result.value)
     assert values[0] == pytest.approx(values[1], rel=1e-6)
     assert result.protocol.metric == "fd-scenes-features" and result.protocol.samples == 30
-    kid, precision = evaluate_sets(*sets, network, ["kid", "precision"], Options(kid_subset_size=20))
-    assert kid.std is not None and "recall" in precision.details
+    assert kid.std is not None and "recall" in precision.details and 1 <= vendi.value <= 30
+    assert kid.protocol.options == ("subsets=100", "subset_size=20", "order=reference-first")
+    assert precision.protocol.reference and not vendi.protocol.reference
 
 
 def test_metrics_are_bound_to_their_networks():
     with pytest.raises(VistokError, match="sfid is defined on the inception extractor"):
-        check_metrics(["sfid"], "scenes-features")
+        check_metrics(parse_metrics("sfid"), "scenes-features")
     with pytest.raises(VistokError, match="did you mean fid"):
-        check_metrics(["fidd"], "inception")
+        parse_metrics("fidd")
     with pytest.raises(VistokError, match="unknown resize convention"):
         load_extractor("dinov2", None, "tf1")
 
@@ -274,7 +281,7 @@ def test_dinov2_and_clip_load_from_a_folder(tmp_path):
         features = extractor([picture, picture])["features"]
         assert features.shape == (2, dim)
         assert torch.equal(features[0], features[1])
-    with pytest.raises(VistokError, match="does not exist"):
+    with pytest.raises(VistokError, match="absent"):
         load_extractor("clip", tmp_path / "absent" / "folder" / "deep")
 
 

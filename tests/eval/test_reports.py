@@ -45,8 +45,14 @@ def test_results_of_different_protocols_are_refused(change):
 
 
 def test_results_survive_json():
-    original = Result("a", 1.5, Protocol("kid", options=("kid_subsets=100",)), 0.1, {"x": 2.0})
+    original = Result("a", 1.5, Protocol("precision", options=("neighbours=3",)), 0.1, {"x": 2.0})
     assert Result.from_json(json.loads(json.dumps(original.to_json()))) == original
+
+
+def test_results_of_the_first_version_stand_beside_those_of_today():
+    now = Protocol("kid", options=("subsets=100", "subset_size=1000", "order=reference-first"))
+    old = {"metric": "kid", "options": ["kid_subsets=100", "kid_subset_size=1000"]}
+    assert Result.from_json({"name": "a", "value": 1.0, "protocol": old}).protocol == now
 
 
 def test_a_known_psnr_and_the_quality_of_a_perfect_reconstruction():
@@ -204,11 +210,11 @@ def test_reconstruction_and_answers_commands(runner, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("fid", "nowhere", "nowhere"), "inception extractor needs its weights"),
+        (("fid", "nowhere", "nowhere"), "no folder"),
         (("fid", "a", "b", "--extractor", "incepton"), "did you mean inception"),
         (("stats", "a", "-o", "b.json"), "written as .npz"),
         (("reconstruction", "nowhere", "nowhere"), "no folder"),
-        (("answers", "nowhere.jsonl", "--benchmark", "pope"), "cannot read the answers"),
+        (("answers", "nowhere.jsonl", "--benchmark", "pope"), "cannot read the answer"),
         (("geneval", "--images", "nowhere"), "no folder"),
         (("compare", "nowhere.json"), "no"),
     ],
@@ -216,6 +222,11 @@ def test_reconstruction_and_answers_commands(runner, tmp_path):
 def test_bad_input_is_a_user_error(runner, arguments, message):
     outcome = runner(*arguments)
     assert isinstance(outcome.exception, VistokError) and message in str(outcome.exception), outcome.output
+
+
+def test_inception_needs_its_weights(runner, tmp_path):
+    outcome = runner("fid", tmp_path / "real", tmp_path / "fake")
+    assert "inception extractor needs its weights" in str(outcome.exception)
 
 
 def test_every_command_has_json_and_an_example(runner):

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vistok.data.folders import list_files
-from vistok.data.images import IMAGE_SUFFIXES, center_crop, load_image, save_image, to_pil, to_tensor
+from vistok.data.images import READABLE_SUFFIXES, center_crop, load_image, save_image, to_pil, to_tensor
 from vistok.data.vtok import SUFFIX, TokenFile, read_vtok, write_vtok
 from vistok.errors import VistokError
 from vistok.tokenizers.interface import Capabilities
@@ -22,7 +22,7 @@ from vistok.tokenizers.search import fewest_tokens
 
 Reached = Callable[[Tensor, Tensor], Tensor]
 T = TypeVar("T")
-PICTURES, TOKENS = IMAGE_SUFFIXES, frozenset({SUFFIX})  # what is taken from folders
+PICTURES, TOKENS = READABLE_SUFFIXES, frozenset({SUFFIX})  # what is taken from folders
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vistok.cli.eval.common import Json, print_results
+from vistok.cli.eval.common import Json, print_results, tell_left_out
 
 
 def language(
@@ -32,6 +32,7 @@ def language(
     import torch
 
     from vistok.cli.output import check_outputs
+    from vistok.errors import VistokError
     from vistok.eval.plots import check_plot
 
     check_outputs(json)
@@ -43,6 +44,11 @@ def language(
     loaded = load_tokenizer(tokenizer, preset, device)
     capabilities = loaded.tokenizer.capabilities
     source = PictureSource(capabilities, folder, count, size)
+    if folder is not None:
+        tell_left_out(source.name, source.listing.left_out)
+    if not 0 < held_out < 1:
+        raise VistokError(f"--held-out is {held_out:g}: give a share between 0 and 1.")
+    source.check_count(2, "a statistic of languages")
     _ = capabilities.bits_per_token  # refuses continuous tokens before any work is done
     parts = [loaded.tokenizer.encode(images.to(loaded.device)) for images in source.batches(batch_size)]
     tokens = torch.cat(parts).flatten(1).cpu()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vistok.cli.eval.common import Json, print_results, tell_left_out
+from vistok.cli.eval.common import Json, figure_text, print_results, tell_left_out
 
 if TYPE_CHECKING:
     from vistok.eval.reconstruction.report import TokenizerReport
@@ -83,6 +83,8 @@ def reconstruction(
 
     loaded = load_tokenizer(tokenizer, preset, device)
     source = PictureSource(loaded.tokenizer.capabilities, originals, count, size)
+    if originals is not None:
+        tell_left_out(source.name, source.listing.left_out)
     network = None
     if rfid is not None:
         from vistok.eval.sets.extractors import load_extractor
@@ -119,7 +121,7 @@ def _print(report: TokenizerReport) -> None:
             row = [name, str(point.setting), f"{point.bytes:.0f}", f"{point.payload:.0f}", rate]
             row += [f"{point.psnr:.2f}", f"{point.ssim:.4f}"]
             figures = [getattr(point, each) for each in optional]
-            table.add_row(*row, *("" if figure is None else f"{figure:.4f}" for figure in figures))
+            table.add_row(*row, *("" if figure is None else figure_text(figure) for figure in figures))
     console = Console()
     console.print(table)
     for line in report.remarks():

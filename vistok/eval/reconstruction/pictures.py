@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -40,7 +41,18 @@ class PictureSource:
     @property
     def name(self) -> str:
         """What a report calls it."""
-        return "held-out scenes" if self.folder is None else self.folder.name
+        return "held-out scenes" if self.folder is None else self.folder.resolve().name
+
+    @cached_property
+    def listing(self) -> ImageFolder:
+        """The folder's pictures and what was left out of them; there must be a folder."""
+        return ImageFolder(self.folder)
+
+    def check_count(self, least: int, what: str) -> None:
+        """Raise VistokError if there are fewer pictures than ``what`` needs."""
+        count = self.count if self.folder is None else min(self.count, len(self.listing))
+        if count < least:
+            raise VistokError(f"{what} needs at least {least} pictures, and {self.name} gives {count}: take more.")
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """Pictures [B, 3, H, W] in [-1, 1].
@@ -53,8 +65,7 @@ class PictureSource:
             for start in range(0, self.count, batch_size):
                 yield render(sample_scenes(min(batch_size, self.count - start), HELD_OUT, start), side)
             return
-        paths = ImageFolder(self.folder).paths[: self.count]
-        shape = None
+        paths, shape = self.listing.paths[: self.count], None
         for start in range(0, len(paths), batch_size):
             images = [prepare(load_image(p), self.capabilities, self.size) for p in paths[start : start + batch_size]]
             shape = shape or images[0].shape

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vistok.errors import VistokError, unknown_name
-from vistok.eval.sets.interface import Measurement, Metric, PictureSet, check_counts
+from vistok.eval.sets.interface import Measurement, Metric, PictureSet
 from vistok.eval.sets.statistics import check_finite
 
 Estimator = Literal["unbiased", "biased", "ustat"]
@@ -159,8 +159,12 @@ class KernelDistance(Metric):
             raise VistokError("KID needs at least one subset, of at least 2 pictures.")
 
     def check(self, reference: PictureSet, samples: PictureSet) -> None:
-        sides = f"KID with subsets of {self.subset_size} pictures (kid:subset_size=N)"
-        check_counts(sides, self.subset_size, reference, samples)
+        counts = [side.count for side in (reference, samples) if side.count is not None]
+        if counts and min(counts) < self.subset_size:
+            raise VistokError(
+                f"KID draws subsets of {self.subset_size} pictures, and one side has {min(counts)}: give --metrics "
+                f"kid:subset_size={min(counts)} or less, and say so beside the value."
+            )
 
     def compute(self, reference: PictureSet, samples: PictureSet) -> Measurement:
         sides = (reference, samples) if self.order == ORDERS[0] else (samples, reference)

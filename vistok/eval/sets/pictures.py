@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Protocol
 
@@ -140,7 +141,10 @@ class NpzPictures:
         return {**self.__dict__, "_stream": None, "_position": 0}  # a worker opens its own stream
 
     def batch(self, start: int, stop: int) -> list[Tensor]:
-        array = self._map()[start:stop] if self.stored else self._read(start, stop)
+        try:
+            array = self._map()[start:stop] if self.stored else self._read(start, min(stop, len(self)))
+        except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+            raise VistokError(f"'{self.path}' is damaged at picture {start} or behind it ({error}).") from error
         return list(torch.from_numpy(array.copy()).permute(0, 3, 1, 2))
 
     def _map(self) -> np.ndarray:

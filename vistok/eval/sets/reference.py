@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,10 +74,13 @@ def load_statistics(path: str | Path) -> StoredStatistics:
         raise VistokError(
             f"'{path}' holds no statistics: expected arrays mu and sigma, found {', '.join(sorted(keys))}."
         )
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {key: file[key] for key in ("mu", "sigma", "mu_s", "sigma_s", "n", "protocol") if key in keys}
-    protocol = json.loads(str(arrays["protocol"])) if "protocol" in arrays else {}
-    count = int(arrays["n"]) if "n" in arrays else None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in ("mu", "sigma", "mu_s", "sigma_s", "n", "protocol") if key in keys}
+        protocol = json.loads(str(arrays["protocol"])) if "protocol" in arrays else {}
+        count = int(arrays["n"]) if "n" in arrays else None
+    except (OSError, ValueError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise VistokError(f"'{path}' is damaged, or holds more than numbers ({error}): make it again.") from error
     resize = protocol.get("resize")
     if resize is None and "mu_s" in arrays:
         resize = "tf1"
@@ -99,10 +103,14 @@ def _moments(path: Path, arrays: dict, mu: str, sigma: str, count: int | None) -
     if sigma not in arrays:
         raise VistokError(f"'{path}' has {mu} but no {sigma}.")
     mean, covariance = arrays[mu], arrays[sigma]
+    if mean.dtype.kind != "f" or covariance.dtype.kind != "f":
+        raise VistokError(f"'{path}': {mu} is {mean.dtype} and {sigma} {covariance.dtype}, expected floating numbers.")
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise VistokError(
             f"'{path}': {mu} {list(mean.shape)} and {sigma} {list(covariance.shape)} do not fit together."
         )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise VistokError(f"'{path}': {mu} or {sigma} contains NaN or infinity: make the statistics again.")
     # Without a stored count the covariance is all that may be asked for; any count of 2 or more gives it back.
     return FeatureStatistics.from_moments(
         torch.from_numpy(mean).double(), torch.from_numpy(covariance).double(), count or 2

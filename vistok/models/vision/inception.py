@@ -8,6 +8,7 @@ weights give features whose distance is not FID.
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -205,13 +206,27 @@ def load_inception(path: str | Path) -> FidInception:
             hub id ``owner/name:file`` is fetched.
 
     Raises:
-        VistokError: if the file is absent or holds another network.
+        VistokError: the file is absent, is a TorchScript archive, or holds another network.
     """
     network = FidInception()
-    state = read_state_dict(resolve(path))
+    file = resolve(path)
+    if _is_torchscript(file):
+        raise VistokError(
+            f"'{path}' is a TorchScript archive (the format of clean-fid and StyleGAN), which holds code beside the "
+            f"weights and is not run: give {WEIGHT_FILES}, which hold the same tensors."
+        )
+    state = read_state_dict(file)
     counters = {k: v for k, v in network.state_dict().items() if k.endswith("num_batches_tracked")}  # optional in files
     load_strict(network, counters | state, f"FID Inception network ({WEIGHT_FILES})")
     return network.eval().requires_grad_(False)
+
+
+def _is_torchscript(file: Path) -> bool:
+    """Whether a file was written by ``torch.jit.save``: a zip whose one folder holds ``code/``."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:
