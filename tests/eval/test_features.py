@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +94,39 @@ def test_another_job_in_the_same_folder_is_refused(pictures, weights, tmp_path):
         extract(pictures, weights, tmp_path, batch_size=5)
 
 
+@pytest.mark.parametrize("same_time", [False, True])
+def test_features_of_pictures_that_were_painted_again_are_not_taken_for_theirs(weights, tmp_path, same_time):
+    """Uncompressed pictures keep their names and sizes; a picture of another size is seen even at the same time."""
+    (tmp_path / "in").mkdir()
+
+    def paint(level: int, side: int = 16) -> None:
+        path = tmp_path / "in" / "0.ppm"
+        Image.new("RGB", (side, side), (level, 0, 0)).save(path)
+        os.utime(path, ns=(0, 0 if same_time else 1000 * level))
+
+    paint(10)
+    first = extract(tmp_path / "in", weights, tmp_path / "out")
+    assert extract(tmp_path / "in", weights, tmp_path / "out").computed == 0
+    paint(20, side=17 if same_time else 16)
+    with pytest.raises(VistokError, match=r"another job .*pictures"):
+        extract(tmp_path / "in", weights, tmp_path / "out")
+    assert not torch.equal(extract(tmp_path / "in", weights, tmp_path / "new").load(), first.load())
+
+
+def test_the_digest_of_a_protocol_is_the_same_on_every_machine(pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / pictures.name, copy_function=shutil.copyfile)
+    here, there = FolderPictures(pictures), FolderPictures(tmp_path / pictures.name)
+    assert here.digest == there.digest and here.fingerprint != there.fingerprint
+
+
+def test_features_that_are_no_numbers_end_the_extraction(pictures, weights, tmp_path):
+    extractor = load_extractor("scenes-features", weights)
+    broken = replace(extractor, prepare=lambda images: extractor.prepare(images) * float("nan"))
+    with pytest.raises(VistokError, match="NaN or infinity"):
+        extract_features(FolderPictures(pictures), broken, tmp_path, workers=0)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
 def test_an_unreadable_picture_is_one_sentence_also_from_a_worker(pictures, weights, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "broken.png").write_bytes(b"not a picture")
@@ -142,6 +177,30 @@ def test_bfloat16_is_another_protocol(pictures, weights, tmp_path):
         check_stored(stored, fast)
     with pytest.raises(VistokError, match="did you mean bfloat16"):
         load_extractor("scenes-features", weights, precision="bflot16")
+
+
+@pytest.mark.parametrize(
+    ("name", "mend"),
+    [("a.npy", "numpy.savez"), ("a.zip", "unpack"), ("a.png", "folder that it lies in"), ("a.bin", "a folder")],
+)
+def test_files_that_are_no_set_of_pictures_are_told_what_to_give(tmp_path, name, mend):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(VistokError, match=rf"{name}' is a file: .*{mend}"):
+        open_set(tmp_path / name)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_batch_is_named(tmp_path, save):
+    save(tmp_path / "batch.npz", np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8))
+    data = bytearray((tmp_path / "batch.npz").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 64] = bytes(64)
+    (tmp_path / "batch.npz").write_bytes(data)
+    source = NpzPictures(tmp_path / "batch.npz")
+    try:
+        source.batch(0, 9)  # a stored array has no checksum of its parts
+    except VistokError as error:
+        assert "batch.npz" in str(error)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -222,6 +281,12 @@ def test_wrong_or_missing_inception_weights_name_the_right_files(tmp_path):
         load_inception(tmp_path / "torchvision.safetensors")
 
 
+def test_a_torchscript_inception_is_called_by_its_name(tmp_path):
+    torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / "inception-2015-12-05.pt")
+    with pytest.raises(VistokError, match=r"TorchScript.*pt_inception-2015-12-05"):
+        load_inception(tmp_path / "inception-2015-12-05.pt")
+
+
 @pytest.fixture(scope="module")
 def inception_file(tmp_path_factory):
     torch.manual_seed(0)
@@ -255,34 +320,78 @@ def test_the_weights_digest_does_not_depend_on_the_file_format(inception_file, t
     assert len(digests) == 1
 
 
-def tiny_clip(folder):
-    from transformers import CLIPConfig, CLIPModel
-
-    torch.manual_seed(0)
-    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CLIPConfig(
-        text_config=size | {"vocab_size": 99},
-        vision_config=size | {"image_size": 32, "patch_size": 8},
-        projection_dim=12,
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """Folders of networks that transformers knows, with random weights."""
+    from transformers import (
+        CLIPConfig,
+        CLIPModel,
+        Dinov2Config,
+        Dinov2Model,
+        SiglipConfig,
+        SiglipModel,
+        YolosConfig,
+        YolosForObjectDetection,
     )
-    CLIPModel(config).save_pretrained(folder)
-
-
-def test_dinov2_and_clip_load_from_a_folder(tmp_path):
-    from transformers import Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
-    config = Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
-    Dinov2Model(config).save_pretrained(tmp_path / "dinov2")
-    tiny_clip(tmp_path / "clip")
+    root = tmp_path_factory.mktemp("networks")
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text, vision = size | {"vocab_size": 99}, size | {"image_size": 32, "patch_size": 8}
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
+    clip.save_pretrained(root / "clip")
+    SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(root / "siglip")
+    Dinov2Model(Dinov2Config(**size, image_size=28, patch_size=14)).save_pretrained(root / "dinov2")
+    labels = {"num_labels": 80, "image_size": [32, 32], "patch_size": 16, "num_detection_tokens": 5}
+    YolosForObjectDetection(YolosConfig(**size, **labels)).save_pretrained(root / "yolos")
+    clip.save_pretrained(root / "half-clip", state_dict=clip.vision_model.state_dict(prefix="vision_model."))
+    return root
+
+
+def test_dinov2_and_clip_load_from_a_folder(networks):
     picture = torch.randint(0, 256, (3, 50, 40), dtype=torch.uint8)
-    for name, dim in (("dinov2", 24), ("clip", 12)):
-        extractor = load_extractor(name, tmp_path / name)
+    for name, dim in (("dinov2", 16), ("clip", 12)):
+        extractor = load_extractor(name, networks / name)
         features = extractor([picture, picture])["features"]
         assert features.shape == (2, dim)
         assert torch.equal(features[0], features[1])
     with pytest.raises(VistokError, match="absent"):
-        load_extractor("clip", tmp_path / "absent" / "folder" / "deep")
+        load_extractor("clip", networks / "absent" / "folder" / "deep")
+
+
+def load_network(kind: str, folder) -> None:
+    if kind == "mask2former":
+        from vistok.eval.geneval.mask2former import Mask2FormerDetector
+
+        Mask2FormerDetector(folder)
+    elif kind == "clip score":
+        from vistok.eval.clip_score import ClipModel
+
+        ClipModel(folder)
+    else:
+        load_extractor(kind, folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "named"),
+    [
+        ("clip", "dinov2", "dinov2"),
+        ("clip", "siglip", "siglip"),
+        ("clip", "half-clip", "text_model"),
+        ("clip score", "siglip", "siglip"),
+        ("clip score", "clip", "tokenizer"),
+        ("dinov2", "clip", "clip"),
+        ("dinov2", "yolos", "yolos"),
+        ("dinov2", "timm/resnet18.a1_in1k", "no DINOv2"),
+        ("mask2former", "yolos", "yolos"),
+        ("mask2former", "clip", "clip"),
+    ],
+)
+def test_another_network_or_half_of_one_is_refused_by_name(networks, kind, given, named):
+    folder = given if given.startswith("timm/") else networks / given
+    with pytest.raises(VistokError, match=named) as caught:
+        load_network(kind, folder)
+    assert given in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_memory_of_statistics_does_not_grow_with_the_pictures(pictures, weights, tmp_path):

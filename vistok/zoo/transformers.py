@@ -59,7 +59,10 @@ def load_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    return _read(AutoTokenizer, name, "tokenizer", **options)
+    tokenizer = _read(AutoTokenizer, name, "tokenizer", **options)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where there are no files
+        raise VistokError(f"'{name}' has no tokenizer beside the model: copy its tokenizer.json, or vocabulary files.")
+    return tokenizer
 
 
 def load_model(
