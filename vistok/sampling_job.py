@@ -99,16 +99,16 @@ def paint_to(
     is_file = out.suffix.lower() in IMAGE_SUFFIXES
     if is_file and world > 1:
         raise VistokError(f"{world} processes cannot share the one file '{out}': give a folder as --out.")
-    if trace is not None and pipe.model.config.layout == "sequence":
+    if trace is not None and pipe.model.tokens.layout == "sequence":
         raise VistokError("a trace maps tokens onto a picture, and a sequence has no places in it: leave --trace out.")
     job = None if is_file else _folder_job(out, pipe, samples, sampler, params, seed, rank)
     wanted = list(samples) if job is None else [samples[i] for i in job.pending(rank, world)]
     began, stats, images, traces = time.perf_counter(), [], [], []
-    with progress(f"paint {len(wanted)}", len(wanted) * pipe.model.config.block_size) as advance:
+    with progress(f"paint {len(wanted)}", len(wanted) * pipe.model.tokens.length) as advance:
         for batch, output in pipe.iterate(wanted, sampler, params, seed, batch_size, advance):
             stats.append(output.stats)
             if trace is not None and len(traces) < TRACED:
-                maps = [paint_trace(x, output.stats, i, pipe.model.config.grid) for i, x in enumerate(output.images)]
+                maps = [paint_trace(x, output.stats, i, pipe.model.tokens.line) for i, x in enumerate(output.images)]
                 traces += maps[: TRACED - len(traces)]
             if job is None:
                 images += output.images
@@ -131,7 +131,7 @@ def _folder_job(out, pipe, samples, sampler, params, seed: int, rank: int) -> Sh
     identity = {
         "model": pipe.name,
         "weights": pipe.digest,
-        "tokens": pipe.model.config.block_size,
+        "tokens": pipe.model.tokens.length,
         "sampler": repr(sampler),
         "law": asdict(params),
         "seed": seed,
