@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -19,6 +18,8 @@ from vistok.errors import VistokError
 from vistok.models.generators import GENERATORS
 from vistok.models.interface import Condition, LoadRequest
 from vistok.ops.linear import pack_linears
+from vistok.ops.noise import derive_seed
+from vistok.runtime import resolve_device, resolve_dtype
 from vistok.samplers import SAMPLERS, Noise, SamplingParams, Stats, parse_sampler
 from vistok.zoo import ModelCard, card, card_of_file, card_of_folder, cards, resolve
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from vistok.samplers import Sampler
     from vistok.tokenizers.interface import Tokenizer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULT_MODEL = "llamagen"
 GUIDANCE = 3.0  # of models whose card tells no scale
 
@@ -221,7 +221,7 @@ class Pipeline:
         tokens = self.model.image_tokens(drawn[None])
         if not self.tokenizer.capabilities.stochastic_decode:
             return self.tokenizer.decode(tokens)
-        return self.tokenizer.decode(tokens, generator=torch.Generator().manual_seed(seed * 1_000_003 + index))
+        return self.tokenizer.decode(tokens, generator=torch.Generator().manual_seed(derive_seed(seed, index)))
 
     def _condition(self, conditions: list[str | int]) -> Condition:
         """The condition of a batch; each caption is encoded by itself and once."""
@@ -328,9 +328,7 @@ def pipeline(
     if vq is not None:
         warnings.warn("vq= is tokenizer= now: use that name.", FutureWarning, 2)
         tokenizer = vq
-    if dtype not in DTYPES:
-        raise VistokError(f"unknown dtype '{dtype}': use one of {', '.join(DTYPES)}.")
-    target = _device(device)
+    target, number_format = resolve_device(device), resolve_dtype(dtype)
     if compile and target.type == "cpu":
         raise VistokError("on a CPU packed weights are faster than compiled blocks: leave --compile out.")
     if name is None and checkpoint is None and tokenizer is not None:
@@ -347,7 +345,7 @@ def pipeline(
     request = LoadRequest(found, checkpoint, tokenizer, size, preset, tokens)
     model, image_tokenizer = family.load(request)
     encoder = _text_encoder(model, request, text_encoder)
-    model = model.to(target, DTYPES[dtype])
+    model = model.to(target, number_format)
     if target.type == "cpu":
         pack_linears(model)  # the same seed gives the same image in any batch
     if compile:
@@ -364,18 +362,6 @@ def _own_card(name: str, checkpoint: str | Path | None) -> ModelCard | None:
     if checkpoint is None:
         return card(name)
     return card_of_folder(checkpoint) or card_of_file(checkpoint)
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None and torch.cuda.is_available():
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # under `accelerate launch` each process has its own
-    try:
-        device = torch.device(name or "cpu")
-    except RuntimeError:
-        raise VistokError(f"unknown device '{name}': use cpu, cuda or cuda:N.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise VistokError("there is no CUDA device on this machine: use --device cpu.")
-    return device
 
 
 def _generator_of(tokenizer: str) -> str:

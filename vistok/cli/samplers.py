@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+from vistok.cli.output import Json, check_outputs, output_json
 
 
 def samplers(
-    json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
+    json: Json = None,
 ) -> None:
     """List every sampler, its options and their defaults, as `vistok sample --sampler NAME:option=value` takes them.
 
@@ -16,20 +14,18 @@ def samplers(
     """
     from vistok.samplers import SAMPLERS, sampler_options
 
+    check_outputs(json)
     found = [(name, sampler, sampler_options(name)) for name, sampler in SAMPLERS.items()]
-    if json:
-        import json as encoder
-
-        rows = [
-            {
-                "name": name,
-                "draws from": sampler.interface,
-                "description": _summary(sampler),
-                "options": {key: option.default for key, option in options.items()},
-            }
-            for name, sampler, options in found
-        ]
-        print(encoder.dumps(rows, indent=2))
+    rows = [
+        {
+            "name": name,
+            "interface": sampler.interface,
+            "description": _summary(sampler),
+            "options": {key: option.default for key, option in options.items()},
+        }
+        for name, sampler, options in found
+    ]
+    if output_json(rows, json):
         return
     for name, sampler, options in found:
         print(f"{name}  (draws from {sampler.interface} generators)\n    {_summary(sampler)}")
@@ -38,6 +34,5 @@ def samplers(
 
 
 def _summary(sampler: type) -> str:
-    """The first sentence of its docstring."""
-    text = " ".join((sampler.__doc__ or "").split("\n\n")[0].split())
-    return text
+    """The first paragraph of its docstring."""
+    return " ".join((sampler.__doc__ or "").split("\n\n")[0].split())

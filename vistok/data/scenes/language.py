@@ -11,6 +11,7 @@ import random
 from dataclasses import dataclass
 
 from vistok.data.scenes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scenes
+from vistok.ops.noise import derive_seed
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 OPENINGS = ("", "a photo of ", "a picture of ", "an image of ", "there is ", "a drawing of ")
@@ -158,7 +159,7 @@ def statement(scene: list[Group], background: str, rng: random.Random) -> Statem
 def statements(scenes: Scenes, variant: int = 0) -> list[Statement]:
     """A statement about every scene; another ``variant`` gives another wording of the same scenes."""
     return [
-        statement(scene, BACKGROUNDS[background], random.Random(index * 1_000_003 + variant))
+        statement(scene, BACKGROUNDS[background], random.Random(derive_seed(index, variant)))
         for scene, background, index in zip(
             groups(scenes), scenes.background.tolist(), scenes.index.tolist(), strict=True
         )
