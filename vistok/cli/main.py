@@ -7,10 +7,12 @@ import sys
 import typer
 
 from vistok.cli import bench, compress, data, eval, models, sample, tokenize, train
+from vistok.cli.output import Commands
 from vistok.errors import VistokError
 
 app = typer.Typer(
     name="vistok",
+    cls=Commands,
     help="Visual tokens: make them, thin them, generate them fast.",
     no_args_is_help=True,
     rich_markup_mode="markdown",

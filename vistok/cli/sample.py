@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vistok.cli.output import Json, check_outputs, output_json
+
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What to paint; may be given again.")]
 
 
@@ -82,7 +84,7 @@ def sample(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     compile: Annotated[bool, typer.Option("--compile", help="Compile the transformer, on a GPU.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Paint words that the model never saw.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    json: Json = None,
 ) -> None:
     """Paint pictures of prompts or classes.
 
@@ -99,11 +101,10 @@ def sample(
     if top_k is not None and top_k < 1:
         raise VistokError(f"--top-k must be at least 1, got {top_k}; leave it out to keep all codes.")
     conditions = _conditions(prompt, prompts, class_)
-    from vistok.files import check_writable
+    from vistok.files import check_writable, is_folder_target
 
-    check_writable(out)
-    if trace is not None:
-        check_writable(trace)
+    check_writable(out, is_folder_target(out))
+    check_outputs(trace, json)
     from vistok.pipelines import build_sampler, expand, pipeline
     from vistok.samplers import SamplingParams, sampler_class
     from vistok.sampling_job import paint_to
@@ -141,11 +142,7 @@ def sample(
     summary = paint_to(out, pipe, samples, chosen, params, seed, batch_size, trace)
     if summary is None:  # another process of the job reports
         return
-    if json:
-        import json as encoder
-
-        print(encoder.dumps(summary.to_dict()))
-    else:
+    if not output_json(summary.to_dict(), json, indent=None):
         print(summary)
 
 

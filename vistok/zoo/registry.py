@@ -38,6 +38,12 @@ def _find(name: str) -> ModelCard | None:
     return next((card for card in _cards() if name == card.name or name in card.aliases), None)
 
 
+def is_embedded(name: str | Path) -> bool:
+    """Whether a name or alias is that of a model whose weights are part of the package."""
+    found = _find(str(name))
+    return found is not None and found.embedded
+
+
 def card(name: str) -> ModelCard:
     """The card of a model, by its name or an alias.
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vistok.data.scenes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scenes
+from vistok.ops.noise import derive_seed
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 OPENINGS = ("", "a photo of ", "a picture of ", "an image of ", "there is ", "a drawing of ")
@@ -166,7 +167,7 @@ def statements(scenes: Scenes, variant: int | Sequence[int] = 0) -> list[Stateme
     variants = [variant] * len(scenes) if isinstance(variant, int) else variant
     columns = (groups(scenes), scenes.background.tolist(), scenes.index.tolist(), variants)
     return [
-        statement(scene, BACKGROUNDS[background], random.Random(index * 1_000_003 + wording))
+        statement(scene, BACKGROUNDS[background], random.Random(derive_seed(index, wording)))
         for scene, background, index, wording in zip(*columns, strict=True)
     ]
 

@@ -17,9 +17,9 @@ from vistok.eval.geneval.evaluate import score_images
 from vistok.eval.geneval.folder import write_prompt_folder
 from vistok.eval.geneval.load import load_detector
 from vistok.eval.geneval.summary import Summary, summarise
-from vistok.eval.processes import processes
 from vistok.jobs import ShardedJob
 from vistok.progress import progress
+from vistok.runtime import processes
 
 if TYPE_CHECKING:
     from vistok.pipelines import Pipeline

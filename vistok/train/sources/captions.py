@@ -60,7 +60,7 @@ def _from_lines(path: Path) -> dict[str, str]:
             caption = next(entry[key] for key in TEXT_KEYS if key in entry)
         except (ValueError, TypeError, StopIteration):
             raise VistokError(
-                f"line {number} of '{path}' is no JSON object with '{FILE_KEYS[0]}' and '{TEXT_KEYS[0]}': mend the line."
+                f"line {number} of '{path}' is no JSON object with 'file' and 'caption': mend the line."
             ) from None
         if not isinstance(file, str) or not isinstance(caption, str):
             raise VistokError(

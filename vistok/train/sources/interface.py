@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from vistok.ops.noise import derive_seed
+
 
 @dataclass(frozen=True, kw_only=True)
 class PictureData:
@@ -117,4 +119,4 @@ def in_passes(start: int, count: int, length: int, seed: int | None) -> Draw:
 
 @functools.lru_cache(maxsize=4)
 def _order(length: int, seed: int, number: int) -> Tensor:
-    return torch.randperm(length, generator=torch.Generator().manual_seed(seed * 1_000_003 + number))
+    return torch.randperm(length, generator=torch.Generator().manual_seed(derive_seed(seed, number)))

@@ -23,6 +23,7 @@ from vistok.data.scenes.world import COLOURS, SHAPES
 from vistok.errors import VistokError
 from vistok.eval.reconstruction.rate_distortion import quality_by_tokens
 from vistok.eval.scene_detector import detect
+from vistok.ops.noise import derive_seed
 from vistok.tokenizers.flextok import FlexTok, FlowDraws
 from vistok.tokenizers.flextok_config import FlexTokConfig
 from vistok.tokenizers.flextok_layers import layer_norm
@@ -222,7 +223,7 @@ class FlexTokTask:
         size, seed = self.recipe.batch_size, self.recipe.data["seed"]
         index = (step * size) % len(self.maps) + torch.arange(rows.start, rows.stop)
         scenes = sample_scenes(len(index), seed, int(index[0]))
-        draws = self.tokenizer.draw(size, torch.Generator().manual_seed(seed * 1_000_003 + step))
+        draws = self.tokenizer.draw(size, torch.Generator().manual_seed(derive_seed(seed, step)))
         grid, side = self.tokenizer.config.grid, self.tokenizer.config.image_size
         return {
             "maps": self._latents(index),

@@ -24,6 +24,7 @@ from vistok.data.scenes import render, sample_scenes
 from vistok.data.scenes.splits import HELD_OUT
 from vistok.errors import VistokError
 from vistok.eval.reconstruction.rate_distortion import powers_of_two, quality_by_tokens
+from vistok.ops.noise import derive_seed
 from vistok.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from vistok.tokenizers.quantizers import CodebookUsage
 from vistok.tokenizers.tail_drop import sample_lengths
@@ -215,7 +216,7 @@ class OneDPieceTask:
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Freshly drawn scenes, no picture seen twice, and how many tokens each is decoded from."""
         size, seed = self.recipe.batch_size, self.recipe.data["seed"]
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed(derive_seed(seed, step))
         keep = sample_lengths(self.law, self.tokenizer.config.num_tokens, size, generator)
         images = self._scenes(seed, step * size + rows.start, rows.stop - rows.start)
         return {"images": images, "keep": keep[rows]} | adversarial_weight(self.recipe, step)
