@@ -255,7 +255,7 @@ class LlamaGenTask:
         """Write the generator and its caption encoder as one embedded model."""
         self.model.gpt.save_pretrained(directory, torch.float16)
         self.model.text_encoder.half().save_pretrained(directory / "text_encoder")
-        parts = {"vq": self.recipe.init["vq"]}
+        parts = {"tokenizer": self.recipe.init["vq"]}
         network = nn.ModuleList([self.model.gpt, self.model.text_encoder])
         write_training_card(
             directory, self.recipe, network, "text-to-image", "llamagen", metrics, steps, parts, "2406.06525"

@@ -200,7 +200,7 @@ class MARTask:
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the generator as an embedded model."""
         self.mar.save_pretrained(directory, torch.float16)
-        parts = {"vq": self.recipe.data["tokenizer"]}
+        parts = {"tokenizer": self.recipe.data["tokenizer"]}
         if "teacher" in self.recipe.init:
             parts["target"] = self.recipe.init["teacher"]
         write_training_card(
