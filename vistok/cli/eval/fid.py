@@ -112,8 +112,6 @@ def metrics(json: Json = None) -> None:
 
     Example: vistok eval metrics
     """
-    import dataclasses
-
     from rich.console import Console
     from rich.table import Table
 
@@ -121,16 +119,16 @@ def metrics(json: Json = None) -> None:
     from vistok.eval.sets.interface import METRICS
 
     check_outputs(json)
-    known = []
+    entries = []
     for name in METRICS:
         kind = METRICS[name]
-        options = {f.name: f.default for f in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
+        options = {option: known.default for option, known in METRICS.options(name).items()}
         extractors = "pixels" if not kind.outputs else ", ".join(kind.extractors) or "any"
-        known.append({"name": name, "extractors": extractors, "options": options})
-    if output_json(known, json):
+        entries.append({"name": name, "extractors": extractors, "options": options})
+    if output_json(entries, json):
         return
     table = Table("metric", "seen by", "options and their defaults")
-    for entry in known:
+    for entry in entries:
         table.add_row(entry["name"], entry["extractors"], " ".join(f"{k}={v}" for k, v in entry["options"].items()))
     Console().print(table)
 
