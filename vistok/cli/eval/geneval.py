@@ -63,8 +63,8 @@ def geneval(
 
     from vistok.cli.output import check_outputs
     from vistok.errors import VistokError
-    from vistok.eval.geneval.evaluate import evaluate_folder, write_report
-    from vistok.eval.geneval.folder import read_folders
+    from vistok.eval.geneval.evaluate import evaluate_folder, refuse_missing, write_report
+    from vistok.eval.geneval.folder import read_set
     from vistok.eval.geneval.load import load_detector
     from vistok.eval.geneval.summary import read_summary
     from vistok.eval.sets.features import work_folder
@@ -76,7 +76,7 @@ def geneval(
     if out is not None:
         check_writable(out, folder=True)
     if images is not None:
-        read_folders(images, metadata)  # what is wrong with the set is told before the networks are loaded
+        refuse_missing(read_set(images, metadata), missing_wrong)  # told before the networks are loaded
     finder, colours = load_detector(detector, clip, background)
     given = {"threshold": threshold, "counting_threshold": counting_threshold}
     options = dataclasses.replace(finder.options, **{k: v for k, v in given.items() if v is not None})
@@ -85,12 +85,13 @@ def geneval(
         best = tokenizer_ceiling(tokenizer)
     if model is not None:
         from vistok.eval.geneval.paint import paint_for_eval
+        from vistok.pipelines import pipeline
 
         images = out / "images"
         measure = detector == "scenes" and best is None
-        law = {"guidance": cfg, "temperature": temperature, "top_k": top_k or 0, "top_p": top_p}
-        painted = paint_for_eval(images, model, metadata, per_prompt, per_task, law, sampler, seed, batch_size, measure)
-        best = best or painted
+        params = {"guidance": cfg, "temperature": temperature, "top_k": top_k or 0, "top_p": top_p}
+        asked = (metadata, per_prompt, per_task, params, sampler, seed, batch_size, measure)
+        best = paint_for_eval(images, pipeline(model), *asked) or best
     with work_folder(out, "records") as work:
         report = evaluate_folder(images, finder, colours, work, metadata, options, best, missing_wrong)
     if not is_main():

@@ -119,6 +119,23 @@ def _load(prompts: Sequence[PromptFolder]) -> Iterator[tuple[dict, Image.Image, 
             yield prompt.metadata, load_image(path), str(path)
 
 
+def refuse_missing(found: PromptSet, missing_wrong: bool = False) -> None:
+    """Refuse a set that lacks prompts of its metadata file, unless they count as wrong.
+
+    Raises:
+        VistokError: naming the first of them.
+    """
+    if not found.missing or missing_wrong:
+        return
+    named = "; ".join(f'{number:05d} "{record["prompt"]}"' for number, record in found.missing[:5])
+    more = f" and {len(found.missing) - 5} more" if len(found.missing) > 5 else ""
+    total = len(found.prompts) + len(found.missing)
+    raise VistokError(
+        f"{len(found.missing)} of the {total} prompts of the metadata file have no pictures ({named}{more}): paint "
+        "them, or count them as wrong with --missing-wrong."
+    )
+
+
 def evaluate_folder(
     root: str | Path,
     detector: Detector,
@@ -148,8 +165,7 @@ def evaluate_folder(
     options = options or detector.options
     found = read_set(root, metadata)
     prompts = found.prompts
-    if found.missing and not missing_wrong:
-        raise VistokError(_without_pictures(found))
+    refuse_missing(found, missing_wrong)
     check_classes((prompt.metadata for prompt in prompts), detector, colours)
     rewritten = any(prompt.rewritten for prompt in prompts)
     states = [(path.name, path.stat()) for prompt in prompts for path in prompt.images]
@@ -186,16 +202,6 @@ def evaluate_folder(
         ),
     )
     return GenEvalReport(records, summarise(records), protocol, ceiling, _notes(found, records))
-
-
-def _without_pictures(found: PromptSet) -> str:
-    named = "; ".join(f'{number:05d} "{record["prompt"]}"' for number, record in found.missing[:5])
-    more = f" and {len(found.missing) - 5} more" if len(found.missing) > 5 else ""
-    total = len(found.prompts) + len(found.missing)
-    return (
-        f"{len(found.missing)} of the {total} prompts of the metadata file have no pictures "
-        f"({named}{more}): paint them, or count them as wrong with --missing-wrong."
-    )
 
 
 def _wrong_records(found: PromptSet) -> list[dict]:

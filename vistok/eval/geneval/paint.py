@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from vistok.tokenizers.vq import VQTokenizer
 
 RELATION_WORDS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
+
+
+class PromptSample(NamedTuple):
+    """One picture of a set, as a pipeline draws it: its number, and the prompt."""
+
+    index: int
+    condition: str
 
 
 def paint_set(
@@ -56,8 +63,6 @@ def paint_set(
     Raises:
         VistokError: a prompt that the model cannot follow, or a folder that holds another set.
     """
-    from vistok.pipelines import Sample
-
     pipe.check([record["prompt"] for record in records])
     identity = {
         "model": pipe.name,
@@ -70,7 +75,7 @@ def paint_set(
     }
     ShardedJob(root, identity, len(records), "")
     todo = [i for i in range(rank, len(records), world) if not (Path(root) / f"{i:05d}" / "metadata.jsonl").exists()]
-    samples = [Sample(i * per_prompt + j, records[i]["prompt"]) for i in todo for j in range(per_prompt)]
+    samples = [PromptSample(i * per_prompt + j, records[i]["prompt"]) for i in todo for j in range(per_prompt)]
     waiting: list = []
     with progress("paint", len(samples) * pipe.model.tokens.length) as advance:
         for batch, output in pipe.iterate(samples, sampler, params, seed, batch_size, advance):
@@ -131,7 +136,7 @@ def reconstruction_ceiling(tokenizer: VQTokenizer, side: int, count: int = 500) 
 
 def paint_for_eval(
     root: Path,
-    model: str,
+    pipe: Pipeline,
     metadata: Path | None,
     per_prompt: int,
     per_task: int,
@@ -141,11 +146,11 @@ def paint_for_eval(
     batch_size: int,
     ceiling: bool,
 ) -> Summary | None:
-    """Paint a prompt set with a model by name, this process's share of it.
+    """Paint a prompt set, this process's share of it.
 
     Args:
         root: the set's folder.
-        model: a model of ``vistok models``.
+        pipe: what paints.
         metadata: prompts; those of the embedded world, ``per_task`` of each task, if None.
         per_prompt, sampler, seed, batch_size: see :func:`paint_set`.
         params: arguments of :meth:`vistok.pipelines.Pipeline.sampling_params`.
@@ -155,14 +160,12 @@ def paint_for_eval(
         The ceiling, or None if it was not asked for or another process measures it.
     """
     from vistok.data.scenes import COLOURS, SHAPES
-    from vistok.pipelines import pipeline
 
     state = processes()
     if metadata is None:
         records = prompts_of.scene_prompts(SHAPES, COLOURS, seed, per_task)
     else:
         records = prompts_of.read_metadata(metadata)
-    pipe = pipeline(model)
     chosen = pipe.sampler(sampler)
     rank, world = state.process_index, state.num_processes
     paint_set(root, records, pipe, per_prompt, chosen, pipe.sampling_params(**params), seed, batch_size, rank, world)
