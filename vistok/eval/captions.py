@@ -18,7 +18,7 @@ class CaptionedPicture(NamedTuple):
 
 
 def read_captions(images: str | Path, captions: str | Path | None = None) -> list[CaptionedPicture]:
-    """Pictures and what they should show.
+    """Returns pictures and what they should show.
 
     Args:
         images: folder of the pictures.

@@ -56,14 +56,14 @@ class ClipModel:
 
     @torch.inference_mode()
     def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
-        """RGB pictures -> [n, D], unit length."""
+        """Returns the embeddings [n, D] of RGB pictures, of unit length."""
         pixels = self._normalise(torch.stack([self._pixels(image) for image in images]).to(self.device).float())
         with full_precision():
             return F.normalize(clip_image_embedding(self.model, pixels), dim=-1)
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts, cut to the model's length -> [n, D], unit length."""
+        """Returns the embeddings [n, D] of texts, which are cut to the model's length, of unit length."""
         length = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
         with full_precision():
@@ -78,7 +78,7 @@ def clip_scores(
     prefix: str = PREFIX,
     weight: float = WEIGHT,
 ) -> Tensor:
-    """CLIPScore of each picture with its caption.
+    """Returns the CLIPScore of each picture with its caption.
 
     Args:
         clip: the model.

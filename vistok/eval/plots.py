@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty matplotlib figure of so many inches, tied to no window.
+    """Returns an empty matplotlib figure of so many inches, tied to no window.
 
     Raises:
         VistokError: matplotlib is not installed.

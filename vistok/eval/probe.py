@@ -12,7 +12,7 @@ from vistok.errors import VistokError
 def linear_probe(
     features: Tensor, labels: Tensor, held_out: Tensor, held_out_labels: Tensor, iterations: int = 100
 ) -> float:
-    """Accuracy on held-out features of a multinomial logistic regression (L-BFGS, a little weight decay).
+    """Returns the accuracy on held-out features of a multinomial logistic regression (L-BFGS, a little weight decay).
 
     Args:
         features: [n, d]; standardised by their own mean and deviation.

@@ -43,7 +43,7 @@ class Protocol:
     options: tuple[str, ...] = ()
 
     def differences(self, other: Protocol) -> list[str]:
-        """One readable ``field: mine / theirs`` line for every field in which the two protocols differ."""
+        """Returns one readable ``field: mine / theirs`` line for every field in which the two protocols differ."""
         return [
             f"{f.name}: {getattr(self, f.name)} / {getattr(other, f.name)}"
             for f in dataclasses.fields(self)
@@ -105,7 +105,7 @@ def _current_option(option: str) -> str:
 
 
 def compare(results: list[Result]) -> list[Result]:
-    """The results, sorted by value, if (and only if) all were measured with one protocol.
+    """Returns the results, sorted by value, if (and only if) all were measured with one protocol.
 
     Args:
         results: values of one metric for different samples.

@@ -46,13 +46,13 @@ class Detection:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Centre of the box in pixels."""
+        """Returns the centre of the box in pixels."""
         x0, y0, x1, y1 = self.box
         return (x0 + x1) / 2, (y0 + y1) / 2
 
 
 def coverage(images: Tensor) -> tuple[Tensor, Tensor]:
-    """How much of every pixel an object covers, and the nearest object colour.
+    """Returns how much of every pixel an object covers, and the nearest object colour.
 
     Args:
         images: [B, 3, H, W] in [-1, 1].
@@ -73,7 +73,7 @@ def coverage(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def detect(images: Tensor, min_score: float = 0.0) -> list[list[Detection]]:
-    """Objects in pictures.
+    """Returns the objects in pictures.
 
     Args:
         images: [B, 3, H, W] in [-1, 1], or uint8 in [0, 255].

@@ -53,7 +53,7 @@ def read_answers(path: str | Path, needed: Sequence[str] = (), allowed: Sequence
 
 
 def score_answers(path: str | Path, benchmark: str) -> dict[str, float]:
-    """Figures of one benchmark; the first one is its headline.
+    """Returns the figures of one benchmark; the first one is its headline.
 
     Args:
         path: the answer file.

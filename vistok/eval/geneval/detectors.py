@@ -31,7 +31,7 @@ class Detector(Protocol):
     options: ScoringOptions
 
     def detect(self, images: Sequence[Image.Image]) -> list[list[Detection]]:
-        """All detections of each RGB picture, unsorted and without a threshold."""
+        """Returns all detections of each RGB picture, unsorted and without a threshold."""
 
 
 class ColourClassifier(Protocol):
@@ -46,7 +46,7 @@ class ColourClassifier(Protocol):
     colour_names: tuple[str, ...]
 
     def colours(self, image: Image.Image, label: str, detections: Sequence[Detection]) -> list[str]:
-        """The colour of each detection of one class in an RGB picture."""
+        """Returns the colour of each detection of one class in an RGB picture."""
 
 
 class DetectedColours:

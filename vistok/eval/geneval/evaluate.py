@@ -51,7 +51,7 @@ class GenEvalReport:
         return [record for record in self.records if not record["correct"]]
 
     def result(self, name: str) -> Result:
-        """The overall score with its protocol."""
+        """Returns the overall score with its protocol."""
         details = {task: score.accuracy for task, score in self.summary.tasks.items()}
         if self.ceiling is not None:
             details["ceiling"] = self.ceiling.overall
@@ -234,7 +234,7 @@ def _notes(found: PromptSet, records: Sequence[dict]) -> tuple[str, ...]:
 
 
 def describe(record: dict) -> str:
-    """One line about a failed picture."""
+    """Returns one line about a failed picture."""
     return f'{record["filename"] or "no picture"}: "{record["prompt"]}": {record["reason"]}'.replace("\n", "; ")
 
 

@@ -62,7 +62,7 @@ class PictureVerdict(NamedTuple):
 
 
 def iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes whose last pixels count (areas are (x2 - x1 + 1)(y2 - y1 + 1))."""
+    """Returns the intersection over union of boxes whose last pixels count: areas are (x2 - x1 + 1)(y2 - y1 + 1)."""
 
     def area(x1: float, y1: float, x2: float, y2: float) -> float:
         return max(x2 - x1 + 1, 0) * max(y2 - y1 + 1, 0)
@@ -73,7 +73,7 @@ def iou(a: Box, b: Box) -> float:
 
 
 def relations(a: Box, b: Box, threshold: float = 0.1) -> set[str]:
-    """Where ``a`` lies as seen from ``b``: none, one or two of GenEval's relations."""
+    """Returns where ``a`` lies as seen from ``b``: none, one or two of GenEval's relations."""
     box_a, box_b = np.asarray(a, np.float64).reshape(2, 2), np.asarray(b, np.float64).reshape(2, 2)
     offset = box_a.mean(0) - box_b.mean(0)
     sizes = np.abs(np.diff(box_a, axis=0) + np.diff(box_b, axis=0))[0]
@@ -86,7 +86,7 @@ def relations(a: Box, b: Box, threshold: float = 0.1) -> set[str]:
 
 
 def keep(detections: Sequence[Detection], tag: str, options: ScoringOptions) -> dict[str, list[Detection]]:
-    """The detections that count, most confident first, by class; classes without any are left out.
+    """Returns the detections that count, most confident first, by class; classes without any are left out.
 
     Args:
         detections: of one picture, in any order.
@@ -122,7 +122,7 @@ def judge(
     colour_names: Sequence[str],
     options: ScoringOptions,
 ) -> PictureVerdict:
-    """The verdict on one picture.
+    """Returns the verdict on one picture.
 
     Args:
         objects: what :func:`keep` kept.

@@ -7,7 +7,7 @@ from vistok.eval.geneval.detectors import ColourClassifier, DetectedColours, Det
 
 
 def load_detector(name: str, clip: str | None = None, background: str = "grey") -> tuple[Detector, ColourClassifier]:
-    """A detector with the colour classifier that belongs to it.
+    """Returns a detector with the colour classifier that belongs to it.
 
     Args:
         name: ``"scenes"``, or a Mask2Former by folder or hub id.

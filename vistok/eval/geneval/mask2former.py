@@ -55,7 +55,7 @@ def instances(
     original_size: tuple[int, int],
     top_k: int = 100,
 ) -> Instances:
-    """Instances from Mask2Former's raw outputs, as mmdetection makes them.
+    """Returns the instances in Mask2Former's raw outputs, as mmdetection makes them.
 
     Args:
         class_logits: [Q, C + 1], the last column is "no object".
@@ -77,7 +77,7 @@ def instances(
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """Boxes [K, 4] (xmin, ymin, xmax + 1, ymax + 1) of masks [K, H, W]; zeros where a mask is empty."""
+    """Returns the boxes [K, 4] (xmin, ymin, xmax + 1, ymax + 1) of masks [K, H, W]; zeros where a mask is empty."""
 
     def extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
         first = occupied.int().argmax(1)

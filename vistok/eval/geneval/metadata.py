@@ -41,7 +41,7 @@ def with_article(noun: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """GenEval's plural: "es" after s, else "s"; "sheeps" and "toothbrushs" are part of the protocol."""
+    """Returns a plural of GenEval: "es" after s, else "s"; "sheeps" and "toothbrushs" are part of the protocol."""
     return noun + ("es" if noun.endswith("s") else "s")
 
 
@@ -80,7 +80,7 @@ def position(described: str, relation: str, reference: str) -> dict:
 
 
 def color_attr(first: tuple[str, str], second: tuple[str, str]) -> dict:
-    """Two objects, each given as (class, color)."""
+    """Returns the metadata of two objects, each given as (class, color)."""
     include = [{"class": name, "count": 1, "color": color} for name, color in (first, second)]
     prompt = " and ".join(with_article(f"{color} {name}") for name, color in (first, second))
     return {"tag": "color_attr", "include": include, "prompt": f"a photo of {prompt}"}
@@ -89,7 +89,7 @@ def color_attr(first: tuple[str, str], second: tuple[str, str]) -> dict:
 def draw_prompts(
     classes: Sequence[str], palette: Sequence[str], seed: int, per_task: int, uncoloured: frozenset[str] = frozenset()
 ) -> list[dict]:
-    """Prompts of all six tasks, without repeats, a pure function of the arguments.
+    """Returns prompts of all six tasks, without repeats, a pure function of the arguments.
 
     Args:
         classes: objects; every one has its single-object prompt.
@@ -129,12 +129,12 @@ def draw_prompts(
 
 
 def coco_prompts(seed: int = 43, per_task: int = 100) -> list[dict]:
-    """A prompt set over the COCO classes by the published templates; the published draw itself is a file to read."""
+    """Returns a set over the COCO classes by the published templates; the published draw itself is a file to read."""
     return draw_prompts(COCO_CLASSES, COLORS, seed, per_task, frozenset({"person"}))
 
 
 def scene_prompts(shapes: Sequence[str], colours: Sequence[str], seed: int = 0, per_task: int = 100) -> list[dict]:
-    """The prompt set of the embedded world: shapes as classes, its palette as colours.
+    """Returns the prompt set of the embedded world: shapes as classes, its palette as colours.
 
     Args:
         shapes: names of the shapes.

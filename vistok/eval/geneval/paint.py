@@ -87,7 +87,7 @@ def paint_set(
 
 
 def scene_records(count: int, seed: int) -> Iterator[tuple[dict, int]]:
-    """Metadata that hold of scenes, with the number of the scene each was read off.
+    """Yields metadata that hold of scenes, with the number of the scene each was read off.
 
     Args:
         count: how many scenes are looked at; one scene can serve several tasks.
@@ -112,8 +112,7 @@ def scene_records(count: int, seed: int) -> Iterator[tuple[dict, int]]:
 
 @torch.inference_mode()
 def reconstruction_ceiling(tokenizer: VQTokenizer, side: int, count: int = 500) -> Summary:
-    """What perfect pictures score after a tokenizer's reconstruction: no generator behind it can be expected to do
-    better.
+    """Returns what perfect pictures score after a tokenizer's reconstruction: no generator can be expected to beat it.
 
     Args:
         tokenizer: encodes and decodes.

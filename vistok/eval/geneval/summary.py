@@ -52,7 +52,7 @@ class Summary:
 
 
 def wilson_interval(share: float, n: float, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's interval of a share of ``n`` trials."""
+    """Returns Wilson's interval of a share of ``n`` trials."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(centre - half, 0.0), min(centre + half, 1.0)
@@ -69,7 +69,7 @@ def _task_score(prompts: Sequence[list[bool]]) -> TaskScore:
 
 
 def summarise(records: Sequence[dict]) -> Summary:
-    """Summary of the records of a set.
+    """Returns the summary of the records of a set.
 
     Args:
         records: each with ``tag``, ``correct`` and ``metadata`` (its JSON text, which tells prompts apart).
@@ -90,7 +90,7 @@ def summarise(records: Sequence[dict]) -> Summary:
 
 
 def read_summary(path: str | Path) -> Summary:
-    """The summary in a ``summary.json``.
+    """Returns the summary in a ``summary.json``.
 
     Raises:
         VistokError: if the file is none.

@@ -20,7 +20,7 @@ ROUNDINGS = ("round", "llamagen", "truncate")
 
 
 def quantise(images: Tensor, rounding: Rounding = "round") -> Tensor:
-    """Pictures in [-1, 1] -> uint8.
+    """Returns pictures in [-1, 1] as uint8.
 
     Args:
         images: any shape; values outside are clamped.
@@ -48,7 +48,7 @@ def _check(a: Tensor, b: Tensor, smallest: int = 1) -> None:
 
 
 def psnr(a: Tensor, b: Tensor, data_range: float = 1.0) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each picture, in float64.
+    """Returns the peak signal-to-noise ratio in dB of each picture, in float64.
 
     Args:
         a: [B, C, H, W].
@@ -75,7 +75,7 @@ def ssim(
     window: Literal["gaussian", "uniform"] = "gaussian",
     data_range: float = 1.0,
 ) -> Tensor:
-    """Structural similarity of each picture, in float64; only windows that lie inside the picture count.
+    """Returns the structural similarity of each picture, in float64; windows must lie inside the picture.
 
     Args:
         a: [B, C, H, W].
@@ -113,7 +113,7 @@ def ssim(
 
 
 def reconstruction_quality(targets: Tensor, outputs: Tensor) -> dict[str, Tensor]:
-    """Per-picture quality under this package's default convention.
+    """Returns the quality of each picture under this package's default convention.
 
     Args:
         targets: [B, C, H, W] in [-1, 1].
@@ -127,7 +127,7 @@ def reconstruction_quality(targets: Tensor, outputs: Tensor) -> dict[str, Tensor
 
 
 def llamagen_quality(targets: Tensor, outputs: Tensor) -> dict[str, Tensor]:
-    """Per-picture quality as LlamaGen's and TokenFlow's tables have it (see the module's text): ``psnr``, ``ssim``."""
+    """Returns ``psnr`` and ``ssim`` of each picture as LlamaGen's and TokenFlow's tables have them."""
     a, b = (targets + 1) / 2, quantise(outputs, "llamagen").float() / 255
     return {"psnr": psnr(a, b), "ssim": ssim(a, b, "uniform", data_range=2.0)}
 

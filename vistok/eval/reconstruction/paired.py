@@ -168,7 +168,7 @@ class LpipsDistance(Metric):
 
     @cached_property
     def network(self) -> Lpips:
-        """The network.
+        """Returns the network.
 
         Raises:
             VistokError: the files are not named, absent or of another network.

@@ -40,12 +40,12 @@ class PictureSource:
 
     @property
     def name(self) -> str:
-        """What a report calls it."""
+        """Returns what a report calls it."""
         return "held-out scenes" if self.folder is None else self.folder.resolve().name
 
     @cached_property
     def listing(self) -> ImageFolder:
-        """The folder's pictures and what was left out of them; there must be a folder."""
+        """Returns the folder's pictures and what was left out of them; there must be a folder."""
         return ImageFolder(self.folder)
 
     def check_count(self, least: int, what: str) -> None:
@@ -55,7 +55,7 @@ class PictureSource:
             raise VistokError(f"{what} needs at least {least} pictures, and {self.name} gives {count}: take more.")
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """Pictures [B, 3, H, W] in [-1, 1].
+        """Yields pictures [B, 3, H, W] in [-1, 1].
 
         Raises:
             VistokError: no such folder, an unreadable picture, or pictures of several sizes.
@@ -75,7 +75,7 @@ class PictureSource:
 
 
 def file_overhead(loaded: LoadedTokenizer, shape: tuple[int, ...]) -> int:
-    """Bytes of a ``.vtok`` file beside its packed tokens, for pictures whose tokens have this shape."""
+    """Returns the bytes of a ``.vtok`` file beside its packed tokens, for pictures whose tokens have this shape."""
     codebook = loaded.tokenizer.capabilities.codebook_size
     bits = loaded.tokenizer.capabilities.bits_per_token
     one = TokenFile(loaded.name, loaded.sha256, codebook, shape, torch.zeros(1, dtype=torch.long))

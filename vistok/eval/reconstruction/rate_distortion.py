@@ -55,12 +55,12 @@ class RatePoint:
     identical: int = 0
 
     def bits_per_pixel(self, side: int) -> float:
-        """Of whole files of pictures of side x side pixels."""
+        """Returns the bits a pixel of whole files of pictures of side x side pixels."""
         return 8 * self.bytes / side**2
 
 
 def powers_of_two(maximum: int) -> list[int]:
-    """1, 2, 4, ... and ``maximum``."""
+    """Returns 1, 2, 4, ... and ``maximum``."""
     return sorted({2**i for i in range((maximum - 1).bit_length())} | {maximum})
 
 
@@ -136,7 +136,7 @@ def quality_by_tokens(
 def codec_quality(
     codec: str, batches: Iterable[Tensor], qualities: Sequence[int] = QUALITIES, lpips: Compared | None = None
 ) -> list[RatePoint]:
-    """Pictures through JPEG or WebP at each quality, as Pillow writes them by default; bytes are of whole files.
+    """Returns what JPEG or WebP, as Pillow writes them by default, make of pictures; bytes are of whole files.
 
     Args:
         codec: one of ``CODECS``.

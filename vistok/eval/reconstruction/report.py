@@ -61,7 +61,7 @@ class TokenizerReport:
     extractor_weights: str = ""
 
     def remarks(self) -> list[str]:
-        """Sentences below the table."""
+        """Returns the sentences below the table."""
         lines = [
             f"{self.pictures} pictures ({self.source}); codebook usage {100 * self.usage:.1f} %, "
             f"perplexity {self.perplexity:.1f}"
@@ -78,7 +78,7 @@ class TokenizerReport:
         return lines
 
     def results(self) -> list[Result]:
-        """PSNR of every point with all its figures, and the usage of codes, each with its protocol."""
+        """Returns the PSNR of every point with all its figures, and the usage of codes, each with its protocol."""
         reference = f"{self.source} ({self.pictures} pictures of {self.side}x{self.side})"
         common = {"reference": reference, "samples": self.pictures}
         found = []

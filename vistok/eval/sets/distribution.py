@@ -47,7 +47,7 @@ def needed_outputs(metrics: Sequence[NamedMetric]) -> tuple[str, ...]:
 
 
 def resize_of(paths: list[str | Path], wanted: str | None) -> str | None:
-    """The resize convention that the given files ask for; None where none of them cares.
+    """Returns the resize convention that the given files ask for; None where none of them cares.
 
     Args:
         paths: folders and ``.npz`` files.

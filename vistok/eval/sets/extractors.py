@@ -60,7 +60,7 @@ class Extractor:
     precision: str = "float32"
 
     def run(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Float32 outputs of the network for prepared pictures [B, 3, h, w]."""
+        """Returns the float32 outputs of the network for prepared pictures [B, 3, h, w]."""
         pixels = pixels.to(resolve_dtype(self.precision)).contiguous(memory_format=torch.channels_last)
         return {name: value.float() for name, value in self.network(pixels).items()}
 
@@ -146,7 +146,7 @@ def _dinov2(weights: str | Path | None, resize: str) -> Extractor:
 
 
 def clip_image_embedding(network: nn.Module, pixels: Tensor) -> Tensor:
-    """Projected image embedding [B, D] of a transformers CLIP, not normalised."""
+    """Returns the projected image embeddings [B, D] of a transformers CLIP, not normalised."""
     return network.visual_projection(network.vision_model(pixel_values=pixels).pooler_output)
 
 
@@ -164,7 +164,7 @@ def _clip(weights: str | Path | None, resize: str) -> Extractor:
 
 
 def scenes_input(images: Tensor) -> Tensor:
-    """Pictures [B, 3, H, W] in 0..255 -> input [B, 3, 64, 64] of the scenes network."""
+    """Returns the input [B, 3, 64, 64] of the scenes network for pictures [B, 3, H, W] in 0..255."""
     return RESIZES["clean"](images, SIDE) / 127.5 - 1
 
 
@@ -191,7 +191,7 @@ def check_extractor(name: str) -> None:
 def load_extractor(
     name: str, weights: str | Path | None = None, resize: str | None = None, precision: str = "float32"
 ) -> Extractor:
-    """A feature extractor by name, on the CPU.
+    """Returns a feature extractor by name, on the CPU.
 
     Args:
         name: a name in :data:`EXTRACTORS`.

@@ -20,7 +20,7 @@ from vistok.eval.sets.statistics import FeatureStatistics
 
 
 def covariance_factor(covariance: Tensor) -> Tensor:
-    """A factor L [d, r] with ``L @ L.T == covariance`` [d, d], r its numerical rank.
+    """Returns a factor L [d, r] with ``L @ L.T == covariance`` [d, d], r its numerical rank.
 
     Cholesky for well-conditioned covariances; otherwise the eigenvectors of the eigenvalues above rounding noise.
     """
@@ -35,7 +35,7 @@ def covariance_factor(covariance: Tensor) -> Tensor:
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """Frechet distance between the Gaussians of two feature sets; never clipped, so equal sets may give -1e-9.
+    """Returns the Frechet distance between the Gaussians of two feature sets, unclipped: equal sets may give -1e-9.
 
     Raises:
         VistokError: if the dimensions differ or a statistic is not finite.
@@ -56,7 +56,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 def frechet_curve(
     reference: FeatureStatistics, features: Tensor, points: int = 15, smallest: int = 5000, seed: int = 0
 ) -> tuple[list[int], list[float]]:
-    """Frechet distance of random subsets of growing size: how much of a value is the bias of its sample count.
+    """Returns Frechet distances of random subsets of growing size: how much of a value is the bias of its count.
 
     Args:
         reference: statistics of the reference set.
@@ -79,7 +79,7 @@ def frechet_curve(
 
 
 def frechet_distance_infinity(sizes: list[int], distances: list[float]) -> float:
-    """Distance at infinitely many samples: intercept of the regression of :func:`frechet_curve` on 1/N.
+    """Returns the distance at infinitely many samples: the intercept of :func:`frechet_curve` regressed on 1/N.
 
     arXiv 1911.07023, with the sizes of dgm-eval.
     """

@@ -23,7 +23,7 @@ SPLITS = 10  # of the torch-fidelity flavour
 
 
 def split_score(logits: Tensor) -> Tensor:
-    """``exp(E KL(p(y|x) || p(y)))`` of one split of logits [n, classes], in float64."""
+    """Returns ``exp(E KL(p(y|x) || p(y)))`` of one split of logits [n, classes], in float64."""
     log_p = logits.double().log_softmax(-1)
     log_marginal = log_p.logsumexp(0) - np.log(len(log_p))
     return (log_p.exp() * (log_p - log_marginal)).sum(-1).mean().exp()
@@ -36,7 +36,7 @@ def inception_score(
     split_size: int = 5000,
     seed: int | None = 2020,
 ) -> MeanStd:
-    """Inception Score, mean and population std over splits.
+    """Returns the Inception Score, mean and population std over splits.
 
     Args:
         logits: [n, classes] without bias.

@@ -51,7 +51,7 @@ class PictureSet:
 
     @property
     def count(self) -> int | None:
-        """How many pictures there are; None where a file of statistics does not say."""
+        """Returns how many pictures there are; None where a file of statistics does not say."""
         return len(self.pictures) if self.pictures is not None else self.stored and self.stored.count
 
     def statistics(self, output: str = "features") -> FeatureStatistics:

@@ -30,18 +30,18 @@ class MeanStd(NamedTuple):
 
 
 def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
-    """KID's kernel ``(x.y / d + 1)^3``: [n, d], [m, d] -> [n, m]."""
+    """Returns KID's kernel ``(x.y / d + 1)^3``: [n, d], [m, d] -> [n, m]."""
     return (x @ y.mT / x.shape[-1] + 1) ** 3
 
 
 def gaussian_kernel(x: Tensor, y: Tensor, sigma: float) -> Tensor:
-    """``exp(-|x - y|^2 / (2 sigma^2))``: [n, d], [m, d] -> [n, m]."""
+    """Returns ``exp(-|x - y|^2 / (2 sigma^2))``: [n, d], [m, d] -> [n, m]."""
     squared = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :] - 2 * x @ y.mT
     return (squared / (-2 * sigma**2)).exp()
 
 
 def squared_mmd(k_xx: Tensor, k_yy: Tensor, k_xy: Tensor, estimator: Estimator = "unbiased") -> Tensor:
-    """Squared maximum mean discrepancy from kernel matrices [..., m, m] (leading dimensions are batched).
+    """Returns squared maximum mean discrepancies from kernel matrices [..., m, m] (leading dimensions are batched).
 
     Args:
         k_xx: kernel within the first set.
@@ -66,13 +66,13 @@ def squared_mmd(k_xx: Tensor, k_yy: Tensor, k_xy: Tensor, estimator: Estimator =
 
 
 def polynomial_mmd(x: Tensor, y: Tensor, estimator: Estimator = "unbiased") -> Tensor:
-    """Squared MMD of KID between feature sets [..., m, d] and [..., n, d], in float64."""
+    """Returns the squared MMD of KID between feature sets [..., m, d] and [..., n, d], in float64."""
     x, y = x.double(), y.double()
     return squared_mmd(polynomial_kernel(x, x), polynomial_kernel(y, y), polynomial_kernel(x, y), estimator)
 
 
 def kid_subsets(n1: int, n2: int, subsets: int, subset_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices [subsets, subset_size] into the two sets, drawn without replacement in torch-fidelity's order.
+    """Returns indices [subsets, subset_size] into the two sets, drawn without replacement in torch-fidelity's order.
 
     Raises:
         VistokError: if a set is smaller than a subset.
@@ -93,7 +93,7 @@ def kid_subsets(n1: int, n2: int, subsets: int, subset_size: int, seed: int) -> 
 def kernel_distance(
     features1: Tensor, features2: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
 ) -> MeanStd:
-    """Kernel inception distance, mean and population std over subsets (not multiplied by 1000).
+    """Returns the kernel inception distance, mean and population std over subsets (not multiplied by 1000).
 
     Args:
         features1: [n1, d].
@@ -114,7 +114,7 @@ def kernel_distance(
 def cmmd(
     embeddings1: Tensor, embeddings2: Tensor, sigma: float = 10.0, scale: float = 1000.0, chunk: int = 2048
 ) -> float:
-    """CLIP maximum mean discrepancy: biased estimator on L2-normalised embeddings, times ``scale``.
+    """Returns the CLIP maximum mean discrepancy: biased estimator on L2-normalised embeddings, times ``scale``.
 
     Args:
         embeddings1: [n1, d] CLIP image embeddings, normalised here.

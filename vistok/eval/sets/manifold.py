@@ -46,7 +46,7 @@ def _distance_rows(x: Tensor, y: Tensor, chunk: int) -> Iterator[Tensor]:
 
 
 def neighbour_radii(features: Tensor, k: int, chunk: int = 1024) -> Tensor:
-    """Distance of every feature [n, d] to its k-th nearest neighbour in its own set, itself not counted: [n].
+    """Returns the distance [n] of every feature [n, d] to its k-th nearest neighbour in its own set, not itself.
 
     Raises:
         VistokError: if the set has no k-th neighbour.
@@ -57,7 +57,7 @@ def neighbour_radii(features: Tensor, k: int, chunk: int = 1024) -> Tensor:
 
 
 def manifold_metrics(real: Tensor, fake: Tensor, k: int = 3, chunk: int = 1024) -> Manifold:
-    """Precision, recall, density, coverage and realism of samples against real pictures.
+    """Returns precision, recall, density, coverage and realism of samples against real pictures.
 
     Args:
         real: [n_real, d].
@@ -105,7 +105,7 @@ def manifold_metrics(real: Tensor, fake: Tensor, k: int = 3, chunk: int = 1024) 
 
 
 def vendi_score(features: Tensor) -> float:
-    """Effective number of distinct pictures: exp of the entropy of the cosine Gram matrix's eigenvalues.
+    """Returns the effective number of distinct pictures: exp of the entropy of the cosine Gram matrix's eigenvalues.
 
     Args:
         features: [n, d].

@@ -168,7 +168,7 @@ class NpzPictures:
 
 
 def open_pictures(path: str | Path) -> Pictures:
-    """A folder of pictures or an ``.npz`` batch.
+    """Returns the pictures of a folder or of an ``.npz`` batch.
 
     Raises:
         VistokError: for anything else.

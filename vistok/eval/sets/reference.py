@@ -50,7 +50,7 @@ class StoredStatistics:
 
 
 def npz_keys(path: str | Path) -> set[str]:
-    """Names of the arrays in an ``.npz`` file.
+    """Returns the names of the arrays in an ``.npz`` file.
 
     Raises:
         VistokError: if it is no such file.
@@ -63,7 +63,7 @@ def npz_keys(path: str | Path) -> set[str]:
 
 
 def load_statistics(path: str | Path) -> StoredStatistics:
-    """Read statistics of any of the four layouts.
+    """Returns the statistics in a file of any of the four layouts.
 
     Raises:
         VistokError: if the file holds none, or they do not fit together.

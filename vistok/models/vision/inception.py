@@ -36,7 +36,7 @@ class ConvNormAct(nn.Module):
 
 
 def average_pool() -> nn.Module:
-    """3x3 average over the pixels that exist, as TensorFlow pads."""
+    """Returns a 3x3 average pool over the pixels that exist, as TensorFlow pads."""
     return nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
 
 
@@ -166,7 +166,7 @@ class FidInception(nn.Module):
         self.fc = nn.Linear(2048, 1008)
 
     def forward(self, x: Tensor, dim: int = 2048) -> dict[str, Tensor]:
-        """Features of pictures.
+        """Returns the features of pictures.
 
         Args:
             x: [B, 3, 299, 299] normalised pixels.
@@ -199,7 +199,7 @@ class FidInception(nn.Module):
 
 
 def load_inception(path: str | Path) -> FidInception:
-    """The network with its published weights, in evaluation mode.
+    """Returns the network with its published weights, in evaluation mode.
 
     Args:
         path: ``pt_inception-2015-12-05-6726825d.pth``, torch-fidelity's file, or the same tensors as safetensors; a

@@ -24,7 +24,7 @@ SMALLEST = {"alex": 31, "vgg": 16, "squeeze": 17}  # sides in pixels that their 
 
 
 def scale_input(images: Tensor) -> Tensor:
-    """Pictures [B, 3, H, W] in [-1, 1] -> what the backbone sees."""
+    """Returns what the backbone sees of pictures [B, 3, H, W] in [-1, 1]."""
     shift = images.new_tensor([-0.030, -0.088, -0.188])[:, None, None]
     scale = images.new_tensor([0.458, 0.448, 0.450])[:, None, None]
     return (images - shift) / scale
@@ -54,7 +54,7 @@ class LpipsHead(nn.Module):
             self.add_module(f"lin{i}", LinearLayer(c))
 
     def forward(self, features0: list[Tensor], features1: list[Tensor]) -> list[Tensor]:
-        """Spatially averaged distance of each layer.
+        """Returns the spatially averaged distance of each layer.
 
         Args:
             features0: backbone features [B, C_l, h_l, w_l] of the first pictures.
@@ -95,7 +95,7 @@ class Lpips(nn.Module):
 
     @classmethod
     def from_files(cls, net: str, head: str | Path, backbone: str | Path) -> Lpips:
-        """The metric with published weights.
+        """Returns the metric with published weights.
 
         Args:
             net: backbone name.
@@ -123,7 +123,7 @@ class Lpips(nn.Module):
         return tapped
 
     def forward(self, images0: Tensor, images1: Tensor) -> Tensor:
-        """Distance of each pair, [B].
+        """Returns the distance of each pair, [B].
 
         Raises:
             VistokError: the sizes differ, or are too small for the backbone.

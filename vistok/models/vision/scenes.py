@@ -48,12 +48,12 @@ class SceneFeatures(nn.Module):
 
     @staticmethod
     def pool(maps: Tensor) -> Tensor:
-        """Means [B, 256] over the quarters of the last map [B, 64, 8, 8]."""
+        """Returns the means [B, 256] over the quarters of the last map [B, 64, 8, 8]."""
         return F.adaptive_avg_pool2d(maps.float(), 2).flatten(1)
 
 
 def load_scene_features(path: str | Path = "scenes-features") -> SceneFeatures:
-    """The network with trained weights, in evaluation mode.
+    """Returns the network with trained weights, in evaluation mode.
 
     Args:
         path: a weights file; by default the embedded ones.
