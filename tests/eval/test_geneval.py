@@ -365,6 +365,11 @@ def test_clipscore_of_pictures_with_captions(clip_folder, tmp_path):
     plain = clip_scores(ClipModel(clip_folder), [image, image], ["a dog", "a zebra"], weight=1.0)
     assert plain.shape == (2,) and (plain >= 0).all() and (plain <= 1 + 1e-6).all()
 
+    broken = ClipModel(clip_folder)
+    broken.model.text_projection.weight.fill_(float("nan"))
+    with pytest.raises(VistokError, match="NaN"):
+        clip_scores(broken, [image], ["a dog"])
+
     (tmp_path / "pictures").mkdir()
     image.save(tmp_path / "pictures" / "a.png")
     captions = tmp_path / "captions.jsonl"
@@ -407,6 +412,9 @@ def test_mask2former_and_clip_from_folders_judge_a_picture(clip_folder, tmp_path
     (found,) = detector.detect([image])
     assert found and all(d.mask.shape == (60, 90) and d.label in COCO_CLASSES for d in found)
     named = colours.colours(image, "dog", found[:3])
+    next(detector.model.parameters()).fill_(float("nan"))
+    with pytest.raises(VistokError, match="NaN"):
+        detector.detect([image])
     assert "grey" in colours.name
     with pytest.raises(VistokError, match="did you mean original"):
         load_detector(str(tmp_path / "mask2former"), str(clip_folder), "orginal")

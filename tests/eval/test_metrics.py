@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from vistok.errors import VistokError
+from vistok.eval.probe import linear_probe
 from vistok.eval.protocol import Protocol, Result, compare
+from vistok.eval.reconstruction.metrics import quantise
 from vistok.eval.reconstruction.paired import compare_pictures, pair_by_name, summarise_pairs
 from vistok.eval.sets.distribution import check_sets, evaluate_sets, open_set, parse_metrics
 from vistok.eval.sets.frechet import frechet_distance
@@ -146,6 +148,16 @@ def test_features_that_are_no_numbers_are_refused(metric, bad):
     for sides in ((good, broken), (broken, good)):
         with pytest.raises(VistokError, match="NaN or infinity"):
             NOT_NUMBERS[metric](*sides)
+
+
+def test_pictures_and_features_of_other_measurements_are_refused_as_well():
+    with pytest.raises(VistokError, match="NaN"):
+        quantise(torch.tensor([0.0, float("nan")]))
+    broken = features(12)
+    broken[3, 1] = float("nan")
+    labels = torch.arange(12) % 2
+    with pytest.raises(VistokError, match="NaN"):
+        linear_probe(features(12), labels, broken, labels)
 
 
 def test_stored_statistics_that_are_no_numbers_are_refused(tmp_path):

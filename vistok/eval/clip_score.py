@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vistok.eval.sets.extractors import CLIP_MEAN, CLIP_STD, Normalise, clip_image_embedding
 from vistok.eval.sets.features import full_precision
+from vistok.eval.sets.statistics import check_finite
 from vistok.eval.weights import weights_digest
 from vistok.zoo.transformers import load_model, load_tokenizer
 
@@ -59,7 +60,9 @@ class ClipModel:
         """Returns the embeddings [n, D] of RGB pictures, of unit length."""
         pixels = self._normalise(torch.stack([self._pixels(image) for image in images]).to(self.device).float())
         with full_precision():
-            return F.normalize(clip_image_embedding(self.model, pixels), dim=-1)
+            embeddings = clip_image_embedding(self.model, pixels)
+        check_finite(embeddings)
+        return F.normalize(embeddings, dim=-1)
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -68,7 +71,9 @@ class ClipModel:
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
         with full_precision():
             pooled = self.model.text_model(**tokens.to(self.device)).pooler_output
-            return F.normalize(self.model.text_projection(pooled), dim=-1)
+            embeddings = self.model.text_projection(pooled)
+        check_finite(embeddings)
+        return F.normalize(embeddings, dim=-1)
 
 
 def clip_scores(

@@ -24,6 +24,7 @@ from vistok.eval.clip_score import ClipModel
 from vistok.eval.geneval.judge import Box, Detection, ScoringOptions
 from vistok.eval.geneval.metadata import COCO_CLASSES, COLORS
 from vistok.eval.sets.features import full_precision
+from vistok.eval.sets.statistics import check_finite
 from vistok.eval.weights import weights_digest
 from vistok.zoo.transformers import load_model
 
@@ -147,6 +148,8 @@ class Mask2FormerDetector:
         with full_precision():
             # Without a mask transformers would count the padding as picture, as the reference does.
             output = self.model(pixel_values=pixels)
+        # A score that is no number passes no threshold, so broken weights would look like empty pictures.
+        check_finite(output.class_queries_logits[0], output.masks_queries_logits[0])
         found = instances(
             output.class_queries_logits[0], output.masks_queries_logits[0], padded, resized, (height, width)
         )

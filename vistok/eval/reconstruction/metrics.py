@@ -28,8 +28,10 @@ def quantise(images: Tensor, rounding: Rounding = "round") -> Tensor:
             (LlamaGen, TokenFlow); ``"truncate"`` truncates 255 (x + 1) / 2, half a level low on average.
 
     Raises:
-        VistokError: for another name.
+        VistokError: another name, or a pixel that is no number.
     """
+    if images.isnan().any():
+        raise VistokError("the pictures contain NaN: check the tokenizer's weights and its precision.")
     if rounding == "llamagen":
         return (127.5 * images + 128.0).clamp(0, 255).to(torch.uint8)
     levels = ((images + 1) / 2).clamp(0, 1) * 255
