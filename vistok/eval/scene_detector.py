@@ -27,7 +27,7 @@ SHIFTS = (-0.75, 0.0, 0.75)  # pixels by which silhouettes are moved along each 
 
 
 @dataclass(frozen=True)
-class Detection:
+class SceneObject:
     """One object.
 
     Attributes:
@@ -72,7 +72,7 @@ def coverage(images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(chroma > MIN_CHROMA / 2, share, 0), nearest
 
 
-def detect(images: Tensor, min_score: float = 0.0) -> list[list[Detection]]:
+def detect(images: Tensor, min_score: float = 0.0) -> list[list[SceneObject]]:
     """Returns the objects in pictures.
 
     Args:
@@ -102,7 +102,7 @@ def detect(images: Tensor, min_score: float = 0.0) -> list[list[Detection]]:
             own = np.where((regions == 0) | (regions == i), share, 0)
             shape, size, score = _fit(own, box)
             corners = (box[1].start, box[0].start, box[1].stop, box[0].stop)
-            found.append(Detection(shape, COLOURS[int(votes.argmax())], size, corners, score, area))
+            found.append(SceneObject(shape, COLOURS[int(votes.argmax())], size, corners, score, area))
         out.append(sorted((d for d in found if d.score >= min_score), key=lambda d: -d.area))
     return out
 

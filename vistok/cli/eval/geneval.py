@@ -10,7 +10,7 @@ import typer
 from vistok.cli.eval.common import BatchSize, Json, is_main, print_results
 
 if TYPE_CHECKING:
-    from vistok.eval.geneval.summary import Summary
+    from vistok.eval.geneval.summary import GenEvalSummary
 
 
 def geneval(
@@ -102,7 +102,7 @@ def geneval(
         write_report(report, out)
 
 
-def tokenizer_ceiling(name: str) -> Summary:
+def tokenizer_ceiling(name: str) -> GenEvalSummary:
     """What perfect scenes score after the reconstruction of a tokenizer by name."""
     from vistok.eval.geneval.paint import reconstruction_ceiling
     from vistok.tokenizers.load import load_tokenizer

@@ -11,7 +11,7 @@ from vistok.eval.geneval.metadata import (
     scene_prompts,
     write_metadata,
 )
-from vistok.eval.geneval.summary import Summary, TaskScore, summarise
+from vistok.eval.geneval.summary import GenEvalSummary, TaskScore, summarise
 
 __all__ = [
     "TASKS",
@@ -20,11 +20,11 @@ __all__ = [
     "Detection",
     "Detector",
     "GenEvalReport",
+    "GenEvalSummary",
     "PictureVerdict",
     "PromptFolder",
     "SceneDetector",
     "ScoringOptions",
-    "Summary",
     "TaskScore",
     "coco_prompts",
     "evaluate_folder",

@@ -18,7 +18,7 @@ from vistok.eval.geneval.detectors import ColourClassifier, Detector
 from vistok.eval.geneval.folder import PromptFolder, PromptSet, read_set
 from vistok.eval.geneval.judge import ScoringOptions, judge, keep
 from vistok.eval.geneval.metadata import TASKS
-from vistok.eval.geneval.summary import Summary, summarise
+from vistok.eval.geneval.summary import GenEvalSummary, summarise
 from vistok.eval.protocol import Protocol, Result
 from vistok.files import atomic_path, to_json
 from vistok.jobs import ShardedJob
@@ -41,9 +41,9 @@ class GenEvalReport:
     """
 
     records: list[dict]
-    summary: Summary
+    summary: GenEvalSummary
     protocol: Protocol
-    ceiling: Summary | None = None
+    ceiling: GenEvalSummary | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -143,7 +143,7 @@ def evaluate_folder(
     work: str | Path,
     metadata: str | Path | None = None,
     options: ScoringOptions | None = None,
-    ceiling: Summary | None = None,
+    ceiling: GenEvalSummary | None = None,
     missing_wrong: bool = False,
 ) -> GenEvalReport:
     """Score a set in the published folder layout; resumable, and shared by the processes of ``accelerate launch``.

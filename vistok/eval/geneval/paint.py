@@ -16,7 +16,7 @@ from vistok.eval.geneval import metadata as prompts_of
 from vistok.eval.geneval.evaluate import score_images
 from vistok.eval.geneval.folder import write_prompt_folder
 from vistok.eval.geneval.load import load_detector
-from vistok.eval.geneval.summary import Summary, summarise
+from vistok.eval.geneval.summary import GenEvalSummary, summarise
 from vistok.jobs import ShardedJob
 from vistok.progress import progress
 from vistok.runtime import processes
@@ -111,7 +111,7 @@ def scene_records(count: int, seed: int) -> Iterator[tuple[dict, int]]:
 
 
 @torch.inference_mode()
-def reconstruction_ceiling(tokenizer: VQTokenizer, side: int, count: int = 500) -> Summary:
+def reconstruction_ceiling(tokenizer: VQTokenizer, side: int, count: int = 500) -> GenEvalSummary:
     """Returns what perfect pictures score after a tokenizer's reconstruction: no generator can be expected to beat it.
 
     Args:
@@ -144,7 +144,7 @@ def paint_for_eval(
     seed: int,
     batch_size: int,
     ceiling: bool,
-) -> Summary | None:
+) -> GenEvalSummary | None:
     """Paint a prompt set, this process's share of it.
 
     Args:

@@ -28,7 +28,7 @@ class TaskScore:
 
 
 @dataclass(frozen=True)
-class Summary:
+class GenEvalSummary:
     """What GenEval reports.
 
     Args:
@@ -68,7 +68,7 @@ def _task_score(prompts: Sequence[list[bool]]) -> TaskScore:
     return TaskScore(accuracy, low, high, images)
 
 
-def summarise(records: Sequence[dict]) -> Summary:
+def summarise(records: Sequence[dict]) -> GenEvalSummary:
     """Returns the summary of the records of a set.
 
     Args:
@@ -79,7 +79,7 @@ def summarise(records: Sequence[dict]) -> Summary:
         by_task[record["tag"]][record["metadata"]].append(bool(record["correct"]))
     tasks = {task: _task_score(list(by_task[task].values())) for task in TASKS if task in by_task}
     prompts = [pictures for task in by_task.values() for pictures in task.values()]
-    return Summary(
+    return GenEvalSummary(
         overall=sum(task.accuracy for task in tasks.values()) / len(tasks),
         tasks=tasks,
         images=len(records),
@@ -89,7 +89,7 @@ def summarise(records: Sequence[dict]) -> Summary:
     )
 
 
-def read_summary(path: str | Path) -> Summary:
+def read_summary(path: str | Path) -> GenEvalSummary:
     """Returns the summary in a ``summary.json``.
 
     Raises:
@@ -101,4 +101,4 @@ def read_summary(path: str | Path) -> Summary:
         figures = {key: record[key] for key in ("overall", "images", "prompts", "image_accuracy", "prompt_accuracy")}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise VistokError(f"'{path}' is no summary.json of a GenEval report.") from error
-    return Summary(tasks=tasks, **figures)
+    return GenEvalSummary(tasks=tasks, **figures)
