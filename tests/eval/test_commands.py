@@ -33,6 +33,7 @@ def world(tmp_path, monkeypatch):
     (tmp_path / "answers.jsonl").write_text('{"prediction": "yes", "answer": "yes"}')
     (tmp_path / "captions.jsonl").write_text('{"image": "00.png", "caption": "noise"}')
     (tmp_path / "before.json").write_text("[]")
+    (tmp_path / "one.json").write_text('[{"name": "a", "value": 1.0, "protocol": {"metric": "fid"}}]')
     return tmp_path
 
 
@@ -47,7 +48,7 @@ COMMANDS = {
     "two folders": ("reconstruction", "real", "fake"),
     "language": ("language", "--count", "4"),
     "answers": ("answers", "answers.jsonl", "--benchmark", "exact"),
-    "compare": ("compare", "before.json"),
+    "compare": ("compare", "one.json"),
     "metrics": ("metrics",),
 }
 DRAWING = ("measure", "fid", "reconstruction", "language")
@@ -111,6 +112,11 @@ def test_a_plot_that_cannot_be_drawn_is_told_first(world, no_work, monkeypatch, 
         (("reconstruction", "real", "one"), "only in"),
         (("language", "--count", "4", "--held-out", "1.5"), "between 0 and 1"),
         (("language", "one"), "at least 2"),
+        (("language", "--count", "4", "--held-out", "0.1"), "none to score"),
+        (("language", "--count", "4", "--device", "cuda:99"), "cuda:99"),
+        (("reconstruction", "--tokenizer", "vq-mini", "--device", "gpu"), "gpu"),
+        (("fid", "real", "absent.npz", *SEEN), "there is no file 'absent.npz'"),
+        (("compare", "before.json"), "holds no result"),
     ],
 )
 def test_what_is_known_at_the_start_is_told_at_the_start(world, no_work, arguments, told):

@@ -323,6 +323,17 @@ def test_the_exact_detector_scores_ground_truth_pictures_through_the_same_code()
     assert not any(record["correct"] for record in score_images(wrong, detector, colours))
 
 
+def test_the_exact_detector_takes_pictures_of_several_sizes():
+    from vistok.data.images import to_pil
+    from vistok.data.scenes import render, sample_scenes
+    from vistok.eval.geneval.detectors import SceneDetector
+
+    scenes = sample_scenes(2, seed=5)
+    small, large = (to_pil(render(scenes, side)) for side in (64, 128))
+    mixed = SceneDetector().detect([small[0], large[1], small[1]])
+    assert mixed == [SceneDetector().detect([image])[0] for image in (small[0], large[1], small[1])]
+
+
 def test_boxes_of_masks():
     masks = torch.zeros(2, 6, 7, dtype=torch.bool)
     masks[0, 2:4, 1:6] = True

@@ -251,6 +251,14 @@ def test_sets_that_do_not_pair_are_refused(tmp_path, ours, theirs, message):
         pair_by_name(write(tmp_path / "a", ours), write(tmp_path / "b", theirs))
 
 
+def test_a_pair_of_two_sizes_is_named(tmp_path):
+    write(tmp_path / "a", ["0.png", "1.png"])
+    write(tmp_path / "b", ["0.png"])
+    Image.new("RGB", (20, 12)).save(tmp_path / "b" / "1.png")
+    with pytest.raises(VistokError, match=r"a/1\.png' and .*b/1\.png' cannot be compared: 16x16 and 20x12"):
+        compare_pictures(FolderPictures(tmp_path / "a"), FolderPictures(tmp_path / "b"))
+
+
 def test_equal_pairs_are_counted_and_not_averaged():
     assert summarise_pairs(torch.tensor([10.0, torch.inf, 20.0])) == Measurement(15.0, 5.0, {"identical pairs": 1.0})
     assert summarise_pairs(torch.tensor([torch.inf])) == Measurement(None, None, {"identical pairs": 1.0})

@@ -181,6 +181,18 @@ def ngram_perplexity(train: Tensor, test: Tensor, order: int, codebook_size: int
     return math.exp(-ngram_probabilities(train, test, order, codebook_size).log().mean().item())
 
 
+def check_split(pictures: int, held_out: float) -> int:
+    """Returns how many of so many pictures the n-gram models learn from; the others are scored.
+
+    Raises:
+        VistokError: one of the two parts is empty.
+    """
+    split = pictures - round(held_out * pictures)
+    if not 0 < split < pictures:
+        raise VistokError(f"{pictures} pictures leave none to score or none to learn from: take more.")
+    return split
+
+
 def language_statistics(
     tokens: Tensor, codebook_size: int, ngrams: Sequence[int] = (1, 2, 3), held_out: float = 0.2
 ) -> dict[str, Any]:
@@ -201,9 +213,7 @@ def language_statistics(
         VistokError: no token ids, or too few pictures.
     """
     _check(tokens)
-    split = len(tokens) - round(held_out * len(tokens))
-    if not 0 < split < len(tokens):
-        raise VistokError(f"{len(tokens)} pictures leave none to score or none to learn from: take more.")
+    split = check_split(len(tokens), held_out)
     tokens = tokens.cpu()
     innovation, heaps = types_per_image(tokens), heaps_fit(tokens)
     by_n: dict[int, dict[str, Any]] = {}

@@ -135,6 +135,9 @@ def read_results(path: str | Path) -> list[Result]:
         VistokError: if the file is not such a file.
     """
     try:
-        return [Result.from_json(record) for record in json.loads(Path(path).read_text("utf-8"))]
+        results = [Result.from_json(record) for record in json.loads(Path(path).read_text("utf-8"))]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise VistokError(f"{path} is not a result file written by `vistok eval ... --json FILE`: {error}") from error
+    if not results:
+        raise VistokError(f"{path} holds no result: name a file that `vistok eval ... --json FILE` wrote.")
+    return results

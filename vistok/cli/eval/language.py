@@ -37,10 +37,13 @@ def language(
 
     check_outputs(json)
     check_plot(plot)
-    from vistok.eval.language import language_results, language_statistics, plot_language
+    from vistok.eval.language import check_split, language_results, language_statistics, plot_language
     from vistok.eval.reconstruction.pictures import PictureSource
+    from vistok.runtime import resolve_device
     from vistok.tokenizers.load import load_tokenizer
 
+    if device is not None:
+        resolve_device(device)
     loaded = load_tokenizer(tokenizer, preset, device)
     capabilities = loaded.tokenizer.capabilities
     source = PictureSource(capabilities, folder, count, size)
@@ -49,6 +52,7 @@ def language(
     if not 0 < held_out < 1:
         raise VistokError(f"--held-out is {held_out:g}: give a share between 0 and 1.")
     source.check_count(2, "a statistic of languages")
+    check_split(source.total, held_out)
     _ = capabilities.bits_per_token  # refuses continuous tokens before any work is done
     parts = [loaded.tokenizer.encode(images.to(loaded.device)) for images in source.batches(batch_size)]
     tokens = torch.cat(parts).flatten(1).cpu()

@@ -79,8 +79,11 @@ def reconstruction(
     from vistok.eval.reconstruction.pictures import PictureSource
     from vistok.eval.reconstruction.rate_distortion import plot_rate_distortion
     from vistok.eval.reconstruction.report import evaluate_tokenizer
+    from vistok.runtime import resolve_device
     from vistok.tokenizers.load import load_tokenizer
 
+    if device is not None:
+        resolve_device(device)
     loaded = load_tokenizer(tokenizer, preset, device)
     source = PictureSource(loaded.tokenizer.capabilities, originals, count, size)
     if originals is not None:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vistok.errors import VistokError
 from vistok.eval.geneval.judge import Detection, ScoringOptions
 
 
@@ -76,17 +75,13 @@ class SceneDetector:
         self.class_names = tuple(SHAPES)
 
     def detect(self, images: Sequence[Image.Image]) -> list[list[Detection]]:
-        """See :class:`Detector`.
-
-        Raises:
-            VistokError: if the pictures are not of one size.
-        """
+        """See :class:`Detector`."""
         from vistok.eval.scene_detector import detect
 
-        if len({image.size for image in images}) != 1:
-            raise VistokError("the scenes detector takes pictures of one size: score each size by itself.")
-        pixels = torch.from_numpy(np.stack([np.array(image) for image in images])).permute(0, 3, 1, 2)
-        return [
-            [Detection(found.shape, tuple(found.box), found.score, colour=found.colour) for found in picture]
-            for picture in detect(pixels)
-        ]
+        found: list[list[Detection]] = [[] for _ in images]
+        for size in {image.size for image in images}:
+            same = [i for i, image in enumerate(images) if image.size == size]
+            pixels = torch.from_numpy(np.stack([np.array(images[i]) for i in same])).permute(0, 3, 1, 2)
+            for i, objects in zip(same, detect(pixels), strict=True):
+                found[i] = [Detection(o.shape, tuple(o.box), o.score, colour=o.colour) for o in objects]
+        return found

@@ -63,10 +63,21 @@ def _unpaired(targets: FolderPictures, outputs: FolderPictures, mine: list[str],
     return "; ".join(told)
 
 
+def _name(side: Pictures, index: int) -> str:
+    return f"'{side.path(index)}'" if isinstance(side, FolderPictures) else f"picture {index} of '{side.name}'"
+
+
 def picture_pairs(targets: Pictures, outputs: Pictures) -> Iterator[Pair]:
-    """Yields pairs of pictures [1, 3, H, W] in [-1, 1]; see :func:`pair_by_name`."""
+    """Yields pairs of pictures [1, 3, H, W] in [-1, 1]; see :func:`pair_by_name`.
+
+    Raises:
+        VistokError: the sets do not pair, or the pictures of a pair are of two sizes.
+    """
     for i, j in pair_by_name(targets, outputs):
         (target,), (output,) = targets.batch(i, i + 1), outputs.batch(j, j + 1)
+        if target.shape != output.shape:
+            sizes = (f"{side.shape[2]}x{side.shape[1]}" for side in (target, output))
+            raise VistokError(f"{_name(targets, i)} and {_name(outputs, j)} cannot be compared: {' and '.join(sizes)}.")
         yield target[None] / 127.5 - 1, output[None] / 127.5 - 1
 
 

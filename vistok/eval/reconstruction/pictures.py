@@ -48,11 +48,15 @@ class PictureSource:
         """Returns the folder's pictures and what was left out of them; there must be a folder."""
         return ImageFolder(self.folder)
 
+    @property
+    def total(self) -> int:
+        """Returns how many pictures there are."""
+        return self.count if self.folder is None else min(self.count, len(self.listing))
+
     def check_count(self, least: int, what: str) -> None:
         """Raise VistokError if there are fewer pictures than ``what`` needs."""
-        count = self.count if self.folder is None else min(self.count, len(self.listing))
-        if count < least:
-            raise VistokError(f"{what} needs at least {least} pictures, and {self.name} gives {count}: take more.")
+        if self.total < least:
+            raise VistokError(f"{what} needs at least {least} pictures, and {self.name} gives {self.total}: take more.")
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """Yields pictures [B, 3, H, W] in [-1, 1].

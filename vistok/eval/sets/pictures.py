@@ -124,6 +124,8 @@ class NpzPictures:
                 read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
                 self.shape, fortran, dtype = read_header[version](member)
                 self.offset = member.tell()
+        except FileNotFoundError as error:
+            raise VistokError(f"there is no file '{path}'.") from error
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise VistokError(f"'{path}' is no sample batch: expected an .npz with a uint8 array 'arr_0'.") from error
         if dtype != np.uint8 or fortran or len(self.shape) != 4 or self.shape[-1] != 3:

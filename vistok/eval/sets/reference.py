@@ -58,6 +58,8 @@ def npz_keys(path: str | Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
+    except FileNotFoundError as error:
+        raise VistokError(f"there is no file '{path}'.") from error
     except (OSError, zipfile.BadZipFile) as error:
         raise VistokError(f"'{path}' is no .npz file: give statistics (mu, sigma) or a batch (arr_0).") from error
 
