@@ -25,6 +25,7 @@ from vistok.samplers.processors import TextProcessing, split_processors
 from vistok.samplers.stats import Stats
 from vistok.samplers.stopping import Stopping, Streaming, as_criteria, sort_criteria
 from vistok.samplers.targets.causal_lm import Prompt, TextTarget
+from vistok.samplers.targets.support import check_model
 from vistok.samplers.verifiers.candidates import exact_tree
 from vistok.samplers.verifiers.draw import Draw
 
@@ -94,6 +95,7 @@ class Speculation:
             streamer = self.streamer
             streamer.put(input_ids.cpu())
         try:
+            check_model(model, input_ids.shape[1])  # before anything is asked of its cache
             check_arguments(generation_config, model_kwargs, input_ids, given)
             criteria = [*stopping_criteria, *as_criteria(self.stopping, self.tokenizer)]
             prompt = Prompt.of(input_ids, model_kwargs.get("attention_mask"))

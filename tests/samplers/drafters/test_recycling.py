@@ -1,4 +1,4 @@
-"""Token Recycling on the image target: the pictures of plain decoding with the same seed, in fewer passes."""
+"""Token Recycling: its matrix, and the pictures of plain decoding with the same seed in fewer passes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import torch
 
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
-from vistok.samplers import Autoregressive, Noise, Recycling, SamplingParams
+from vistok.samplers import Autoregressive, Noise, Recycling, SamplingParams, TokenRecycling
+
+
+def test_the_last_of_equal_tokens_renews_the_matrix():
+    drafter = TokenRecycling(((0,), (1,)))
+    drafter.adjacency = torch.zeros(5, 2, dtype=torch.int64)
+    logits = torch.eye(5)[[0, 1, 2]] + torch.eye(5)[[4, 4, 4]] * 0.5
+    drafter.renew(torch.tensor([3, 1, 3]), logits)
+    assert drafter.adjacency.tolist() == [[0, 0], [1, 4], [0, 0], [2, 4], [0, 0]]
 
 
 @pytest.fixture(scope="module")
