@@ -16,6 +16,7 @@ from transformers import LogitsProcessorList, UnbatchedClassifierFreeGuidanceLog
 from transformers.generation import (
     NoRepeatNGramLogitsProcessor,
     PrefixConstrainedLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     SynthIDTextWatermarkLogitsProcessor,
 )
 
@@ -74,7 +75,7 @@ class Diary:
 
 def every_third(size):
     """Token v may be followed by v + 1, v + 2 and so on, three of them; the first may be any."""
-    table = [[v for v in range(1, size + 1)]]
+    table = [list(range(1, size + 1))]
     table += [[w + 1 if (w - v) % size in (1, 2, 4) else -1 for w in range(size)] for v in range(size)]
     return Automaton(table)
 
@@ -85,7 +86,12 @@ def watermark(size):
 
 def synth(size):
     return SynthIDTextWatermarkLogitsProcessor(
-        ngram_len=3, keys=[5, 7, 11], sampling_table_size=64, sampling_table_seed=0, context_history_size=8, device="cpu"
+        ngram_len=3,
+        keys=[5, 7, 11],
+        sampling_table_size=64,
+        sampling_table_seed=0,
+        context_history_size=8,
+        device="cpu",
     )
 
 
@@ -184,6 +190,9 @@ SIZE, LENGTH, BATCH, RUNS = 3, 4, 6, 260
 START = torch.tensor([[1, 2, 0, 1]])
 GRAMMAR = Automaton([[1, 2, 1], [-1, 2, 0], [0, 1, -1]])
 SAMPLED = {
+    "bias": lambda model, size, columns: [
+        SequenceBiasLogitsProcessor([[[0, 1], 3.0], [[1, 2], 3.0], [[2, 2], -4.0], [[2, 0, 1], 2.0]])
+    ],
     **{name: MAKERS[name] for name in ("guidance", "watermark", "own class")},
     "grammar": lambda model, size, columns: [Constrained(GRAMMAR, columns)],
     "prefix function": lambda model, size, columns: [
@@ -214,14 +223,14 @@ def joint(name: str) -> torch.Tensor:
     return torch.tensor(chances, dtype=torch.float64)
 
 
-def p_value(name: str, drafter, verifier=None, seed: int = 0) -> float:
+def p_value(name: str, drafter, verifier=None, seed: int = 0, batch: int = BATCH, runs: int = RUNS) -> float:
     torch.manual_seed(seed)
     counts = torch.zeros(SIZE**LENGTH, dtype=torch.float64)
     place = SIZE ** torch.arange(LENGTH - 1, -1, -1)
     options = {"max_new_tokens": LENGTH, "do_sample": True, "top_k": 0, "pad_token_id": 0}
-    for _ in range(RUNS):
+    for _ in range(runs):
         made = LogitsProcessorList(SAMPLED[name](target(), SIZE, START.shape[1]))
-        inputs = {"input_ids": START.expand(BATCH, -1), "attention_mask": torch.ones(BATCH, START.shape[1])}
+        inputs = {"input_ids": START.expand(batch, -1), "attention_mask": torch.ones(batch, START.shape[1])}
         found = generate(target(), inputs, drafter, verifier, **options, logits_processor=made)
         cells = (found.sequences[:, START.shape[1] :] * place).sum(1)
         counts += torch.bincount(cells, minlength=len(counts))
@@ -263,9 +272,15 @@ def test_sampled_tokens_follow_the_joint_law(name, composition):
 
 
 @pytest.mark.parametrize(("name", "composition"), [("own class", "branching, recursive"), ("grammar", "chain, exact")])
-def test_sampled_tokens_follow_the_joint_law_quick(name, composition, monkeypatch):
-    monkeypatch.setitem(globals(), "RUNS", 50)
-    assert p_value(name, *COMPOSITIONS[composition]()) > 1e-4
+def test_sampled_tokens_follow_the_joint_law_quick(name, composition):
+    assert p_value(name, *COMPOSITIONS[composition](), runs=50) > 1e-4
+
+
+@pytest.mark.parametrize("composition", COMPOSITIONS)
+@pytest.mark.parametrize("name", ["bias", "grammar"])
+def test_rows_that_go_their_own_pace_follow_the_joint_law(name, composition):
+    found = [p_value(name, *COMPOSITIONS[composition](), seed=seed, batch=2000, runs=1) for seed in range(2)]
+    assert min(found) > 1e-5 and max(found) > 1e-2, found
 
 
 # Broken on purpose.
@@ -298,7 +313,7 @@ def test_broken_processing_is_caught_by_its_calls(how, monkeypatch):
     assert not same
 
 
-def test_drafts_that_do_not_count_are_caught_by_the_law(monkeypatch):
-    monkeypatch.setitem(globals(), "RUNS", 60)
+@pytest.mark.parametrize("composition", ["branching, recursive", "chain, exact"])
+def test_drafts_that_do_not_count_are_caught_by_the_law(composition, monkeypatch):
     broken(monkeypatch, "text of the root")
-    assert p_value("watermark", *COMPOSITIONS["branching, recursive"]()) < 1e-6
+    assert p_value("bias", *COMPOSITIONS[composition](), batch=2000, runs=1) < 1e-6

@@ -56,8 +56,8 @@ def check_arguments(config: Any, model_kwargs: Mapping[str, Any], ids: Tensor, g
     unknown = [name for name, value in model_kwargs.items() if value is not None and name not in UNDERSTOOD]
     if unknown:
         raise VistokError(
-            f"speculation reads the prompt's tokens alone and would ignore {', '.join(sorted(unknown))}: leave it out, or "
-            "decode without speculation."
+            f"speculation reads the prompt's tokens alone and would ignore {', '.join(sorted(unknown))}: leave it out, "
+            "or decode without speculation."
         )
     cache = given_cache(model_kwargs)
     if cache is not None and int(cache.get_seq_length()) > 0:
@@ -65,8 +65,8 @@ def check_arguments(config: Any, model_kwargs: Mapping[str, Any], ids: Tensor, g
     modes = [name for name in MODES if _asked(config, name)]
     if modes:
         raise VistokError(
-            f"{modes[0]} chooses another way to decode, which speculation would ignore: leave it out, or decode without "
-            "speculation."
+            f"{modes[0]} chooses another way to decode, which speculation would ignore: leave it out, or decode "
+            "without speculation."
         )
     if getattr(config, "cache_implementation", None) in CACHES:
         raise VistokError(

@@ -1,9 +1,9 @@
 """Logits processors of transformers in the draft-verify loop.
 
-They are called along the path that a verifier takes, with real text only: the root first, then the child that was drawn,
-and so on. A processor that is a function of each row's own text is called for the rows that ask; any other one (it may
-remember, or look at the whole batch) gets exactly the calls of plain ``generate``: one a token, the whole batch, texts of
-one length, for which all sequences of a batch decide equally many tokens in a step.
+They are called along the path that a verifier takes, with real text only: the root first, then the child that was
+drawn, and so on. A processor that is a function of each row's own text is called for the rows that ask; any other one
+(it may remember, or look at the whole batch) gets exactly the calls of plain ``generate``: one a token, the whole
+batch, texts of one length, for which all sequences of a batch decide equally many tokens in a step.
 """
 
 from __future__ import annotations

@@ -160,8 +160,8 @@ def generate(
         model: a causal LM loaded by transformers.
         inputs: prompt ids [B, L], or what its tokenizer returned.
         drafter, verifier, streamer, tokenizer, stopping: see ``Speculation``.
-        options: of ``model.generate``, e.g. ``max_new_tokens``, ``do_sample`` and ``stop_strings``; a ``temperature`` of
-            0 decodes greedily.
+        options: of ``model.generate``, e.g. ``max_new_tokens``, ``do_sample`` and ``stop_strings``; a ``temperature``
+            of 0 decodes greedily.
 
     Raises:
         VistokError: drafter and verifier do not go together, the model or a prompt does not fit, or an option is not

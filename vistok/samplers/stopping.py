@@ -1,7 +1,7 @@
 """Where text ends, and who is told of it: stopping criteria and streamers of transformers in the draft-verify loop.
 
-A step decides several tokens. Criteria are asked behind each of them in turn, as plain ``generate`` asks, and everything
-behind the first that stops is cut. Streamers get each column of tokens as soon as all sequences have decided it.
+A step decides several tokens. Criteria are asked behind each of them in turn, as plain ``generate`` asks, and
+everything behind the first that stops is cut. Streamers get each column of tokens as soon as all sequences have it.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Constrained:
         mask = self.constraint.allowed(self._state(text)).to(scores.device)
         if not bool(mask.any()):
             raise VistokError(
-                f"{type(self.constraint).__name__} allows no token behind {list(text)}: let it allow the end token there."
+                f"{type(self.constraint).__name__} allows no token behind {list(text)}: let it allow the end token."
             )
         return mask
 

@@ -148,8 +148,9 @@ def same_tokenizer(drafter: DraftModel, target: nn.Module, tokenizer: Any | None
             )
     elif sizes[0] != sizes[1]:
         warnings.warn(
-            f"the draft model has {sizes[0]} tokens and the target {sizes[1]}, and nothing tells whether that is padding "
-            "of one tokenizer: pass DraftModel(tokenizer=...) and Speculation(tokenizer=...) to have them compared.",
+            f"the draft model has {sizes[0]} tokens and the target {sizes[1]}, and nothing tells whether that is "
+            "padding of one tokenizer: pass DraftModel(tokenizer=...) and Speculation(tokenizer=...) to have them "
+            "compared.",
             stacklevel=2,
         )
 

@@ -43,8 +43,8 @@ def layer_windows(config: Any) -> dict[str, tuple[str, int | None]] | None:
 def windowed(mask: Tensor, shape: str, size: int | None) -> Tensor:
     """The part of a mask that a kind of layer sees.
 
-    The columns that a row sees are the tokens of its own text in their order, so positions are counted among them: draft
-    nodes on other branches do not count.
+    The columns that a row sees are the tokens of its own text in their order, so positions are counted among them:
+    draft nodes on other branches do not count.
 
     Args:
         mask: bool [B, T, M], a row's last visible column is the row itself.
@@ -67,7 +67,7 @@ class CachedLM:
         length: most rows of a sequence: prompt, new tokens and the widest tree.
         features: keep the final features of each call's rows.
         end: positions from here on do not exist in any text, so rows of drafts that reach there stay in front of it.
-        backbone: takes ``inputs_embeds`` and returns ``last_hidden_state``, e.g. the text model within a multimodal one.
+        backbone: takes ``inputs_embeds`` and gives ``last_hidden_state``, e.g. the text model within a multimodal one.
         embed: tokens [B, T] to the backbone's input; the model's own table if None.
         head: the backbone's output to logits; the model's own output layer if None.
         offset: what a sequence's positions are ahead of its rows, [B, 1] (a picture takes fewer positions than rows).
@@ -165,16 +165,27 @@ class CachedLM:
             return self.head(hidden if keep is None else hidden[:, keep])
         if keep is not None and self._keeps_logits:
             arguments["logits_to_keep"] = keep
-        hook = self.model.get_decoder().register_forward_hook(self._remember) if self.features else None
+        if self.features:
+            logits = self._with_features(tokens, arguments)
+        else:
+            logits = self.model(input_ids=tokens, **arguments).logits
+        return logits[:, keep] if keep is not None and not self._keeps_logits else logits
+
+    def _with_features(self, tokens: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """Run the model and keep what its decoder gives, without the features of all other layers where possible."""
+        decoder = self.model.get_decoder()
+        if decoder is self.model:
+            output = self.model(input_ids=tokens, **arguments, output_hidden_states=True)
+            self.hidden = output.hidden_states[-1]
+            return output.logits
+        found: list[Tensor] = []
+        hook = decoder.register_forward_hook(lambda module, inputs, output: found.append(output[0]))
         try:
             logits = self.model(input_ids=tokens, **arguments).logits
         finally:
-            if hook is not None:
-                hook.remove()
-        return logits[:, keep] if keep is not None and not self._keeps_logits else logits
-
-    def _remember(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.hidden = output[0]
+            hook.remove()
+        self.hidden = found[0]
+        return logits
 
     def _mask(self, mask: Tensor) -> Tensor:
         mask = mask[:, None]

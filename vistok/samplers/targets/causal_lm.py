@@ -84,7 +84,7 @@ class TextTarget:
         self.lm = CachedLM(model, end + nodes, features or reader is not None, end=end)
 
     def prefill(self) -> Scores:
-        """Logits behind the prompt, [B, 1, V]; features, where wanted, of all L tokens like ``Prompt.flush``, [B, L, D]."""
+        """Logits behind the prompt [B, 1, V]; features, where wanted, of all tokens of ``Prompt.flush``, [B, L, D]."""
         prompt = self.prompt
         logits, hidden = self.lm.read(prompt.flush, prompt.count), self.lm.hidden
         if self.reader is not None:

@@ -1,7 +1,7 @@
 """Which transformers models token trees can be checked against: asked before a cache is allocated.
 
-What a config says is refused in its own sentence. Of the rest, the model itself is asked: a tree of four nodes must give
-the logits that its plain forward gives for the same texts. That settles it for classes that nobody listed.
+What a config says is refused in its own sentence. Of the rest, the model itself is asked: a tree of four nodes must
+give the logits that its plain forward gives for the same texts. That settles it for classes that nobody listed.
 """
 
 from __future__ import annotations
@@ -70,15 +70,18 @@ def learned_positions(model: nn.Module) -> int | None:
 
 def _by_config(model: nn.Module, config: Any) -> str | None:
     parameters = inspect.signature(model.forward).parameters
-    if getattr(model, "_is_stateful", False) or not {"cache", "past_key_values"} & set(parameters):
+    if getattr(model, "_is_stateful", False):
         return "it keeps a state instead of the keys and values of every token, and a state has no branches"
+    if not {"cache", "past_key_values"} & set(parameters):
+        return "its forward takes no cache of keys and values"
     if layer_windows(config) is None:
         kinds = sorted(set(config.layer_types) - {"full_attention", "sliding_attention", "chunked_attention"})
         return f"it has layers of the kind {', '.join(kinds)}, which are no attention over rows"
-    if getattr(config, "alibi", False) or "position_ids" not in parameters:
-        return (
-            "its attention counts the rows between tokens (ALiBi) and takes no position_ids, but branches lie in a row"
-        )
+    attention = getattr(config, "attn_config", None)
+    if getattr(config, "alibi", False) or getattr(attention, "alibi", False) or config.model_type == "bloom":
+        return "its attention counts the rows between two tokens (ALiBi), and rows of other branches lie between them"
+    if "position_ids" not in parameters:
+        return "its forward takes no position_ids, so that every row would be a later token than the one before"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The package's KV cache as transformers' models see it: a ``Cache`` whose rows are written in place and kept by path."""
+"""The package's KV cache as transformers' models see it: a ``Cache`` whose rows are kept by accepted paths."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from vistok.samplers.noise import ACCEPT, RESIDUAL
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 State = tuple[Tensor, ...]
-# Nodes [B], one of each tree, to the target's laws behind them [B, V]; node -1 asks nothing, and its row may be anything.
+# Nodes [B], one of each tree, to the target's laws behind them [B, V]; node -1 asks nothing: its row may be anything.
 Laws = Callable[[Tensor], Tensor]
 # The level of a path, tokens [B] there, which trees asked for one and which accepted theirs, bool [B]: to those that
 # decide the token without a look behind it, see ``Run.halts``.
