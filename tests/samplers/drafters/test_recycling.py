@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.samplers.tiny import prompt, tiny
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
-from vistok.samplers import Autoregressive, Noise, Recycling, SamplingParams, TokenRecycling
+from vistok.samplers import Autoregressive, Noise, Recycling, SamplingParams, TokenRecycling, generate
+from vistok.samplers.targets import causal_lm
+from vistok.samplers.targets.support import check_model
 
 
 def test_the_last_of_equal_tokens_renews_the_matrix():
@@ -16,6 +19,40 @@ def test_the_last_of_equal_tokens_renews_the_matrix():
     logits = torch.eye(5)[[0, 1, 2]] + torch.eye(5)[[4, 4, 4]] * 0.5
     drafter.renew(torch.tensor([3, 1, 3]), logits)
     assert drafter.adjacency.tolist() == [[0, 0], [1, 4], [0, 0], [2, 4], [0, 0]]
+
+
+def test_a_prompt_is_read_in_pieces_of_bounded_size(monkeypatch):
+    """Logits of a whole prompt never lie in memory, also not those of a ragged batch of prompts."""
+    monkeypatch.setattr(causal_lm, "PIECE", 23 * 5)
+    monkeypatch.setattr(causal_lm, "LEAST", 1)
+    pieces, widest = [], []
+
+    class Watched(TokenRecycling):
+        def read(self, tokens, logits):
+            pieces.append((tokens, logits))
+            super().read(tokens, logits)
+
+    network = tiny()
+    check_model(network, 1)  # its trial is over before anything is counted
+    hook = network.lm_head.register_forward_hook(lambda module, inputs, output: widest.append(output.shape[1]))
+    mask = torch.tensor([[0] * 9 + [1] * 31, [1] * 40])
+    inputs = {"input_ids": prompt(2, 40) * mask, "attention_mask": mask}
+    try:
+        drafter = Watched(((0,), (1,)))
+        generate(network, inputs, drafter, max_new_tokens=1, do_sample=False, pad_token_id=0)
+        assert widest[0] == 2  # the last rows of either prompt
+    finally:
+        hook.remove()
+    assert max(len(tokens) for tokens, _ in pieces) == 5
+    tokens, logits = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    assert len(tokens) == 71
+    position = (mask.cumsum(1) - 1).clamp(min=0)
+    whole = network(input_ids=inputs["input_ids"], attention_mask=mask, position_ids=position).logits
+    real = torch.cat([whole[row, -n:] for row, n in enumerate((31, 40))])
+    assert torch.allclose(logits, real, atol=1e-8)
+    for token in set(tokens.tolist()):
+        last = (tokens == token).nonzero()[-1, 0]
+        assert drafter.adjacency[token].tolist() == real[last].topk(2).indices.tolist()
 
 
 @pytest.fixture(scope="module")
