@@ -59,6 +59,12 @@ def windowed(mask: Tensor, shape: str, size: int | None) -> Tensor:
     return mask & near
 
 
+def text_model(model: nn.Module) -> nn.Module:
+    """The text model within a causal LM; the whole where it has none (some classes call an output layer their decoder)."""
+    decoder = model.get_decoder()
+    return decoder if hasattr(decoder, "config") else model
+
+
 class CachedLM:
     """A causal LM and the cache of a batch.
 
@@ -173,7 +179,7 @@ class CachedLM:
 
     def _with_features(self, tokens: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Run the model and keep what its decoder gives, without the features of all other layers where possible."""
-        decoder = self.model.get_decoder()
+        decoder = text_model(self.model)
         if decoder is self.model:
             output = self.model(input_ids=tokens, **arguments, output_hidden_states=True)
             self.hidden = output.hidden_states[-1]

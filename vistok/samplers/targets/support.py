@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from vistok.errors import VistokError
-from vistok.samplers.targets.cached_lm import CachedLM, layer_windows
+from vistok.samplers.targets.cached_lm import CachedLM, layer_windows, text_model
 
 ATTENTION = ("sdpa", "eager")
 PREFIX = 6  # tokens in front of the tree that is tried
@@ -60,8 +60,8 @@ def check_model(model: nn.Module, length: int) -> None:
 
 def learned_positions(model: nn.Module) -> int | None:
     """Rows of the model's table of positions; None where positions are computed."""
-    decoder, words = model.get_decoder(), model.get_input_embeddings()
-    for name, module in decoder.named_modules():
+    words = model.get_input_embeddings()
+    for name, module in text_model(model).named_modules():
         leaf = name.rpartition(".")[2]
         if isinstance(module, nn.Embedding) and module is not words and ("pos" in leaf or leaf == "wpe"):
             return module.num_embeddings - getattr(module, "offset", 0)
