@@ -157,6 +157,17 @@ def test_all_learned_positions_may_be_used_and_no_more(name):
         generate(model, torch.arange(20)[None] + 5, PromptLookup(), max_new_tokens=21, do_sample=False)
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotations_that_change_within_a_text_are_refused(kind):
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 30}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    model = build("llama", rope_parameters=rope, max_position_embeddings=120 if kind == "longrope" else 30)
+    assert_same(model, length=10)
+    with pytest.raises(VistokError, match=rf"{kind}\) beyond 30 tokens, .* shorten max_new_tokens"):
+        generate(model, torch.arange(20)[None] + 5, PromptLookup(), max_new_tokens=11, do_sample=False)
+
+
 def test_a_draft_model_may_have_fewer_positions_than_the_target():
     target = build("gpt2", n_positions=60)
     assert_same(target, [DraftModel(build("gpt2", n_positions=30), Chain(4))], 38)
