@@ -90,9 +90,9 @@ def reference_resample(
 ) -> tuple[Tensor, int, int]:
     """Replacements of rejected tokens by the published loop, many of its rounds at a time.
 
-    Every token of the window gets proposals, accepted ones too, and takes its last one that is kept; the rounds end when
-    each token has had one, for which a token that both models agree on may wait in vain. Where the published code leaves
-    a token at zero after the last round, it takes ``fallback``.
+    Every token of the window gets proposals, accepted ones too, and takes its last one that is kept; the rounds end
+    when each token has had one, for which a token that both models agree on may wait in vain. Where the published code
+    leaves a token at zero after the last round, it takes ``fallback``.
 
     Args:
         draft, target: last steps of N tokens.
