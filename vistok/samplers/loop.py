@@ -336,7 +336,7 @@ def check_composition(drafter: Drafter, verifier: Verifier) -> None:
 
 
 @torch.inference_mode()
-def generate(
+def decode(
     target: Target,
     drafter: Drafter,
     verifier: Verifier,
