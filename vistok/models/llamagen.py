@@ -11,6 +11,7 @@ log(visible tokens). Cached decoding uses this exactly: the whole prefix costs o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -249,6 +250,7 @@ class LlamaGen(Pretrained, nn.Module):
     config_class = LlamaGenConfig
     presets = PRESETS
     dropped_keys = DROPPED_KEYS
+    published_entries: ClassVar = {"max_batch_size": None, "max_seq_len": None}  # of the reference's TransformerHF
 
     def __init__(self, config: LlamaGenConfig):
         super().__init__()
