@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vistok.data.captions import clean_caption
 from vistok.errors import VistokError
 from vistok.progress import quiet_transformers
-from vistok.zoo.transformers import load_model, load_tokenizer
+from vistok.zoo.transformers import load_model, load_text_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5EncoderModel
@@ -121,7 +121,7 @@ class TextEncoder(nn.Module):
         encoder = load_model(name, T5EncoderModel, "T5 text encoder", dtype=dtype).requires_grad_(True)
         config = encoder.config
         length = getattr(config, "caption_length", CAPTION_LENGTH)
-        return cls(encoder, load_tokenizer(name), length, getattr(config, "clean_captions", True))
+        return cls(encoder, load_text_tokenizer(name), length, getattr(config, "clean_captions", True))
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write encoder, configuration and tokenizer to a folder that ``from_pretrained`` reads."""

@@ -31,7 +31,7 @@ def load_causal_lm(
     from transformers import AutoModelForCausalLM
 
     model = load_model(name, AutoModelForCausalLM, "causal LM", device, dtype)
-    return model, load_tokenizer(name, padding_side="left")
+    return model, load_text_tokenizer(name, padding_side="left")
 
 
 def load_image_text(
@@ -51,7 +51,7 @@ def load_image_text(
     return model, processor
 
 
-def load_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
+def load_text_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
     """Returns the tokenizer that lies beside a model; options are those of transformers.
 
     Raises:
