@@ -43,10 +43,11 @@ def is_folder_target(path: str | Path, suffixes: Collection[str] = IMAGE_SUFFIXE
         return True
     if suffix in suffixes:
         return False
+    known = [each for each in (".png", ".jpg", ".webp") if each in suffixes] or sorted(suffixes)
     if _OTHER_FILES.fullmatch(suffix) or path.is_file():
         raise VistokError(
             f"'{path}' cannot be written as a {suffix or 'file without a suffix'}: end the name in "
-            f"{' or '.join(sorted(suffixes)[:6])}, or name a folder."
+            f"{' or '.join(known)}, or name a folder."
         )
     return True
 

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vistok.data.decode import to_rgb
 from vistok.data.folders import list_files
 from vistok.errors import VistokError
 from vistok.files import IMAGE_SUFFIXES, atomic_path
@@ -79,8 +80,8 @@ def ten_crop(image: Image.Image, size: int, enlarge: float = 1.1) -> tuple[Image
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """RGB picture -> float32 [3, H, W] in [-1, 1]."""
-    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    """Picture -> float32 [3, H, W] in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
     return pixels.float().div(255).sub(0.5).div(0.5)
 
 
@@ -112,15 +113,23 @@ def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2
     return sheet
 
 
-def load_image(path: str | Path) -> Image.Image:
-    """Read a picture as RGB, decoded in full.
+def load_image(path: str | Path, turn: bool = True, blend: bool = True) -> Image.Image:
+    """Reads a picture as RGB, decoded in full, as :mod:`vistok.data.decode` says.
+
+    Args:
+        path: of the file.
+        turn: apply the EXIF orientation.
+        blend: blend transparency over white.
 
     Raises:
         VistokError: there is no such file, or it is not a picture that can be read.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            image.load()
+            return to_rgb(image, turn, blend, f"'{path}'")
+    except VistokError:
+        raise
     except FileNotFoundError as error:
         raise VistokError(f"there is no image '{path}'") from error
     except (IsADirectoryError, PermissionError) as error:

@@ -16,6 +16,7 @@ from vistok.data.folders import list_files
 from vistok.data.images import READABLE_SUFFIXES, center_crop, load_image, save_image, to_pil, to_tensor
 from vistok.data.vtok import SUFFIX, TokenFile, read_vtok, write_vtok
 from vistok.errors import VistokError
+from vistok.files import is_folder_target
 from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.load import LoadedTokenizer
 from vistok.tokenizers.search import fewest_tokens
@@ -51,7 +52,8 @@ def pair_paths(inputs: list[Path], out: Path | None, suffixes: frozenset[str], s
 
     Args:
         inputs: files, and folders whose files are taken at any depth.
-        out: a file for one file, else a folder that keeps the inputs' structure; beside the inputs if None.
+        out: a file for one file, else a folder that keeps the inputs' structure (see ``is_folder_target``); beside the
+            inputs if None.
         suffixes: of the files that are taken from folders.
         suffix: of the outputs.
 
@@ -69,9 +71,9 @@ def pair_paths(inputs: list[Path], out: Path | None, suffixes: frozenset[str], s
                 raise VistokError(f"the folder '{given}' holds no file that ends in {' '.join(sorted(suffixes))}.")
         root = given if given.is_dir() else given.parent
         pairs += [(path, ((out or root) / path.relative_to(root)).with_suffix(suffix)) for path in files]
-    if out is not None and len(inputs) == 1 and not inputs[0].is_dir() and not out.is_dir() and out.suffix:
-        return [(inputs[0], out)]
-    if out is not None and out.suffix and not out.is_dir():
+    if out is not None and not is_folder_target(out, IMAGE_SUFFIXES if suffix in IMAGE_SUFFIXES else {suffix}):
+        if len(inputs) == 1 and not inputs[0].is_dir():
+            return [(inputs[0], out)]
         raise VistokError(f"'{out}' is one file for {len(pairs)} results: name a folder.")
     seen: dict[Path, Path] = {}
     for source, target in pairs:

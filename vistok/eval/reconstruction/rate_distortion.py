@@ -23,6 +23,7 @@ from vistok.errors import VistokError
 from vistok.eval.plots import new_figure
 from vistok.eval.reconstruction.metrics import quantise, reconstruction_quality
 from vistok.files import atomic_path
+from vistok.ops.noise import check_seed
 from vistok.tokenizers.interface import Tokenizer
 
 CODECS = {"jpeg": "JPEG", "webp": "WEBP"}  # what the plot calls them: what Pillow does
@@ -122,7 +123,7 @@ def quality_by_tokens(
         on_tokens(tokens)
         for length in lengths:
             if seed is not None:
-                decoding["generator"] = torch.Generator().manual_seed(seed)
+                decoding["generator"] = torch.Generator().manual_seed(check_seed(seed))
             outputs = tokenizer.decode(tokens, length, **decoding)
             on_outputs(length, outputs)
             means[length].update(images, outputs)
