@@ -19,8 +19,8 @@ from vistok.tokenizers.load import load_tokenizer
 from vistok.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from vistok.train.recipe import Optimization, Recipe
 from vistok.train.tasks import build_task
-from vistok.train.tasks.flextok import right_class
-from vistok.train.tasks.tokenflow import object_cells
+from vistok.train.tasks.scenes.flextok import right_class
+from vistok.train.tasks.scenes.probes import object_cells
 from vistok.train.trainer import Trainer
 
 SHORT = {"steps": 2, "log_every": 1, "save_every": 1, "optimization": Optimization(lr=1e-3, muon_lr=1e-3, warmup=1)}

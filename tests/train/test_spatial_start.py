@@ -14,8 +14,8 @@ from vistok.tokenizers.flextok import FlexTok
 from vistok.tokenizers.flextok_config import FlexTokConfig
 from vistok.tokenizers.titok import TiTok
 from vistok.tokenizers.titok_config import TiTokConfig
-from vistok.train.tasks import flextok, one_d_piece
-from vistok.train.tasks.spatial_start import (
+from vistok.train.tasks.starts import flextok, one_d_piece
+from vistok.train.tasks.starts.spatial import (
     dithering_order,
     fit_by_least_squares,
     whiten_positions,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from vistok.errors import VistokError
@@ -68,6 +68,21 @@ def check_agreement(config: Any, entries: Mapping[str, Any], where: str, free: t
                 f"{_path(where, name)} is {entries[name]!r}, but the weights that 'init' names have {shape[name]!r}: "
                 "leave the entry out, or start from nothing."
             )
+
+
+@dataclass(frozen=True)
+class NoEntries:
+    """A section that must be empty."""
+
+
+def check_entries(entries: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """Refuse entries of a section that is handed on to a configuration of transformers, which would take any.
+
+    Raises:
+        VistokError: an entry is not known.
+    """
+    if unknown := [name for name in entries if name not in known]:
+        raise VistokError(_unknown(f"'{where}'", str(unknown[0]), list(known)))
 
 
 def _path(where: str, name: str) -> str:

@@ -35,7 +35,7 @@ class Task(Protocol):
         """Rows of the batch of a step, a pure function of both."""
 
     def after_step(self, step: int) -> None:
-        """Whatever must happen between steps (codebook revival)."""
+        """Do what must happen between steps, such as reviving codes; by default nothing."""
 
     def evaluate(self) -> dict[str, float]:
         """Held-out metrics of the current weights of ``model``."""

@@ -20,7 +20,15 @@ GENEVAL_CEILING = 1_000_004
 REFERENCE = 2_000_003
 """The world whose pictures are the reference set of Frechet distances between samplers."""
 
-HELD_OUT_SPLITS = {"HELD_OUT": HELD_OUT, "GENEVAL_CEILING": GENEVAL_CEILING, "REFERENCE": REFERENCE}
+PROBES = 1_000_033
+"""The world that linear probes learn on before they are measured on ``HELD_OUT``."""
+
+HELD_OUT_SPLITS = {
+    "HELD_OUT": HELD_OUT,
+    "GENEVAL_CEILING": GENEVAL_CEILING,
+    "REFERENCE": REFERENCE,
+    "PROBES": PROBES,
+}
 
 CHUNK = 512  # scenes that are composed at a time; about a fifth of them have one object
 
