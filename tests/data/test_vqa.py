@@ -45,7 +45,7 @@ SMALL = {
 
 
 def recipe(**data) -> Recipe:
-    data = {"seed": 1, "questions": 3, "eval_scenes": 64} | data
+    data = {"seed": 1, "questions": 3, "eval_pictures": 64} | data
     return Recipe(name="small", task="vqa", steps=1, batch_size=2, model=SMALL, data=data)
 
 

@@ -33,7 +33,7 @@ def start(tmp_path_factory):
 
 
 def build(kind: str, start: str):
-    data = {"seed": 1, "questions": 2, "eval_scenes": 64}
+    data = {"seed": 1, "questions": 2, "eval_pictures": 64}
     task = build_task(
         Recipe(name="small", task=kind, steps=1, batch_size=2, model=KINDS[kind][0], data=data, init={"llava": start})
     )

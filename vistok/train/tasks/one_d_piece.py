@@ -160,7 +160,7 @@ class OneDPieceTask(PictureTask):
         torch.manual_seed(recipe.seed)
         if init.tokenizer is not None:
             self.tokenizer = TiTok.from_pretrained(init.tokenizer)
-            check_agreement(self.tokenizer.config, recipe.model, "model")
+            check_agreement(self.tokenizer.config, recipe.model, "model", free=("pixel_decoder",))
         else:
             self.tokenizer = TiTok(read_options(TiTokConfig, recipe.model, "model"))
         self.source = open_source(self.data, self.tokenizer.config.image_size)

@@ -13,7 +13,6 @@ from vistok.data.scenes.language import Statement
 from vistok.errors import VistokError, unknown_name
 from vistok.models.llamagen import LlamaGen
 from vistok.models.text_encoder import TextEncoder
-from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw, ScenesSource
 from vistok.train.tasks.llamagen import LlamaGenData, LlamaGenObjective, LlamaGenTask, captioned_states
 from vistok.train.tasks.scenes.captions import facts
@@ -100,8 +99,10 @@ class SupervisedLlamaGen(LlamaGenObjective):
 
 
 def choose_binding(said: list[Statement], count: int) -> list[int]:
-    """Return the numbers of the first ``count`` statements that can be made untrue, binding a colour or a place to one of
-    two groups; of all that cannot; and of the others."""
+    """Return the numbers of statements: ``count`` that can be made untrue, all that cannot, and the others.
+
+    A statement can be made untrue if it binds a colour or a place to one of two groups.
+    """
     binding = [untrue(s) is not None for s in said]
     bound = [i for i, binds in enumerate(binding) if binds]
     return bound[:count] + [i for i, binds in enumerate(binding) if not binds] + bound[count:]
@@ -112,22 +113,20 @@ class SupervisedLlamaGenTask(LlamaGenTask):
 
     data_class = SupervisedLlamaGenData
 
-    def __init__(self, recipe: Recipe):
-        super().__init__(recipe)
-        self.binding = round(self.data.binding * recipe.batch_size)  # captions of a batch
-        self.drawn = recipe.batch_size * (2 if self.binding else 1)  # scenes for a batch
-        if len(self.source) % self.drawn:
-            raise VistokError(
-                f"'data.pictures' ({len(self.source)}) must be a multiple of the {self.drawn} drawn for a batch."
-            )
-
     def objective(self, gpt: LlamaGen, text: TextEncoder | None) -> SupervisedLlamaGen:
         if text is None:
             raise VistokError("'data.supervision' is about captions: leave it out, or train a generator of captions.")
         if strange := [name for name in self.data.supervision if name not in TERMS]:
             raise unknown_name("term of 'data.supervision'", strange[0], list(TERMS))
+        self.binding = round(self.data.binding * self.recipe.batch_size)  # captions of a batch
+        self.drawn = self.recipe.batch_size * (2 if self.binding else 1)  # scenes for a batch
+        if len(self.source) % self.drawn:
+            raise VistokError(
+                f"'data.pictures' ({len(self.source)}) must be a multiple of the {self.drawn} drawn for a batch."
+            )
         scenes = sample_scenes(COUNTED, self.data.seed)
-        codes = self.vq.encode(render(scenes, self.data.size)).flatten(1)
+        with torch.no_grad():
+            codes = torch.cat([self.vq.encode(part) for part in render(scenes, self.data.size).split(64)]).flatten(1)
         colours = code_colours(codes, plan(scenes, gpt.config.grid).cells, gpt.config.vocab_size)
         return SupervisedLlamaGen(gpt, text, colours, self.data.supervision)
 
