@@ -44,15 +44,9 @@ def test_a_wrong_type_is_refused(name):
         build_task(replace(recipe, data=recipe.data | {"size": "large"}))
 
 
-@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("task", sorted(set(TASKS) - {"one-d-piece"}))  # which has the published shape
 def test_what_a_task_needs_is_told(task):
-    if task in ("scenes-features",):
-        needed = "seed"
-    elif task in ("kl", "tokenflow", "eagle", "vqa", "llamagen", "mar", "vq", "text", "captions"):
-        needed = "lacks the entries"
-    else:
-        needed = "init|data|lacks"
-    with pytest.raises(VistokError, match=needed):
+    with pytest.raises(VistokError, match=r"lacks the entries|init\.kl"):
         build_task(Recipe(name="x", task=task, steps=1, batch_size=2))
 
 
@@ -64,7 +58,7 @@ def test_supervision_of_another_shape_is_refused(name):
             build_task(replace(recipe, data=recipe.data | {"supervision": wrong}))
 
 
-@pytest.mark.parametrize("name", ["vq-mini", "flextok-mini", "mar-mini", "llamagen-mini"])
+@pytest.mark.parametrize("name", ["vq-mini", "flextok-mini", "mar-mini", "llamagen-flextok-mini"])
 def test_a_recipe_with_the_older_names_of_entries_trains_the_same(name):
     recipe = tiny(name)
     was = {"pictures": "scenes", "eval_pictures": "eval_scenes", "anchor_pictures": "anchor_scenes"}
@@ -84,7 +78,7 @@ def test_weights_that_a_run_goes_on_from_must_have_the_shape_of_the_recipe():
 def test_pictures_of_another_size_than_the_weights_are_refused(size):
     for name in ("llamagen-mini", "mar-mini"):
         recipe = tiny(name)
-        with pytest.raises(VistokError, match="block_size|img_size"):
+        with pytest.raises(VistokError, match=r"block_size|img_size"):
             build_task(replace(recipe, model={}, data=recipe.data | {"size": size}))
 
 
@@ -137,10 +131,10 @@ def test_a_checkpoint_of_another_recipe_is_told(tmp_path):
     recipe = Recipe("mine", "vq", steps=1, batch_size=2, model=model, data=data | {"eval_pictures": 2})
     Trainer(recipe, build_task(recipe), tmp_path).train()
     wider = replace(recipe, model=model | {"codebook_size": 64})
-    with pytest.raises(VistokError, match="checkpoint.pt' is not of this recipe"):
+    with pytest.raises(VistokError, match=r"checkpoint\.pt' is not of this recipe"):
         Trainer(wider, build_task(wider), tmp_path)
     (tmp_path / "checkpoint.pt").write_bytes(b"half")
-    with pytest.raises(VistokError, match="checkpoint.pt' is not of this recipe"):
+    with pytest.raises(VistokError, match=r"checkpoint\.pt' is not of this recipe"):
         Trainer(recipe, build_task(recipe), tmp_path)
 
 
