@@ -50,7 +50,7 @@ def test_guidance_and_temperature_are_the_model_s_own_where_no_law_is_given(pipe
     assert torch.equal(told, default)
     folder, config = published
     monkeypatch.setitem(LlamaGen.presets, "tiny", config)
-    foreign = vistok.pipeline(checkpoint=folder / "gpt.pt", preset="tiny", vq=folder / "vq", device="cpu")
+    foreign = vistok.pipeline(checkpoint=folder / "gpt.pt", preset="tiny", tokenizer=folder / "vq", device="cpu")
     assert (
         foreign.sampling_params() == SamplingParams(GUIDANCE) != params
     )  # a file of other weights does not take the embedded model's
@@ -96,10 +96,12 @@ def published(tmp_path_factory):
 def test_class_models_load_from_files(published, monkeypatch):
     folder, config = published
     monkeypatch.setitem(LlamaGen.presets, "tiny", config)
-    pipe = vistok.pipeline(checkpoint=folder / "gpt.pt", preset="tiny", vq=folder / "vq", device="cpu")
+    pipe = vistok.pipeline(checkpoint=folder / "gpt.pt", preset="tiny", tokenizer=folder / "vq", device="cpu")
     out = pipe([3, 207], params=SamplingParams(guidance=4.0, top_k=20), seed=1)
     assert [image.size for image in out.images] == [(8, 8)] * 2
-    larger = vistok.pipeline(checkpoint=folder / "gpt.pt", preset="tiny", vq=folder / "vq", size=16, device="cpu")
+    larger = vistok.pipeline(
+        checkpoint=folder / "gpt.pt", preset="tiny", tokenizer=folder / "vq", size=16, device="cpu"
+    )
     assert larger(5).images[0].size == (16, 16)
     with pytest.raises(VistokError, match="knows classes 0 to 999"):
         pipe(1000)
@@ -115,8 +117,8 @@ def test_class_models_load_from_files(published, monkeypatch):
         ({"name": "lamagn"}, "did you mean"),
         ({"name": "vq-mini"}, "does not paint"),
         ({"size": 63}, "not a multiple of 4"),
-        ({"size": 128}, "paints 64x64 pictures"),
-        ({"vq": "nowhere/at/all"}, "no file or folder"),
+        ({"size": 128}, "draws 64x64 images"),
+        ({"tokenizer": "nowhere/at/all", "checkpoint": "llamagen-mini"}, "no file or folder"),
     ],
 )
 def test_bad_options_get_a_sentence(options, message):
@@ -175,3 +177,31 @@ def test_two_processes_killed_at_random_moments_paint_what_one_paints(published,
     assert len([name for name in files if name.endswith(".png")]) == 60
     for name in files:
         assert (shared / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["llamagen", "mar"])
+def test_a_saved_generator_keeps_what_its_card_tells(name, tmp_path):
+    """Guidance, temperature, the sampler's settings and the tokenizer: the same seed draws the same tokens."""
+    own = vistok.pipeline(name, device="cpu")
+    own.model.save_pretrained(tmp_path)
+    if own.text_encoder is not None:
+        own.text_encoder.save_pretrained(tmp_path / "text_encoder")
+    loaded = vistok.pipeline(checkpoint=tmp_path, device="cpu")
+    assert loaded.sampling_params() == own.sampling_params()
+    assert loaded.sampler() == own.sampler() and loaded.digest == own.digest
+
+
+def test_former_names_of_arguments_work_and_say_what_they_are_now(published, monkeypatch):
+    folder, config = published
+    monkeypatch.setitem(LlamaGen.presets, "tiny", config)
+    with pytest.warns(FutureWarning, match="tokenizer="):
+        pipe = vistok.pipeline(checkpoint=folder / "gpt.pt", preset="tiny", vq=folder / "vq", device="cpu")
+    params = SamplingParams(top_k=3)
+    with pytest.warns(FutureWarning, match="params="):
+        former = pipe(3, law=params).tokens
+    assert torch.equal(former, pipe(3, params=params).tokens)
+    with pytest.warns(FutureWarning, match="tokenizer"):
+        assert pipe.vq is pipe.tokenizer
+    with pytest.warns(FutureWarning, match="SamplingParams"):
+        from vistok.samplers import Law
+    assert Law is SamplingParams

@@ -66,6 +66,12 @@ def card_of_file(path: str | Path) -> ModelCard | None:
     return found[0] if len(found) == 1 else None
 
 
+def card_of_folder(path: str | Path) -> ModelCard | None:
+    """The card that lies beside the weights of a folder, if there is one."""
+    folder = Path(path).expanduser()
+    return read_card(folder) if (folder / CARD_FILE).is_file() else None
+
+
 def _hub_names(card: ModelCard) -> list[str]:
     """What a user writes to fetch the files of a card: the bare repository where it holds one model and its shape."""
     if tuple(card.files) == (WHOLE_REPOSITORY,):

@@ -53,7 +53,7 @@ def mar(
     from vistok.progress import progress
 
     pipe = pipeline(model)
-    if not pipe.continuous or pipe.model.config.num_classes != NUM_CLASSES:
+    if pipe.family.name != "mar" or pipe.model.classes != NUM_CLASSES:
         raise VistokError(f"'{model}' is no MAR of the scenes' {NUM_CLASSES} classes, which this comparison needs.")
     small = MAR.from_pretrained(draft, prefer_ema=True)
     given = {"head_steps": head_steps, "spacing": spacing, "guidance_schedule": guidance_schedule}

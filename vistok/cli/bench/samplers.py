@@ -61,7 +61,7 @@ def samplers(
     pipe.check(prompts)
     params, painted = pipe.sampling_params(cfg, top_k=top_k or 0), expand(prompts, num)
     rows_fed = batch_size * (2 if params.guided else 1)
-    cost = forward_cost(pipe.model, rows_fed, repeats=20)
+    cost = forward_cost(pipe.model, params, batch_size, repeats=20)
     batches = -(-len(painted) // batch_size)
     with progress("bench", batches * len(contestants)) as advance:
         trials = run_trials(pipe, contestants, painted, params, seed, batch_size, advance)

@@ -266,5 +266,5 @@ class LlamaGenTask(PictureTask):
         if text is not None:
             text.half().save_pretrained(directory / "text_encoder")
         network = nn.ModuleList([gpt, *([] if text is None else [text])])
-        task, parts = "class-to-image" if text is None else "text-to-image", {"vq": self.init.vq}
+        task, parts = "class-to-image" if text is None else "text-to-image", {"tokenizer": self.init.vq}
         self.write_card(directory, network, task, "llamagen", metrics, steps, parts, "2406.06525")

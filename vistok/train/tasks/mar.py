@@ -207,7 +207,7 @@ class MARTask(PictureTask):
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the generator as an embedded model."""
         self.mar.save_pretrained(directory, torch.float16)
-        parts = {"vq": self.data.tokenizer or self.init.kl}
+        parts = {"tokenizer": self.data.tokenizer or self.init.kl}
         if self.init.teacher is not None:
             parts["target"] = self.init.teacher
         self.write_card(directory, self.mar, "class-to-image", "mar", metrics, steps, parts, "2406.11838")
