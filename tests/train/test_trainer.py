@@ -102,7 +102,7 @@ def test_a_run_writes_metrics_and_a_card(tmp_path):
 
 
 def test_a_run_learns(tmp_path):
-    recipe = replace(VQ, steps=60, eval_every=1000, save_every=1000, log_every=10)
+    recipe = replace(VQ, steps=40, eval_every=1000, save_every=1000, log_every=10)
     before = build_task(recipe).evaluate()["psnr"]
     after = Trainer(recipe, build_task(recipe), tmp_path).train()["psnr"]
     assert after > before + 3

@@ -15,7 +15,7 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def read_options(cls: type[T], entries: Any, where: str, given: Mapping[str, Any] | None = None) -> T:
-    """Return the dataclass ``cls`` with the entries of a recipe's section.
+    """Returns the dataclass ``cls`` with the entries of a recipe's section.
 
     A field whose metadata say ``was`` is also read under this older name, with a warning.
 

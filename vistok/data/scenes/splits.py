@@ -34,7 +34,7 @@ CHUNK = 512  # scenes that are composed at a time; about a fifth of them have on
 
 
 def check_training_seed(seed: int) -> int:
-    """Return the seed of a world that may be trained on.
+    """Returns the seed of a world that may be trained on.
 
     Raises:
         VistokError: the seed is not a whole number among ``TRAINING_SEEDS``.
@@ -48,7 +48,7 @@ def check_training_seed(seed: int) -> int:
 
 
 def single_object_scenes(seed: int, chunk: int) -> Scenes:
-    """Return those scenes of one chunk of ``CHUNK`` of a world that have exactly one object.
+    """Returns those scenes of one chunk of ``CHUNK`` of a world that have exactly one object.
 
     Args:
         seed: which world.

@@ -47,7 +47,7 @@ SUPERVISED = Registry(
 
 
 def build_task(recipe: Recipe) -> Task:
-    """Return the task that a recipe names; with ``data.supervision``, its variant that scenes' labels teach as well.
+    """Returns the task that a recipe names; with ``data.supervision``, its variant that scenes' labels teach as well.
 
     Raises:
         VistokError: unknown task, an entry that it does not know, or supervision of pictures that have no labels.

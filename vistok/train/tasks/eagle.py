@@ -155,7 +155,7 @@ class EagleTask(PictureTask):
 
     @torch.no_grad()
     def _extract(self, source: Source, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tokens and features of pictures."""
+        """Returns tokens and features of pictures."""
         device = next(self.model.parameters()).device
         for network in (self.vq, self.gpt, self.text):
             network.to(device)
@@ -165,7 +165,7 @@ class EagleTask(PictureTask):
             return tokens, target_features(self.gpt, tokens, condition, mask)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Return pictures in a new order in each pass; the first pass is in order and extracts them."""
+        """Returns pictures in a new order in each pass; the first pass is in order and extracts them."""
         epoch, start = divmod(step * self.recipe.batch_size, len(self.tokens))
         order = torch.arange(len(self.tokens))
         if epoch:
@@ -180,7 +180,7 @@ class EagleTask(PictureTask):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return how well held-out pictures are drafted; ``acceptance`` is that of one sampled draft."""
+        """Returns how well held-out pictures are drafted; ``acceptance`` is that of one sampled draft."""
         tokens, features = self._extract(self.source.held_out(), self.held_out_index())
         loss, metrics = self.model(features, tokens)
         return {"held_out_loss": float(loss)} | {f"held_out_{k}": float(v) for k, v in metrics.items()}

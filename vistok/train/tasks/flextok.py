@@ -84,7 +84,7 @@ class FlexTokObjective(nn.Module):
         self.anchor, self.anchor_weight = anchor, anchor_weight
 
     def measure(self, maps: Tensor, draws: FlowDraws):
-        """Return the training pass of latents [B, C, h, w], its loss, and the parts of this."""
+        """Returns the training pass of latents [B, C, h, w], its loss, and the parts of this."""
         out = self.tokenizer.training_pass(maps, draws)
         saturated = F.relu(out.latents.float().abs() - SATURATED).square().mean()
         loss, metrics = out.loss + self.saturation * saturated, {"flow": out.loss, "saturated": saturated}
@@ -94,7 +94,7 @@ class FlexTokObjective(nn.Module):
         return out, loss, metrics
 
     def forward(self, maps: Tensor, **draws: Tensor):
-        """Return the loss of latents [B, C, h, w] under draws, the fields of ``FlowDraws``, and its parts."""
+        """Returns the loss of latents [B, C, h, w] under draws, the fields of ``FlowDraws``, and its parts."""
         _, loss, metrics = self.measure(maps, FlowDraws(**draws))
         return loss, {name: x.detach() for name, x in metrics.items()}
 
@@ -141,7 +141,7 @@ class FlexTokTask(PictureTask):
         return tokenizer
 
     def objective(self, anchor: OrderedComponents | None) -> FlexTokObjective:
-        """Return what is trained."""
+        """Returns what is trained."""
         return FlexTokObjective(self.tokenizer, self.data.saturation, anchor, self.data.anchor or 0.0)
 
     @torch.no_grad()
@@ -150,11 +150,11 @@ class FlexTokTask(PictureTask):
         return self.tokenizer.maps(self.source.pictures(index).to(device))
 
     def labels(self, draw: Draw) -> dict[str, Tensor]:
-        """Return what the objective is told of pictures beside their latents."""
+        """Returns what the objective is told of pictures beside their latents."""
         return {}
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Return latents, pass after pass, with new noise, times and lengths in each."""
+        """Returns latents, pass after pass, with new noise, times and lengths in each."""
         size = self.recipe.batch_size
         draw = self.source.draw(step * size + rows.start, rows.stop - rows.start)
         draws = self.tokenizer.draw(size, torch.Generator().manual_seed(derive_seed(self.data.seed, step)))
@@ -163,7 +163,7 @@ class FlexTokTask(PictureTask):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return PSNR in dB of held-out pictures at few, some and all tokens, and usage of codes."""
+        """Returns PSNR in dB of held-out pictures at few, some and all tokens, and usage of codes."""
         usage = CodebookUsage(self.tokenizer.regularizer.size)
         device = next(self.tokenizer.parameters()).device
         registers = self.tokenizer.config.registers

@@ -119,7 +119,7 @@ class KLTask(PictureTask):
         return autoencoder_from_vq(vq, z_channels, self.first_pictures(FITTED))
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Return pictures."""
+        """Returns pictures."""
         return {"images": self.draw_pictures(step, rows).contiguous(memory_format=torch.channels_last)}
 
     def _posteriors(self) -> Iterator[tuple[Tensor, Posterior]]:
@@ -130,7 +130,7 @@ class KLTask(PictureTask):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return PSNR in dB of the means and of samples (clamped to [-1, 1]), nats and spread of a latent."""
+        """Returns PSNR in dB of the means and of samples (clamped to [-1, 1]), nats and spread of a latent."""
         psnr, drawn, kl, latents = [], [], [], []
         for images, posterior in self._posteriors():
             for values, z in ((psnr, posterior.mean), (drawn, posterior.sample())):

@@ -66,7 +66,7 @@ def captioned_states(
     tokens: Tensor,
     dropped: Tensor | None = None,
 ) -> list[Tensor]:
-    """Return states of a generator after each layer that tokens [B, N] are predicted from, given tokenized captions.
+    """Returns states of a generator after each layer that tokens [B, N] are predicted from, given tokenized captions.
 
     In training, the captions of the pictures ``dropped``, bool [B], are; the generator draws them if None.
     """
@@ -87,7 +87,7 @@ class LlamaGenObjective(nn.Module):
         self.gpt, self.text_encoder = gpt, text
 
     def states(self, tokens: Tensor, **condition: Tensor) -> list[Tensor]:
-        """Return the states after each layer that tokens [B, N] are predicted from.
+        """Returns the states after each layer that tokens [B, N] are predicted from.
 
         Args:
             tokens: codes of pictures.
@@ -100,18 +100,18 @@ class LlamaGenObjective(nn.Module):
         )
 
     def losses(self, states: list[Tensor], tokens: Tensor) -> Tensor:
-        """Return the cross-entropy of each token, in nats, [B, N]."""
+        """Returns the cross-entropy of each token, in nats, [B, N]."""
         logits = self.gpt.head(self.gpt.norm(states[-1])).float()
         return F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
 
     def forward(self, tokens: Tensor, **condition: Tensor):
-        """Return the loss of tokens [B, N] and its parts; the condition is as of ``states``."""
+        """Returns the loss of tokens [B, N] and its parts; the condition is as of ``states``."""
         loss = self.losses(self.states(tokens, **condition), tokens).mean()
         return loss, {"codes": loss.detach()}
 
 
 def caption_encoder(init: LlamaGenInit) -> TextEncoder:
-    """Return the encoder that ``text_encoder`` or, without one, ``gpt`` names: a T5, or a generator's own.
+    """Returns the encoder that ``text_encoder`` or, without one, ``gpt`` names: a T5, or a generator's own.
 
     Raises:
         VistokError: neither is named.
@@ -202,21 +202,21 @@ class LlamaGenTask(PictureTask):
         return gpt
 
     def load_tokenizer(self, name: str) -> nn.Module:
-        """Return the tokenizer of this name."""
+        """Returns the tokenizer of this name."""
         return VQTokenizer.from_pretrained(name)
 
     def tokens_shape(self) -> dict[str, int | str]:
-        """Return what the tokenizer says about the shape of a generator."""
+        """Returns what the tokenizer says about the shape of a generator."""
         side = self.data.size // self.vq.config.downsample
         return {"vocab_size": self.vq.config.codebook_size, "block_size": side**2}
 
     def objective(self, gpt: LlamaGen, text: TextEncoder | None) -> nn.Module:
-        """Return what is trained."""
+        """Returns what is trained."""
         return LlamaGenObjective(gpt, text)
 
     @torch.no_grad()
     def extract(self, source: Source, index: Tensor) -> Tensor:
-        """Return the codes of pictures, [B, N], on the CPU."""
+        """Returns the codes of pictures, [B, N], on the CPU."""
         device = next(self.model.parameters()).device
         return self.vq.to(device).encode(source.pictures(index).to(device)).flatten(1).cpu()
 
@@ -224,7 +224,7 @@ class LlamaGenTask(PictureTask):
         return self.extract(self.source, index)
 
     def words(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return captions as the encoder reads them: numbers of words and their mask, [B, L] each."""
+        """Returns captions as the encoder reads them: numbers of words and their mask, [B, L] each."""
         encoder = self.model.text_encoder
         captions = [clean_caption(each) for each in captions] if encoder.clean_captions else list(captions)
         tokens = encoder.tokenizer(
@@ -233,20 +233,20 @@ class LlamaGenTask(PictureTask):
         return tokens["input_ids"], tokens["attention_mask"]
 
     def condition(self, source: Source, draw: Draw) -> dict[str, Tensor]:
-        """Return what the objective is told about pictures beside their codes."""
+        """Returns what the objective is told about pictures beside their codes."""
         if self.model.text_encoder is None:
             return {"labels": source.labels(draw.index)}
         words, mask = self.words(source.captions(draw))
         return {"input_ids": words, "attention_mask": mask}
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Return codes and conditions, pass after pass; scenes are worded anew in each."""
+        """Returns codes and conditions, pass after pass; scenes are worded anew in each."""
         draw = self.source.draw(step * self.recipe.batch_size + rows.start, rows.stop - rows.start)
         return self.condition(self.source, draw) | {"tokens": self.codes[draw.index].long()}
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return the cross-entropy of held-out pictures, in nats a code, with their conditions and without."""
+        """Returns the cross-entropy of held-out pictures, in nats a code, with their conditions and without."""
         gpt, held_out, index = self.model.gpt, self.source.held_out(), self.held_out_index()
         device = gpt.rope.device
         tokens = torch.cat([self.extract(held_out, part) for part in index.split(128)]).to(device)

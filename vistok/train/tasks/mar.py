@@ -62,7 +62,7 @@ class MARInit:
 
 
 def draw_mask(batch: int, length: int, least: float, deviation: float = RATIO_STD) -> Tensor:
-    """Return a training mask, bool [B, L]: random orders, and one ratio for the batch.
+    """Returns a training mask, bool [B, L]: random orders, and one ratio for the batch.
 
     Args:
         batch, length: B and L.
@@ -89,7 +89,7 @@ class MARObjective(nn.Module):
         self.distillation = distillation
 
     def measure(self, latents: Tensor, labels: Tensor, mask: Tensor):
-        """Return tokens and their conditions, the loss, and its parts; arguments as of MAR."""
+        """Returns tokens and their conditions, the loss, and its parts; arguments as of MAR."""
         tokens = self.mar.patchify(latents)
         z = self.mar.conditions(tokens, mask, self.mar.condition(labels))
         if self.distillation is None:
@@ -99,7 +99,7 @@ class MARObjective(nn.Module):
         return tokens, z, sum(distances), distances._asdict()
 
     def forward(self, latents: Tensor, labels: Tensor, mask: Tensor):
-        """Return the loss of a batch and its parts; arguments as of MAR."""
+        """Returns the loss of a batch and its parts; arguments as of MAR."""
         _, _, loss, metrics = self.measure(latents, labels, mask)
         return loss, {name: x.detach() for name, x in metrics.items()}
 
@@ -158,12 +158,12 @@ class MARTask(PictureTask):
         return distillation
 
     def objective(self, distillation: Distillation | None) -> MARObjective:
-        """Return what is trained."""
+        """Returns what is trained."""
         return MARObjective(self.mar, distillation)
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
-        """Return scaled means and deviations, upright and mirrored, [B, 2, 2, c, h, w]."""
+        """Returns scaled means and deviations, upright and mirrored, [B, 2, 2, c, h, w]."""
         device = next(self.mar.parameters()).device
         both = torch.stack([images, images.flip(-1)], 1).flatten(0, 1).to(device)
         kl = self.kl.to(device)
@@ -173,11 +173,11 @@ class MARTask(PictureTask):
         return pair.unflatten(0, (len(images), 2)).half().cpu()
 
     def told(self, draw: Draw, mirrored: Tensor) -> dict[str, Tensor]:
-        """Return what the objective is told of pictures beside latents and classes; ``mirrored`` is 0 or 1, [B]."""
+        """Returns what the objective is told of pictures beside latents and classes; ``mirrored`` is 0 or 1, [B]."""
         return {}
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Return pictures in a new order in each pass, mirrored or not by a coin."""
+        """Returns pictures in a new order in each pass, mirrored or not by a coin."""
         size = self.recipe.batch_size
         draw = self.source.draw(step * size + rows.start, rows.stop - rows.start)
         side = torch.randint(2, (len(draw.index),))
@@ -191,7 +191,7 @@ class MARTask(PictureTask):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return the loss of held-out pictures at fixed masks, steps and noise, in the published units."""
+        """Returns the loss of held-out pictures at fixed masks, steps and noise, in the published units."""
         device = next(self.mar.parameters()).device
         held_out, index = self.source.held_out(), self.held_out_index()
         moments, labels = self._held_out_moments(held_out, index), held_out.labels(index)

@@ -181,7 +181,7 @@ class OneDPieceTask(PictureTask):
         )
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Return pictures, and how many tokens each is decoded from."""
+        """Returns pictures, and how many tokens each is decoded from."""
         generator = torch.Generator().manual_seed(derive_seed(self.data.seed, step))
         tokens = self.tokenizer.config.num_tokens
         keep = sample_lengths(self.data.law, tokens, self.recipe.batch_size, generator)
@@ -201,7 +201,7 @@ class OneDPieceTask(PictureTask):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return PSNR in dB of held-out pictures at powers of two of tokens and use of codes; stage 1's loss."""
+        """Returns PSNR in dB of held-out pictures at powers of two of tokens and use of codes; stage 1's loss."""
         images = torch.cat(list(self.held_out_pictures(64))).to(self.tokenizer.latent_tokens.device)
         if self.model.proxy is not None:
             everything = torch.full((len(images),), self.tokenizer.config.num_tokens, device=images.device)

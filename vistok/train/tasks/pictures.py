@@ -31,22 +31,22 @@ class PictureTask(Task):
     source: Source
 
     def draw_pictures(self, step: int, rows: slice) -> Tensor:
-        """Return rows of the pictures of a step: scenes are freshly drawn, a folder's are cropped anew in each pass."""
+        """Returns rows of the pictures of a step: scenes are freshly drawn, a folder's are cropped anew in each pass."""
         return self.source.augmented(
             self.source.draw(step * self.recipe.batch_size + rows.start, rows.stop - rows.start)
         )
 
     def first_pictures(self, count: int) -> Tensor:
-        """Return some pictures that training sees, as they are: ``count`` of them, or all."""
+        """Returns some pictures that training sees, as they are: ``count`` of them, or all."""
         index = torch.arange(min(count, len(self.source)))
         return torch.cat([self.source.pictures(part) for part in index.split(64)])
 
     def held_out_index(self) -> Tensor:
-        """Return the numbers of the pictures that are evaluated on."""
+        """Returns the numbers of the pictures that are evaluated on."""
         return torch.arange(min(self.data.eval_pictures, len(self.source.held_out())))
 
     def held_out_pictures(self, batch: int) -> Iterator[Tensor]:
-        """Yield the pictures that are evaluated on, ``batch`` at a time."""
+        """Yields the pictures that are evaluated on, ``batch`` at a time."""
         held_out = self.source.held_out()
         for index in self.held_out_index().split(batch):
             yield held_out.pictures(index)

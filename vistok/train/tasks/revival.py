@@ -18,5 +18,5 @@ class RevivalData:
     revive_until: int = 0
 
     def revives(self, step: int) -> bool:
-        """Return whether codes are revived behind this step."""
+        """Returns whether codes are revived behind this step."""
         return self.revive_every > 0 and step % self.revive_every == 0 and step < self.revive_until

@@ -104,7 +104,7 @@ class TokenFlowTask(PictureTask):
         return self.tokenizer.quantize.embedding_vqkd.weight.device
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Return pictures."""
+        """Returns pictures."""
         return {"images": self.draw_pictures(step, rows).to(self._device)}
 
     @torch.no_grad()
@@ -124,7 +124,7 @@ class TokenFlowTask(PictureTask):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return PSNR in dB after each scale and usage of codes; on scenes also how well semantics can be read."""
+        """Returns PSNR in dB after each scale and usage of codes; on scenes also how well semantics can be read."""
         usage = CodebookUsage(self.tokenizer.config.codebook_size)
         batches = (images.to(self._device) for images in self.held_out_pictures(32))
         points = quality_by_tokens(self.tokenizer, batches, self.tokenizer.capabilities.lengths, usage.update)

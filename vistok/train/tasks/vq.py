@@ -83,7 +83,7 @@ class VQObjective(nn.Module):
         self.adversary, self.perceptual = adversary, perceptual
 
     def forward(self, images: Tensor, adversarial: Tensor | None = None):
-        """Return the loss and its parts; ``adversarial`` is the weight of the adversarial term in this step."""
+        """Returns the loss and its parts; ``adversarial`` is the weight of the adversarial term in this step."""
         latents = self.tokenizer.latents(images)
         quantized = self.tokenizer.quantize(latents)
         reconstruction = self.tokenizer.decode_latents(quantized.latents)
@@ -124,7 +124,7 @@ class VQTask(PictureTask):
         self.counts = torch.zeros(self.tokenizer.config.codebook_size)
 
     def _anchor(self, fill: bool) -> PatchCodes:
-        """Return what latents are drawn to, from some pictures; a new codebook is filled with their k-means."""
+        """Returns what latents are drawn to, from some pictures; a new codebook is filled with their k-means."""
         config = self.tokenizer.config
         images = self.first_pictures(ANCHOR_PICTURES)
         anchor = PatchCodes(images, config.downsample, config.codebook_dim)
@@ -135,7 +135,7 @@ class VQTask(PictureTask):
         return anchor
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Return pictures, and the weight of the adversarial term if there is one."""
+        """Returns pictures, and the weight of the adversarial term if there is one."""
         return {"images": self.draw_pictures(step, rows)} | adversarial_weight(self.data, step)
 
     @torch.no_grad()
@@ -152,7 +152,7 @@ class VQTask(PictureTask):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return PSNR in dB (mean over held-out pictures, clamped to [-1, 1]), usage and perplexity of codes."""
+        """Returns PSNR in dB (mean over held-out pictures, clamped to [-1, 1]), usage and perplexity of codes."""
         device = next(self.tokenizer.parameters()).device
         psnr, counts = [], torch.zeros_like(self.counts)
         for images in self.held_out_pictures(64):

@@ -52,7 +52,7 @@ class SupervisedFlexTok(FlexTokObjective):
         self.first = nn.Sequential(nn.Linear(len(config.levels), 256), nn.GELU(), nn.Linear(256, NUM_CLASSES))
 
     def forward(self, maps: Tensor, cells: Tensor, told: Tensor, kinds: Tensor, **draws: Tensor):
-        """Return the loss of a batch and its parts.
+        """Returns the loss of a batch and its parts.
 
         Args:
             maps: latents [B, C, h, w].
@@ -90,7 +90,7 @@ class SupervisedFlexTokTask(FlexTokTask):
         return SupervisedFlexTok(self.data.supervision, self.tokenizer, **weights)
 
     def labels(self, draw: Draw) -> dict[str, Tensor]:
-        """Return kinds and silhouettes of the patches, and the kinds of the largest objects."""
+        """Returns kinds and silhouettes of the patches, and the kinds of the largest objects."""
         scenes = self.source.scenes(draw.index)
         grid, side = self.tokenizer.config.grid, self.tokenizer.config.image_size
         return {
@@ -101,7 +101,7 @@ class SupervisedFlexTokTask(FlexTokTask):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return those of FlexTokTask, and the share of right classes at few, some and all tokens."""
+        """Returns those of FlexTokTask, and the share of right classes at few, some and all tokens."""
         self._outputs: dict[int, list[Tensor]] = {}
         metrics = super().evaluate()
         kinds = self.source.held_out().scenes(self.held_out_index()).kinds_present

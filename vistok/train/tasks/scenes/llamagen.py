@@ -66,7 +66,7 @@ class SupervisedLlamaGen(LlamaGenObjective):
         contrasted: Tensor,
         **scene: Tensor,
     ):
-        """Return the loss of B pictures and its parts.
+        """Returns the loss of B pictures and its parts.
 
         Shape:
             input_ids, attention_mask: their captions, [B, L].
@@ -99,7 +99,7 @@ class SupervisedLlamaGen(LlamaGenObjective):
 
 
 def choose_binding(said: list[Statement], count: int) -> list[int]:
-    """Return the numbers of statements: ``count`` that can be made untrue, all that cannot, and the others.
+    """Returns the numbers of statements: ``count`` that can be made untrue, all that cannot, and the others.
 
     A statement can be made untrue if it binds a colour or a place to one of two groups.
     """
@@ -131,7 +131,7 @@ class SupervisedLlamaGenTask(LlamaGenTask):
         return SupervisedLlamaGen(gpt, text, colours, self.data.supervision)
 
     def told(self, scenes: Scenes, said: list[Statement], variant: int, pairs: int) -> dict[str, Tensor]:
-        """Return what the objective is told about scenes: what is said of them and its facts, other captions of the
+        """Returns what the objective is told about scenes: what is said of them and its facts, other captions of the
         first ``pairs``, and the scenes' plans."""
         others = [untrue(s, variant) for s in said[:pairs]]
         spoken = said + [other or s for other, s in zip(others, said, strict=False)]
@@ -146,12 +146,12 @@ class SupervisedLlamaGenTask(LlamaGenTask):
         } | plan(scenes, self.model.gpt.config.grid)._asdict()
 
     def condition(self, source: ScenesSource, draw: Draw) -> dict[str, Tensor]:
-        """Return what the objective is told about scenes, all captions contrasted."""
+        """Returns what the objective is told about scenes, all captions contrasted."""
         scenes = source.scenes(draw.index)
         return self.told(scenes, statements(scenes), 0, len(scenes))
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Return scenes in order, pass after pass, with captions worded anew in each pass."""
+        """Returns scenes in order, pass after pass, with captions worded anew in each pass."""
         variant, start = divmod(step * self.drawn, len(self.source))
         scenes = self.source.scenes(start + torch.arange(self.drawn))
         said = statements(scenes, variant)

@@ -44,7 +44,7 @@ class SupervisedSequence(LlamaGenObjective):
         self.reader = FactReader(gpt.config.dim)
 
     def forward(self, tokens: Tensor, facts: Tensor, **condition: Tensor):
-        """Return the loss of tokens [B, N] and its parts."""
+        """Returns the loss of tokens [B, N] and its parts."""
         states = self.states(tokens, **condition)
         losses = self.losses(states, tokens)
         told = self.reader(states[len(states) // 2], facts)

@@ -47,7 +47,7 @@ class SupervisedMAR(MARObjective):
         self.silhouette = nn.Linear(width, SILHOUETTE**2)
 
     def forward(self, latents: Tensor, labels: Tensor, mask: Tensor, silhouettes: Tensor):
-        """Return the loss of a batch and its parts.
+        """Returns the loss of a batch and its parts.
 
         Args:
             latents, labels, mask: see MAR.
@@ -71,7 +71,7 @@ class SupervisedMARTask(MARTask):
         return SupervisedMAR(self.mar, distillation, self.data.supervision)
 
     def told(self, draw: Draw, mirrored: Tensor) -> dict[str, Tensor]:
-        """Return silhouettes of the tokens."""
+        """Returns silhouettes of the tokens."""
         grid = self.mar.config.grid
         upright = silhouettes(self.source.scenes(draw.index), grid, self.data.size)
         cells = upright.view(-1, grid, grid, SILHOUETTE, SILHOUETTE)

@@ -24,7 +24,7 @@ def object_cells(scenes: Scenes, side: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def semantic_probes(tokenizer: TokenFlow, held_out: ScenesSource, count: int) -> dict[str, float]:
-    """Return the accuracy of linear probes of shape and colour on the semantic codes of cells inside objects.
+    """Returns the accuracy of linear probes of shape and colour on the semantic codes of cells inside objects.
 
     Args:
         tokenizer: in evaluation mode.
@@ -40,7 +40,7 @@ def semantic_probes(tokenizer: TokenFlow, held_out: ScenesSource, count: int) ->
 
 
 def _semantic_codes(tokenizer: TokenFlow, source: ScenesSource, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the semantic codes of the cells inside objects, [n, D], with their shapes and colours [n]."""
+    """Returns the semantic codes of the cells inside objects, [n, D], with their shapes and colours [n]."""
     device = tokenizer.quantize.embedding_vqkd.weight.device
     codes, shapes, colours = [], [], []
     for index in torch.arange(count).split(32):

@@ -147,7 +147,7 @@ class VqaObjective(nn.Module):
 
 
 def build_llava(model: VqaModel) -> nn.Module:
-    """Return an untrained LLaVA."""
+    """Returns an untrained LLaVA."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     check_entries(model.vision, CLIPVisionConfig().to_dict(), "model.vision")
@@ -188,7 +188,7 @@ class VqaTask(Task):
         self.side, self.patch = vision.image_size, vision.patch_size
 
     def start(self) -> nn.Module:
-        """Return the LLaVA that ``init.llava`` names.
+        """Returns the LLaVA that ``init.llava`` names.
 
         Raises:
             VistokError: it names none.
@@ -198,7 +198,7 @@ class VqaTask(Task):
         return load_llava(self.init.llava)
 
     def build(self) -> VqaObjective:
-        """Return what is trained, from new weights or from those that ``init.llava`` names."""
+        """Returns what is trained, from new weights or from those that ``init.llava`` names."""
         if self.init.llava is None:
             llava = build_llava(read_options(VqaModel, self.recipe.model, "model"))
         else:
