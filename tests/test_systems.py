@@ -14,11 +14,11 @@ from tests.golden.test_golden import DEFAULT_FOLDER, load_adapters
 from tests.test_layers import ROOT
 from vistok.cli.main import app
 from vistok.projectors import compressor_class
-from vistok.samplers import sampler_class
+from vistok.samplers import parse_sampler
 from vistok.zoo.registry import card
 
 # Options whose value is a name, and what looks it up.
-NAMED = {"--sampler": sampler_class, "--method": compressor_class, "--model": card, "--tokenizer": card}
+NAMED = {"--sampler": parse_sampler, "--method": compressor_class, "--model": card, "--tokenizer": card}
 
 
 def read_tables() -> tuple[list[dict[str, str]], list[dict[str, str]]]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vistok.cli.output import check_outputs
+from vistok.cli.output import Json, check_outputs
 
 
 def mar(
@@ -32,7 +31,7 @@ def mar(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the pictures.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; changes times, not pictures.")] = 1,
-    json: Annotated[Path | None, typer.Option(help="Write all figures to this file; - prints them alone.")] = None,
+    json: Json = None,
 ) -> None:
     """MAR against continuous speculative decoding, fewer steps and faster head solvers, on the same classes and seeds.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json as encoder
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vistok.cli.output import write_json
+from vistok.cli.output import output_json
 
 if TYPE_CHECKING:
     from vistok.eval.decoding.comparison import Row
@@ -33,7 +32,7 @@ def write_report(
 
     settings = {**settings, "threads": torch.get_num_threads()}
     document = {**settings, **(measured or {}), "rows": [row.to_dict() for row in rows]}
-    if write_json(encoder.dumps(document, indent=2), json):
+    if output_json(document, json):
         return
     print(", ".join(f"{name} {value}" for name, value in settings.items() if value is not None))
     for paragraph in paragraphs:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vistok.cli.output import check_outputs
+from vistok.cli.output import Json, check_outputs
 
 
 def samplers(
@@ -31,7 +31,7 @@ def samplers(
     top_k: Annotated[int | None, typer.Option(min=1, help="Keep the k most likely codes. [default: all]")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; changes times, not pictures.")] = 1,
     plot: Annotated[Path | None, typer.Option(help="Draw the comparison into this picture file.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write all figures to this file; - prints them alone.")] = None,
+    json: Json = None,
 ) -> None:
     """Samplers on one model, with the same prompts and seeds: forwards, accepted lengths, time, and scores.
 

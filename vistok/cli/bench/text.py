@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vistok.cli.output import check_outputs
+from vistok.cli.output import Json, check_outputs
 
 
 def text(
@@ -30,7 +30,7 @@ def text(
     seed: Annotated[int, typer.Option(help="Of prompts and draws.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    json: Annotated[Path | None, typer.Option(help="Write all figures to this file; - prints them alone.")] = None,
+    json: Json = None,
     contestants: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Speculative decoding of text, against transformers' plain, assisted and prompt-lookup decoding.
@@ -39,14 +39,12 @@ def text(
 
     Example: `vistok bench text --methods recycling,assisted`
     """
-    from vistok.errors import VistokError, unknown_name
+    from vistok.errors import VistokError
 
     check_outputs(json)
     if contestants is not None:
         print("vistok: --contestants is --methods now.", file=sys.stderr)
         methods = contestants
-    import torch
-
     from vistok.cli.bench.report import write_report
     from vistok.eval.decoding.comparison import choose_entries, table
     from vistok.eval.decoding.prompts import held_out_prompts, spec_bench_prompts
@@ -54,13 +52,10 @@ def text(
     from vistok.progress import progress
     from vistok.zoo.transformers import load_causal_lm
 
-    dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
-    if dtype not in dtypes:
-        raise unknown_name("dtype", dtype, list(dtypes))
     if draft is None and model == "text-mini":
         draft = "text-mini-draft"
-    target, tokenizer = load_causal_lm(model, device, dtypes[dtype])
-    small = None if draft is None else load_causal_lm(draft, device, dtypes[dtype])[0]
+    target, tokenizer = load_causal_lm(model, device, dtype)
+    small = None if draft is None else load_causal_lm(draft, device, dtype)[0]
     if spec_bench is not None:
         texts = spec_bench_prompts(spec_bench, tokenizer, prompts)
     else:

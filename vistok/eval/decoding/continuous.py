@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vistok.data.scenes import render
+from vistok.data.scenes.splits import REFERENCE, single_object_scenes
 from vistok.eval.decoding.comparison import Column, Entry, Figure, Row, Trial, time_figures
 from vistok.eval.decoding.estimate import ratio_estimate
 from vistok.eval.decoding.images import images_of, stats_of
@@ -95,11 +96,9 @@ def right(image: Image, label: int) -> bool:
 
 def reference_images(chunks: int = 8) -> torch.Tensor:
     """Returns held-out scenes of one object, [N, 3, 64, 64] in [-1, 1]."""
-    from vistok.eval.decoding.scores import HELD_OUT
     from vistok.models.vision.scenes import SIDE
-    from vistok.train.tasks.mar import single_object_scenes
 
-    return torch.cat([render(single_object_scenes(HELD_OUT, chunk), SIDE) for chunk in range(chunks)])
+    return torch.cat([render(single_object_scenes(REFERENCE, chunk), SIDE) for chunk in range(chunks)])
 
 
 def summarise(trials: Sequence[Trial], samples: Sequence[Sample]) -> list[Row]:

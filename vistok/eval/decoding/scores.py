@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vistok.data.images import to_tensor
 from vistok.data.scenes import render, sample_scenes
+from vistok.data.scenes.splits import REFERENCE
 from vistok.eval.decoding.estimate import Estimate, ratio_estimate
 from vistok.eval.geneval.evaluate import score_images
 from vistok.eval.geneval.load import load_detector
@@ -27,7 +28,6 @@ from vistok.zoo import cards
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-HELD_OUT = 2_000_003  # a world that no recipe trains on
 FEATURES = "scenes-features"
 DETECTOR, GAIN, DISTANCE = "detector", "detector - AR", "FD"
 
@@ -61,7 +61,7 @@ def score_trials(
 
 def held_out_scenes(count: int = 2048, chunk: int = 256) -> Tensor:
     """Returns pictures of held-out scenes, [N, 3, 64, 64] in [-1, 1]."""
-    return torch.cat([render(sample_scenes(chunk, HELD_OUT, start), SIDE) for start in range(0, count, chunk)])
+    return torch.cat([render(sample_scenes(chunk, REFERENCE, start), SIDE) for start in range(0, count, chunk)])
 
 
 def distances(reference: Callable[[], Tensor], images: Sequence[Sequence[Image]]) -> list[float | None]:
