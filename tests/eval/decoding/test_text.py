@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from tests.samplers_text.tiny import prompt, tiny
+from tests.samplers.tiny import prompt, tiny
 from vistok.errors import VistokError
 from vistok.eval.decoding.comparison import Entry, Trial, choose_entries, table
 from vistok.eval.decoding.prompts import Text, held_out_prompts, spec_bench_prompts
