@@ -19,7 +19,7 @@ from vistok.eval.sets.extractors import CLIP_MEAN, CLIP_STD, Normalise, clip_ima
 from vistok.eval.sets.features import full_precision
 from vistok.eval.sets.statistics import check_finite
 from vistok.eval.weights import weights_digest
-from vistok.zoo.transformers import load_model, load_tokenizer
+from vistok.zoo.transformers import load_model, load_text_tokenizer
 
 PREFIX = "A photo depicts "
 WEIGHT = 2.5
@@ -40,7 +40,7 @@ class ClipModel:
         from transformers import CLIPModel
 
         self.model = load_model(source, CLIPModel, "CLIP model", torch.device(device))
-        self.tokenizer = load_tokenizer(source)
+        self.tokenizer = load_text_tokenizer(source)
         self.device = torch.device(device)
         self.size = self.model.config.vision_config.image_size
         self.digest = weights_digest(self.model)

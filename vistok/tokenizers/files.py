@@ -16,7 +16,7 @@ from vistok.data.folders import list_files
 from vistok.data.images import READABLE_SUFFIXES, center_crop, load_image, save_image, to_pil, to_tensor
 from vistok.data.vtok import SUFFIX, TokenFile, read_vtok, write_vtok
 from vistok.errors import VistokError
-from vistok.files import is_folder_target
+from vistok.files import IMAGE_SUFFIXES, is_folder_target
 from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.load import LoadedTokenizer
 from vistok.tokenizers.search import fewest_tokens
