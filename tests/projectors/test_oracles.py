@@ -7,6 +7,7 @@ import torch
 
 from tests.projectors import tiny
 from vistok.errors import VistokError
+from vistok.models.families.capture import captured_attention
 from vistok.projectors import (
     DivPrune,
     FastV,
@@ -19,7 +20,6 @@ from vistok.projectors import (
     VtcCls,
     compress,
 )
-from vistok.projectors.capture import captured_attention
 
 NEW = {"max_new_tokens": 5, "do_sample": False}
 

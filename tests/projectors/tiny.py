@@ -150,7 +150,7 @@ def llava_next_inputs(
     """A batch for :func:`llava_next`, with one picture of the given height and width in each row."""
     from transformers.image_processing_utils import select_best_resolution
 
-    from vistok.projectors.apply.layout import unpadded
+    from vistok.models.families.plan import unpadded
 
     counts, views = [], []
     for size in sizes:

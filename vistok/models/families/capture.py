@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.projectors.attention import LayerAttention
+from vistok.models.families.attention import LayerAttention
 
 
 def attention_layers(tower: nn.Module) -> list[nn.Module]:
