@@ -121,6 +121,7 @@ def test_rows_of_a_batch_do_not_mix(name, compressor, request):
     with compress(model, compressor) as compression:
         batch = model.generate(**inputs, **settings)
         before, after = compression.last.before, compression.last.after
+        assert len(after) >= 2
         assert all(n < m for n, m in zip(after, before, strict=True))
         if not isinstance(compressor, FastV):
             assert sum(before) == int((inputs["input_ids"] == tiny.IMAGE).sum())

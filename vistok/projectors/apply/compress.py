@@ -260,6 +260,7 @@ class Compression(Attachment):
     def _before_base(self, base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         name = self.compressor.name
         self._pruning.end()
+        kwargs = dict(zip(inspect.signature(type(base).forward).parameters, (base, *args), strict=False)) | kwargs
         ids, mask, cache = kwargs.get("input_ids"), kwargs.get("attention_mask"), given_cache(kwargs)
         if ids is None:
             return
