@@ -98,7 +98,7 @@ def test_new_pictures_in_a_later_turn(family, every):
         turn["attention_mask"][:, start : start + later["input_ids"].shape[1]] = later["attention_mask"]
         order = _by_row(inputs, later)
         both = {}
-        for name, value in pictures_of(inputs).items():
+        for name in pictures_of(inputs):
             parts = [(inputs, later)[which][name][rows] for which, rows in order[name]]
             both[name] = torch.cat(parts)
         fresh = model.generate(**turn, **both, **NEW)

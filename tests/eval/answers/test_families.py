@@ -40,7 +40,9 @@ def test_every_family_is_tested():
 def test_compress(family, tmp_path):
     name, folder = family
     options = ["--model", folder, "--image", folder / "picture.png", "-q", "w5 w9", "--max-new-tokens", 3, "--json"]
-    done = run("compress", *options, "--method", "uniform", "--keep", "50%", "--compare", "--overlay", tmp_path / "o.png")
+    done = run(
+        "compress", *options, "--method", "uniform", "--keep", "50%", "--compare", "--overlay", tmp_path / "o.png"
+    )
     assert done.exit_code == 0, done.exception
     answers = json.loads(done.stdout.splitlines()[-1])
     assert 0.3 < answers["uniform"]["visual_tokens"] / answers["all"]["visual_tokens"] < 0.7
@@ -53,7 +55,7 @@ def test_compress(family, tmp_path):
 
 
 def test_vqa(family, tmp_path):
-    name, folder = family
+    _, folder = family
     Image.new("RGB", (30, 60), "blue").save(tmp_path / "b.png")
     lines = [
         {"image": str(folder / "picture.png"), "question": "w5 w6 w7", "answers": ["w5"]},

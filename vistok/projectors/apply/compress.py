@@ -23,15 +23,15 @@ from vistok.projectors.apply.history import History, Turn, history_of, new_pictu
 from vistok.projectors.apply.layers import LayerPruning
 from vistok.projectors.apply.layout import pack
 from vistok.projectors.apply.limits import Prompt, shorter_limits, with_whole_prompts
+from vistok.projectors.apply.prompts import columns_of, hide_old_placeholders, pad_id, positions_in
 from vistok.projectors.apply.report import Report
-from vistok.projectors.apply.shrink import Shrunk, gathered, positions_of, shrink_prompts, untouched
+from vistok.projectors.apply.shrink import Shrunk, gathered, shrink_prompts, untouched
 from vistok.projectors.interface import Compressor, LayerCompressor
 
 __all__ = ["Compression", "Report", "active", "compress"]
 
 _SETTINGS = ("vision_feature_layer", "vision_feature_select_strategy")
 _PICTURES = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "spatial_shapes")
-_BY_TOKEN = {"labels": -100, "mm_token_type_ids": 0, "token_type_ids": 0}  # and what stands at padding
 
 
 class Compression(Attachment):
@@ -174,20 +174,21 @@ class Compression(Attachment):
         else:
             new = gathered(turn.new_mask) if left else untouched(turn.new_mask)
         shrunk = turn.joined(new)
-        offset, positions = self._positioned(turn, shrunk, new, grids, kwargs.get("position_ids"))
-        by_token = {"input_ids": shrunk.take(turn.ids, self._pad_id())}
+        original = self.positions == "original"
+        if self._pruning is not None and self.family.position_axes == 3:  # the prompt is whole: the model counts itself
+            offset, positions = turn.history.offset, None
+        else:
+            given = kwargs.get("position_ids")
+            offset, positions = positions_in(self.model, self.family, turn, shrunk, new, grids, given, original)
+        by_token = columns_of(turn, shrunk, kwargs, pad_id(self.model))
         if positions is not None:
             by_token["position_ids"] = positions
-        for name, fill in _BY_TOKEN.items():
-            if kwargs.get(name) is not None:
-                missing = turn.ids.shape[1] - kwargs[name].shape[1]  # where only new ids were given
-                by_token[name] = shrunk.take(nn.functional.pad(kwargs[name], (missing, 0), value=fill), fill)
         if turn.start and has_pictures:
-            _hide_old_placeholders(by_token, token, new.mask.shape[1])
+            hide_old_placeholders(by_token, token, new.mask.shape[1])
         if not generated:
             by_token = {name: value[..., -new.mask.shape[1] :] for name, value in by_token.items()}
         kwargs |= by_token
-        if mask is not None or not bool(shrunk.mask.all()) or self.positions == "original":
+        if mask is not None or original or not bool(shrunk.mask.all()):
             kwargs["attention_mask"] = shrunk.mask.to(turn.mask.dtype)
         return kwargs, History(turn.ids, turn.mask.long(), shrunk, offset)
 
@@ -223,39 +224,6 @@ class Compression(Attachment):
         # Only the features: a full output would keep the tower's hidden states alive through decoding.
         features = BaseModelOutputWithPooling(pooler_output=[p.features for p in pictures])
         return new, grids, kwargs | {"mm_encoder_outputs": {"image": features}}
-
-    def _positioned(
-        self, turn: Turn, shrunk: Shrunk, new: Shrunk, grids: Tensor | None, given: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The offset of positions behind the prompts, [B, 1], and positions that the model cannot count itself."""
-        offset = turn.history.offset
-        if self.family.position_axes == 1:
-            if given is None and self.positions == "compact":
-                return offset, None
-            whole = positions_of(turn.mask)
-            if given is not None:
-                whole[:, -given.shape[-1] :] = given
-            return offset, shrunk.take(whole, 0)
-        if self._pruning is not None:
-            return offset, None
-        base, ids = self.model.base_model, turn.new_ids
-        before = (turn.mask[:, : turn.start].sum(1, keepdim=True) + offset).long()
-        if grids is None:
-            axes = positions_of(turn.new_mask).expand(3, -1, -1)
-        else:
-            types = (ids == self.model.config.image_token_id).int()
-            axes, delta = base.get_rope_index(ids, types, image_grid_thw=grids, attention_mask=turn.new_mask)
-            offset = offset + delta
-        base.rope_deltas = offset + turn.mask.sum(1, keepdim=True) - shrunk.mask.sum(1, keepdim=True)
-        text = positions_of(shrunk.mask)
-        axes = new.take(axes, 0) + before
-        axes = nn.functional.pad(axes, (text.shape[1] - axes.shape[2], 0))  # those of the cache are not read again
-        return offset, torch.cat([text[None], axes])
-
-    def _pad_id(self) -> int:
-        text = self.model.config.get_text_config()
-        pad = getattr(text, "pad_token_id", None)
-        return 0 if pad is None else pad
 
     def _before_base(self, base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         name = self.compressor.name
@@ -337,17 +305,6 @@ def _flatten_features(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
     flat = copy.copy(image)
     flat.pooler_output = torch.cat(list(image.pooler_output))[None]
     return args, kwargs | {"mm_encoder_outputs": outputs | {"image": flat}}
-
-
-def _hide_old_placeholders(by_token: dict[str, Tensor], token: int, new: int) -> None:
-    """Let placeholders whose pictures are in the cache pass for text: transformers counts them against the new ones."""
-    ids = by_token["input_ids"]
-    old = torch.zeros_like(ids, dtype=torch.bool)
-    old[:, : ids.shape[1] - new] = ids[:, : ids.shape[1] - new] == token
-    first_text = ids.gather(1, (ids != token).int().argmax(1, keepdim=True))
-    by_token["input_ids"] = torch.where(old, first_text, ids)
-    if "mm_token_type_ids" in by_token:
-        by_token["mm_token_type_ids"] = by_token["mm_token_type_ids"].masked_fill(old, 0)
 
 
 def _beams(kwargs: dict[str, Any], config: Any, own: Any) -> int:
