@@ -50,7 +50,7 @@ def test_guidance_and_temperature_are_the_model_s_own_where_no_law_is_given(pipe
     assert torch.equal(told, default)
     folder, config = published
     monkeypatch.setitem(LlamaGen.presets, "tiny", config)
-    foreign = vistok.pipeline(checkpoint=folder / "gpt.pt", preset="tiny", vq=folder / "vq", device="cpu")
+    foreign = vistok.pipeline(checkpoint=folder / "gpt.pt", preset="tiny", tokenizer=folder / "vq", device="cpu")
     assert (
         foreign.sampling_params() == SamplingParams(GUIDANCE) != params
     )  # a file of other weights does not take the embedded model's
@@ -96,10 +96,12 @@ def published(tmp_path_factory):
 def test_class_models_load_from_files(published, monkeypatch):
     folder, config = published
     monkeypatch.setitem(LlamaGen.presets, "tiny", config)
-    pipe = vistok.pipeline(checkpoint=folder / "gpt.pt", preset="tiny", vq=folder / "vq", device="cpu")
+    pipe = vistok.pipeline(checkpoint=folder / "gpt.pt", preset="tiny", tokenizer=folder / "vq", device="cpu")
     out = pipe([3, 207], params=SamplingParams(guidance=4.0, top_k=20), seed=1)
     assert [image.size for image in out.images] == [(8, 8)] * 2
-    larger = vistok.pipeline(checkpoint=folder / "gpt.pt", preset="tiny", vq=folder / "vq", size=16, device="cpu")
+    larger = vistok.pipeline(
+        checkpoint=folder / "gpt.pt", preset="tiny", tokenizer=folder / "vq", size=16, device="cpu"
+    )
     assert larger(5).images[0].size == (16, 16)
     with pytest.raises(VistokError, match="knows classes 0 to 999"):
         pipe(1000)
@@ -115,8 +117,8 @@ def test_class_models_load_from_files(published, monkeypatch):
         ({"name": "lamagn"}, "did you mean"),
         ({"name": "vq-mini"}, "does not paint"),
         ({"size": 63}, "not a multiple of 4"),
-        ({"size": 128}, "paints 64x64 pictures"),
-        ({"vq": "nowhere/at/all"}, "no file or folder"),
+        ({"size": 128}, "draws 64x64 images"),
+        ({"tokenizer": "nowhere/at/all", "checkpoint": "llamagen-mini"}, "no file or folder"),
     ],
 )
 def test_bad_options_get_a_sentence(options, message):

@@ -32,7 +32,7 @@ class ShardedJob:
         manifest = self.folder / "manifest.json"
         text = json.dumps({**identity, "shards": shards}, indent=1, sort_keys=True)
         if manifest.exists():
-            stored, wanted = json.loads(manifest.read_text()), json.loads(text)
+            stored, wanted = _read(manifest), json.loads(text)
             if stored != wanted:
                 changed = [k for k in {**stored, **wanted} if stored.get(k) != wanted.get(k)]
                 raise VistokError(
@@ -54,3 +54,13 @@ class ShardedJob:
         """Raise VistokError if a shard is missing, e.g. because another process of the job died."""
         if missing := self.pending():
             raise VistokError(f"{len(missing)} of {self.shards} shards of '{self.folder}' are missing: run it again.")
+
+
+def _read(manifest: Path) -> dict:
+    try:
+        stored = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise VistokError(f"cannot read '{manifest}' ({error}): choose another folder or remove this one.") from error
+    if not isinstance(stored, dict):
+        raise VistokError(f"'{manifest}' is not the manifest of a job: choose another folder or remove this one.")
+    return stored

@@ -1,50 +1,44 @@
-"""Prompt in, pictures out: a generator, its tokenizer and its text encoder behind one call."""
+"""Prompt in, images out: a generator, its tokenizer and its text encoder behind one call."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vistok.data.images import to_pil
 from vistok.errors import VistokError
-from vistok.models.llamagen import LlamaGen
+from vistok.models.generators import GENERATORS
+from vistok.models.interface import Condition, LoadRequest
 from vistok.ops.linear import pack_linears
-from vistok.samplers import (
-    CONTINUOUS,
-    Autoregressive,
-    MaskedAutoregressive,
-    Noise,
-    SamplingParams,
-    Stats,
-    sampler_class,
-)
-from vistok.tokenizers.load import load_tokenizer
-from vistok.tokenizers.vq import VQTokenizer
-from vistok.zoo import card, card_of_file, cards
+from vistok.ops.noise import derive_seed
+from vistok.runtime import resolve_device, resolve_dtype
+from vistok.samplers import SAMPLERS, Noise, SamplingParams, Stats, parse_sampler
+from vistok.zoo import ModelCard, card, card_of_file, card_of_folder, cards, resolve
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import nn
 
-    from vistok.models.mar import MAR
+    from vistok.models.interface import GeneratorFamily
     from vistok.models.text_encoder import TextEncoder
     from vistok.samplers import Sampler
     from vistok.tokenizers.interface import Tokenizer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEFAULT_MODEL = "llamagen"
 GUIDANCE = 3.0  # of models whose card tells no scale
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of a job.
+    """One image of a job.
 
     Attributes:
         index: its number in the job; its random numbers follow from the seed and this number alone.
@@ -60,8 +54,8 @@ class Output:
     """What a pipeline returns.
 
     Attributes:
-        images: PIL pictures, in the order of the samples.
-        tokens: their image codes, int64 [N, n], or continuous tokens [N, n, D].
+        images: PIL images, in the order of the samples.
+        tokens: their codes, int64 [N, n], or continuous tokens [N, n, D].
         stats: steps, target forwards, accepted lengths and seconds of drawing the tokens.
     """
 
@@ -75,50 +69,50 @@ class Pipeline:
     """A generator with its tokenizer and, for text, its caption encoder. Build it with :func:`pipeline`.
 
     Attributes:
-        model: the generator.
-        vq: its tokenizer.
-        text_encoder: what reads the captions.
+        model: the generator, see ``vistok.models.interface.Generator``.
+        tokenizer: from its tokens to pixels.
+        text_encoder: what reads the captions; None of class-conditional generators.
         name: of the generator.
         guidance, temperature: of sampling, where no parameters are given.
         sampling: options of its samplers that suit it, where no other are given.
     """
 
-    model: LlamaGen | MAR
-    vq: Tokenizer
+    model: nn.Module
+    tokenizer: Tokenizer
     text_encoder: TextEncoder | None
-    name: str = "llamagen"
+    name: str = DEFAULT_MODEL
     guidance: float = GUIDANCE
     temperature: float = 1.0
     sampling: Mapping[str, int | str] = field(default_factory=dict)
     _features: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
+    def family(self) -> GeneratorFamily:
+        """The generator's family."""
+        return GENERATORS[self.model.family]
+
+    @property
     def conditional_on(self) -> str:
         """``text`` or ``class``."""
-        return "text" if self.model.config.model_type == "t2i" else "class"
+        return self.model.conditional_on
 
     @property
-    def continuous(self) -> bool:
-        """Whether tokens are vectors, not codes."""
-        return self.vq.capabilities.codebook_size is None
-
-    @property
-    def plain_sampler(self) -> str:
-        """Name of the sampler that drafts nothing."""
-        return "mar" if self.continuous else "ar"
+    def vq(self) -> Tokenizer:
+        """The tokenizer, by its former name."""
+        warnings.warn("Pipeline.vq is Pipeline.tokenizer now: use that name.", FutureWarning, 2)
+        return self.tokenizer
 
     @property
     def size(self) -> int:
-        """Side of the pictures in pixels."""
-        if self.continuous:
-            return self.model.config.img_size
-        return self.vq.capabilities.image_size or self.model.config.grid * self.vq.capabilities.multiple
+        """Side of the images in pixels."""
+        can, tokens = self.tokenizer.capabilities, self.model.tokens
+        return can.image_size or tokens.line * tokens.patch * can.multiple
 
     @functools.cached_property
     def digest(self) -> str:
         """Short SHA-256 over a sample of all weights, which tells one set of weights from another."""
         digest = hashlib.sha256()
-        for module in (self.model, self.vq, self.text_encoder):
+        for module in (self.model, self.tokenizer, self.text_encoder):
             for parameter in () if module is None else module.parameters():
                 digest.update(parameter.detach().flatten()[:256].float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -131,8 +125,29 @@ class Pipeline:
         guidance = self.guidance if guidance is None else guidance
         return SamplingParams(guidance, temperature=self.temperature if temperature is None else temperature, **options)
 
+    def sampler(self, sampler: Sampler | str | None = None) -> Sampler:
+        """Returns a sampler for this model.
+
+        Args:
+            sampler: itself, its name with options such as ``sjd:window=16``, or None for the model's plain one. What is
+                named takes the options that suit the model where the text gives no others.
+
+        Raises:
+            VistokError: an unknown sampler or option, or a sampler of other generators.
+        """
+        family = self.family
+        if sampler is None or isinstance(sampler, str):
+            sampler = parse_sampler(sampler or family.plain, self.sampling)
+        if sampler.interface != family.interface:
+            fitting = [name for name, kind in SAMPLERS.items() if kind.interface == family.interface]
+            raise VistokError(
+                f"the sampler {type(sampler).__name__} does not draw the {self.model.tokens.kind} of '{self.name}': "
+                f"use one of {', '.join(fitting)}."
+            )
+        return sampler
+
     def check(self, conditions: Sequence[str | int], force: bool = False) -> None:
-        """Refuse conditions that this model cannot follow.
+        """Refuses conditions that this model cannot follow.
 
         Args:
             conditions: prompts or class numbers.
@@ -142,7 +157,7 @@ class Pipeline:
             VistokError: a class out of range, text for a class model, a class for a text model, or an unknown word.
         """
         if self.conditional_on == "class":
-            last = self.model.config.num_classes - 1
+            last = self.model.classes - 1
             for condition in conditions:
                 if not isinstance(condition, int):
                     raise VistokError(f"'{self.name}' paints classes, not prompts: give a class from 0 to {last}.")
@@ -162,84 +177,90 @@ class Pipeline:
     def iterate(
         self,
         samples: Sequence[Sample],
-        sampler: Sampler | None = None,
+        sampler: Sampler | str | None = None,
         params: SamplingParams | None = None,
         seed: int = 0,
         batch_size: int = 8,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[list[Sample], Output]]:
-        """Paint samples batch after batch.
+        """Draws samples batch after batch.
 
         Args:
-            samples: what to paint; checked with :meth:`check` by the caller.
-            sampler: how tokens are drawn; the model's plain way if None.
+            samples: what to draw; checked with :meth:`check` by the caller.
+            sampler: how tokens are drawn, see :meth:`sampler`.
             params: guidance, temperature and truncation; the model's own if None.
             seed: of the job.
-            batch_size: pictures at a time; it does not change them.
+            batch_size: images at a time; it does not change them.
             progress: called with the number of tokens that were just committed.
+
+        Raises:
+            VistokError: a sampler of other generators, or parameters that it does not heed.
         """
         if batch_size < 1:
             raise VistokError(f"the batch size must be at least 1, got {batch_size}.")
-        plain = MaskedAutoregressive if self.continuous else Autoregressive
-        sampler, params = sampler or plain(**self.sampling), params or self.sampling_params()
+        sampler, params = self.sampler(sampler), params or self.sampling_params()
+        check_honoured(sampler, params)
+        sampler = sampler.prepare(self.model, self.tokenizer)
         for start in range(0, len(samples), batch_size):
             batch = list(samples[start : start + batch_size])
-            yield batch, self._paint(batch, sampler, params, seed, progress)
+            yield batch, self._draw(batch, sampler, params, seed, progress)
 
     @torch.inference_mode()
-    def _paint(self, batch: list[Sample], sampler: Sampler, params: SamplingParams, seed: int, progress) -> Output:
+    def _draw(self, batch: list[Sample], sampler: Sampler, params: SamplingParams, seed: int, progress) -> Output:
         device = next(self.model.parameters()).device
-        condition, mask = self._condition([s.condition for s in batch])
+        condition = self._condition([s.condition for s in batch])
         noise = Noise(seed, torch.tensor([s.index for s in batch], device=device))
         report = None if progress is None else lambda gained: progress(gained * len(batch))
-        tokens, stats = sampler.sample(self.model, condition, mask, params, noise, report)
-        # One by one: rounding inside a batched decoder depends on the batch, and a picture must not.
-        images = [to_pil(self._decode(codes, seed, s.index))[0] for codes, s in zip(tokens, batch, strict=True)]
+        tokens, stats = sampler.sample(self.model, condition, params, noise, report)
+        # One by one: rounding inside a batched decoder depends on the batch, and an image must not.
+        images = [to_pil(self._decode(drawn, seed, s.index))[0] for drawn, s in zip(tokens, batch, strict=True)]
         return Output(images, tokens.cpu(), stats)
 
-    def _decode(self, codes: Tensor, seed: int, index: int) -> Tensor:
-        """The picture of one sample's codes [n], or of its vectors [n, D], as [1, 3, H, W]."""
-        if self.continuous:
-            return self.vq.decode(self.model.unpatchify(codes[None]))
-        if self.vq.capabilities.layout == "grid":
-            return self.vq.decode(codes.view(1, self.model.config.grid, -1))
-        if not self.vq.capabilities.stochastic_decode:
-            return self.vq.decode(codes[None])
-        return self.vq.decode(codes[None], generator=torch.Generator().manual_seed(seed * 1_000_003 + index))
+    def _decode(self, drawn: Tensor, seed: int, index: int) -> Tensor:
+        """The image of one sample's tokens [n] or [n, D], as [1, 3, H, W]."""
+        tokens = self.model.image_tokens(drawn[None])
+        if not self.tokenizer.capabilities.stochastic_decode:
+            return self.tokenizer.decode(tokens)
+        return self.tokenizer.decode(tokens, generator=torch.Generator().manual_seed(derive_seed(seed, index)))
 
-    def _condition(self, conditions: list[str | int]) -> tuple[Tensor, Tensor | None]:
-        """Labels [B], or features [B, T, D] with their mask [B, T]; each caption is encoded by itself and once."""
+    def _condition(self, conditions: list[str | int]) -> Condition:
+        """The condition of a batch; each caption is encoded by itself and once."""
         weight = next(self.model.parameters())
         if self.conditional_on == "class":
-            return torch.tensor(conditions, device=weight.device), None
+            return Condition(torch.tensor(conditions, device=weight.device))
         for text in set(conditions) - set(self._features):
             self._features[text] = self.text_encoder([text])
         features, masks = zip(*(self._features[text] for text in conditions), strict=True)
-        return torch.cat(features).to(weight), torch.cat(masks).to(weight.device)
+        return Condition(torch.cat(features).to(weight), torch.cat(masks).to(weight.device))
 
     def __call__(
         self,
         conditions: str | int | Sequence[str | int],
         n: int = 1,
         *,
-        sampler: Sampler | None = None,
+        sampler: Sampler | str | None = None,
         seed: int = 0,
         params: SamplingParams | None = None,
         batch_size: int = 8,
         force: bool = False,
+        law: SamplingParams | None = None,
     ) -> Output:
-        """Paint ``n`` pictures of each condition.
+        """Draws ``n`` images of each condition.
 
         Args:
             conditions: a prompt or a class, or several.
-            n: pictures of each.
+            n: images of each.
             sampler, params, batch_size: see :meth:`iterate`.
-            seed: the same seed gives the same pictures.
+            seed: the same seed gives the same images.
             force: see :meth:`check`.
+            law: the former name of ``params``.
 
         Raises:
-            VistokError: see :meth:`check`.
+            VistokError: see :meth:`check` and :meth:`iterate`.
         """
+        if law is not None:
+            warnings.warn("law= is params= now: use that name.", FutureWarning, 2)
+            params = law
         conditions = [conditions] if isinstance(conditions, str | int) else list(conditions)
         self.check(conditions, force)
         samples = expand(conditions, n)
@@ -249,204 +270,135 @@ class Pipeline:
         return Output(images, torch.cat([p.tokens for p in parts]), type(stats[0]).merged(stats))
 
 
-def build_sampler(pipe: Pipeline, name: str | None, draft: str | Path | None = None, **options) -> Sampler:
-    """A sampler by its name, for the command line.
-
-    Args:
-        pipe: what it will sample from.
-        name: one of ``vistok.samplers.SAMPLERS``; the model's plain one if None.
-        draft: the drafter of ``eagle`` and ``lantern``: an embedded model, a folder or a hub id; the embedded model's
-            own if None.
-        options: the sampler's own; None means the model's choice or the default.
-
-    Raises:
-        VistokError: an unknown sampler, one for another kind of tokens, or an option that it does not have.
-    """
-    name = name or pipe.plain_sampler
-    cls = sampler_class(name)
-    if (name in CONTINUOUS) != pipe.continuous:
-        kind, other = ("vectors", "codes") if pipe.continuous else ("codes", "vectors")
-        raise VistokError(f"the sampler '{name}' draws {other}, but the tokens of '{pipe.name}' are {kind}.")
-    known = {f.name for f in fields(cls) if f.init}
-    given = dict(pipe.sampling) | {key: value for key, value in options.items() if value is not None}
-    if unknown := sorted(set(given) - known):
-        raise VistokError(f"the sampler '{name}' has no option {', '.join(unknown)}.")
-    if "drafter" in known and draft is not None:
-        given["drafter"] = str(draft)
-    elif draft is not None:
-        raise VistokError(f"the sampler '{name}' drafts by itself: leave --draft out.")
-    if "codebook" in known:
-        if not hasattr(pipe.vq, "quantize"):
-            raise VistokError(f"the sampler '{name}' compares codes, and this tokenizer has no codebook of weights.")
-        given["codebook"] = pipe.vq.quantize.embedding.weight.detach()  # as LANTERN measured distances
-    return cls(**given)
+def check_honoured(sampler: Sampler, params: SamplingParams) -> None:
+    """Raises VistokError if parameters say something that a sampler does not heed."""
+    silent = SamplingParams(greedy=params.temperature == 0)  # which is no second wish
+    for each in fields(params):
+        if each.name not in sampler.honours and getattr(params, each.name) != getattr(silent, each.name):
+            raise VistokError(
+                f"the sampler {type(sampler).__name__} knows no {each.name.replace('_', '-')}: leave it out."
+            )
 
 
 def expand(conditions: Sequence[str | int], n: int) -> list[Sample]:
-    """``n`` samples of each condition, numbered in order.
+    """Returns ``n`` samples of each condition, numbered in order.
 
     Raises:
         VistokError: ``n`` is below 1.
     """
     if n < 1:
-        raise VistokError(f"the number of pictures must be at least 1, got {n}.")
+        raise VistokError(f"the number of images must be at least 1, got {n}.")
     return [Sample(i * n + j, condition) for i, condition in enumerate(conditions) for j in range(n)]
 
 
 def pipeline(
-    name: str = "llamagen",
+    name: str | None = None,
     *,
     checkpoint: str | Path | None = None,
-    vq: str | Path | None = None,
+    tokenizer: str | Path | None = None,
     text_encoder: str | Path | None = None,
     size: int | None = None,
     preset: str | None = None,
     device: str | None = None,
     dtype: str = "float32",
     compile: bool = False,
-    tokenizer: str | None = None,
     tokens: int | None = None,
+    vq: str | Path | None = None,
 ) -> Pipeline:
-    """Load everything that a model needs to paint.
+    """Loads all that a model needs to paint.
 
     Args:
-        name: a model of ``vistok models``; its embedded or published parts are used where no other is named.
+        name: a model of ``vistok models``; its embedded or published parts are taken where no other is named.
+            ``llamagen`` if None, or the embedded generator of the embedded ``tokenizer`` that is named.
         checkpoint: weights of the generator: a path, or a hub id ``owner/name:file``.
-        vq: weights of the image tokenizer, likewise.
+        tokenizer: weights of the image tokenizer, likewise, or an embedded tokenizer's name.
         text_encoder: folder or hub id of a T5 encoder.
-        size: side of the pictures in pixels, for checkpoint files that do not tell.
+        size: side of the images in pixels, for checkpoint files that do not tell.
         preset: shape of a checkpoint file whose name is not a published one, e.g. ``GPT-B``.
         device: ``cpu``, ``cuda`` or ``cuda:1``; the GPU where there is one if None.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         compile: compile the transformer's blocks with ``torch.compile``, on a GPU.
-
-        tokenizer: paint with the embedded generator of this tokenizer's tokens.
-        tokens: draw only so many first tokens of each picture, where they are ordered from coarse to fine.
+        tokens: draw only so many first tokens of each image, where they are ordered from coarse to fine.
+        vq: the former name of ``tokenizer``.
 
     Raises:
-        VistokError: an unknown name, device or dtype, an impossible size or number of tokens, or weights that do not
+        VistokError: an unknown name, device or dtype, an option that the model does not have, or weights that do not
             fit.
     """
-    if dtype not in DTYPES:
-        raise VistokError(f"unknown dtype '{dtype}': use one of {', '.join(DTYPES)}.")
-    target = _device(device)
+    if vq is not None:
+        warnings.warn("vq= is tokenizer= now: use that name.", FutureWarning, 2)
+        tokenizer = vq
+    target, number_format = resolve_device(device), resolve_dtype(dtype)
     if compile and target.type == "cpu":
         raise VistokError("on a CPU packed weights are faster than compiled blocks: leave --compile out.")
-    if tokenizer is not None:
-        name = _generator_of(tokenizer)
-    own = card(name) if checkpoint is None else card_of_file(checkpoint)
-    found = own or card(name)
-    suits = {} if own is None else {"guidance": own.guidance, "temperature": own.temperature, "sampling": own.sampling}
-    suits = {key: value for key, value in suits.items() if value is not None}
-    if found.family == "mar":
-        return _continuous(found, checkpoint, vq, preset, size, target, DTYPES[dtype], suits)
-    if found.family != "llamagen":
-        raise VistokError(f"'{name}' is a model for {found.task}, it does not paint: see `vistok models`.")
-    image_tokenizer = _image_tokenizer(_part(vq, found.parts.get("vq"), "vq"))
-    can = image_tokenizer.capabilities
-    overrides = {} if size is None else {"block_size": _block_size(size, can.multiple)}
-    source = checkpoint if checkpoint is not None else found.name
-    model = LlamaGen.from_pretrained(source, preset, **overrides)
-    if size is not None and model.config.block_size != overrides["block_size"]:
-        side = can.image_size or model.config.grid * can.multiple
-        raise VistokError(f"'{source}' paints {side}x{side} pictures: leave --size out, or give {side}.")
-    if model.config.vocab_size != can.codebook_size or model.config.layout != can.layout:
-        raise VistokError(
-            f"the generator knows {model.config.vocab_size} codes in a {model.config.layout} but the tokenizer has "
-            f"{can.codebook_size} in a {can.layout}: name the tokenizer that belongs to it with --vq."
-        )
-    if tokens is not None:
-        model.stop_at(tokens)
-    encoder = _text_encoder(model, source, text_encoder, found)
-    model = model.to(target, DTYPES[dtype])
+    if name is None and checkpoint is None and tokenizer is not None:
+        name = _generator_of(str(tokenizer))
+    own = _own_card(name or DEFAULT_MODEL, checkpoint)
+    found = own or card(name or DEFAULT_MODEL)
+    if found.family not in GENERATORS:
+        raise VistokError(f"'{found.name}' is a model for {found.task}, it does not paint: see `vistok models`.")
+    family = GENERATORS[found.family]
+    given = {"size": size, "preset": preset, "tokens": tokens, "text_encoder": text_encoder, "compile": compile or None}
+    for option, value in given.items():
+        if value is not None and option not in family.options:
+            raise VistokError(f"'{found.name}' has no --{option.replace('_', '-')}: leave it out.")
+    request = LoadRequest(found, checkpoint, tokenizer, size, preset, tokens)
+    model, image_tokenizer = family.load(request)
+    encoder = _text_encoder(model, request, text_encoder)
+    model = model.to(target, number_format)
     if target.type == "cpu":
-        pack_linears(model)  # the same seed gives the same picture in any batch
+        pack_linears(model)  # the same seed gives the same image in any batch
     if compile:
         model.compile_blocks()
     if encoder is not None:
         encoder = encoder.to(target).eval()
+    suits = {} if own is None else {"guidance": own.guidance, "temperature": own.temperature, "sampling": own.sampling}
+    suits = {key: value for key, value in suits.items() if value is not None}
     return Pipeline(model, image_tokenizer.to(target), encoder, found.name, **suits)
 
 
-def _continuous(
-    found, checkpoint, vq, preset, size, target: torch.device, dtype: torch.dtype, suits: Mapping
-) -> Pipeline:
-    """A MAR, by its averaged weights, and its autoencoder."""
-    from vistok.models.mar import MAR
-    from vistok.tokenizers.kl import KLAutoencoder
-    from vistok.zoo import resolve
-
-    part = _part(vq, found.parts.get("vq"), "vq")
-    autoencoder = KLAutoencoder.from_pretrained(part, None if resolve(part).is_dir() else "KL-16")
-    model = MAR.from_pretrained(checkpoint or found.name, preset, prefer_ema=True)
-    config = model.config
-    if size is not None and size != config.img_size:
-        raise VistokError(f"'{found.name}' paints {config.img_size}x{config.img_size} pictures: leave --size out.")
-    if (config.vae_embed_dim, config.vae_stride) != (autoencoder.config.z_channels, autoencoder.config.downsample):
-        raise VistokError(
-            f"the generator draws latents of {config.vae_embed_dim} channels for {config.vae_stride} pixels but the "
-            f"autoencoder has {autoencoder.config.z_channels} for {autoencoder.config.downsample}: name the one that "
-            "belongs to it with --vq."
-        )
-    model = model.to(target, dtype)
-    if target.type == "cpu":
-        pack_linears(model)
-    return Pipeline(model, autoencoder.to(target), None, found.name, **suits)
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None and torch.cuda.is_available():
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # under `accelerate launch` each process has its own
-    try:
-        device = torch.device(name or "cpu")
-    except RuntimeError:
-        raise VistokError(f"unknown device '{name}': use cpu, cuda or cuda:N.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise VistokError("there is no CUDA device on this machine: use --device cpu.")
-    return device
-
-
-def _part(given: str | Path | None, of_card: str | None, option: str) -> str | Path:
-    if given is None and of_card is None:
-        raise VistokError(f"this model comes without its {option} weights: name them with --{option}.")
-    return given if given is not None else of_card
+def _own_card(name: str, checkpoint: str | Path | None) -> ModelCard | None:
+    """The card of the very weights: a checkpoint's own, where it has one."""
+    if checkpoint is None:
+        return card(name)
+    return card_of_folder(checkpoint) or card_of_file(checkpoint)
 
 
 def _generator_of(tokenizer: str) -> str:
-    """The embedded generator of a tokenizer's tokens."""
-    wanted = card(tokenizer).name
-    known = {each.parts.get("vq"): each.name for each in cards() if each.embedded and each.family == "llamagen"}
+    """The embedded generator of an embedded tokenizer's tokens.
+
+    Raises:
+        VistokError: the tokenizer is not embedded, or no embedded generator draws its tokens.
+    """
+    known: dict[str, str] = {}
+    for each in cards():
+        if each.embedded and each.family in GENERATORS and "tokenizer" in each.parts:
+            known.setdefault(each.parts["tokenizer"], each.name)
+    wanted = next((each.name for each in cards() if tokenizer in (each.name, *each.aliases)), tokenizer)
     if wanted not in known:
-        raise VistokError(f"no embedded generator paints with '{wanted}': use one of {', '.join(known)}.")
+        raise VistokError(
+            f"no embedded generator draws tokens of '{tokenizer}': name the generator with --model or --checkpoint, or "
+            f"use one of {', '.join(known)}."
+        )
     return known[wanted]
 
 
-def _image_tokenizer(name: str | Path) -> Tokenizer:
-    """A tokenizer of any family from its folder, or a VQ tokenizer from its checkpoint file."""
-    from vistok.zoo import resolve
-
-    path = resolve(name)
-    return load_tokenizer(str(name)).tokenizer if path.is_dir() else VQTokenizer.from_pretrained(path)
-
-
-def _block_size(size: int, downsample: int) -> int:
-    if size < downsample or size % downsample:
-        raise VistokError(f"--size {size} is not a multiple of {downsample}, the pixels of one token.")
-    return (size // downsample) ** 2
-
-
-def _text_encoder(model: LlamaGen, source, given, found) -> TextEncoder | None:
-    if model.config.model_type != "t2i":
+def _text_encoder(model: nn.Module, request: LoadRequest, given: Any) -> TextEncoder | None:
+    if model.conditional_on != "text":
+        if given is not None:
+            raise VistokError(f"'{request.source}' paints classes and reads no text: leave --text-encoder out.")
         return None
     from vistok.models.text_encoder import TextEncoder
-    from vistok.zoo import resolve
 
-    if given is None and found.embedded:
-        given = resolve(found.name) / "text_encoder"
-    encoder = TextEncoder.from_pretrained(_part(given, None, "text-encoder"), dtype=torch.float32)
-    if encoder.dim != model.config.caption_dim:
+    if given is None:
+        folder = resolve(request.source)
+        given = folder / "text_encoder"
+        if not given.is_dir():
+            raise VistokError("this model comes without its text-encoder weights: name them with --text-encoder.")
+    encoder = TextEncoder.from_pretrained(given, dtype=torch.float32)
+    if encoder.dim != model.text_width:
         raise VistokError(
-            f"'{source}' reads text features of width {model.config.caption_dim} but '{given}' gives {encoder.dim}: "
+            f"'{request.source}' reads text features of width {model.text_width} but '{given}' gives {encoder.dim}: "
             "name the text encoder that it was trained with."
         )
     return encoder

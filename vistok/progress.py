@@ -24,13 +24,15 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., No
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No bars of transformers' own: its weights load in moments, or beside something whose progress is shown."""
+    """Hides transformers' own bars and remarks: what matters about loaded weights is checked and said by the caller."""
     from transformers.utils import logging
 
-    enabled = logging.is_progress_bar_enabled()
+    enabled, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if enabled:
             logging.enable_progress_bar()

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vistok.data.images import IMAGE_SUFFIXES, grid, save_image
+from vistok.data.images import grid, save_image
 from vistok.errors import VistokError
-from vistok.files import atomic_path
+from vistok.files import atomic_path, is_folder_target
 from vistok.jobs import ShardedJob
 from vistok.progress import progress
+from vistok.runtime import process_rank, processes
 from vistok.samplers.stats import Stats
 from vistok.samplers.trace import paint_trace
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vistok.pipelines import Pipeline, Sample
     from vistok.samplers import Sampler, SamplingParams
 
+Part = tuple[int, Stats | None]  # images that a process drew, and the statistics of their batches
 TRACED = 16  # samples on the sheet of ``trace``
 
 
@@ -70,11 +71,6 @@ class Summary:
         )
 
 
-def process_rank() -> tuple[int, int]:
-    """Number of this process and of all processes of the job, as ``accelerate launch`` tells them."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
 def paint_to(
     out: str | Path,
     pipe: Pipeline,
@@ -96,19 +92,19 @@ def paint_to(
     """
     out = Path(out)
     rank, world = process_rank()
-    is_file = out.suffix.lower() in IMAGE_SUFFIXES
+    is_file = not is_folder_target(out)
     if is_file and world > 1:
         raise VistokError(f"{world} processes cannot share the one file '{out}': give a folder as --out.")
-    if trace is not None and pipe.model.config.layout == "sequence":
+    if trace is not None and pipe.model.tokens.layout == "sequence":
         raise VistokError("a trace maps tokens onto a picture, and a sequence has no places in it: leave --trace out.")
     job = None if is_file else _folder_job(out, pipe, samples, sampler, params, seed, rank)
     wanted = list(samples) if job is None else [samples[i] for i in job.pending(rank, world)]
     began, stats, images, traces = time.perf_counter(), [], [], []
-    with progress(f"paint {len(wanted)}", len(wanted) * pipe.model.config.block_size) as advance:
+    with progress(f"paint {len(wanted)}", len(wanted) * pipe.model.tokens.length) as advance:
         for batch, output in pipe.iterate(wanted, sampler, params, seed, batch_size, advance):
             stats.append(output.stats)
             if trace is not None and len(traces) < TRACED:
-                maps = [paint_trace(x, output.stats, i, pipe.model.config.grid) for i, x in enumerate(output.images)]
+                maps = [paint_trace(x, output.stats, i, pipe.model.tokens.line) for i, x in enumerate(output.images)]
                 traces += maps[: TRACED - len(traces)]
             if job is None:
                 images += output.images
@@ -119,11 +115,21 @@ def paint_to(
         save_image(images[0] if len(images) == 1 else grid(images), out)
     if traces and rank == 0:
         save_image(grid(traces), trace)
+    seconds = time.perf_counter() - began
+    merged = type(stats[0]).merged(stats) if stats else None
+    parts = [(len(wanted), merged)] if world == 1 else _gathered((len(wanted), merged))
     if rank != 0:
         return None
-    skipped = len(range(0, len(samples), world)) - len(wanted)
-    done = type(stats[0]).merged(stats) if stats else None
-    return Summary(len(wanted), skipped, time.perf_counter() - began, out, done)
+    drawn, stats = sum(count for count, _ in parts), [each for _, each in parts if each is not None]
+    return Summary(drawn, len(samples) - drawn, seconds, out, type(stats[0]).merged(stats) if stats else None)
+
+
+def _gathered(part: Part) -> list[Part]:
+    """What each process of the job drew."""
+    from accelerate.utils import gather_object
+
+    processes()  # joins the others
+    return gather_object([part])
 
 
 def _folder_job(out, pipe, samples, sampler, params, seed: int, rank: int) -> ShardedJob:
@@ -131,7 +137,7 @@ def _folder_job(out, pipe, samples, sampler, params, seed: int, rank: int) -> Sh
     identity = {
         "model": pipe.name,
         "weights": pipe.digest,
-        "tokens": pipe.model.config.block_size,
+        "tokens": pipe.model.tokens.length,
         "sampler": repr(sampler),
         "law": asdict(params),
         "seed": seed,

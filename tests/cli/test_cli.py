@@ -93,7 +93,22 @@ def test_scenes_are_written(tmp_path):
         (("--prompt", "a red circle", "--class", "3"), "got both"),
         (("--prompt", "a red circle", "--top-k", "0"), "--top-k must be at least 1"),
         (("--prompt", "a red circle", "--top-p", "1.5"), "top-p must lie"),
-        (("--prompt", "a red circle", "--temperature", "0"), "temperature must be positive"),
+        (("--prompt", "a red circle", "--temperature", "-1"), "temperature must be 0 or more"),
+        (("--prompt", "a red circle", "--sampler", "sjd:windw=16"), "did you mean window"),
+        (("--prompt", "a red circle", "--sampler", "sjd:window=wide"), "'auto', not 'wide'"),
+        (("--prompt", "a red circle", "--sampler", "lantern:k=many"), "is a number, not 'many'"),
+        (("--prompt", "a red circle", "--sampler", "ar:window=16"), "has no options"),
+        (("--prompt", "a red circle", "--sampler", "ar", "--window", "16"), "has no options"),
+        (("--prompt", "a red circle", "--promt", "x"), "did you mean --prompt"),
+        (("--prompt", "a red circle", "--window"), "lacks its value"),
+        (("--prompt", "a red circle", "--sampler", "mar"), "use one of ar, sjd"),
+        (("--model", "mar", "--class", "3", "--sampler", "sjd"), "use one of mar, cspd"),
+        (("--model", "mar", "--class", "3", "--top-k", "5"), "knows no top-k"),
+        (("--model", "mar", "--class", "3", "--top-p", "0.5"), "knows no top-p"),
+        (("--model", "mar", "--class", "3", "--cfg-interval", "5"), "knows no guidance-interval"),
+        (("--model", "mar", "--class", "3", "--tokens", "5"), "has no --tokens"),
+        (("--model", "mar", "--class", "3", "--text-encoder", "t5"), "has no --text-encoder"),
+        (("--model", "mar", "--class", "3", "--sampler", "cspd", "--temperature", "0"), "above 0"),
         (("--prompt", "a red circle", "--num", "0"), "at least 1"),
         (("--prompt", "a red circle", "--batch-size", "0"), "at least 1"),
         (("--prompt", "a red circle", "--sampler", "arr"), "did you mean ar"),
@@ -134,3 +149,36 @@ def test_unwritable_places_are_refused_before_the_work(tmp_path):
     done = vistok("sample", "--prompt", "a red circle", "--out", str(tmp_path / "file" / "out.png"))
     assert done.returncode == 2
     assert "cannot write" in done.stderr
+
+
+def test_former_options_of_samplers_still_work_and_say_what_they_are_now(tmp_path):
+    arguments = ("sample", "--prompt", "a red circle", "--tokenizer", "flextok", "--tokens", "8", "--seed", "3")
+    now = vistok(*arguments, "--sampler", "sjd:window=4:init=repeat-left", "--out", str(tmp_path / "now.png"))
+    former = vistok(
+        *arguments, "--sampler", "sjd", "--window", "4", "--init=repeat-left", "--out", str(tmp_path / "former.png")
+    )
+    assert now.returncode == former.returncode == 0, former.stderr
+    assert (tmp_path / "now.png").read_bytes() == (tmp_path / "former.png").read_bytes()
+    assert "--sampler sjd:window=4" in former.stderr and not now.stderr
+
+
+def test_temperature_zero_takes_the_most_likely_tokens(tmp_path):
+    arguments = ("sample", "--prompt", "a red circle", "--tokenizer", "flextok", "--tokens", "8")
+    for name, options in (("zero", ("--temperature", "0")), ("one", ("--top-k", "1"))):
+        assert vistok(*arguments, *options, "--seed", "1", "--out", str(tmp_path / f"{name}.png")).returncode == 0
+    assert (tmp_path / "zero.png").read_bytes() == (tmp_path / "one.png").read_bytes()
+
+
+def test_a_line_of_a_prompt_file_is_a_prompt(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(b"\xef\xbb\xbfa red circle\r\n\na red circle left of\xe2\x80\xa8a blue\x0bsquare\n")
+    arguments = ("sample", "--tokenizer", "flextok", "--tokens", "1", "--prompts", str(file))
+    assert vistok(*arguments, "--out", str(tmp_path / "set")).returncode == 0
+    lines = [json.loads(line)["text"] for line in (tmp_path / "set" / "metadata.jsonl").read_text().splitlines()]
+    assert lines == ["a red circle", "a red circle left of a blue square"]
+
+
+def test_samplers_lists_every_sampler_with_its_options():
+    listed = {entry["name"]: entry["options"] for entry in json.loads(vistok("samplers", "--json").stdout)}
+    assert listed["sjd"] == {"window": 16, "init": "repeat-up", "variant": "coupled"}
+    assert "mar:iterations=64" in vistok("samplers").stdout

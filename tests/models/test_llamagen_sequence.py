@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vistok.errors import VistokError
+from vistok.models.interface import Condition
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.samplers import Autoregressive, Noise, SamplingParams
 
@@ -37,12 +38,12 @@ def test_cached_decoding_equals_the_full_pass():
 @torch.inference_mode()
 def test_a_shorter_draw_is_the_beginning_of_a_longer_one():
     labels, noise = torch.tensor([0, 1, 2]), Noise(4, torch.arange(3))
-    whole, _ = Autoregressive().sample(_model(), labels, None, SamplingParams(guidance=2.0), noise)
+    whole, _ = Autoregressive().sample(_model(), Condition(labels), SamplingParams(guidance=2.0), noise)
     assert whole.shape == (3, 6)
     for length in (1, 3, 6):
         model = _model()
         model.stop_at(length)
-        part, _ = Autoregressive().sample(model, labels, None, SamplingParams(guidance=2.0), noise)
+        part, _ = Autoregressive().sample(model, Condition(labels), SamplingParams(guidance=2.0), noise)
         assert torch.equal(part, whole[:, :length])
 
 

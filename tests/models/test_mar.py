@@ -9,7 +9,7 @@ import torch
 
 from vistok.errors import VistokError
 from vistok.models.mar import MAR, Diffusion, MARConfig, respace
-from vistok.train.tasks.mar import draw_mask, single_object_scenes
+from vistok.train.tasks.mar import draw_mask
 
 SMALL = {
     "img_size": 16,
@@ -74,11 +74,6 @@ def test_training_masks_hide_the_same_number_in_every_row() -> None:
         counts.append(int(mask[0].sum()))
     assert min(counts) >= 45 and max(counts) == 64
     assert 54 < sum(counts) / len(counts) < 58  # the truncated normal's mean ratio is 0.866
-
-
-def test_single_object_scenes_have_one_object() -> None:
-    scenes = single_object_scenes(3, 0)
-    assert len(scenes) > 60 and (scenes.present.sum(1) == 1).all()
 
 
 @pytest.mark.parametrize("spacing", ["ddim7,3", "0", "a", "2000", "ddim999", "-5"])

@@ -27,7 +27,7 @@ class First(Compressor):
 def test_a_compressor_from_outside_works_in_the_commands(install, tmp_path):
     vistok = install(SOURCE, "vistok.compressors", "first = toy:First")
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
-    options = ["--model", "llava", "--image", "a.png", "-q", "what colour is it?", "--device", "cpu", "--json"]
+    options = ["--model", "llava", "--image", "a.png", "-q", "what colour is it?", "--device", "cpu", "--json", "-"]
     done = vistok("compress", *options, "--method", "first", "--keep", "10", "--overlay", "o.png")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["first"]["visual_tokens"] == 10

@@ -26,15 +26,12 @@ def test_answers_about_held_out_scenes():
 
 
 def test_command_finds_it_by_its_short_name(tmp_path):
-    import typer
+    from vistok.cli.main import app
 
-    from vistok.cli.compress import compress
-
-    app = typer.Typer()
-    app.command()(compress)
     asked = next(a for a in scene_questions(64, 8, 4) if a.kind == "colour")
     save_image(asked.picture, tmp_path / "scene.png")
     options = [
+        "compress",
         "--model",
         "llava",
         "--image",

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from vistok.errors import VistokError
 from vistok.models.heads.eagle import Eagle, Eagle3, EagleConfig
+from vistok.models.interface import Condition
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.samplers import Autoregressive, Noise, SamplingParams
 from vistok.samplers.drafters.eagle import drafter_of
@@ -143,7 +144,9 @@ def test_training_teaches_to_draft(target):
     objective = EagleObjective(network, target.output, 2.0, 1.0, 10.0)
     assert not target.output.weight.requires_grad
     condition, mask = torch.randn(8, 3, 6), torch.ones(8, 3)
-    tokens, _ = Autoregressive().sample(target, condition, mask, SamplingParams(2.0), Noise(0, torch.arange(8)))
+    tokens, _ = Autoregressive().sample(
+        target, Condition(condition, mask), SamplingParams(2.0), Noise(0, torch.arange(8))
+    )
     batch = (target_features(target, tokens, condition, mask).clone(), tokens.clone())
     objective.eval()
     with torch.no_grad():

@@ -8,6 +8,7 @@ import torch
 from vistok.errors import VistokError
 from vistok.models.heads.eagle import Eagle as EagleNetwork
 from vistok.models.heads.eagle import EagleConfig
+from vistok.models.interface import Condition
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.samplers import Autoregressive, Eagle, ImageTarget, Lantern, Noise, SamplingParams, SpeculativeJacobi
 from vistok.samplers.loop import Verdict
@@ -71,7 +72,7 @@ def teacher_forced(model, tokens, condition, mask, law):
 def test_plain_decoding_draws_from_the_guided_law(model, prompts, interval):
     params = SamplingParams(guidance=2.5, guidance_interval=interval, top_k=9)
     noise = Noise(0, torch.arange(3))
-    tokens, stats = Autoregressive().sample(model, *prompts, params, noise)
+    tokens, stats = Autoregressive().sample(model, Condition(*prompts), params, noise)
     with torch.inference_mode():
         laws = teacher_forced(model, tokens, *prompts, params)
     from vistok.ops import draw
@@ -87,8 +88,8 @@ def test_plain_decoding_draws_from_the_guided_law(model, prompts, interval):
 def test_greedy_decoding_is_that_of_plain_decoding(model, drafter, prompts, name, interval):
     params = SamplingParams(guidance=2.0, guidance_interval=interval, greedy=True)
     noise = Noise(0, torch.arange(3))
-    plain, _ = Autoregressive().sample(model, *prompts, params, noise)
-    drafted, _ = samplers(drafter)[name].sample(model, *prompts, params, noise)
+    plain, _ = Autoregressive().sample(model, Condition(*prompts), params, noise)
+    drafted, _ = samplers(drafter)[name].sample(model, Condition(*prompts), params, noise)
     assert torch.equal(plain, drafted)
 
 
@@ -96,11 +97,11 @@ def test_greedy_decoding_is_that_of_plain_decoding(model, drafter, prompts, name
 def test_a_picture_is_the_same_alone_and_in_a_batch(model, drafter, prompts, name):
     params = SamplingParams(guidance=2.0, guidance_interval=7, top_k=8, temperature=1.3)
     sampler = samplers(drafter)[name]
-    many, stats = sampler.sample(model, *prompts, params, Noise(3, torch.arange(3)))
+    many, stats = sampler.sample(model, Condition(*prompts), params, Noise(3, torch.arange(3)))
     for sample in range(3):
         one = slice(sample, sample + 1)
         condition, mask = (part[one] for part in prompts)
-        alone, own = sampler.sample(model, condition, mask, params, Noise(3, torch.tensor([sample])))
+        alone, own = sampler.sample(model, Condition(condition, mask), params, Noise(3, torch.tensor([sample])))
         assert torch.equal(alone[0], many[sample])
         assert torch.equal(own.step_of[0], stats.step_of[sample])
 
@@ -108,7 +109,7 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(model, drafter, prompts, nam
 def test_tree_nodes_are_scored_like_the_sequences_they_stand_for(model, prompts):
     """Rows of the batch accept different lengths first, so that the cache is ragged."""
     params = SamplingParams(guidance=2.0)
-    target = ImageTarget(model, params, *prompts, nodes=6)
+    target = ImageTarget(model, Condition(*prompts), params, nodes=6)
     chain, tree = TreeShape.chain_of(4), TreeShape.of_paths([(0,), (1,), (0, 0), (0, 1), (1, 0)])
     tokens = torch.randint(SIZE, (3, 10), generator=torch.Generator().manual_seed(5))
     with torch.inference_mode():
@@ -132,7 +133,7 @@ def test_a_tree_path_is_kept_in_the_cache(model, prompts):
     params = SamplingParams(guidance=2.0)
     tree = TreeShape.of_paths([(0,), (1,), (0, 0), (0, 1), (1, 0)])
     tokens = torch.randint(SIZE, (3, 7), generator=torch.Generator().manual_seed(6))
-    target = ImageTarget(model, params, *prompts, nodes=6)
+    target = ImageTarget(model, Condition(*prompts), params, nodes=6)
     path = torch.tensor([[0, 1, 4], [0, 2, -1], [0, -1, -1]])
     count = torch.tensor([3, 2, 1])
     with torch.inference_mode():
@@ -155,18 +156,20 @@ def test_a_drafter_that_knows_the_target_drafts_well(model, prompts):
     codebook = torch.randn(SIZE, 2, generator=torch.Generator().manual_seed(4))
     params, noise = SamplingParams(temperature=2.0), Noise(0, torch.arange(3))
     shape = {"drafts": 9, "depth": 2, "top_k": 3}
-    _, exact = Eagle(network, **shape).sample(model, *prompts, params, noise)
-    _, relaxed = Lantern(network, k=10, delta=0.5, codebook=codebook, **shape).sample(model, *prompts, params, noise)
+    _, exact = Eagle(network, **shape).sample(model, Condition(*prompts), params, noise)
+    _, relaxed = Lantern(network, k=10, delta=0.5, codebook=codebook, **shape).sample(
+        model, Condition(*prompts), params, noise
+    )
     assert 1 <= exact.mean_accepted_length < relaxed.mean_accepted_length
     assert relaxed.draft_forwards > relaxed.forwards.max()
 
 
 def test_an_automatic_window_is_chosen_once(model, prompts):
     sampler = SpeculativeJacobi(window="auto")
-    fixed = sampler.tuned(model, 6)
-    assert isinstance(fixed.window, int) and fixed.window >= 2 and sampler.tuned(model, 2) == fixed
-    automatic, _ = sampler.sample(model, *prompts, SamplingParams(guidance=2.0), Noise(0, torch.arange(3)))
-    named, _ = fixed.sample(model, *prompts, SamplingParams(guidance=2.0), Noise(0, torch.arange(3)))
+    fixed = sampler.tuned(model, SamplingParams(2.0), 3)
+    assert isinstance(fixed.window, int) and fixed.window >= 2 and sampler.tuned(model, SamplingParams(), 2) == fixed
+    automatic, _ = sampler.sample(model, Condition(*prompts), SamplingParams(guidance=2.0), Noise(0, torch.arange(3)))
+    named, _ = fixed.sample(model, Condition(*prompts), SamplingParams(guidance=2.0), Noise(0, torch.arange(3)))
     assert torch.equal(automatic, named)
 
 
@@ -174,14 +177,18 @@ def test_wrong_parts_are_refused(model, drafter, prompts):
     noise = Noise(0, torch.arange(3))
     other = EagleNetwork(EagleConfig(SIZE + 1, 32, 48, 2, grid=GRID, cls_token_num=PREFIX))
     with pytest.raises(VistokError, match="vocabulary is 25, but the model's is 24"):
-        Eagle(other).sample(model, *prompts, SamplingParams(), noise)
+        Eagle(other).sample(model, Condition(*prompts), SamplingParams(), noise)
     with pytest.raises(VistokError, match="unknown static tree"):
         Eagle(drafter, tree="mc_sim")
     with pytest.raises(VistokError, match="1 to 12 drafts"):
         Eagle(drafter, drafts=99, depth=1, top_k=3)
     with pytest.raises(VistokError, match="has no 24 neighbours"):
-        Lantern(drafter, k=24).with_codebook(torch.zeros(SIZE, 2)).sample(model, *prompts, SamplingParams(), noise)
+        Lantern(drafter, k=24).with_codebook(torch.zeros(SIZE, 2)).sample(
+            model, Condition(*prompts), SamplingParams(), noise
+        )
     with pytest.raises(VistokError, match="the codebook has 30 codes"):
-        Lantern(drafter, k=4).with_codebook(torch.zeros(30, 2)).sample(model, *prompts, SamplingParams(), noise)
+        Lantern(drafter, k=4).with_codebook(torch.zeros(30, 2)).sample(
+            model, Condition(*prompts), SamplingParams(), noise
+        )
     with pytest.raises(VistokError, match="needs the tokenizer's codebook"):
-        Lantern(drafter).sample(model, *prompts, SamplingParams(), noise)
+        Lantern(drafter).sample(model, Condition(*prompts), SamplingParams(), noise)

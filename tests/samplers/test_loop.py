@@ -7,7 +7,7 @@ import torch
 
 from tests.samplers.toy import TableDrafter, decode
 from vistok.errors import VistokError
-from vistok.samplers import SamplingParams, Stats, sampler_class
+from vistok.samplers import SAMPLERS, SamplingParams, Stats
 from vistok.samplers.cost import best_window
 from vistok.samplers.drafters.jacobi import JacobiWindow, SpeculativeJacobi
 from vistok.samplers.drafters.plain import Draw, NoDraft
@@ -121,9 +121,9 @@ def test_the_loop_checks_the_composition():
 
 
 def test_names_and_options_are_checked():
-    assert sampler_class("sjd") is SpeculativeJacobi
+    assert SAMPLERS["sjd"] is SpeculativeJacobi
     with pytest.raises(VistokError, match="did you mean sjd"):
-        sampler_class("sdj")
+        SAMPLERS["sdj"]
     with pytest.raises(VistokError, match="did you mean coupled"):
         SpeculativeJacobi(variant="copled")
     with pytest.raises(VistokError, match="did you mean repeat-left"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vistok.errors import VistokError
+from vistok.models.interface import Condition
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.samplers import Autoregressive, Noise, Recycling, SamplingParams
 
@@ -28,11 +29,11 @@ def test_the_pictures_are_those_of_plain_decoding(model, law):
     torch.manual_seed(2)
     condition, mask = torch.randn(3, 4, 6, dtype=torch.float64), torch.tensor([[1] * 4, [0, 1, 1, 1], [0, 0, 1, 1]])
     noise = Noise(5, torch.arange(3))
-    plain, _ = Autoregressive().sample(model, condition, mask, law, noise)
-    codes, stats = Recycling().sample(model, condition, mask, law, noise)
+    plain, _ = Autoregressive().sample(model, Condition(condition, mask), law, noise)
+    codes, stats = Recycling().sample(model, Condition(condition, mask), law, noise)
     assert torch.equal(codes, plain)
     assert int(stats.forwards.min()) < 24
-    alone, _ = Recycling().sample(model, condition[1:2], mask[1:2], law, Noise(5, torch.tensor([1])))
+    alone, _ = Recycling().sample(model, Condition(condition[1:2], mask[1:2]), law, Noise(5, torch.tensor([1])))
     assert torch.equal(alone[0], plain[1])
 
 

@@ -9,6 +9,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from vistok.cli.output import Commands
 from vistok.cli.tokenize import detokenize, tokenize
 from vistok.data.images import ImageFolder, load_image, save_image, to_pil, to_tensor
 from vistok.data.scenes import render, sample_scenes
@@ -23,7 +24,7 @@ from vistok.tokenizers.titok import TiTok
 from vistok.tokenizers.titok_config import TiTokConfig
 from vistok.zoo import card
 
-app = typer.Typer()
+app = typer.Typer(cls=Commands)
 app.command()(tokenize)
 app.command()(detokenize)
 

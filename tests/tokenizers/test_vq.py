@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vistok.data.scenes import render, sample_scenes
+from vistok.data.scenes.splits import HELD_OUT
 from vistok.errors import VistokError
 from vistok.tokenizers.quantizers import VectorQuantizer
 from vistok.tokenizers.vq import PRESETS, VQConfig, VQTokenizer
-from vistok.train.tasks.vq import HELD_OUT_SEED
 
 TINY = VQConfig(codebook_size=32, channels=32, channel_mult=(1, 1, 2), res_blocks=1, z_channels=32)
 
@@ -61,7 +61,7 @@ def test_save_and_load_round_trip(tmp_path):
 
 def test_the_embedded_tokenizer_keeps_its_card_figures():
     tokenizer = VQTokenizer.from_pretrained("vq-mini")
-    images = render(sample_scenes(128, HELD_OUT_SEED), 64)
+    images = render(sample_scenes(128, HELD_OUT), 64)
     tokens = tokenizer.encode(images)
     assert tokens.shape == (128, 16, 16)
     error = (tokenizer.decode(tokens).clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4

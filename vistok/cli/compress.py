@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vistok.cli.output import Json, check_outputs, output_json
+
 
 def compress(
     image: Annotated[Path, typer.Option(help="The picture.")],
@@ -21,7 +23,7 @@ def compress(
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
+    json: Json = None,
 ) -> None:
     """Ask a multimodal model about a picture with fewer visual tokens.
 
@@ -32,17 +34,15 @@ def compress(
     `vistok compress --model llava-hf/llava-1.5-7b-hf --image photo.jpg -q "how many?" --keep 25% --overlay kept.png`
     """
     from vistok.errors import VistokError
+    from vistok.runtime import resolve_dtype
 
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise VistokError(f"--dtype is '{dtype}': choose float32, bfloat16 or float16.")
+    resolve_dtype(dtype)
     if max_new_tokens < 1:
         raise VistokError(f"--max-new-tokens must be at least 1, got {max_new_tokens}.")
     from vistok.data.images import load_image, save_image
-    from vistok.files import check_writable
 
     picture = load_image(image)
-    if overlay is not None:
-        check_writable(overlay)
+    check_outputs(overlay, json)
     from vistok.eval.answers.ask import ask, build_compressor, kept_overlay, load, parse_keep
 
     compressor = build_compressor(method, None if keep is None else parse_keep(keep))
@@ -53,10 +53,7 @@ def compress(
     answers[method], report = ask(network, processor, picture, question, compressor, max_new_tokens)
     if overlay is not None:
         save_image(kept_overlay(processor, picture, report), overlay)
-    if json:
-        import json as encoder
-
-        print(encoder.dumps({name: answer.to_dict() for name, answer in answers.items()}))
+    if output_json({name: answer.to_dict() for name, answer in answers.items()}, json, indent=None):
         return
     for name, answer in answers.items():
         print(f"{name}: {answer.text}")

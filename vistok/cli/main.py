@@ -6,18 +6,21 @@ import sys
 
 import typer
 
-from vistok.cli import bench, compress, data, eval, models, sample, tokenize, train
+from vistok.cli import bench, compress, data, eval, models, sample, samplers, tokenize, train
+from vistok.cli.output import Commands
 from vistok.errors import VistokError
 
 app = typer.Typer(
     name="vistok",
+    cls=Commands,
     help="Visual tokens: make them, thin them, generate them fast.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command("sample")(sample.sample)
+app.command("sample", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(sample.sample)
+app.command("samplers")(samplers.samplers)
 app.command("models")(models.models)
 app.command("compress")(compress.compress)
 app.command("train")(train.train)

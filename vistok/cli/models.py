@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+from vistok.cli.output import Json, check_outputs, output_json
 
 
 def models(
-    json: Annotated[bool, typer.Option("--json", help="Print the whole cards as JSON.")] = False,
+    json: Json = None,
 ) -> None:
     """List every model: its task, its size and where its weights come from.
 
     Example: `vistok models`
     """
-    from dataclasses import asdict
-
     from vistok import zoo
 
-    if json:
-        import json as encoder
-
-        print(encoder.dumps([asdict(card) for card in zoo.cards()], indent=2))
+    check_outputs(json)
+    if output_json(zoo.cards(), json):
         return
     from rich.console import Console
     from rich.table import Table

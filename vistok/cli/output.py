@@ -1,8 +1,67 @@
-"""Where commands leave their figures: a JSON file, standard output alone, or neither."""
+"""Where commands leave their figures: as text, as JSON alone on standard output, or as text and a JSON file.
+
+``--json`` means the same everywhere: ``--json`` or ``--json -`` prints JSON and nothing else, ``--json FILE`` writes
+the file beside the text.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="[FILE]", help="Print JSON alone; with a FILE, write it there beside the text."),
+]
+STANDARD_OUTPUT = "-"
+_MEASURING = ("eval", "bench")
+
+
+def with_json_file(words: Sequence[str], any_name: bool) -> list[str]:
+    """Returns the words of a command line in which every ``--json`` names where it goes.
+
+    The word behind ``--json`` is its file if it is ``-`` or ends in ``.json``. Commands that measure take any name, as
+    they always did; the others have always had ``--json`` in front of their inputs too. ``--json=FILE`` is always
+    taken as it is.
+
+    Args:
+        words: behind the command's name.
+        any_name: whether any word that is no option is a file.
+    """
+    told: list[str] = []
+    for i, word in enumerate(words):
+        told.append(word)
+        if word == "--":
+            return [*told, *words[i + 1 :]]
+        if word != "--json":
+            continue
+        following = words[i + 1] if i + 1 < len(words) else ""
+        file = following and (following[0] != "-" if any_name else following.lower().endswith(".json"))
+        if not file and following != STANDARD_OUTPUT:
+            told.append(STANDARD_OUTPUT)
+    return told
+
+
+class Commands(TyperGroup):
+    """A group of commands whose ``--json`` may stand alone."""
+
+    any_name = False
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Completes ``--json`` and goes on as ever; groups in this one complete their own."""
+        if not args or args[0] not in _MEASURING:
+            args = with_json_file(args, self.any_name)
+        return super().parse_args(ctx, args)
+
+
+class MeasuringCommands(Commands):
+    """Commands whose ``--json`` takes any name for its file."""
+
+    any_name = True
 
 
 def check_outputs(*paths: Path | None) -> None:
@@ -10,18 +69,26 @@ def check_outputs(*paths: Path | None) -> None:
     from vistok.files import check_writable
 
     for path in paths:
-        if path is not None and str(path) != "-":
-            check_writable(path)
+        if path is not None and str(path) != STANDARD_OUTPUT:
+            check_writable(path, folder=False)
 
 
-def write_json(text: str, path: Path | None) -> bool:
-    """Write a JSON text to a file, or print it for ``-``; returns whether it is all that the command prints."""
-    if str(path) == "-":
-        print(text)
+def output_json(document: Any, path: Path | None, indent: int | None = 2) -> bool:
+    """Write a document as strict JSON to the file that ``--json`` names, or print it.
+
+    Args:
+        document: what ``vistok.files.to_json`` takes; a number that is none becomes ``null``.
+        path: the option's value.
+        indent: spaces of a level; None for one line.
+
+    Returns:
+        Whether the document is all that the command prints.
+    """
+    from vistok.files import to_json, write_json
+
+    if str(path) == STANDARD_OUTPUT:
+        print(to_json(document, indent))
         return True
     if path is not None:
-        from vistok.files import atomic_path
-
-        with atomic_path(path) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_json(path, document, indent)
     return False

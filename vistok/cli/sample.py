@@ -1,60 +1,47 @@
-"""``vistok sample``: prompts or classes in, pictures out."""
+"""``vistok sample``: prompts or classes in, images out."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vistok.cli.output import Json, check_outputs, output_json
+
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What to paint; may be given again.")]
+
+# Options of single samplers that stood beside --sampler until 0.1, and the options of samplers that they are now.
+FORMER = {name: name for name in ("window", "init", "variant", "delta", "mode", "residual", "tree", "iterations")} | {
+    "draft": "drafter",
+    "neighbours": "k",
+    "head-steps": "head_steps",
+    "prefill": "prefill",
+    "inner-temperature": "inner_temperature",
+    "solver": "solver",
+    "guidance-schedule": "guidance_schedule",
+    "spacing": "spacing",
+}
 
 
 def sample(
+    context: typer.Context,
     prompt: Prompts = None,
     prompts: Annotated[Path | None, typer.Option(help="File with one prompt a line.")] = None,
     class_: Annotated[list[int] | None, typer.Option("--class", help="Class to paint; may be given again.")] = None,
-    model: Annotated[str, typer.Option(help="A model of `vistok models`.")] = "llamagen",
+    model: Annotated[str | None, typer.Option(help="A model of `vistok models`. [default: llamagen]")] = None,
     out: Annotated[
-        Path, typer.Option(help="A .png (one picture, or a grid of several), or a folder for one PNG each.")
+        Path, typer.Option(help="A .png (one image, or a grid of several), or a folder for one PNG each.")
     ] = Path("out.png"),
-    num: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 1,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
+    num: Annotated[int, typer.Option("--num", "-n", help="Images of each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
     sampler: Annotated[
-        str | None, typer.Option(help="How tokens are drawn; see docs/samplers.md. [default: the model's plain way]")
-    ] = None,
-    window: Annotated[
         str | None,
-        typer.Option(help="sjd: rows of a pass, or auto for what suits this machine; cspd: drafted steps."),
-    ] = None,
-    init: Annotated[str | None, typer.Option(help="sjd: how fresh drafts are made.")] = None,
-    variant: Annotated[str | None, typer.Option(help="sjd: coupled or published.")] = None,
-    draft: Annotated[
-        str | None, typer.Option(help="eagle, lantern: the draft network. [default: the embedded model's]")
-    ] = None,
-    neighbours: Annotated[int | None, typer.Option(help="lantern: codes that may lend their probability.")] = None,
-    delta: Annotated[float | None, typer.Option(help="lantern: how much they may lend.")] = None,
-    mode: Annotated[
-        str | None, typer.Option(help="lantern: additive or multiplicative (LANTERN++); cspd: exact or reference.")
-    ] = None,
-    residual: Annotated[str | None, typer.Option(help="lantern: paper or reference.")] = None,
-    tree: Annotated[str | None, typer.Option(help="eagle, lantern: dynamic, or the name of a static tree.")] = None,
-    iterations: Annotated[int | None, typer.Option(help="mar, cspd: steps over the picture. [default: 64]")] = None,
-    head_steps: Annotated[
-        int | None, typer.Option(help="mar, cspd: diffusion steps of each token. [default: the model's own, or 100]")
-    ] = None,
-    prefill: Annotated[
-        float | None, typer.Option(help="cspd: share of the steps that the target takes alone. [default: 0.05]")
-    ] = None,
-    inner_temperature: Annotated[
-        float | None, typer.Option(help="cspd, reference: leniency towards drafts that miss. [default: 42]")
-    ] = None,
-    solver: Annotated[str | None, typer.Option(help="mar: ddpm, or dpm++ for about ten head steps.")] = None,
-    guidance_schedule: Annotated[
-        str | None, typer.Option(help="mar, cspd: guidance grows linear, or is constant. [default: the model's own]")
-    ] = None,
-    spacing: Annotated[
-        str | None, typer.Option(help="mar, cspd: how the head's steps lie: even or root. [default: the model's own]")
+        typer.Option(
+            help="How tokens are drawn, with options, e.g. sjd:window=16; `vistok samplers` lists all. "
+            "[default: the model's plain one]"
+        ),
     ] = None,
     trace: Annotated[Path | None, typer.Option(help="Picture of the tokens that each step decided.")] = None,
     cfg: Annotated[
@@ -62,91 +49,114 @@ def sample(
     ] = None,
     cfg_interval: Annotated[int, typer.Option(help="Guide up to this decode step only; -1 guides all.")] = -1,
     temperature: Annotated[
-        float | None, typer.Option(help="Divides the logits; MAR: multiplies the noise. [default: the model's own]")
+        float | None,
+        typer.Option(
+            help="Divides the logits, 0 for the most likely tokens; MAR: multiplies the noise. "
+            "[default: the model's own]"
+        ),
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the k most likely codes. [default: all]")] = None,
     top_p: Annotated[float, typer.Option(help="Keep the smallest set of this probability.")] = 1.0,
     size: Annotated[int | None, typer.Option(help="Side in pixels, for checkpoints that do not tell.")] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Paint with the embedded generator of this tokenizer's tokens.")
-    ] = None,
     tokens: Annotated[
         int | None, typer.Option(help="Stop after so many tokens, where they run coarse to fine.")
     ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Generator weights: path or hub id owner/name:file.")] = None,
     preset: Annotated[str | None, typer.Option(help="Shape of a checkpoint with an unpublished name.")] = None,
-    vq: Annotated[str | None, typer.Option(help="Tokenizer weights: path or hub id.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokenizer weights: path or hub id. An embedded tokenizer's name alone also chooses the embedded "
+            "generator of its tokens."
+        ),
+    ] = None,
+    vq: Annotated[str | None, typer.Option("--vq", hidden=True)] = None,
     text_encoder: Annotated[str | None, typer.Option(help="T5 encoder: folder or hub id.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures at a time; does not change them.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Images at a time; does not change them.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     compile: Annotated[bool, typer.Option("--compile", help="Compile the transformer, on a GPU.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Paint words that the model never saw.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    json: Json = None,
 ) -> None:
-    """Paint pictures of prompts or classes.
+    """Paint images of prompts or classes.
 
     Examples:
 
     `vistok sample --prompt "a red circle left of a blue square" --out out.png`
 
-    `vistok sample --model mar --class 12 --sampler cspd --draft mar-mini-draft --out cross.png`
+    `vistok sample --model mar --class 12 --sampler cspd:drafter=mar-mini-draft --out cross.png`
 
-    `vistok sample --checkpoint c2i_B_256.pt --vq vq_ds16_c2i.pt --class 207 --cfg 4 --top-k 2000 --out dog.png`
+    `vistok sample --checkpoint c2i_B_256.pt --tokenizer vq_ds16_c2i.pt --class 207 --cfg 4 --top-k 2000 --out dog.png`
     """
     from vistok.errors import VistokError
 
     if top_k is not None and top_k < 1:
         raise VistokError(f"--top-k must be at least 1, got {top_k}; leave it out to keep all codes.")
     conditions = _conditions(prompt, prompts, class_)
-    from vistok.files import check_writable
+    from vistok.files import check_writable, is_folder_target
 
-    check_writable(out)
-    if trace is not None:
-        check_writable(trace)
-    from vistok.pipelines import build_sampler, expand, pipeline
-    from vistok.samplers import SamplingParams, sampler_class
+    check_writable(out, is_folder_target(out))
+    check_outputs(trace, json)
+    from vistok.pipelines import expand, pipeline
+    from vistok.samplers import SamplingParams, parse_sampler
     from vistok.sampling_job import paint_to
 
+    if vq is not None:
+        print("vistok: --vq is --tokenizer now.", file=sys.stderr)
+        tokenizer = vq
     given = {"guidance": cfg, "temperature": temperature}
     cut = {"guidance_interval": cfg_interval, "top_k": top_k or 0, "top_p": top_p}
-    SamplingParams(
-        **{key: value for key, value in given.items() if value is not None}, **cut
-    )  # a mistake is told before loading
+    SamplingParams(**{key: value for key, value in given.items() if value is not None}, **cut)  # mistakes come early
+    spec = _with_former_options(sampler, context)
     if sampler is not None:
-        sampler_class(sampler)  # a misspelt name is told before anything is loaded
+        parse_sampler(spec)  # likewise
     samples = expand(conditions, num)
     pipe = pipeline(
         model,
         checkpoint=checkpoint,
         preset=preset,
-        vq=vq,
+        tokenizer=tokenizer,
         text_encoder=text_encoder,
         size=size,
         device=device,
         dtype=dtype,
         compile=compile,
-        tokenizer=tokenizer,
         tokens=tokens,
     )
     pipe.check(conditions, force)
-    params = pipe.sampling_params(**given, **cut)
-    rows = int(window) if window is not None and window.isdecimal() else window
-    options = {"window": rows, "init": init, "variant": variant, "k": neighbours, "delta": delta}
-    options |= {"mode": mode, "residual": residual, "tree": tree}
-    options |= {"iterations": iterations, "head_steps": head_steps, "solver": solver}
-    options |= {"guidance_schedule": guidance_schedule, "spacing": spacing}
-    options |= {"prefill": prefill, "inner_temperature": inner_temperature}
-    chosen = build_sampler(pipe, sampler, draft, **options)
-    summary = paint_to(out, pipe, samples, chosen, params, seed, batch_size, trace)
+    if sampler is None and spec:
+        spec = pipe.family.plain + spec
+    chosen = pipe.sampler(spec or None)
+    summary = paint_to(out, pipe, samples, chosen, pipe.sampling_params(**given, **cut), seed, batch_size, trace)
     if summary is None:  # another process of the job reports
         return
-    if json:
-        import json as encoder
-
-        print(encoder.dumps(summary.to_dict()))
-    else:
+    if not output_json(summary.to_dict(), json, indent=None):
         print(summary)
+
+
+def _with_former_options(sampler: str | None, context: typer.Context) -> str:
+    """The text of the sampler, with options of its own that stand beside it on the command line behind it.
+
+    Raises:
+        VistokError: an argument that is no option of this command, neither now nor formerly.
+    """
+    from vistok.errors import VistokError, unknown_name
+
+    spec, given = sampler or "", list(context.args)
+    while given:
+        name, equals, value = given.pop(0).partition("=")
+        if not name.startswith("--"):
+            raise VistokError(f"'{name}' belongs to no option: a prompt is given by --prompt \"...\".")
+        if name.removeprefix("--") not in FORMER:
+            known = [option for parameter in context.command.params for option in parameter.opts]
+            raise unknown_name("option", name, known)
+        if not equals and not given:
+            raise VistokError(f"the option {name} lacks its value.")
+        option = f":{FORMER[name.removeprefix('--')]}={value if equals else given.pop(0)}"
+        print(f"vistok: {name} is part of --sampler now, as in --sampler {sampler or 'NAME'}{option}.", file=sys.stderr)
+        spec += option
+    return spec
 
 
 def _conditions(prompt: list[str] | None, prompts: Path | None, classes: list[int] | None) -> list[str | int]:
@@ -156,12 +166,13 @@ def _conditions(prompt: list[str] | None, prompts: Path | None, classes: list[in
     texts = list(prompt or [])
     if prompts is not None:
         try:
-            lines = prompts.read_text(encoding="utf-8").splitlines()
+            text = prompts.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise VistokError(
-                f"cannot read the prompts in '{prompts}': give a text file, one prompt a line."
+                f"cannot read the prompts in '{prompts}': give a text file in UTF-8, one prompt a line."
             ) from error
-        texts += [line.strip() for line in lines if line.strip()]
+        # A line ends where editors end it: str.splitlines would also cut at separators inside a caption.
+        texts += [" ".join(line.split()) for line in text.split("\n") if line.strip()]
     if bool(texts) == bool(classes):
         seen = "both" if texts else "neither"
         raise VistokError(f'say what to paint by --prompt "a red circle" or by --class 207; got {seen}.')

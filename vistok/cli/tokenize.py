@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vistok.cli.output import Json, output_json
+
 if TYPE_CHECKING:
     from vistok.tokenizers.files import Reached
 
@@ -16,7 +18,6 @@ Tokenizer = Annotated[str, typer.Option(help="An embedded tokenizer, a folder, a
 Preset = Annotated[str | None, typer.Option(help="Shape of a checkpoint with an unpublished name.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time; does not change them.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
 
 
 def tokenize(
@@ -35,7 +36,7 @@ def tokenize(
     preset: Preset = None,
     batch_size: BatchSize = 8,
     device: Device = None,
-    json: Json = False,
+    json: Json = None,
 ) -> None:
     """Turn pictures into tokens.
 
@@ -55,10 +56,7 @@ def tokenize(
     with _progress("tokenize", len(pairs)) as advance:
         summary = tokenize_files(loaded, pairs, tokens, reached, size, batch_size, advance)
     figures = summary.to_dict()
-    if json:
-        import json as encoder
-
-        print(encoder.dumps(figures))
+    if output_json(figures, json, indent=None):
         return
     print(
         f"{summary.pictures} pictures, {summary.tokens} tokens, {summary.bytes} bytes, "
@@ -79,7 +77,7 @@ def detokenize(
     preset: Preset = None,
     batch_size: BatchSize = 8,
     device: Device = None,
-    json: Json = False,
+    json: Json = None,
 ) -> None:
     """Turn tokens back into pictures.
 
@@ -98,11 +96,7 @@ def detokenize(
         decoding["generator"] = torch.Generator().manual_seed(seed)
     with _progress("detokenize", len(pairs)) as advance:
         count = detokenize_files(loaded, pairs, tokens, batch_size, advance, **decoding)
-    if json:
-        import json as encoder
-
-        print(encoder.dumps({"pictures": count}))
-    else:
+    if not output_json({"pictures": count}, json, indent=None):
         print(f"{count} pictures")
 
 

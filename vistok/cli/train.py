@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
+from vistok.cli.output import Json, check_outputs, output_json
+
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe, as those in recipes/.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; an earlier run there is resumed. [default: runs/NAME]")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the final metrics as JSON.")] = False,
+    json: Json = None,
 ) -> None:
     """Train a model by a recipe: on a CPU, a GPU, or many with `accelerate launch -m vistok train ...`.
 
@@ -23,16 +25,13 @@ def train(
     """
     from vistok.train.recipe import Recipe
 
+    check_outputs(json)
     loaded = Recipe.load(recipe)
     from vistok.train.tasks import build_task
     from vistok.train.trainer import Trainer
 
     directory = out if out is not None else Path("runs") / loaded.name
     metrics = Trainer(loaded, build_task(loaded), directory).train()
-    if json:
-        import json as encoder
-
-        print(encoder.dumps(metrics))
-    else:
+    if not output_json(metrics, json, indent=None):
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         print(f"{loaded.name}: {figures}; weights in {directory / 'export'}")

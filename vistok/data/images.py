@@ -19,9 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vistok.errors import VistokError
-from vistok.files import atomic_path
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+from vistok.files import IMAGE_SUFFIXES, atomic_path
 
 
 def _resize_shorter_side(image: Image.Image, side: int) -> Image.Image:

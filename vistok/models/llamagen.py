@@ -11,14 +11,20 @@ log(visible tokens). Cached decoding uses this exactly: the whole prefix costs o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError, unknown_name
+from vistok.models.interface import LoadRequest, TokenSpec
 from vistok.ops import KVCache, apply_rope, attention, causal_attention, collapse_prefix, rope_1d, rope_2d
+from vistok.zoo import resolve
 from vistok.zoo.pretrained import Pretrained
+
+if TYPE_CHECKING:
+    from vistok.tokenizers.interface import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -246,6 +252,7 @@ class LlamaGen(Pretrained, nn.Module):
         VistokError: ``model_type`` is neither ``c2i`` nor ``t2i``, or a grid's ``block_size`` is not a square.
     """
 
+    family = "llamagen"
     config_class = LlamaGenConfig
     presets = PRESETS
     dropped_keys = DROPPED_KEYS
@@ -275,6 +282,42 @@ class LlamaGen(Pretrained, nn.Module):
         self.register_buffer("rope", rope, persistent=False)
         self.apply(self._init)
         nn.init.zeros_(self.output.weight)
+
+    # What samplers and pipelines ask a generator, see ``vistok.models.interface``.
+
+    @property
+    def tokens(self) -> TokenSpec:
+        """The codes that it draws."""
+        return TokenSpec("codes", self.config.vocab_size, self.config.block_size, self.config.layout)
+
+    @property
+    def conditional_on(self) -> str:
+        """``class`` or ``text``."""
+        return "class" if self.config.model_type == "c2i" else "text"
+
+    @property
+    def classes(self) -> int:
+        """How many classes it knows; 0 of a text-conditional model."""
+        return self.config.num_classes if self.conditional_on == "class" else 0
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text features that it reads; 0 of a class-conditional model."""
+        return 0 if self.conditional_on == "class" else self.config.caption_dim
+
+    @property
+    def width(self) -> int:
+        """Width of the features that its output layer reads."""
+        return self.config.dim
+
+    @property
+    def prefix(self) -> int:
+        """Conditioning tokens before the image's."""
+        return self.config.cls_token_num
+
+    def image_tokens(self, drawn: Tensor) -> Tensor:
+        """Returns codes [B, n] as its tokenizer decodes them: a grid [B, h, w], or the sequence."""
+        return drawn if self.config.layout == "sequence" else drawn.unflatten(1, (-1, self.config.grid))
 
     def stop_at(self, tokens: int) -> None:
         """Draw only the first ``tokens`` of a sequence from now on; they are the first of a longer draw.
@@ -450,3 +493,45 @@ class LlamaGen(Pretrained, nn.Module):
         visible = ancestors.gather(2, own.clamp(0, new - 1)[:, None].expand(-1, new, -1)) & inside[:, None]
         visible = (visible | (own < 0)[:, None])[:, None]  # [B, 1, N, keys]
         return visible if bias is None else bias.masked_fill(~visible, -torch.inf)
+
+
+class LlamaGenFamily:
+    """How LlamaGens load: the generator with the image tokenizer that made its codes."""
+
+    name = "llamagen"
+    interface = "autoregressive"
+    plain = "ar"
+    options = frozenset({"size", "preset", "tokens", "text_encoder", "compile"})
+
+    def load(self, request: LoadRequest) -> tuple[LlamaGen, Tokenizer]:
+        """Returns the generator and its tokenizer; see ``vistok.models.interface.GeneratorFamily``."""
+        from vistok.tokenizers.load import load_tokenizer
+        from vistok.tokenizers.vq import VQTokenizer
+
+        source = request.tokenizer_source
+        path = resolve(source)
+        tokenizer = load_tokenizer(str(source)).tokenizer if path.is_dir() else VQTokenizer.from_pretrained(path)
+        can = tokenizer.capabilities
+        overrides = {} if request.size is None else {"block_size": _block_size(request.size, can.multiple)}
+        model = LlamaGen.from_pretrained(request.source, request.preset, **overrides)
+        own = model.tokens
+        if request.size is not None and own.length != overrides["block_size"]:
+            side = can.image_size or own.line * can.multiple
+            raise VistokError(f"'{request.source}' draws {side}x{side} images: leave --size out, or give {side}.")
+        if (own.size, own.layout) != (can.codebook_size, can.layout):
+            raise VistokError(
+                f"the generator knows {own.size} codes in a {own.layout} but the tokenizer has {can.codebook_size} in "
+                f"a {can.layout}: name the tokenizer that belongs to it with --tokenizer."
+            )
+        if request.tokens is not None:
+            model.stop_at(request.tokens)
+        return model, tokenizer
+
+
+def _block_size(size: int, downsample: int) -> int:
+    if size < downsample or size % downsample:
+        raise VistokError(f"--size {size} is not a multiple of {downsample}, the pixels of one token.")
+    return (size // downsample) ** 2
+
+
+FAMILY = LlamaGenFamily()

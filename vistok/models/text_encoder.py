@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vistok.data.captions import clean_caption
 from vistok.errors import VistokError
 from vistok.progress import quiet_transformers
+from vistok.zoo.transformers import load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5EncoderModel
@@ -109,36 +110,18 @@ class TextEncoder(nn.Module):
         """Load an encoder and its tokenizer in the layout of transformers.
 
         Args:
-            name: a folder, or a hub id such as ``google/flan-t5-xl``.
+            name: an embedded model, a folder, or a hub id such as ``google/flan-t5-xl``.
             dtype: of the weights; by default the one they were saved in.
 
         Raises:
             VistokError: the name leads nowhere, or what is there is not a complete T5 encoder.
         """
-        from safetensors import SafetensorError
-        from transformers import AutoConfig, AutoTokenizer, T5EncoderModel
+        from transformers import T5EncoderModel
 
-        from vistok.zoo.registry import check_folder_or_hub_id
-
-        check_folder_or_hub_id(name, what="text encoder")
-        try:
-            config = AutoConfig.from_pretrained(name)
-            if config.model_type == "t5":
-                tokenizer = AutoTokenizer.from_pretrained(name)
-                with quiet_transformers():
-                    encoder, report = T5EncoderModel.from_pretrained(
-                        name, config=config, dtype=dtype or "auto", output_loading_info=True
-                    )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise VistokError(f"cannot load a T5 text encoder from '{name}': {reason}") from error
-        if config.model_type != "t5":
-            raise VistokError(f"'{name}' holds a {config.model_type} model, but a text encoder must be a T5")
-        if report["missing_keys"]:
-            missing = ", ".join(sorted(report["missing_keys"])[:3])
-            raise VistokError(f"the text encoder '{name}' is incomplete: it lacks {missing}")
+        encoder = load_model(name, T5EncoderModel, "T5 text encoder", dtype=dtype).requires_grad_(True)
+        config = encoder.config
         length = getattr(config, "caption_length", CAPTION_LENGTH)
-        return cls(encoder, tokenizer, length, getattr(config, "clean_captions", True))
+        return cls(encoder, load_tokenizer(name), length, getattr(config, "clean_captions", True))
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write encoder, configuration and tokenizer to a folder that ``from_pretrained`` reads."""

@@ -9,9 +9,45 @@ from __future__ import annotations
 
 import torch
 
+from vistok.errors import VistokError
+
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def check_seed(seed: int) -> int:
+    """Returns a seed that is a whole number of at most 64 bits, signed or not.
+
+    Raises:
+        VistokError: it is longer, so that it could not be told from another seed.
+    """
+    if not -(1 << 63) <= seed < 1 << 64:
+        raise VistokError(f"the seed {seed} has more than 64 bits: take one from 0 to {(1 << 64) - 1}.")
+    return seed
+
+
+def derive_seed(seed: int, *keys: int) -> int:
+    """Returns a seed in [0, 2**64) for each combination of a seed and its keys, for generators that advance.
+
+    Args:
+        seed: of the whole job, at most 64 bits.
+        keys: what it is divided by, e.g. the number of a picture or of a training step.
+
+    Raises:
+        VistokError: the seed has more than 64 bits.
+    """
+    derived = check_seed(seed)
+    for key in keys:
+        derived = derived * 1_000_003 + key
+    return derived % (1 << 64)
+
+
+def _signed(value: int | torch.Tensor) -> int | torch.Tensor:
+    """The 64 bits of an integer as the signed one that tensors hold."""
+    if isinstance(value, torch.Tensor) or -(1 << 63) <= value < 1 << 63:
+        return value
+    return check_seed(value) - (1 << 64)
 
 
 def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
@@ -36,9 +72,9 @@ def counter_bits(seed: int | torch.Tensor, *keys: int | torch.Tensor) -> torch.T
     Shape:
         the broadcast shape of the keys.
     """
-    state = _mix(torch.as_tensor(seed, dtype=torch.int64) + _GOLDEN)
+    state = _mix(torch.as_tensor(_signed(seed), dtype=torch.int64) + _GOLDEN)
     for key in keys:
-        key = torch.as_tensor(key, dtype=torch.int64)
+        key = torch.as_tensor(_signed(key), dtype=torch.int64)
         if key.device != state.device:
             state = state.to(key.device) if state.ndim == 0 else state
         state = _mix((state ^ _mix(key + _GOLDEN)) + _GOLDEN)

@@ -10,41 +10,58 @@ import time
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import nn
 
-from vistok.models.llamagen import LlamaGen
+from vistok.models.interface import Condition
+from vistok.samplers.loop import Verdict
+from vistok.samplers.params import SamplingParams
+from vistok.samplers.targets import target_of
+from vistok.samplers.tree import TokenTree, TreeShape
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 HALF = 6.0  # the accepted length grows about like window / (window + HALF); docs/samplers.md has the measurement
 
 
 @torch.inference_mode()
-def forward_cost(model: LlamaGen, rows: int = 2, widths: Sequence[int] = WIDTHS, repeats: int = 5) -> dict[int, float]:
-    """Seconds of a cached forward pass, by the tokens that each row feeds.
+def forward_cost(
+    model: nn.Module, params: SamplingParams, batch: int = 1, widths: Sequence[int] = WIDTHS, repeats: int = 5
+) -> dict[int, float]:
+    """Returns the seconds of a cached forward pass, by the tokens that each image feeds.
 
     Args:
-        model: the transformer.
-        rows: sequences of the batch, twice the pictures where there is guidance.
-        widths: tokens of a row.
+        model: an ``AutoregressiveGenerator``.
+        params: with guidance, a pass has twice as many sequences.
+        batch: images that are drawn together.
+        widths: tokens of an image in a pass.
         repeats: passes of which the fastest counts.
 
     Returns:
-        Seconds by width; half of the picture lies in the cache.
+        Seconds by width; half of the image lies in the cache.
     """
-    config, device = model.config, model.tok_embeddings.weight.device
-    middle = config.block_size // 2
-    widths = [width for width in widths if width <= config.block_size - middle]
-    state = model.new_state(rows, max(widths))
-    model.prefill(model.null_condition(rows), state)
-    state.cache.advance(middle)
+    middle = model.tokens.length // 2
+    widths = [width for width in widths if width <= model.tokens.length - middle]
+    condition = Condition(model.null_condition(batch))
+    target = target_of(model, condition, params, max(*widths, middle))
+    device = next(model.parameters()).device
+
+    def chain(nodes: int) -> TokenTree:
+        tokens = torch.zeros(batch, nodes, dtype=torch.int64, device=device)
+        return TokenTree(tokens, TreeShape.chain_of(nodes, device))
+
+    decided = torch.ones(batch, dtype=torch.int64, device=device)
+    target.prefill()
+    half = chain(middle)
+    target.forward(half, decided)
+    decided = decided + middle
+    target.commit(Verdict(half.tokens, decided - 1), 1, middle)
     cost = {}
     for width in widths:
-        tokens = torch.zeros(rows, width, dtype=torch.int64, device=device)
-        positions = torch.arange(middle, middle + width, device=device)
+        tree = chain(width)
         best = float("inf")
         for _ in range(repeats + 1):  # the first pass warms up
             _synchronise(device)
             began = time.perf_counter()
-            model.head(model.decode(tokens, positions, state))
+            target.forward(tree, decided)
             _synchronise(device)
             best = min(best, time.perf_counter() - began)
         cost[width] = best
@@ -52,8 +69,8 @@ def forward_cost(model: LlamaGen, rows: int = 2, widths: Sequence[int] = WIDTHS,
 
 
 def best_window(cost: Mapping[int, float], half: float = HALF) -> int:
-    """The window of most decided tokens a second, if a pass of N decides about N / (N + half) of what an endless one
-    would.
+    """Returns the window of most decided tokens a second, if a pass of N decides about N / (N + half) of what an
+    endless one would.
 
     Args:
         cost: seconds by width, as ``forward_cost`` measures it.

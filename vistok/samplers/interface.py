@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import fields
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from vistok.samplers.loop import Run
+from vistok.models.interface import Condition
+from vistok.samplers.loop import Drafter, Run, Verifier, generate
 from vistok.samplers.noise import Noise
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.stats import Stats
+from vistok.samplers.targets import target_of
 from vistok.samplers.tree import LawKind, TokenTree
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from vistok.tokenizers.interface import Tokenizer
 
 
 class DraftHead(Protocol):
@@ -68,27 +77,68 @@ class DraftPolicy(Protocol):
 
 
 class Sampler(Protocol):
-    """A way to draw pictures: a small frozen dataclass of options."""
+    """A way to draw the tokens of images: a small frozen dataclass of options.
+
+    Attributes:
+        interface: which generators it draws from, see ``vistok.models.interface.GeneratorFamily``.
+        honours: the fields of ``SamplingParams`` that it heeds; it refuses the others.
+        lossless: whether the tokens follow the model's distribution exactly.
+    """
+
+    interface: ClassVar[str]
+    honours: ClassVar[frozenset[str]]
+    lossless: bool
+
+    def prepare(self, model: nn.Module, tokenizer: Tokenizer | None = None) -> Sampler:
+        """Returns the sampler with all that it needs for a model, such as a draft network or a codebook."""
 
     def sample(
         self,
         model: nn.Module,
-        condition: Tensor,
-        mask: Tensor | None,
+        condition: Condition,
         params: SamplingParams,
         noise: Noise,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[Tensor, Stats]:
-        """Draw a batch of pictures.
+        """Draws a batch of images.
 
         Args:
-            model: the transformer.
-            condition: labels [B] or text features [B, T, D].
-            mask: which text features are real, [B, T]; all if None.
+            model: a generator.
+            condition: what the B images show.
             params: guidance, temperature and truncation.
             noise: the random numbers of the run.
-            progress: called with the tokens that the slowest sample gained.
+            progress: called with the number of tokens that the slowest image gained.
 
         Returns:
-            Codes int64 [B, n] in raster order, and the statistics of the run.
+            Codes int64 [B, n] or vectors [B, n, D], and the statistics of the run.
         """
+
+
+class AutoregressiveSampler:
+    """Base of the samplers that are a drafter and a verifier on the draft-verify loop: they only name these two."""
+
+    interface = "autoregressive"
+    honours = frozenset(field.name for field in fields(SamplingParams))
+    lossless = True
+
+    def prepare(self, model: nn.Module, tokenizer: Tokenizer | None = None) -> Self:
+        """Returns the sampler itself: by default nothing needs to be fetched."""
+        return self
+
+    def parts(self, model: nn.Module, params: SamplingParams, batch: int) -> tuple[Drafter, Verifier]:
+        """Returns the drafter and the verifier of a run of ``batch`` images."""
+        raise TypeError(f"{type(self).__name__} does not say its parts")
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        model: nn.Module,
+        condition: Condition,
+        params: SamplingParams,
+        noise: Noise,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[Tensor, Stats]:
+        """Draws a batch of images; see ``Sampler.sample``."""
+        drafter, verifier = self.parts(model, params, len(condition))
+        target = target_of(model, condition, params, drafter.nodes)
+        return generate(target, drafter, verifier, params, noise, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,8 @@ class SamplingParams:
         guidance: scale of classifier-free guidance (arXiv 2207.12598); 1 or less switches it off.
         guidance_interval: guidance ends after the token of this decode step, so tokens 0 to ``guidance_interval + 1``
             are guided (LlamaGen's count); -1 guides all.
-        temperature: divides the logits, positive.
+        temperature: divides the logits; 0 takes the most likely token, as ``greedy`` does. Of continuous tokens it
+            multiplies the noise.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of this probability; 1 keeps all.
         greedy: take the most likely token instead of drawing.
@@ -36,8 +38,10 @@ class SamplingParams:
     greedy: bool = False
 
     def __post_init__(self):
-        if not self.temperature > 0:
-            raise VistokError(f"temperature must be positive, got {self.temperature}; for greedy decoding set greedy.")
+        if not 0 <= self.temperature < math.inf:
+            raise VistokError(f"the temperature must be 0 or more, got {self.temperature}.")
+        if self.temperature == 0:
+            object.__setattr__(self, "greedy", True)
         if self.top_k < 0:
             raise VistokError(f"top-k must be at least 1, or 0 to keep all tokens, got {self.top_k}.")
         if not 0 < self.top_p <= 1:

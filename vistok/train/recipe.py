@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import yaml
 
 from vistok.errors import VistokError
+from vistok.train.options import read_options
 
 
 @dataclass(frozen=True)
@@ -62,50 +64,47 @@ class Recipe:
     batch_size: int
     aliases: tuple[str, ...] = ()
     seed: int = 0
-    precision: str = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     log_every: int = 20
     eval_every: int = 500
     save_every: int = 100
     optimization: Optimization = field(default_factory=Optimization)
-    model: dict = field(default_factory=dict)
-    data: dict = field(default_factory=dict)
-    init: dict = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    init: dict[str, Any] = field(default_factory=dict)
     guidance: float | None = None
     temperature: float | None = None
-    sampling: dict = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "eval_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise VistokError(f"'{name}' must be at least 1, got {getattr(self, name)}.")
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
         """Read a recipe from a YAML file.
 
         Raises:
-            VistokError: no such file, not YAML, an unknown or a missing entry.
+            VistokError: no such file, not YAML, an entry that is unknown, missing or of another type, or a number out
+                of range.
         """
         try:
-            entries = yaml.safe_load(Path(path).read_text())
+            entries = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise VistokError(f"no recipe at '{path}': give the path of a YAML file, as those in recipes/.") from None
+        except OSError as error:
+            raise VistokError(f"cannot read the recipe '{path}': {error.strerror}.") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise VistokError(f"'{path}' is not a YAML recipe: {str(error).splitlines()[0]}.") from None
         if not isinstance(entries, dict):
             raise VistokError(f"'{path}' is not a recipe: expected entries such as 'name:' and 'task:'.")
-        entries["optimization"] = _build(Optimization, entries.get("optimization") or {}, path)
-        return _build(cls, entries, path)
+        try:
+            return read_options(cls, entries, "")
+        except VistokError as error:
+            raise VistokError(f"'{path}': {error}") from None
 
     def to_dict(self) -> dict:
         """The recipe as plain JSON values."""
         return asdict(self)
-
-
-def _build(cls, entries: dict, path: str | Path):
-    known = {f.name for f in fields(cls)}
-    if unknown := sorted(set(entries) - known):
-        raise VistokError(f"'{path}' has unknown entries {unknown}: known are {sorted(known)}.")
-    required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
-    if missing := sorted(required - set(entries)):
-        raise VistokError(f"'{path}' lacks the entries {missing}.")
-    for name in ("betas", "aliases"):
-        if name in entries:
-            entries[name] = tuple(entries[name])
-    return cls(**entries)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from vistok.files import atomic_path
+from vistok.ops.noise import derive_seed
 from vistok.train.recipe import Optimization, Recipe
 
 
@@ -158,7 +159,7 @@ class Trainer:
         began = time.perf_counter()
         with progress(f"train {recipe.name}", recipe.steps, self.step) as advance:
             while self.step < recipe.steps:
-                torch.manual_seed(recipe.seed * 1_000_003 + self.step * world + rank)
+                torch.manual_seed(derive_seed(recipe.seed, self.step * world + rank))
                 batch = {k: v.to(self.accelerator.device) for k, v in self.task.batch(self.step, rows).items()}
                 with self.accelerator.autocast():
                     loss, metrics = self.model(**batch)

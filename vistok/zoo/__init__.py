@@ -1,7 +1,7 @@
 """Model cards, embedded weights and the way from a name to files. Reading checkpoints: ``vistok.zoo.checkpoint``."""
 
 from vistok.zoo.model_card import ModelCard, read_card, sha256, write_card
-from vistok.zoo.registry import WEIGHTS, canonical, card, card_of_file, cards, hub_id, resolve, verify
+from vistok.zoo.registry import WEIGHTS, canonical, card, card_of_file, card_of_folder, cards, hub_id, resolve, verify
 
 __all__ = [
     "WEIGHTS",
@@ -9,6 +9,7 @@ __all__ = [
     "canonical",
     "card",
     "card_of_file",
+    "card_of_folder",
     "cards",
     "hub_id",
     "read_card",

@@ -31,7 +31,7 @@ class ModelCard:
         aliases: other names that lead here.
         preset: name of the shape in the family's table of presets; None where ``config.json`` holds the shape.
         config: entries that replace those of the preset.
-        parts: names of the models that it works with, by role, e.g. ``{"vq": "llamagen-vq16"}``.
+        parts: names of the models that it works with, by role, e.g. ``{"tokenizer": "llamagen-vq16"}``.
         recipe, seed, steps, data: how it was trained.
         metrics: what was measured on it.
         guidance, temperature: of a generator, the scale of classifier-free guidance and the temperature that suit it.
@@ -89,6 +89,9 @@ def read_card(folder: Path, source: str | None = None) -> ModelCard:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         entries["aliases"] = tuple(entries.get("aliases", ()))
+        parts = entries.get("parts", {})
+        if "vq" in parts:  # the role of a tokenizer in older cards
+            entries["parts"] = {"tokenizer": parts.pop("vq"), **parts}
         return ModelCard(**entries, source=source or str(folder))
     except FileNotFoundError as error:
         raise VistokError(f"there is no model card '{path}'") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -12,7 +12,8 @@ import torch
 from vistok.errors import VistokError, unknown_name
 from vistok.files import atomic_path
 from vistok.zoo.checkpoint import load_strict, read_state_dict
-from vistok.zoo.registry import card_of_file, resolve
+from vistok.zoo.model_card import ModelCard, write_card
+from vistok.zoo.registry import card_of_file, card_of_folder, resolve
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -26,11 +27,13 @@ class Pretrained:
         config_class: the dataclass.
         presets: published shapes by name.
         dropped_keys: regular expressions of checkpoint entries that carry no weights.
+        card: of the folder that the weights came from; what it tells about use travels with ``save_pretrained``.
     """
 
     config_class: ClassVar[type]
     presets: ClassVar[dict[str, Any]] = {}
     dropped_keys: ClassVar[tuple[str, ...]] = ()
+    card: ModelCard | None = None
 
     @classmethod
     def from_preset(cls: type[T], name: str, **overrides: Any) -> T:
@@ -61,6 +64,7 @@ class Pretrained:
         path = resolve(name)
         if path.is_dir():
             model, weights = cls(cls.read_config(path / CONFIG_FILE)), path / WEIGHTS_FILE
+            model.card = card_of_folder(path)
         else:
             card = card_of_file(path)
             if preset is None and card is not None and card.preset in cls.presets:
@@ -109,3 +113,5 @@ class Pretrained:
         }
         with atomic_path(folder / WEIGHTS_FILE) as path:
             save_file(state, path, metadata={"format": "pt"})
+        if self.card is not None:  # not how it was trained and measured: the weights may have changed since
+            write_card(folder, replace(self.card, aliases=(), recipe=None, seed=None, steps=None, metrics={}))

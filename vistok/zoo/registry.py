@@ -38,6 +38,12 @@ def _find(name: str) -> ModelCard | None:
     return next((card for card in _cards() if name == card.name or name in card.aliases), None)
 
 
+def is_embedded(name: str | Path) -> bool:
+    """Whether a name or alias is that of a model whose weights are part of the package."""
+    found = _find(str(name))
+    return found is not None and found.embedded
+
+
 def card(name: str) -> ModelCard:
     """The card of a model, by its name or an alias.
 
@@ -58,6 +64,12 @@ def card_of_file(path: str | Path) -> ModelCard | None:
     """The one published card whose checkpoint has this file name, so that its shape need not be spelt out."""
     found = [card for card in published_cards() if Path(path).name in card.files]
     return found[0] if len(found) == 1 else None
+
+
+def card_of_folder(path: str | Path) -> ModelCard | None:
+    """The card that lies beside the weights of a folder, if there is one."""
+    folder = Path(path).expanduser()
+    return read_card(folder) if (folder / CARD_FILE).is_file() else None
 
 
 def _hub_names(card: ModelCard) -> list[str]:

@@ -1,38 +1,156 @@
-"""Causal LMs and their tokenizers, by the names that the rest of the package resolves."""
+"""The one loader of transformers models: by the names that the rest of the package resolves, strictly.
+
+transformers fills what a checkpoint lacks with random numbers and says so in a log; here that is refused, as is a
+folder of another architecture.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from vistok.errors import VistokError
 from vistok.progress import quiet_transformers
-from vistok.zoo import resolve
+from vistok.runtime import resolve_device, resolve_dtype
+from vistok.zoo.registry import hub_id, is_embedded, resolve
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+T = TypeVar("T")
+_SHOWN = 3  # keys that an error names
 
 
 def load_causal_lm(
-    name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    name: str | Path, device: torch.device | str | None = "cpu", dtype: torch.dtype | str | None = "float32"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal LM, ready to decode, and its tokenizer.
+    """Returns a causal LM, ready to decode, and its tokenizer, which pads on the left; see ``load_model``."""
+    from transformers import AutoModelForCausalLM
 
-    Args:
-        name: an embedded model such as ``text-mini``, a folder, or a hub id.
+    model = load_model(name, AutoModelForCausalLM, "causal LM", device, dtype)
+    return model, load_tokenizer(name, padding_side="left")
+
+
+def load_image_text(
+    name: str | Path, device: torch.device | str | None = "cpu", dtype: torch.dtype | str | None = "float32"
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Returns a multimodal model that answers in text, and its processor; see ``load_model``.
 
     Raises:
-        VistokError: the name leads nowhere, or to no causal LM.
+        VistokError: see ``load_model``; or there is no processor beside the model.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    folder = resolve(name)
+    model = load_model(name, AutoModelForImageTextToText, "multimodal model", device, dtype)
+    processor = _read(AutoProcessor, name, "processor")
+    if not hasattr(processor, "image_processor"):
+        raise VistokError(f"'{name}' has no processor of pictures beside the model: copy its preprocessor_config.json.")
+    return model, processor
+
+
+def load_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer that lies beside a model; options are those of transformers.
+
+    Raises:
+        VistokError: the name leads nowhere, or there is none.
+    """
+    from transformers import AutoTokenizer
+
+    return _read(AutoTokenizer, name, "tokenizer", **options)
+
+
+def load_model(
+    name: str | Path,
+    loader: type,
+    what: str,
+    device: torch.device | str | None = "cpu",
+    dtype: torch.dtype | str | None = "float32",
+    model_types: Collection[str] = (),
+) -> Any:
+    """Returns a transformers model in evaluation mode, without gradients: no weight missing, no shape another.
+
+    Args:
+        name: an embedded model such as ``text-mini``, a folder, or a hub id ``owner/name``.
+        loader: a class of transformers with ``from_pretrained``: an auto class such as ``AutoModelForCausalLM``, or a
+            model's own such as ``CLIPModel``.
+        what: what it should be, for sentences, e.g. ``"CLIP model"``.
+        device: see ``resolve_device``.
+        dtype: of the weights, see ``resolve_dtype``; the one they were saved in if None.
+        model_types: for an auto class, the entries ``model_type`` of ``config.json`` that serve; all if empty.
+
+    Raises:
+        VistokError: the name leads nowhere, or to another architecture, or the weights are not complete.
+    """
+    place = resolve_device(device)
+    number_format = "auto" if dtype is None else resolve_dtype(dtype)
+    config = load_config(name, what)
+    _check_architecture(name, config, loader, what, model_types)
+    options = {"config": config, "dtype": number_format}
+    reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both are refused below, by name
+    with quiet_transformers():
+        model, report = _read(loader, name, what, **options, **reporting)
+    for kind, verb in (("missing_keys", "lacks"), ("mismatched_keys", "has other shapes of")):
+        if keys := sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get(kind) or ()):
+            more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+            raise VistokError(
+                f"the weights of '{name}' are not those of a whole {what}: it {verb} {', '.join(keys[:_SHOWN])}{more}; "
+                "name complete weights."
+            )
+    return model.to(place).eval().requires_grad_(False)
+
+
+def load_config(name: str | Path, what: str) -> Any:
+    """Returns the transformers configuration of a model.
+
+    Args:
+        name: see ``load_model``.
+        what: what the model should be, for the sentence.
+
+    Raises:
+        VistokError: the name leads nowhere, or to no model of transformers.
+    """
+    from transformers import AutoConfig
+
+    return _read(AutoConfig, name, what)
+
+
+def _check_architecture(name: str | Path, config: Any, loader: type, what: str, model_types: Collection[str]) -> None:
+    own = getattr(loader, "config_class", None)
+    if model_types or own is not None:
+        fits = config.model_type in (model_types or (own.model_type,))
+    else:
+        fits = type(config) in loader._model_mapping
+    if not fits:
+        built = ", ".join(getattr(config, "architectures", None) or (type(config).__name__,))
+        raise VistokError(f"'{name}' holds a {config.model_type} ({built}), not a {what}: name a {what}.")
+
+
+def _source(name: str | Path, what: str) -> str:
+    """Where transformers finds a model: a folder on this machine, or the hub id itself, whose files it chooses."""
+    if not is_embedded(name) and not Path(name).expanduser().exists() and (hub := hub_id(name)) is not None:
+        if hub[1] is not None:
+            raise VistokError(f"'{name}' names one file, but a {what} is a whole repository: name '{hub[0]}'.")
+        return hub[0]
+    path = resolve(name)
+    if not path.is_dir():
+        raise VistokError(f"'{name}' is a file: name the folder of a {what}, or a hub id such as 'owner/name'.")
+    return str(path)
+
+
+def _read(loader: Any, name: str | Path, what: str, **options: Any) -> Any:
+    """``loader.from_pretrained`` without code from the repository; what goes wrong becomes one sentence."""
+    from safetensors import SafetensorError
+
+    source = _source(name, what)
+    failures = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise VistokError(f"'{name}' is no causal LM that transformers can load: {reason}") from None
-    return model.to(device).eval().requires_grad_(False), tokenizer
+        return loader.from_pretrained(source, trust_remote_code=False, **options)
+    except VistokError:
+        raise
+    except failures as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0].rstrip(".") if lines else type(error).__name__
+        raise VistokError(f"'{name}' holds no {what} that transformers can load ({reason}): name another.") from error

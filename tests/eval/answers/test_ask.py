@@ -69,15 +69,11 @@ def model_folder(tmp_path_factory):
 
 
 def test_command(model_folder, tmp_path):
-    import typer
+    from vistok.cli.main import app
 
-    from vistok.cli.compress import compress
-
-    app = typer.Typer()
-    app.command()(compress)
     picture = tmp_path / "picture.png"
     Image.effect_noise((50, 30), 60).convert("RGB").save(picture)
-    asked = ["--model", str(model_folder), "--image", str(picture), "-q", "w5 w9", "--max-new-tokens", "4"]
+    asked = ["compress", "--model", str(model_folder), "--image", str(picture), "-q", "w5 w9", "--max-new-tokens", "4"]
     result = CliRunner().invoke(
         app, [*asked, "--keep", "25%", "--compare", "--json", "--overlay", str(tmp_path / "o.png")]
     )
@@ -94,7 +90,7 @@ def test_command(model_folder, tmp_path):
     for wrong, sentence in [
         (["--keep", "1000"], "cannot keep 1000"),
         (["--method", "zip"], "unknown compression method"),
-        (["--dtype", "int8"], "choose float32"),
+        (["--dtype", "int8"], "bfloat16, float16, float32"),
         (["--max-new-tokens", "0"], "at least 1"),
         (["--method", "fastv", "--overlay", str(tmp_path / "f.png")], "leave the overlay out"),
     ]:

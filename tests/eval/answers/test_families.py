@@ -39,7 +39,18 @@ def test_every_family_is_tested():
 
 def test_compress(family, tmp_path):
     name, folder = family
-    options = ["--model", folder, "--image", folder / "picture.png", "-q", "w5 w9", "--max-new-tokens", 3, "--json"]
+    options = [
+        "--model",
+        folder,
+        "--image",
+        folder / "picture.png",
+        "-q",
+        "w5 w9",
+        "--max-new-tokens",
+        3,
+        "--json",
+        "-",
+    ]
     done = run(
         "compress", *options, "--method", "uniform", "--keep", "50%", "--compare", "--overlay", tmp_path / "o.png"
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from vistok.data.images import to_pil
 from vistok.data.scenes import render, sample_scenes
+from vistok.data.scenes.splits import single_object_scenes
 from vistok.eval.decoding.continuous import right
-from vistok.train.tasks.mar import single_object_scenes
 
 
 def test_one_object_of_the_class_is_right_and_nothing_else() -> None:

@@ -9,14 +9,14 @@ from tests.golden.case import Case
 from vistok.ops import combine_guidance
 from vistok.ops.sampling import residual_law
 from vistok.samplers import SamplingParams
-from vistok.samplers.drafters.jacobi import JacobiWindow, initial_drafts, line_ends, neighbour_positions
+from vistok.samplers.drafters.jacobi import INITS, Fresh, JacobiWindow, line_ends, neighbour_positions
 from vistok.samplers.loop import Scores, Verdict, generate
 from vistok.samplers.noise import ACCEPT, DRAFT, DRAW, FRESH, RESIDUAL
 from vistok.samplers.tree import TokenTree
 from vistok.samplers.verifiers.exact import ExactChain, couple
 
 SYSTEM = "sjd"
-INITS = {
+SCHEMES = {
     "random": "random",
     "repeat_horizon": "repeat-left",
     "sample_horizon": "top-left",
@@ -59,7 +59,7 @@ def init(case: Case) -> None:
     rows = torch.cat([inputs["scores"], inputs["window_scores"]], 1)
     vocabulary, uniform = inputs["draft_vocab"], inputs["u_init"]
     positions = existing.shape[1] + torch.arange(uniform.shape[1])[None]
-    line, name = config["img_width"] + 1, INITS[config["scheme"]]
+    line, name = config["img_width"] + 1, SCHEMES[config["scheme"]]
     header = config["prefill_num"] + config["header_tokens"]
     source, there = neighbour_positions(
         positions - header, torch.tensor([[existing.shape[1] - header]]), line, name.endswith("up")
@@ -68,7 +68,7 @@ def init(case: Case) -> None:
     random = vocabulary[(uniform * len(vocabulary)).long()]
     law = torch.zeros(config["V"], dtype=rows.dtype).index_fill_(0, vocabulary, 1 / len(vocabulary))
     neighbour = rows.gather(1, source[..., None].expand(-1, -1, rows.shape[-1]))
-    tokens, laws = initial_drafts(name, random, law, existing.gather(1, source), neighbour, there, uniform)
+    tokens, laws = INITS[name].make(Fresh(random, law, existing.gather(1, source), neighbour, there, uniform))
     case.equal(tokens, "tokens")
     case.close(laws, "q")
 
@@ -146,7 +146,7 @@ def trace(case: Case) -> None:
     drafter = JacobiWindow(
         config["L"],
         config.get("img_width", config["L"]) + 1,
-        INITS[config["init"]],
+        SCHEMES[config["init"]],
         False,
         config["jacobi_loop_interval_l"],
         case.inputs["draft_vocab"],

@@ -13,7 +13,6 @@ from vistok.cli.main import app
 from vistok.data.scenes import COLOURS, SHAPES, render, sample_scenes
 from vistok.errors import VistokError
 from vistok.eval.decoding.continuous import right
-from vistok.pipelines import build_sampler
 from vistok.samplers import SamplingParams
 from vistok.samplers.continuous import MaskedAutoregressive
 from vistok.tokenizers.load import load_tokenizer
@@ -39,11 +38,11 @@ def test_the_model_s_own_settings_paint_the_object_of_the_class():
 
 def test_an_option_replaces_the_model_s_own():
     pipe = vistok.pipeline("mar")
-    assert build_sampler(pipe, None) == MaskedAutoregressive(**pipe.sampling)
-    assert build_sampler(pipe, None, head_steps=7).head_steps == 7
-    assert build_sampler(pipe, "cspd", spacing="even").spacing == "even"
+    assert pipe.sampler() == MaskedAutoregressive(**pipe.sampling)
+    assert pipe.sampler("mar:head_steps=7").head_steps == 7
+    assert pipe.sampler("cspd:spacing=even").spacing == "even"
     with pytest.raises(VistokError, match=r"spacing of the head's steps 'odd'"):
-        pipe(0, sampler=build_sampler(pipe, None, spacing="odd"))
+        pipe(0, sampler="mar:spacing=odd")
 
 
 def test_the_autoencoder_gives_scenes_back():

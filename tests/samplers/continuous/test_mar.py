@@ -10,6 +10,7 @@ import torch
 
 from tests.samplers.continuous.toy import kolmogorov_two
 from vistok.errors import VistokError
+from vistok.models.interface import Condition
 from vistok.models.mar import MAR, Diffusion, MARConfig
 from vistok.samplers import Noise, SamplingParams
 from vistok.samplers.continuous import ContinuousSpeculative, MaskedAutoregressive, cspd
@@ -139,11 +140,11 @@ def test_a_distilled_model_runs_one_branch_and_refuses_guidance(models) -> None:
     target, *_ = models
     draft = nearby(target, 1, 0.12, label_drop_prob=0.0)
     sampler = ContinuousSpeculative(draft, "reference", iterations=4, head_steps=4, window=2, prefill=0.0)
-    _, stats = sampler.sample(target, torch.arange(3), None, SamplingParams(2.0), Noise(0, torch.arange(3)))
+    _, stats = sampler.sample(target, Condition(torch.arange(3)), SamplingParams(2.0), Noise(0, torch.arange(3)))
     assert stats.draft_rows == 4 * int(stats.proposed.sum())
     with pytest.raises(VistokError, match="leave it at 1"):
         MaskedAutoregressive(head_steps=4).sample(
-            draft, torch.arange(3), None, SamplingParams(2.0), Noise(0, torch.arange(3))
+            draft, Condition(torch.arange(3)), SamplingParams(2.0), Noise(0, torch.arange(3))
         )
 
 
@@ -233,17 +234,17 @@ FULL = Diffusion()
 def test_samplers_by_name_and_their_mistakes() -> None:
     model = tiny(0, grid=4)
     noise, labels = Noise(0, torch.arange(2)), torch.tensor([0, 2])
-    tokens, stats = MaskedAutoregressive(4, 5, "dpm++").sample(model, labels, None, SamplingParams(2.0), noise)
+    tokens, stats = MaskedAutoregressive(4, 5, "dpm++").sample(model, Condition(labels), SamplingParams(2.0), noise)
     assert tokens.shape == (2, 16, 1) and stats.target_calls == 4 * 5 and stats.forwards.tolist() == [4, 4]
     with pytest.raises(VistokError, match="mode of cspd"):
         ContinuousSpeculative(mode="exat")
     with pytest.raises(VistokError, match="inner temperature must be above 0"):
         ContinuousSpeculative(inner_temperature=0.0)
     with pytest.raises(VistokError, match="solver"):
-        MaskedAutoregressive(4, 5, "euler").sample(model, labels, None, SamplingParams(), noise)
+        MaskedAutoregressive(4, 5, "euler").sample(model, Condition(labels), SamplingParams(), noise)
     with pytest.raises(VistokError, match="seq_len"):
-        ContinuousSpeculative(tiny(1, grid=2)).sample(model, labels, None, SamplingParams(), noise)
+        ContinuousSpeculative(tiny(1, grid=2)).sample(model, Condition(labels), SamplingParams(), noise)
     with pytest.raises(VistokError, match="at least one step"):
-        MaskedAutoregressive(0).sample(model, labels, None, SamplingParams(), noise)
+        MaskedAutoregressive(0).sample(model, Condition(labels), SamplingParams(), noise)
     with pytest.raises(VistokError, match="guidance schedule"):
-        MaskedAutoregressive(guidance_schedule="cubic").sample(model, labels, None, SamplingParams(), noise)
+        MaskedAutoregressive(guidance_schedule="cubic").sample(model, Condition(labels), SamplingParams(), noise)

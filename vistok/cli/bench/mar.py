@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vistok.cli.output import check_outputs, write_json
+from vistok.cli.output import Json, check_outputs, output_json
 
 
 def mar(
@@ -32,7 +31,7 @@ def mar(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the pictures.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; changes times, not pictures.")] = 1,
-    json: Annotated[Path | None, typer.Option(help="Write all figures to this file; - prints them alone.")] = None,
+    json: Json = None,
 ) -> None:
     """MAR against continuous speculative decoding, fewer steps and faster head solvers, on the same classes and seeds.
 
@@ -42,7 +41,6 @@ def mar(
 
     Example: `vistok bench mar --num 2 --json mar.json`
     """
-    import json as encoder
 
     check_outputs(json)
     import torch
@@ -55,7 +53,7 @@ def mar(
     from vistok.progress import progress
 
     pipe = pipeline(model)
-    if not pipe.continuous or pipe.model.config.num_classes != NUM_CLASSES:
+    if pipe.family.name != "mar" or pipe.model.classes != NUM_CLASSES:
         raise VistokError(f"'{model}' is no MAR of the scenes' {NUM_CLASSES} classes, which this comparison needs.")
     small = MAR.from_pretrained(draft, prefer_ema=True)
     given = {"head_steps": head_steps, "spacing": spacing, "guidance_schedule": guidance_schedule}
@@ -79,8 +77,7 @@ def mar(
         "seed": seed,
         "threads": torch.get_num_threads(),
     }
-    text = encoder.dumps({**settings, "rows": [row.to_dict() for row in rows]}, indent=2)
-    if write_json(text, json):
+    if output_json({**settings, "rows": [row.to_dict() for row in rows]}, json):
         return
     print(", ".join(f"{name} {value}" for name, value in settings.items()))
     print(table(rows))

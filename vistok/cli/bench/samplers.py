@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vistok.cli.output import check_outputs, write_json
+from vistok.cli.output import Json, check_outputs, output_json
 
 
 def samplers(
@@ -27,7 +27,7 @@ def samplers(
     top_k: Annotated[int | None, typer.Option(min=1, help="Keep the k most likely codes. [default: all]")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; changes times, not pictures.")] = 1,
     plot: Annotated[Path | None, typer.Option(help="Draw the comparison into this picture file.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write all figures to this file; - prints them alone.")] = None,
+    json: Json = None,
 ) -> None:
     """Samplers on one model, with the same prompts and seeds: forwards, accepted lengths, time, and scores.
 
@@ -36,7 +36,6 @@ def samplers(
 
     Example: `vistok bench samplers --samplers "coupled,eagle" --plot samplers.png`
     """
-    import json as encoder
 
     check_outputs(plot, json)
     import torch
@@ -62,7 +61,7 @@ def samplers(
     pipe.check(prompts)
     params, painted = pipe.sampling_params(cfg, top_k=top_k or 0), expand(prompts, num)
     rows_fed = batch_size * (2 if params.guided else 1)
-    cost = forward_cost(pipe.model, rows_fed, repeats=20)
+    cost = forward_cost(pipe.model, params, batch_size, repeats=20)
     batches = -(-len(painted) // batch_size)
     with progress("bench", batches * len(contestants)) as advance:
         trials = run_trials(pipe, contestants, painted, params, seed, batch_size, advance)
@@ -85,8 +84,7 @@ def samplers(
 
         with atomic_path(plot) as temporary:
             draw(rows, cost, temporary)
-    text = encoder.dumps(document, indent=2)
-    if write_json(text, json):
+    if output_json(document, json):
         return
     print(", ".join(f"{name} {value}" for name, value in settings.items() if value is not None))
     curve = ", ".join(f"{width}: {seconds * 1e3:.2f} ms" for width, seconds in cost.items())

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vistok.cli.output import check_outputs, write_json
+from vistok.cli.output import Json, check_outputs, output_json
 
 
 def text(
@@ -29,7 +29,7 @@ def text(
     seed: Annotated[int, typer.Option(help="Of prompts and draws.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    json: Annotated[Path | None, typer.Option(help="Write all figures to this file; - prints them alone.")] = None,
+    json: Json = None,
 ) -> None:
     """Speculative decoding of text, against transformers' plain, assisted and prompt-lookup decoding.
 
@@ -37,9 +37,8 @@ def text(
 
     Example: `vistok bench text --contestants "recycling,assisted"`
     """
-    import json as encoder
 
-    from vistok.errors import VistokError, unknown_name
+    from vistok.errors import VistokError
 
     check_outputs(json)
     import torch
@@ -48,13 +47,10 @@ def text(
     from vistok.progress import progress
     from vistok.zoo.transformers import load_causal_lm
 
-    dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
-    if dtype not in dtypes:
-        raise unknown_name("dtype", dtype, list(dtypes))
     if draft is None and model == "text-mini":
         draft = "text-mini-draft"
-    target, tokenizer = load_causal_lm(model, device, dtypes[dtype])
-    small = None if draft is None else load_causal_lm(draft, device, dtypes[dtype])[0]
+    target, tokenizer = load_causal_lm(model, device, dtype)
+    small = None if draft is None else load_causal_lm(draft, device, dtype)[0]
     if spec_bench is not None:
         texts = bench.spec_bench_prompts(spec_bench, tokenizer, prompts)
     else:
@@ -82,8 +78,7 @@ def text(
         "seed": seed,
         "threads": torch.get_num_threads(),
     }
-    document = encoder.dumps({**settings, "rows": [row.to_dict() for row in rows]}, indent=2)
-    if write_json(document, json):
+    if output_json({**settings, "rows": [row.to_dict() for row in rows]}, json):
         return
     print(", ".join(f"{name} {value}" for name, value in settings.items() if value is not None))
     for kind in dict.fromkeys(row.kind for row in rows):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import typer
 
 from vistok.cli.eval import answers, fid, geneval, language, reconstruction, vqa
+from vistok.cli.output import MeasuringCommands
 
-app = typer.Typer(help="Score pictures, reconstructions and answers.", no_args_is_help=True)
+app = typer.Typer(cls=MeasuringCommands, help="Score pictures, reconstructions and answers.", no_args_is_help=True)
 app.command("fid")(fid.fid)
 app.command("stats")(fid.stats)
 app.command("geneval")(geneval.geneval)

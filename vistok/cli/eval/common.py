@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vistok.cli.output import Json
+
+__all__ = ["Json"]
+
 if TYPE_CHECKING:
     from vistok.eval.protocol import Result
 
-Json = Annotated[Path | None, typer.Option("--json", help="Write the results to this file as JSON; - prints them.")]
 Extractor = Annotated[str, typer.Option(help="inception, dinov2, clip or scenes-features.")]
 Weights = Annotated[str | None, typer.Option(help="The network's weights: a path; for dinov2 and clip also a hub id.")]
 Resize = Annotated[
@@ -28,7 +31,7 @@ Cache = Annotated[
 
 def is_main() -> bool:
     """Whether this process prints and writes; under `accelerate launch` one does."""
-    from vistok.eval.processes import processes
+    from vistok.runtime import processes
 
     return processes().is_main_process
 

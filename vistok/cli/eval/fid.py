@@ -44,10 +44,10 @@ def fid(
 
     Example: vistok eval fid real/ generated/ --weights pt_inception-2015-12-05-6726825d.pth
     """
-    from vistok.eval.processes import processes
     from vistok.eval.sets.distribution import Options, check_metrics, evaluate_sets, open_set, resize_of
     from vistok.eval.sets.extractors import load_extractor
     from vistok.eval.sets.features import work_folder
+    from vistok.runtime import processes
 
     names = [name.strip() for name in metrics.split(",")]
     chosen = check_metrics(names, extractor)

@@ -138,8 +138,8 @@ def clipscore(
     from vistok.data.images import load_image
     from vistok.eval.captions import read_captions
     from vistok.eval.clip_score import ClipModel, clip_scores
-    from vistok.eval.processes import processes
     from vistok.eval.protocol import Protocol, Result
+    from vistok.runtime import processes
 
     pictures = read_captions(images, captions)
     model = ClipModel(clip, processes().device)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vistok.cli.eval.common import Json
-from vistok.cli.output import check_outputs, write_json
+from vistok.cli.output import check_outputs, output_json
 
 
 def vqa(
@@ -42,7 +42,6 @@ def vqa(
         raise unknown_name("scorer", scorer, list(SCORERS))
     if positions not in ("compact", "original"):
         raise VistokError(f"--positions is '{positions}': choose compact or original.")
-    import json as encoder
 
     check_outputs(plot, json)
     from vistok.data.scenes.vqa import scene_side
@@ -74,8 +73,7 @@ def vqa(
     )
     if plot is not None:
         plot_keep_curves(points, plot, f"{model}: {len(asked)} questions")
-    text = encoder.dumps([point.to_dict() for point in points], indent=1)
-    if not write_json(text, json):
+    if not output_json([point.to_dict() for point in points], json):
         print_points(points, f"{model}: {len(asked)} questions")
 
 

@@ -11,6 +11,7 @@ from vistok.data.scenes.world import (
     SIZES,
     Scenes,
     sample_scenes,
+    scenes_at,
 )
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "render_background",
     "render_masks",
     "sample_scenes",
+    "scenes_at",
     "shape_distance",
     "statements",
     "vocabulary",

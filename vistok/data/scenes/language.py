@@ -8,9 +8,11 @@ holds.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vistok.data.scenes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scenes
+from vistok.ops.noise import derive_seed
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 OPENINGS = ("", "a photo of ", "a picture of ", "an image of ", "there is ", "a drawing of ")
@@ -155,18 +157,23 @@ def statement(scene: list[Group], background: str, rng: random.Random) -> Statem
     )
 
 
-def statements(scenes: Scenes, variant: int = 0) -> list[Statement]:
-    """A statement about every scene; another ``variant`` gives another wording of the same scenes."""
+def statements(scenes: Scenes, variant: int | Sequence[int] = 0) -> list[Statement]:
+    """Return a statement about every scene.
+
+    Args:
+        scenes: B scenes.
+        variant: another one gives another wording of the same scenes; one for all, or one for each.
+    """
+    variants = [variant] * len(scenes) if isinstance(variant, int) else variant
+    columns = (groups(scenes), scenes.background.tolist(), scenes.index.tolist(), variants)
     return [
-        statement(scene, BACKGROUNDS[background], random.Random(index * 1_000_003 + variant))
-        for scene, background, index in zip(
-            groups(scenes), scenes.background.tolist(), scenes.index.tolist(), strict=True
-        )
+        statement(scene, BACKGROUNDS[background], random.Random(derive_seed(index, wording)))
+        for scene, background, index, wording in zip(*columns, strict=True)
     ]
 
 
-def captions(scenes: Scenes, variant: int = 0) -> list[str]:
-    """The texts of ``statements``."""
+def captions(scenes: Scenes, variant: int | Sequence[int] = 0) -> list[str]:
+    """Return the texts of ``statements``."""
     return [s.text for s in statements(scenes, variant)]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vistok.data.scenes.language import NUMBERS, RELATIONS, groups, plural, questions
 from vistok.data.scenes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scenes
+from vistok.ops.noise import derive_seed
 
 PAD, BEGIN, END, UNKNOWN, IMAGE, USER, ASSISTANT = "<pad>", "<s>", "</s>", "<unk>", "<image>", "user:", "assistant:"
 SLOT = 10  # tokens of the longest question with "assistant:" and its answer
@@ -129,7 +130,7 @@ def draw_questions(scenes: Scenes, count: int, variant: int = 0) -> list[list[Qu
     out = []
     columns = zip(groups(scenes), scenes.background.tolist(), scenes.index.tolist(), strict=True)
     for scene, background, index in columns:
-        rng = random.Random(index * 1_000_003 + variant)
+        rng = random.Random(derive_seed(index, variant))
         left: dict[str, dict[str, list[str]]] = {}
         for entry in questions(scene, BACKGROUNDS[background]):
             left.setdefault(entry["type"], {}).setdefault(entry["answer"], []).append(entry["question"])

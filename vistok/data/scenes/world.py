@@ -143,7 +143,11 @@ def sample_scenes(count: int, seed: int, start: int = 0) -> Scenes:
         seed: which world.
         start: number of the first scene.
     """
-    index = torch.arange(start, start + count)
+    return scenes_at(torch.arange(start, start + count), seed)
+
+
+def scenes_at(index: torch.Tensor, seed: int) -> Scenes:
+    """Return the scenes of these numbers, int64 [B], of the world with this seed."""
     group = _compose(seed, index)
     shape, colour, size = _draw_groups(seed, index, group)
     centre = _place(seed, index, group >= 0, RADII[size])

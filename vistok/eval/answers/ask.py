@@ -118,25 +118,14 @@ def load(name: str, device: str | None = None, dtype: str = "float32") -> tuple[
     Raises:
         VistokError: there is no such model, or it cannot be read.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
     import vistok.projectors.learned.pvc_llava  # noqa: F401 - makes its model type known
-    from vistok.progress import quiet_transformers
-    from vistok.zoo.registry import hub_id, resolve
+    from vistok.zoo.registry import is_embedded, resolve
+    from vistok.zoo.transformers import load_image_text
 
-    remote = hub_id(name) is not None and not Path(name).exists()
-    source = name if remote else str(resolve(name))
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        with quiet_transformers():
-            model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype))
-        processor = AutoProcessor.from_pretrained(source)
-        model = model.to(device).eval()
-        if (Path(source) / PACKER_FILE).exists():
-            compress(model, TokenPacker.from_pretrained(source).to(model.device, model.dtype))
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise VistokError(f"cannot load '{name}' as a multimodal model: {reason}") from error
+    model, processor = load_image_text(name, device, dtype)
+    folder = resolve(name) if is_embedded(name) else Path(name).expanduser()
+    if (folder / PACKER_FILE).exists():
+        compress(model, TokenPacker.from_pretrained(folder).to(model.device, model.dtype))
     return model, processor
 
 

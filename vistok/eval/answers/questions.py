@@ -32,10 +32,10 @@ def scene_questions(side: int, scenes: int, each: int) -> list[Asked]:
     """
     from vistok.data.images import to_pil
     from vistok.data.scenes import render, sample_scenes
+    from vistok.data.scenes.splits import HELD_OUT
     from vistok.data.scenes.vqa import draw_questions
-    from vistok.train.tasks.vq import HELD_OUT_SEED
 
-    drawn = sample_scenes(scenes, HELD_OUT_SEED)
+    drawn = sample_scenes(scenes, HELD_OUT)
     rows = zip(to_pil(render(drawn, side)), draw_questions(drawn, each), strict=True)
     return [Asked(picture, q.text, (q.answer,), q.kind) for picture, row in rows for q in row]
 

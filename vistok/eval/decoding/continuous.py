@@ -130,16 +130,16 @@ def right(image: Image, label: int) -> bool:
 def distances(trials: Sequence[Trial]) -> list[float | None]:
     """Frechet distance of each contestant's pictures to held-out scenes of one object."""
     from vistok.data.scenes import render
-    from vistok.eval.decoding.scores import HELD_OUT, has_features, picture_statistics
+    from vistok.data.scenes.splits import REFERENCE, single_object_scenes
+    from vistok.eval.decoding.scores import has_features, picture_statistics
     from vistok.eval.sets.frechet import frechet_distance
     from vistok.models.vision.scenes import SIDE, load_scene_features
-    from vistok.train.tasks.mar import single_object_scenes
 
     if not has_features():
         return [None] * len(trials)
     network = load_scene_features()
 
-    scenes = torch.cat([render(single_object_scenes(HELD_OUT, chunk), SIDE) for chunk in range(8)])
+    scenes = torch.cat([render(single_object_scenes(REFERENCE, chunk), SIDE) for chunk in range(8)])
     real = picture_statistics(network, scenes)
     drawn = (torch.stack([to_tensor(image) for image in trial.images]) for trial in trials)
     return [frechet_distance(real, picture_statistics(network, pictures)) for pictures in drawn]

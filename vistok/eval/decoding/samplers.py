@@ -103,6 +103,20 @@ class Trial:
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
 
+    @property
+    def interface(self) -> str:
+        """That of the sampler."""
+        return self.contestant.sampler.interface
+
+    @property
+    def honours(self) -> frozenset[str]:
+        """Those of the sampler."""
+        return self.contestant.sampler.honours
+
+    def prepare(self, model, tokenizer=None) -> Trial:
+        """It is prepared already."""
+        return self
+
     def sample(self, *args, **options) -> tuple[Tensor, Stats]:
         """Draw a batch with the contestant's sampler and keep the time."""
         began, worked = time.perf_counter(), time.process_time()
@@ -130,12 +144,8 @@ def run_trials(
         params, seed, batch_size: as in ``Pipeline.iterate``.
         advance: called whenever a contestant has drawn a batch.
     """
-    codebook = pipe.vq.quantize.codebook.detach()
-    trials = []
-    for contestant in contestants:
-        if isinstance(contestant.sampler, Lantern):
-            contestant = replace(contestant, sampler=contestant.sampler.with_codebook(codebook))
-        trials.append(Trial(contestant))
+    prepared = [replace(c, sampler=c.sampler.prepare(pipe.model, pipe.tokenizer)) for c in contestants]
+    trials = [Trial(contestant) for contestant in prepared]
     for trial in trials:  # warms up: drafters load, windows are measured
         list(pipe.iterate(samples[:1], trial.contestant.sampler, params, seed))
     draw_in_turn(pipe, trials, samples, params, seed, batch_size, advance)

@@ -15,6 +15,7 @@ import torch
 
 from vistok.data.images import to_tensor
 from vistok.data.scenes import render, sample_scenes
+from vistok.data.scenes.splits import REFERENCE
 from vistok.eval.decoding.estimate import Estimate, ratio_estimate
 from vistok.eval.geneval.evaluate import score_images
 from vistok.eval.geneval.load import load_detector
@@ -26,7 +27,6 @@ from vistok.zoo import cards
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-HELD_OUT = 2_000_003  # a world that no recipe trains on
 FEATURES = "scenes-features"
 DETECTOR, GAIN, DISTANCE = "detector", "detector - AR", "FD"
 
@@ -70,7 +70,7 @@ def _fulfilled(records: Sequence[dict], per_prompt: int, images: Sequence[Image]
 
 
 def _held_out(network: SceneFeatures, count: int = 2048, chunk: int = 256) -> FeatureStatistics:
-    scenes = [render(sample_scenes(chunk, HELD_OUT, start), SIDE) for start in range(0, count, chunk)]
+    scenes = [render(sample_scenes(chunk, REFERENCE, start), SIDE) for start in range(0, count, chunk)]
     return picture_statistics(network, torch.cat(scenes))
 
 

@@ -18,11 +18,11 @@ from vistok.eval.geneval.detectors import ColourClassifier, Detector
 from vistok.eval.geneval.folder import PromptFolder, read_folders
 from vistok.eval.geneval.judge import Options, judge, keep
 from vistok.eval.geneval.summary import Summary, summarise
-from vistok.eval.processes import processes
 from vistok.eval.protocol import Protocol, Result
 from vistok.files import atomic_path
 from vistok.jobs import ShardedJob
 from vistok.progress import progress
+from vistok.runtime import processes
 
 GRID_PICTURES = 64
 

@@ -26,7 +26,7 @@ def load_detector(name: str, clip: str | None = None) -> tuple[Detector, ColourC
         )
     from vistok.eval.clip_score import ClipModel
     from vistok.eval.geneval.mask2former import ClipColours, Mask2FormerDetector
-    from vistok.eval.processes import processes
+    from vistok.runtime import processes
 
     device = processes().device
     return Mask2FormerDetector(name, device), ClipColours(ClipModel(clip, device))

@@ -17,9 +17,9 @@ from vistok.eval.geneval.evaluate import score_images
 from vistok.eval.geneval.folder import write_prompt_folder
 from vistok.eval.geneval.load import load_detector
 from vistok.eval.geneval.summary import Summary, summarise
-from vistok.eval.processes import processes
 from vistok.jobs import ShardedJob
 from vistok.progress import progress
+from vistok.runtime import processes
 
 if TYPE_CHECKING:
     from vistok.pipelines import Pipeline
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from vistok.tokenizers.vq import VQTokenizer
 
 RELATION_WORDS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
-CEILING_SEED = 1_000_004  # a world of its own: no recipe trains on it, no other measurement looks at it
 
 
 def paint_set(
@@ -73,7 +72,7 @@ def paint_set(
     todo = [i for i in range(rank, len(records), world) if not (Path(root) / f"{i:05d}" / "metadata.jsonl").exists()]
     samples = [Sample(i * per_prompt + j, records[i]["prompt"]) for i in todo for j in range(per_prompt)]
     waiting: list = []
-    with progress("paint", len(samples) * pipe.model.config.block_size) as advance:
+    with progress("paint", len(samples) * pipe.model.tokens.length) as advance:
         for batch, output in pipe.iterate(samples, sampler, params, seed, batch_size, advance):
             waiting += zip(batch, output.images, strict=True)
             while len(waiting) >= per_prompt:
@@ -117,15 +116,16 @@ def reconstruction_ceiling(tokenizer: VQTokenizer, side: int, count: int = 500) 
         count: scenes that are looked at.
     """
     from vistok.data.scenes import render, sample_scenes
+    from vistok.data.scenes.splits import GENEVAL_CEILING
 
-    scenes = sample_scenes(count, CEILING_SEED)
+    scenes = sample_scenes(count, GENEVAL_CEILING)
     device = next(tokenizer.parameters()).device
     pictures = []
     for start in range(0, count, 64):
         images = render(scenes[start : start + 64], side).to(device)
         pictures += to_pil(tokenizer.decode(tokenizer.encode(images)))
     detector, colours = load_detector("scenes")
-    read = [(record, pictures[number], f"scene {number}") for record, number in scene_records(count, CEILING_SEED)]
+    read = [(record, pictures[number], f"scene {number}") for record, number in scene_records(count, GENEVAL_CEILING)]
     return summarise(list(score_images(read, detector, colours)))
 
 
@@ -135,7 +135,7 @@ def paint_for_eval(
     metadata: Path | None,
     per_prompt: int,
     per_task: int,
-    law: Mapping[str, Any],
+    params: Mapping[str, Any],
     sampler: str,
     seed: int,
     batch_size: int,
@@ -148,14 +148,14 @@ def paint_for_eval(
         model: a model of ``vistok models``.
         metadata: prompts; those of the embedded world, ``per_task`` of each task, if None.
         per_prompt, sampler, seed, batch_size: see :func:`paint_set`.
-        params: arguments of :meth:`vistok.pipelines.Pipeline.law`.
+        params: arguments of :meth:`vistok.pipelines.Pipeline.sampling_params`.
         ceiling: whether to measure what the tokenizer's reconstruction allows.
 
     Returns:
         The ceiling, or None if it was not asked for or another process measures it.
     """
     from vistok.data.scenes import COLOURS, SHAPES
-    from vistok.pipelines import build_sampler, pipeline
+    from vistok.pipelines import pipeline
 
     state = processes()
     if metadata is None:
@@ -163,8 +163,8 @@ def paint_for_eval(
     else:
         records = prompts_of.read_metadata(metadata)
     pipe = pipeline(model)
-    chosen = build_sampler(pipe, sampler)
+    chosen = pipe.sampler(sampler)
     rank, world = state.process_index, state.num_processes
-    paint_set(root, records, pipe, per_prompt, chosen, pipe.sampling_params(**law), seed, batch_size, rank, world)
+    paint_set(root, records, pipe, per_prompt, chosen, pipe.sampling_params(**params), seed, batch_size, rank, world)
     state.wait_for_everyone()
-    return reconstruction_ceiling(pipe.vq, pipe.size) if ceiling and state.is_main_process else None
+    return reconstruction_ceiling(pipe.tokenizer, pipe.size) if ceiling and state.is_main_process else None

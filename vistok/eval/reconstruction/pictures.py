@@ -11,12 +11,12 @@ from torch import Tensor
 
 from vistok.data.images import ImageFolder, load_image
 from vistok.data.scenes import render, sample_scenes
+from vistok.data.scenes.splits import HELD_OUT
 from vistok.data.vtok import TokenFile
 from vistok.errors import VistokError
 from vistok.tokenizers.files import prepare
 from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.load import LoadedTokenizer
-from vistok.train.tasks.vq import HELD_OUT_SEED
 
 SIDE = 64  # of scenes, for tokenizers that take any size
 
@@ -51,7 +51,7 @@ class PictureSource:
         if self.folder is None:
             side = self.size or self.capabilities.image_size or SIDE
             for start in range(0, self.count, batch_size):
-                yield render(sample_scenes(min(batch_size, self.count - start), HELD_OUT_SEED, start), side)
+                yield render(sample_scenes(min(batch_size, self.count - start), HELD_OUT, start), side)
             return
         paths = ImageFolder(self.folder).paths[: self.count]
         shape = None

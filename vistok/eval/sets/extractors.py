@@ -25,12 +25,13 @@ from vistok.eval.sets.resize import INCEPTION_NORMALISATION, RESIZES, inception_
 from vistok.eval.weights import weights_digest
 from vistok.models.vision.inception import WEIGHT_FILES, fold_batch_norms, load_inception
 from vistok.models.vision.scenes import SIDE, load_scene_features
+from vistok.runtime import resolve_dtype
 from vistok.zoo.registry import check_folder_or_hub_id
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Extractor:
 
     def run(self, pixels: Tensor) -> dict[str, Tensor]:
         """Float32 outputs of the network for prepared pictures [B, 3, h, w]."""
-        pixels = pixels.to(PRECISIONS[self.precision]).contiguous(memory_format=torch.channels_last)
+        pixels = pixels.to(resolve_dtype(self.precision)).contiguous(memory_format=torch.channels_last)
         return {name: value.float() for name, value in self.network(pixels).items()}
 
     @torch.inference_mode()
@@ -214,7 +215,6 @@ def load_extractor(
     build, conventions = EXTRACTORS[name]
     if resize is not None and resize not in conventions:
         raise unknown_name(f"resize convention of the {name} extractor", resize, list(conventions))
-    if precision not in PRECISIONS:
-        raise unknown_name("precision", precision, list(PRECISIONS))
+    dtype = resolve_dtype(precision, PRECISIONS, "precision")
     extractor = build(weights, resize or conventions[0])
-    return replace(extractor, network=extractor.network.to(PRECISIONS[precision]), precision=precision)
+    return replace(extractor, network=extractor.network.to(dtype), precision=precision)

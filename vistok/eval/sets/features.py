@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vistok.errors import VistokError
-from vistok.eval.processes import processes
 from vistok.eval.sets.extractors import Extractor
 from vistok.eval.sets.pictures import Pictures
 from vistok.eval.sets.statistics import FeatureStatistics
 from vistok.files import atomic_path
 from vistok.jobs import ShardedJob
 from vistok.progress import progress
+from vistok.runtime import processes
 
 
 class _Batches(Dataset):

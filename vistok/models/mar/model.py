@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.models.interface import TokenSpec
 from vistok.models.mar.head import DiffLoss
 from vistok.zoo.pretrained import Pretrained
 
@@ -82,20 +83,6 @@ class MARConfig:
     def token_dim(self) -> int:
         """Width D of a token."""
         return self.vae_embed_dim * self.patch_size**2
-
-    # What a pipeline asks any generator.
-    model_type = "c2i"
-    layout = "grid"
-
-    @property
-    def num_classes(self) -> int:
-        """Classes."""
-        return self.class_num
-
-    @property
-    def block_size(self) -> int:
-        """Tokens of a picture."""
-        return self.seq_len
 
 
 def _published(width: int, depth: int, heads: int, head_depth: int, head_width: int) -> MARConfig:
@@ -184,6 +171,9 @@ class MAR(Pretrained, nn.Module):
         VistokError: the picture's side is not a whole number of tokens.
     """
 
+    family = "mar"
+    conditional_on = "class"
+    text_width = 0
     config_class = MARConfig
     presets = PRESETS
 
@@ -225,6 +215,20 @@ class MAR(Pretrained, nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith(("_learned", "mask_token", "fake_latent", "class_emb.weight")):
                 nn.init.normal_(parameter, std=0.02)
+
+    @property
+    def tokens(self) -> TokenSpec:
+        """The vectors that it draws."""
+        return TokenSpec("vectors", self.config.token_dim, self.config.seq_len, patch=self.config.patch_size)
+
+    @property
+    def classes(self) -> int:
+        """How many classes it knows."""
+        return self.config.class_num
+
+    def image_tokens(self, drawn: Tensor) -> Tensor:
+        """Returns tokens [B, L, D] as its autoencoder decodes them: latents [B, c, H, W]."""
+        return self.unpatchify(drawn)
 
     def patchify(self, latents: Tensor) -> Tensor:
         """Latents [B, c, H, W] to tokens [B, L, c p p], channels outermost."""

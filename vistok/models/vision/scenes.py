@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vistok.data.scenes import BACKGROUNDS, COLOURS, NUM_CLASSES, SHAPES, SIZES, Scenes, render, sample_scenes
 from vistok.models.vision.inception import ConvNormAct, fold_batch_norms
+from vistok.ops.noise import derive_seed
 from vistok.zoo import resolve
 from vistok.zoo.checkpoint import load_strict, read_state_dict
 
@@ -99,7 +100,7 @@ def training_batch(count: int, seed: int, start: int) -> dict[str, Tensor]:
         ``images`` [count, 3, 64, 64], ``quality`` [count, 2] in [0, 1] and the entries of :func:`scene_targets`.
     """
     scenes = sample_scenes(count, seed, start)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
+    generator = torch.Generator().manual_seed(derive_seed(seed, start))
     drawn = torch.rand(count, 3, generator=generator)
     quality = drawn[:, :2] * (drawn[:, 2:] < 0.5)
     images = corrupt(render(scenes, SIDE), quality * torch.tensor(WORST_QUALITY), generator)

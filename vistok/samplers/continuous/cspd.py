@@ -13,14 +13,17 @@ In both, the first share of the steps (``prefill``) is the target's alone, for e
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vistok.errors import VistokError, unknown_name
+from vistok.models.interface import Condition
 from vistok.models.mar import MAR
 from vistok.models.mar.model import check_same_tokens
 from vistok.samplers.continuous.acceptance import (
@@ -37,6 +40,9 @@ from vistok.samplers.continuous.schedule import MaskSchedule, ranks
 from vistok.samplers.continuous.stats import ContinuousStats
 from vistok.samplers.noise import Noise
 from vistok.samplers.params import SamplingParams
+
+if TYPE_CHECKING:
+    from vistok.tokenizers.interface import Tokenizer
 
 MODES = ("exact", "reference")
 
@@ -311,6 +317,23 @@ def _verify_reference(run: Run, drafted: Drafted, verified: int, step: int, inne
     return Verification(log_ratio.exp(), path.value, result)
 
 
+@functools.lru_cache(maxsize=4)
+def _load(name: str, dtype: torch.dtype, device: torch.device) -> MAR:
+    return MAR.from_pretrained(name, prefer_ema=True).to(device, dtype)
+
+
+def draft_of(drafter: MAR | str, model: MAR) -> MAR:
+    """Returns the draft network of a model: the one that is given, or the one of this name, loaded once.
+
+    Raises:
+        VistokError: the draft's tokens are not the target's, or its name leads nowhere.
+    """
+    if not isinstance(drafter, MAR):
+        drafter = _load(drafter, model.mask_token.dtype, model.mask_token.device)
+    check_same_tokens(model, drafter, "target", "draft")
+    return drafter
+
+
 @dataclass(frozen=True)
 class ContinuousSpeculative:
     """A smaller MAR drafts, the target verifies.
@@ -323,6 +346,9 @@ class ContinuousSpeculative:
         prefill: share of the steps that the target takes alone.
         inner_temperature: of ``reference``.
     """
+
+    interface = "mar"
+    honours = frozenset({"guidance", "temperature"})
 
     drafter: str | MAR = "mar-mini-draft"
     mode: str = "exact"
@@ -344,12 +370,24 @@ class ContinuousSpeculative:
         if self.inner_temperature <= 0:
             raise VistokError(f"the inner temperature must be above 0, got {self.inner_temperature}.")
 
+    @property
+    def lossless(self) -> bool:
+        """Whether the rule keeps the target's distribution."""
+        return self.mode == "exact"
+
+    def prepare(self, model: MAR, tokenizer: Tokenizer | None = None) -> ContinuousSpeculative:
+        """Returns the sampler with its draft network loaded.
+
+        Raises:
+            VistokError: the draft's tokens are not the target's, or its name leads nowhere.
+        """
+        return replace(self, drafter=draft_of(self.drafter, model))
+
     @torch.inference_mode()
     def sample(
         self,
         model: MAR,
-        condition: Tensor,
-        mask: Tensor | None,
+        condition: Condition,
         params: SamplingParams,
         noise: Noise,
         progress: Callable[[int], None] | None = None,
@@ -359,15 +397,17 @@ class ContinuousSpeculative:
         Raises:
             VistokError: the draft's tokens are not the target's.
         """
+        if params.temperature == 0:
+            raise VistokError("continuous speculative decoding compares distributions: give a temperature above 0.")
         began = time.perf_counter()
         check_head("ddpm", self.head_steps)
         process = head_process(self.spacing, self.head_steps)
         plan = MaskSchedule(model.config.seq_len, self.iterations)
         numbers = TokenNoise(noise)
-        draft = self._draft_of(model)
+        draft, labels = draft_of(self.drafter, model), condition.values
         run = Run(
-            GuidedMAR(model, condition, process, params.guided, params.temperature),
-            GuidedMAR(draft, condition, process, params.guided and not draft.config.distilled, params.temperature),
+            GuidedMAR(model, labels, process, params.guided, params.temperature),
+            GuidedMAR(draft, labels, process, params.guided and not draft.config.distilled, params.temperature),
             plan,
             plan.guidance(params.guidance, self.guidance_schedule),
             ranks(numbers.orders(plan.length)),
@@ -386,11 +426,3 @@ class ContinuousSpeculative:
         stats.draft_calls, stats.draft_rows = run.draft.calls, run.draft.rows
         stats.seconds = time.perf_counter() - began
         return run.tokens, stats
-
-    def _draft_of(self, model: MAR) -> MAR:
-        draft = self.drafter
-        if not isinstance(draft, MAR):
-            weight = model.mask_token
-            draft = MAR.from_pretrained(draft, prefer_ema=True).to(weight.device, weight.dtype)
-        check_same_tokens(model, draft, "target", "draft")
-        return draft

@@ -64,7 +64,7 @@ class HeadChain:
     ):
         self.net, self.process, self.z = net, process, z
         self.guidance = None if guidance is None else guidance[:, None]
-        self.log_temperature = math.log(temperature)
+        self.log_temperature = math.log(temperature) if temperature else -math.inf
         self.steps = len(process)
         self.calls = self.rows = 0
         self._block: tuple[int, Tensor] | None = None  # first step, and modulations [S, N or 2 N, M]

@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vistok.errors import VistokError, unknown_name
+from vistok.models.interface import Condition
 from vistok.models.mar import MAR, Diffusion
 from vistok.samplers.continuous.head import HeadChain, draw, head_process, solve
 from vistok.samplers.continuous.noise import TokenNoise
@@ -21,6 +23,9 @@ from vistok.samplers.continuous.schedule import MaskSchedule, ranks
 from vistok.samplers.continuous.stats import ContinuousStats
 from vistok.samplers.noise import Noise
 from vistok.samplers.params import SamplingParams
+
+if TYPE_CHECKING:
+    from vistok.tokenizers.interface import Tokenizer
 
 SOLVERS = ("ddpm", "dpm++")
 Trajectories = Callable[[Tensor, Tensor], Tensor]  # rows [N] and positions [N] of tokens to their noise [T + 1, N, D]
@@ -176,12 +181,19 @@ class MaskedAutoregressive:
     guidance_schedule: str = "linear"
     spacing: str = "even"
 
+    interface = "mar"
+    honours = frozenset({"guidance", "temperature"})
+    lossless = True
+
+    def prepare(self, model: MAR, tokenizer: Tokenizer | None = None) -> MaskedAutoregressive:
+        """Returns the sampler itself: it needs nothing but the model."""
+        return self
+
     @torch.inference_mode()
     def sample(
         self,
         model: MAR,
-        condition: Tensor,
-        mask: Tensor | None,
+        condition: Condition,
         params: SamplingParams,
         noise: Noise,
         progress: Callable[[int], None] | None = None,
@@ -190,8 +202,7 @@ class MaskedAutoregressive:
 
         Args:
             model: the network.
-            condition: classes [B].
-            mask: None; the model takes no text.
+            condition: classes of B images.
             params: guidance and temperature.
             noise: the random numbers of the run.
             progress: called with the tokens that each sample gained.
@@ -203,7 +214,7 @@ class MaskedAutoregressive:
         check_head(self.solver, self.head_steps)
         process = head_process("root" if self.solver == "dpm++" else self.spacing, self.head_steps)
         plan = MaskSchedule(model.config.seq_len, self.iterations)
-        guided = GuidedMAR(model, condition, process, params.guided, params.temperature)
+        guided = GuidedMAR(model, condition.values, process, params.guided, params.temperature)
         numbers = TokenNoise(noise)
         rank = ranks(numbers.orders(plan.length))
 

@@ -8,26 +8,25 @@ node's children without replacement from the processed law, or takes the most li
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from vistok.errors import VistokError
 from vistok.models.heads.eagle import Eagle as EagleNetwork
-from vistok.models.llamagen import LlamaGen
 from vistok.ops import pack_linears
 from vistok.samplers.drafters.head import HeadDrafter
-from vistok.samplers.interface import DraftPolicy
-from vistok.samplers.loop import generate
-from vistok.samplers.noise import Noise
+from vistok.samplers.interface import AutoregressiveSampler, DraftPolicy
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.dynamic import DynamicTree
 from vistok.samplers.policies.static import StaticTree
-from vistok.samplers.stats import Stats
-from vistok.samplers.targets.llamagen import ImageTarget
-from vistok.samplers.verifiers.candidates import exact_tree
+from vistok.samplers.verifiers.candidates import TreeVerifier, exact_tree
+
+if TYPE_CHECKING:
+    from vistok.samplers.verifiers.lantern import Lantern
+    from vistok.tokenizers.interface import Tokenizer
 
 DEFAULT_DRAFTER = "llamagen-mini-eagle"
 
@@ -45,21 +44,22 @@ def _load(name: str, grid: int, prefix: int, dtype: torch.dtype, device: torch.d
     return pack_linears(network) if device.type == "cpu" else network
 
 
-def drafter_of(drafter: EagleNetwork | str, model: LlamaGen) -> EagleNetwork:
-    """The drafter network of a model: the one that is given, or the one of this name, loaded once.
+def drafter_of(drafter: EagleNetwork | str, model: nn.Module) -> EagleNetwork:
+    """Returns the draft network of a model: the one that is given, or the one of this name, loaded once.
 
     Raises:
-        VistokError: the name leads nowhere, or the drafter was made for another target.
+        VistokError: the name leads nowhere, or the network was made for another target.
     """
-    target, weight = model.config, model.tok_embeddings.weight
+    tokens, weight = model.tokens, next(model.parameters())
+    grid = tokens.line
     if isinstance(drafter, str):
-        drafter = _load(drafter, target.grid, target.cls_token_num, weight.dtype, weight.device)
+        drafter = _load(drafter, grid, model.prefix, weight.dtype, weight.device)
     own = drafter.config
     pairs = {
-        "hidden width": (own.hidden_size, target.dim),
-        "vocabulary": (own.vocab_size, target.vocab_size),
-        "grid": (own.grid, target.grid),
-        "number of conditioning tokens": (own.cls_token_num, target.cls_token_num),
+        "hidden width": (own.hidden_size, model.width),
+        "vocabulary": (own.vocab_size, tokens.size),
+        "grid": (own.grid, grid),
+        "number of conditioning tokens": (own.cls_token_num, model.prefix),
     }
     for what, (mine, theirs) in pairs.items():
         if mine != theirs:
@@ -69,8 +69,14 @@ def drafter_of(drafter: EagleNetwork | str, model: LlamaGen) -> EagleNetwork:
     return drafter
 
 
+def head_drafter(sampler: Eagle | Lantern, model: nn.Module, params: SamplingParams) -> HeadDrafter:
+    """Returns the drafter that a sampler's options describe."""
+    policy = draft_policy(sampler.tree, sampler.drafts, sampler.depth, sampler.top_k)
+    return HeadDrafter(drafter_of(sampler.drafter, model), model.head, params, policy, model.tokens.length)
+
+
 @dataclass(frozen=True)
-class Eagle:
+class Eagle(AutoregressiveSampler):
     """Exact speculation with an EAGLE drafter: the output's law is that of plain decoding.
 
     Attributes:
@@ -88,18 +94,15 @@ class Eagle:
     def __post_init__(self):
         draft_policy(self.tree, self.drafts, self.depth, self.top_k)
 
-    @torch.inference_mode()
-    def sample(
-        self,
-        model: LlamaGen,
-        condition: Tensor,
-        mask: Tensor | None,
-        params: SamplingParams,
-        noise: Noise,
-        progress: Callable[[int], None] | None = None,
-    ) -> tuple[Tensor, Stats]:
-        """Draw a batch of pictures; see ``Sampler.sample``."""
-        policy = draft_policy(self.tree, self.drafts, self.depth, self.top_k)
-        drafter = HeadDrafter(drafter_of(self.drafter, model), model.head, params, policy, model.config.block_size)
-        target = ImageTarget(model, params, condition, mask, nodes=drafter.nodes)
-        return generate(target, drafter, exact_tree(drafter.kind), params, noise, progress)
+    def prepare(self, model: nn.Module, tokenizer: Tokenizer | None = None) -> Eagle:
+        """Returns the sampler with its draft network loaded.
+
+        Raises:
+            VistokError: the network was made for another model, or its name leads nowhere.
+        """
+        return replace(self, drafter=drafter_of(self.drafter, model))
+
+    def parts(self, model: nn.Module, params: SamplingParams, batch: int) -> tuple[HeadDrafter, TreeVerifier]:
+        """Returns the drafter with its trees, and the exact rule for their kind of drafts."""
+        drafter = head_drafter(self, model, params)
+        return drafter, exact_tree(drafter.kind)

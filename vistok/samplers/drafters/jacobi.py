@@ -15,25 +15,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vistok.errors import VistokError, unknown_name
-from vistok.models.llamagen import LlamaGen
 from vistok.ops import draw
 from vistok.samplers.cost import best_window, forward_cost
-from vistok.samplers.loop import Run, Scores, Verdict, generate
-from vistok.samplers.noise import DRAFT, FRESH, SAMPLE, Noise
+from vistok.samplers.interface import AutoregressiveSampler
+from vistok.samplers.loop import Run, Scores, Verdict
+from vistok.samplers.noise import DRAFT, FRESH, SAMPLE
 from vistok.samplers.params import SamplingParams
-from vistok.samplers.stats import Stats
-from vistok.samplers.targets.llamagen import ImageTarget
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 from vistok.samplers.verifiers.exact import ExactChain
 
-INITS = ("uniform", "random", "repeat-left", "repeat-up", "sample-left", "sample-up", "top-left", "top-up")
 VARIANTS = ("coupled", "published")
 
 
@@ -68,36 +66,82 @@ def line_ends(decided: Tensor, rows: int, line: int) -> Tensor:
     return (decided[:, None] + torch.arange(1, rows + 1, device=decided.device)) % line == 0
 
 
-def initial_drafts(
-    init: str, random: Tensor, uniform_law: Tensor, token: Tensor, law: Tensor | None, there: Tensor, uniform: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Fresh drafts, and the laws that they were drawn from.
+class Fresh(NamedTuple):
+    """What fresh drafts may be made of.
 
-    Args:
-        init: one of INITS. ``uniform`` and ``random`` draw any token and record the uniform law, or a certainty; the
-            others ``repeat`` the neighbour's token, ``sample`` its law, or take the ``top`` token of its law.
+    Attributes:
         random: tokens drawn uniformly, int64 [B, m]; they serve where there is no neighbour.
-        uniform_law: what they were drawn from, [V].
+        uniform_law: what those were drawn from, [V].
         token: the neighbours' tokens, int64 [B, m].
-        params: the neighbours' laws, [B, m, V]; only ``sample`` and ``top`` read it.
+        law: the neighbours' laws, [B, m, V]; only initialisations that read laws get them.
         there: whether there is a neighbour, bool [B, m].
-        uniform: for ``sample``, [B, m].
-
-    Returns:
-        Tokens int64 [B, m] and laws [B, m, V].
+        uniform: random numbers for draws from laws, [B, m].
     """
-    if init == "uniform":
-        return random, uniform_law.expand(*random.shape, -1)
-    rule = init.partition("-")[0]
-    tokens = random
-    if rule == "repeat":
-        tokens = torch.where(there, token, random)
-    elif rule == "top":
-        tokens = torch.where(there, law.argmax(-1), random)
-    elif rule == "sample":
-        tokens = torch.where(there, draw(law, uniform), random)
-    certain = F.one_hot(tokens, len(uniform_law)).to(uniform_law.dtype)
-    return tokens, torch.where(there[..., None], law, certain) if rule == "sample" else certain
+
+    random: Tensor
+    uniform_law: Tensor
+    token: Tensor
+    law: Tensor | None
+    there: Tensor
+    uniform: Tensor
+
+    def certain(self, tokens: Tensor) -> Tensor:
+        """Returns one-hot laws of tokens, [B, m, V]."""
+        return F.one_hot(tokens, len(self.uniform_law)).to(self.uniform_law.dtype)
+
+
+def uniform_init(fresh: Fresh) -> tuple[Tensor, Tensor]:
+    """Returns any tokens, and records that they are uniform draws."""
+    return fresh.random, fresh.uniform_law.expand(*fresh.random.shape, -1)
+
+
+def random_init(fresh: Fresh) -> tuple[Tensor, Tensor]:
+    """Returns any tokens as if they were fixed guesses (published)."""
+    return fresh.random, fresh.certain(fresh.random)
+
+
+def repeat_init(fresh: Fresh) -> tuple[Tensor, Tensor]:
+    """Returns the neighbours' tokens as fixed guesses."""
+    tokens = torch.where(fresh.there, fresh.token, fresh.random)
+    return tokens, fresh.certain(tokens)
+
+
+def sample_init(fresh: Fresh) -> tuple[Tensor, Tensor]:
+    """Returns draws from the neighbours' laws, and records these."""
+    tokens = torch.where(fresh.there, draw(fresh.law, fresh.uniform), fresh.random)
+    return tokens, torch.where(fresh.there[..., None], fresh.law, fresh.certain(tokens))
+
+
+def top_init(fresh: Fresh) -> tuple[Tensor, Tensor]:
+    """Returns the most likely tokens of the neighbours' laws as fixed guesses."""
+    tokens = torch.where(fresh.there, fresh.law.argmax(-1), fresh.random)
+    return tokens, fresh.certain(tokens)
+
+
+class Init(NamedTuple):
+    """How a fresh draft is made.
+
+    Attributes:
+        make: from what there is to tokens int64 [B, m] and the laws that they were drawn from, [B, m, V].
+        up: the neighbour is the upper one, not the left one.
+        reads_laws: it needs the neighbours' laws.
+    """
+
+    make: Callable[[Fresh], tuple[Tensor, Tensor]]
+    up: bool = False
+    reads_laws: bool = False
+
+
+INITS: dict[str, Init] = {
+    "uniform": Init(uniform_init),
+    "random": Init(random_init),
+    "repeat-left": Init(repeat_init),
+    "repeat-up": Init(repeat_init, up=True),
+    "sample-left": Init(sample_init, reads_laws=True),
+    "sample-up": Init(sample_init, up=True, reads_laws=True),
+    "top-left": Init(top_init, reads_laws=True),
+    "top-up": Init(top_init, up=True, reads_laws=True),
+}
 
 
 class JacobiWindow:
@@ -129,7 +173,7 @@ class JacobiWindow:
         vocabulary: Tensor | None = None,
     ):
         _check_window(nodes, init)
-        self.nodes, self.row, self.init, self.coupled, self.warmup = nodes, row, init, coupled, warmup
+        self.nodes, self.row, self.init, self.coupled, self.warmup = nodes, row, INITS[init], coupled, warmup
         self.vocabulary = vocabulary
 
     def start(self, run: Run, prefill: Scores) -> None:
@@ -145,7 +189,7 @@ class JacobiWindow:
         self._laws = first.new_zeros(batch, self.nodes - 1, self._size)
         self.kept = torch.zeros(batch, dtype=torch.int64, device=device)  # slots that hold drafts
         self._rows = None  # the latest law of each position, for rules that read a neighbour's
-        if self.init.startswith(("sample", "top")):
+        if self.init.reads_laws:
             self._rows = first.new_zeros(batch, run.tokens.shape[1], self._size)
             self._rows[:, 0] = first
 
@@ -165,7 +209,7 @@ class JacobiWindow:
         random = self._ids[(uniform * len(self._ids)).long().clamp(max=len(self._ids) - 1)]
         positions = run.decided[:, None] + offsets
         existing = (run.decided + self.kept)[:, None]
-        source, there = neighbour_positions(positions, existing, self.row, self.init.endswith("up"))
+        source, there = neighbour_positions(positions, existing, self.row, self.init.up)
         decided = source - run.decided[:, None]  # number of the draft, negative where the token is decided
         token = torch.where(
             decided < 0,
@@ -174,7 +218,7 @@ class JacobiWindow:
         )
         law = None if self._rows is None else self._rows.gather(1, source[..., None].expand(-1, -1, self._size))
         uniform = run.window(self.nodes, SAMPLE)[:, :-1]
-        return initial_drafts(self.init, random, self._uniform_law, token, law, there, uniform)
+        return self.init.make(Fresh(random, self._uniform_law, token, law, there, uniform))
 
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
         """Move the window on; drafts behind the rejection are redrawn, and each is now one of its new row's law."""
@@ -190,12 +234,12 @@ class JacobiWindow:
         self._laws = p.gather(1, source[..., None].expand(-1, -1, self._size))
 
 
-_TUNED: WeakKeyDictionary[LlamaGen, int] = WeakKeyDictionary()
+_TUNED: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
-class SpeculativeJacobi:
-    """Several tokens for a target forward, without a draft model and without a change of the output's law.
+class SpeculativeJacobi(AutoregressiveSampler):
+    """Several tokens for a target forward, without a draft model and without a change of the output's distribution.
 
     Attributes:
         window: rows of a pass, or ``auto`` for the window that suits the machine, see ``tuned``.
@@ -217,36 +261,26 @@ class SpeculativeJacobi:
             raise VistokError(f"the window is a number of tokens or 'auto', not '{self.window}'.")
         _check_window(2 if self.window == "auto" else self.window, self.init)
 
-    def tuned(self, model: LlamaGen, rows: int) -> SpeculativeJacobi:
-        """The same sampler with the window that suits the model on this machine, measured once in a process.
+    def tuned(self, model: nn.Module, params: SamplingParams, batch: int) -> SpeculativeJacobi:
+        """Returns the same sampler with the window that suits the model on this machine, measured once in a process.
 
-        Another window gives other pictures of the same law, so name the number to paint the same ones elsewhere.
+        Another window gives other images of the same distribution, so name the number to draw the same ones elsewhere.
 
         Args:
-            model: the transformer.
-            rows: sequences of a batch, twice the pictures where there is guidance.
+            model: the generator.
+            params: with guidance, a pass has twice as many sequences.
+            batch: images that are drawn together.
         """
         if self.window != "auto":
             return self
         if model not in _TUNED:
-            _TUNED[model] = best_window(forward_cost(model, rows))
+            _TUNED[model] = best_window(forward_cost(model, params, batch))
         return replace(self, window=_TUNED[model])
 
-    @torch.inference_mode()
-    def sample(
-        self,
-        model: LlamaGen,
-        condition: Tensor,
-        mask: Tensor | None,
-        params: SamplingParams,
-        noise: Noise,
-        progress: Callable[[int], None] | None = None,
-    ) -> tuple[Tensor, Stats]:
-        """Draw a batch of pictures; see ``Sampler.sample``."""
-        window = self.tuned(model, len(condition) * (2 if params.guided else 1)).window
-        drafter = JacobiWindow(window, model.config.grid, self.init, self.variant == "coupled")
-        target = ImageTarget(model, params, condition, mask, nodes=drafter.nodes)
-        return generate(target, drafter, ExactChain(), params, noise, progress)
+    def parts(self, model: nn.Module, params: SamplingParams, batch: int) -> tuple[JacobiWindow, ExactChain]:
+        """Returns the window of drafts and the exact rule."""
+        window = self.tuned(model, params, batch).window
+        return JacobiWindow(window, model.tokens.line, self.init, self.variant == "coupled"), ExactChain()
 
 
 def _check_window(nodes: int, init: str) -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from torch import nn
 
-from vistok.models.llamagen import LlamaGen
-from vistok.samplers.loop import Run, Scores, Verdict, generate
-from vistok.samplers.noise import Noise
+from vistok.samplers.interface import AutoregressiveSampler
+from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
-from vistok.samplers.stats import Stats
-from vistok.samplers.targets.llamagen import ImageTarget
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 from vistok.samplers.verifiers.draw import Draw
 
@@ -39,18 +34,9 @@ class NoDraft:
 
 
 @dataclass(frozen=True)
-class Autoregressive:
+class Autoregressive(AutoregressiveSampler):
     """One target forward for every token."""
 
-    @torch.inference_mode()
-    def sample(
-        self,
-        model: LlamaGen,
-        condition: Tensor,
-        mask: Tensor | None,
-        params: SamplingParams,
-        noise: Noise,
-        progress: Callable[[int], None] | None = None,
-    ) -> tuple[Tensor, Stats]:
-        """Draw a batch of pictures; see ``Sampler.sample``."""
-        return generate(ImageTarget(model, params, condition, mask), NoDraft(), Draw(), params, noise, progress)
+    def parts(self, model: nn.Module, params: SamplingParams, batch: int) -> tuple[NoDraft, Draw]:
+        """Returns the empty drafter and the verifier that draws."""
+        return NoDraft(), Draw()

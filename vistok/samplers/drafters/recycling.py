@@ -11,21 +11,17 @@ and any tree of any width will do, which matters where 81 rows cost much more th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.models.llamagen import LlamaGen
-from vistok.samplers.loop import Run, Scores, Verdict, generate
-from vistok.samplers.noise import Noise
+from vistok.samplers.interface import AutoregressiveSampler
+from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.trees import TREE_2_2_2, Path, best_tree, check_paths
-from vistok.samplers.stats import Stats
 from vistok.samplers.targets.causal_lm import Prompt
-from vistok.samplers.targets.llamagen import ImageTarget
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 from vistok.samplers.verifiers.candidates import SampleMatch
 
@@ -113,7 +109,7 @@ TREE = best_tree([[0.25, 0.16, 0.12, 0.1, 0.08, 0.07, 0.06, 0.05]] * 3, 16)
 
 
 @dataclass(frozen=True)
-class Recycling:
+class Recycling(AutoregressiveSampler):
     """Drafts from the codes that the model last thought most likely behind a code (arXiv 2408.08696); lossless, and the
     pictures are those of plain decoding with the same seed.
 
@@ -129,17 +125,6 @@ class Recycling:
     def __post_init__(self):
         check_paths(self.tree)
 
-    @torch.inference_mode()
-    def sample(
-        self,
-        model: LlamaGen,
-        condition: Tensor,
-        mask: Tensor | None,
-        params: SamplingParams,
-        noise: Noise,
-        progress: Callable[[int], None] | None = None,
-    ) -> tuple[Tensor, Stats]:
-        """Draw a batch of pictures; see ``Sampler.sample``."""
-        drafter = TokenRecycling(self.tree, warm=False)
-        target = ImageTarget(model, params, condition, mask, nodes=drafter.nodes)
-        return generate(target, drafter, SampleMatch(), params, noise, progress)
+    def parts(self, model: nn.Module, params: SamplingParams, batch: int) -> tuple[TokenRecycling, SampleMatch]:
+        """Returns a drafter with an empty matrix, and the verifier that keeps plain decoding's draws."""
+        return TokenRecycling(self.tree, warm=False), SampleMatch()

@@ -1,10 +1,11 @@
-"""Targets: what a draft is checked against. Here, an autoregressive image transformer with guidance inside."""
+"""LlamaGen as a target of the draft-verify loop, with guidance inside."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from vistok.models.interface import Condition
 from vistok.models.llamagen import DecodeState, LlamaGen
 from vistok.ops import combine_guidance
 from vistok.samplers.loop import Scores, Verdict
@@ -20,9 +21,8 @@ class ImageTarget:
 
     Args:
         model: the transformer.
+        condition: classes or text features of B images.
         params: guidance and its interval.
-        condition: labels [B] or text features [B, T, D].
-        mask: which text features are real, [B, T]; all if None.
         nodes: most nodes of a tree, for which the cache has room.
 
     Attributes:
@@ -30,22 +30,21 @@ class ImageTarget:
         guided: whether the unconditional half still runs.
     """
 
-    def __init__(
-        self, model: LlamaGen, params: SamplingParams, condition: Tensor, mask: Tensor | None = None, nodes: int = 1
-    ):
+    def __init__(self, model: LlamaGen, condition: Condition, params: SamplingParams, nodes: int = 1):
         self.model, self.params = model, params
-        self.length = model.config.block_size
+        self.length = model.tokens.length
         self.batch = len(condition)
         self.guided = params.guided
+        values, mask = condition.values, condition.mask
         if self.guided:
-            condition = torch.cat([condition, model.null_condition(self.batch).to(condition.dtype)])
+            values = torch.cat([values, model.null_condition(self.batch).to(values.dtype)])
             mask = None if mask is None else mask.repeat(2, 1)
-        self.condition, self.mask = condition, mask
-        self.state: DecodeState = model.new_state(len(condition), extra=nodes)
+        self.condition = Condition(values, mask)
+        self.state: DecodeState = model.new_state(len(values), extra=nodes)
 
     def prefill(self) -> Scores:
         """Guided logits of the first token [B, 1, V], and the features of the prefix, [B or 2B, T, D]."""
-        hidden = self.model.prefill(self.condition, self.state, self.mask)
+        hidden = self.model.prefill(self.condition.values, self.state, self.condition.mask)
         return Scores(self._logits(hidden[:, -1:], 0), hidden)
 
     def forward(self, tree: TokenTree, decided: Tensor) -> Scores:

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.models.heads.eagle import Eagle as EagleNetwork
-from vistok.models.llamagen import LlamaGen
-from vistok.samplers.drafters.eagle import DEFAULT_DRAFTER, draft_policy, drafter_of
+from vistok.samplers.drafters.eagle import DEFAULT_DRAFTER, draft_policy, drafter_of, head_drafter
 from vistok.samplers.drafters.head import HeadDrafter
-from vistok.samplers.loop import generate
-from vistok.samplers.noise import Noise
+from vistok.samplers.interface import AutoregressiveSampler
 from vistok.samplers.params import SamplingParams
-from vistok.samplers.stats import Stats
-from vistok.samplers.targets.llamagen import ImageTarget
 from vistok.samplers.verifiers.relaxed import RelaxedTree, check_relaxation, nearest_codes
+
+if TYPE_CHECKING:
+    from vistok.tokenizers.interface import Tokenizer
 
 
 @dataclass(frozen=True)
-class Lantern:
+class Lantern(AutoregressiveSampler):
     """Speculation that also accepts codes that look alike: faster than exact speculation, and no longer of the target's
     law.
 
@@ -53,6 +51,11 @@ class Lantern:
     top_k: int = 4
     codebook: Tensor | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def lossless(self) -> bool:
+        """Whether nothing is lent, so that the rule is the exact one."""
+        return self.k == 0 or self.delta == (0 if self.mode == "additive" else 1)
+
     def __post_init__(self):
         check_relaxation(self.k, self.delta, self.mode, self.residual)
         draft_policy(self.tree, self.drafts, self.depth, self.top_k)
@@ -72,25 +75,37 @@ class Lantern:
             raise VistokError("LANTERN needs the tokenizer's codebook: call with_codebook with it.")
         return nearest_codes(self.codebook, self.k + (self.residual == "reference" and self.k > 0))
 
-    @torch.inference_mode()
-    def sample(
-        self,
-        model: LlamaGen,
-        condition: Tensor,
-        mask: Tensor | None,
-        params: SamplingParams,
-        noise: Noise,
-        progress: Callable[[int], None] | None = None,
-    ) -> tuple[Tensor, Stats]:
-        """Draw a batch of pictures; see ``Sampler.sample``."""
-        neighbours = self.neighbours.to(model.tok_embeddings.weight.device)
-        if len(neighbours) != model.config.vocab_size:
+    def prepare(self, model: nn.Module, tokenizer: Tokenizer | None = None) -> Lantern:
+        """Returns the sampler with its draft network, and with the tokenizer's codebook where none was given.
+
+        Neighbours are those of the codebook's raw rows, as published, also where the tokenizer compares them by angle.
+
+        Raises:
+            VistokError: the network was made for another model, or the tokenizer has no codebook of weights.
+        """
+        codebook = self.codebook
+        if codebook is None and tokenizer is not None:
+            if not hasattr(tokenizer, "quantize"):
+                raise VistokError(
+                    "LANTERN compares codes, and this tokenizer has no codebook of weights: take the sampler 'eagle'."
+                )
+            codebook = tokenizer.quantize.embedding.weight.detach()
+        drafter = drafter_of(self.drafter, model)
+        if drafter is self.drafter and codebook is self.codebook:  # keeps the neighbours that were found
+            return self
+        return replace(self, drafter=drafter, codebook=codebook)
+
+    def parts(self, model: nn.Module, params: SamplingParams, batch: int) -> tuple[HeadDrafter, RelaxedTree]:
+        """Returns EAGLE's drafter and the relaxed rule.
+
+        Raises:
+            VistokError: there is no codebook, or it is that of another tokenizer.
+        """
+        neighbours = self.neighbours.to(next(model.parameters()).device)
+        if len(neighbours) != model.tokens.size:
             raise VistokError(
-                f"the codebook has {len(neighbours)} codes, but the model draws from {model.config.vocab_size}: "
+                f"the codebook has {len(neighbours)} codes, but the model draws from {model.tokens.size}: "
                 "give the codebook of the tokenizer that the model was trained with."
             )
-        policy = draft_policy(self.tree, self.drafts, self.depth, self.top_k)
-        drafter = HeadDrafter(drafter_of(self.drafter, model), model.head, params, policy, model.config.block_size)
         verifier = RelaxedTree(neighbours, self.k, self.delta, self.mode, self.residual)
-        target = ImageTarget(model, params, condition, mask, nodes=drafter.nodes)
-        return generate(target, drafter, verifier, params, noise, progress)
+        return head_drafter(self, model, params), verifier

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from vistok.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, sample_scenes, statements, vocabulary
 from vistok.data.scenes.language import RELATIONS, Statement
+from vistok.data.scenes.splits import HELD_OUT
 from vistok.models.text_encoder import TextEncoder
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.vq import HELD_OUT_SEED
 
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 PLACES = list(RELATIONS)
@@ -110,7 +110,7 @@ class CaptionTask:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Share of held-out captions of which every fact is read correctly."""
-        batch = self._batch(512, HELD_OUT_SEED, 0)
+        batch = self._batch(512, HELD_OUT, 0)
         told = batch.pop("facts")
         device = self.model.read.weight.device
         logits = self.model.logits(**{k: v.to(device) for k, v in batch.items()})

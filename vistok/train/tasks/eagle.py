@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.data.scenes import captions, render, sample_scenes
+from vistok.data.scenes.splits import HELD_OUT
 from vistok.models.heads.eagle import Eagle, EagleConfig
 from vistok.models.llamagen import LlamaGen
 from vistok.models.text_encoder import TextEncoder
@@ -22,7 +23,6 @@ from vistok.ops import combine_guidance
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.vq import HELD_OUT_SEED
 from vistok.zoo import resolve
 
 CHUNK = 32  # scenes whose features are extracted at a time
@@ -153,7 +153,7 @@ class EagleTask:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """How well held-out scenes are drafted; ``acceptance`` is that of one sampled draft."""
-        tokens, features = self._extract(HELD_OUT_SEED, 0, self.recipe.data["eval_scenes"])
+        tokens, features = self._extract(HELD_OUT, 0, self.recipe.data["eval_scenes"])
         loss, metrics = self.model(features, tokens)
         return {"held_out_loss": float(loss)} | {f"held_out_{k}": float(v) for k, v in metrics.items()}
 

@@ -18,10 +18,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vistok.data.scenes import NUM_CLASSES, Scenes, render, sample_scenes
+from vistok.data.scenes.splits import HELD_OUT
 from vistok.data.scenes.world import COLOURS, SHAPES
 from vistok.errors import VistokError
 from vistok.eval.reconstruction.rate_distortion import quality_by_tokens
 from vistok.eval.scene_detector import detect
+from vistok.ops.noise import derive_seed
 from vistok.tokenizers.flextok import FlexTok, FlowDraws
 from vistok.tokenizers.flextok_config import FlexTokConfig
 from vistok.tokenizers.flextok_layers import layer_norm
@@ -38,7 +40,6 @@ from vistok.train.tasks.spatial_start import (
     inputs_of,
     whiten_positions,
 )
-from vistok.train.tasks.vq import HELD_OUT_SEED
 
 CHUNK = 32  # scenes whose latents are computed at a time
 TRAINING_LAWS = (
@@ -222,7 +223,7 @@ class FlexTokTask:
         size, seed = self.recipe.batch_size, self.recipe.data["seed"]
         index = (step * size) % len(self.maps) + torch.arange(rows.start, rows.stop)
         scenes = sample_scenes(len(index), seed, int(index[0]))
-        draws = self.tokenizer.draw(size, torch.Generator().manual_seed(seed * 1_000_003 + step))
+        draws = self.tokenizer.draw(size, torch.Generator().manual_seed(derive_seed(seed, step)))
         grid, side = self.tokenizer.config.grid, self.tokenizer.config.image_size
         return {
             "maps": self._latents(index),
@@ -238,7 +239,7 @@ class FlexTokTask:
     def evaluate(self) -> dict[str, float]:
         """PSNR of held-out scenes and the share of right classes at few, some and all tokens, and usage of codes."""
         config, device = self.tokenizer.config, self.model.patches.weight.device
-        scenes, images = self._scenes(HELD_OUT_SEED, 0, self.recipe.data.get("eval_scenes", 64))
+        scenes, images = self._scenes(HELD_OUT, 0, self.recipe.data.get("eval_scenes", 64))
         kinds, usage = scenes.kinds_present, CodebookUsage(self.tokenizer.regularizer.size)
         outputs: dict[int, list[Tensor]] = {n: [] for n in sorted({1, 1 + config.registers // 8, config.registers})}
         points = quality_by_tokens(

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.data.scenes import render, sample_scenes
+from vistok.data.scenes.splits import HELD_OUT
 from vistok.tokenizers.kl import KLAutoencoder, KLConfig
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.kl_from_vq import autoencoder_from_vq
-from vistok.train.tasks.vq import HELD_OUT_SEED
 
 FITTED = 64  # scenes from which the start of a VQ tokenizer is fitted
 
@@ -83,7 +83,7 @@ class KLTask:
     def _posteriors(self):
         device = next(self.autoencoder.parameters()).device
         for start in range(0, self.recipe.data.get("eval_scenes", 512), 64):
-            images = render(sample_scenes(64, HELD_OUT_SEED, start), self.size).to(device)
+            images = render(sample_scenes(64, HELD_OUT, start), self.size).to(device)
             yield images, self.autoencoder.posterior(images)
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vistok.data.scenes import Scenes, render, sample_scenes, statements
 from vistok.data.scenes.language import Statement
+from vistok.data.scenes.splits import HELD_OUT
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.models.text_encoder import TextEncoder, left_pad
@@ -24,7 +25,6 @@ from vistok.train.recipe import Recipe
 from vistok.train.tasks.captions import facts
 from vistok.train.tasks.contrast import contrast_loss, first_rows, untrue
 from vistok.train.tasks.scene_reader import SceneReader, code_colours, colour_loss, plan
-from vistok.train.tasks.vq import HELD_OUT_SEED
 from vistok.zoo import resolve
 from vistok.zoo.checkpoint import load_strict
 
@@ -241,8 +241,8 @@ class LlamaGenTask:
         count = self.recipe.data.get("eval_scenes", 128)
         gpt = self.model.gpt
         device = gpt.rope.device
-        tokens = self._extract(HELD_OUT_SEED, 0, count).to(device)
-        scenes = sample_scenes(count, HELD_OUT_SEED)
+        tokens = self._extract(HELD_OUT, 0, count).to(device)
+        scenes = sample_scenes(count, HELD_OUT)
         told = self._told(scenes, statements(scenes), 0, count)
         metrics = self.model(**{k: v.to(device) for k, v in told.items()}, tokens=tokens)[1]
         untold = F.cross_entropy(gpt(tokens[:, :-1], gpt.null_condition(count)).flatten(0, 1), tokens.flatten())
@@ -255,7 +255,7 @@ class LlamaGenTask:
         """Write the generator and its caption encoder as one embedded model."""
         self.model.gpt.save_pretrained(directory, torch.float16)
         self.model.text_encoder.half().save_pretrained(directory / "text_encoder")
-        parts = {"vq": self.recipe.init["vq"]}
+        parts = {"tokenizer": self.recipe.init["vq"]}
         network = nn.ModuleList([self.model.gpt, self.model.text_encoder])
         write_training_card(
             directory, self.recipe, network, "text-to-image", "llamagen", metrics, steps, parts, "2406.06525"

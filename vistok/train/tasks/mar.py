@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.data.scenes import NUM_CLASSES, Scenes, render, sample_scenes
+from vistok.data.scenes import NUM_CLASSES, Scenes, render
+from vistok.data.scenes.splits import HELD_OUT, single_object_scenes
 from vistok.errors import VistokError
 from vistok.models.mar import MAR, MARConfig
 from vistok.tokenizers.kl import KLAutoencoder, Posterior
@@ -26,16 +27,8 @@ from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.mar_distillation import Distillation, OwnPictures, Sampling
 from vistok.train.tasks.scene_reader import SILHOUETTE, silhouette_loss, silhouettes
-from vistok.train.tasks.vq import HELD_OUT_SEED
 
-CHUNK = 512  # scenes that are composed at a time; about a fifth of them have one object
 RATIO_MEAN, RATIO_STD = 1.0, 0.25  # published, of the mask ratio's normal law before it is truncated to [least, 1]
-
-
-def single_object_scenes(seed: int, chunk: int) -> Scenes:
-    """Those of the scenes of one chunk of a world that have exactly one object."""
-    scenes = sample_scenes(CHUNK, seed, chunk * CHUNK)
-    return scenes[scenes.present.sum(1) == 1]
 
 
 def draw_mask(batch: int, length: int, least: float, deviation: float = RATIO_STD) -> Tensor:
@@ -197,7 +190,7 @@ class MARTask:
     def evaluate(self) -> dict[str, float]:
         """Loss of held-out scenes at fixed masks, steps and noise, in the published units."""
         device = next(self.mar.parameters()).device
-        moments, _, labels = self._moments(HELD_OUT_SEED, self.recipe.data.get("eval_scenes", 128))
+        moments, _, labels = self._moments(HELD_OUT, self.recipe.data.get("eval_scenes", 128))
         torch.manual_seed(self.recipe.seed)
         config = self.mar.config
         mask = draw_mask(len(labels), config.seq_len, config.mask_ratio_min, self.mask_deviation)
@@ -207,7 +200,7 @@ class MARTask:
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the generator as an embedded model."""
         self.mar.save_pretrained(directory, torch.float16)
-        parts = {"vq": self.recipe.data["tokenizer"]}
+        parts = {"tokenizer": self.recipe.data["tokenizer"]}
         if "teacher" in self.recipe.init:
             parts["target"] = self.recipe.init["teacher"]
         write_training_card(

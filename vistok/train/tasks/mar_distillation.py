@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.models.interface import Condition
 from vistok.models.mar import MAR
 from vistok.models.mar.diffusion import gaussian_divergence
 from vistok.models.mar.model import check_same_tokens
@@ -69,7 +70,7 @@ class OwnPictures:
         device, training = student.mask_token.device, student.training
         numbers = torch.arange(self.count, device=device)
         labels = numbers % student.config.class_num
-        tokens, _ = self.sampler.sample(student.eval(), labels, None, SamplingParams(1.0), Noise(step, numbers))
+        tokens, _ = self.sampler.sample(student.eval(), Condition(labels), SamplingParams(1.0), Noise(step, numbers))
         student.train(training)
         self._latents, self._labels = student.unpatchify(tokens).clone().cpu(), labels.cpu()
 

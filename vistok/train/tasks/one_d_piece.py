@@ -21,8 +21,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vistok.data.scenes import render, sample_scenes
+from vistok.data.scenes.splits import HELD_OUT
 from vistok.errors import VistokError
 from vistok.eval.reconstruction.rate_distortion import powers_of_two, quality_by_tokens
+from vistok.ops.noise import derive_seed
 from vistok.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from vistok.tokenizers.quantizers import CodebookUsage
 from vistok.tokenizers.tail_drop import sample_lengths
@@ -32,7 +34,7 @@ from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.patch_codes import PatchCodes, distance_to_points, spherical_kmeans
 from vistok.train.tasks.spatial_start import copy_by_position, dithering_order, fit_by_least_squares, inputs_of
-from vistok.train.tasks.vq import HELD_OUT_SEED, Adversary, adversarial_weight, perceptual_distance
+from vistok.train.tasks.vq import Adversary, adversarial_weight, perceptual_distance
 
 ANCHOR_SCENES = 256
 
@@ -214,7 +216,7 @@ class OneDPieceTask:
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Freshly drawn scenes, no picture seen twice, and how many tokens each is decoded from."""
         size, seed = self.recipe.batch_size, self.recipe.data["seed"]
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed(derive_seed(seed, step))
         keep = sample_lengths(self.law, self.tokenizer.config.num_tokens, size, generator)
         images = self._scenes(seed, step * size + rows.start, rows.stop - rows.start)
         return {"images": images, "keep": keep[rows]} | adversarial_weight(self.recipe, step)
@@ -235,7 +237,7 @@ class OneDPieceTask:
     def evaluate(self) -> dict[str, float]:
         """PSNR in dB of held-out scenes at powers of two of tokens (the held-out loss of stage 1), and use of codes."""
         count = self.recipe.data.get("eval_scenes", 256)
-        images = self._scenes(HELD_OUT_SEED, 0, count).to(self.tokenizer.latent_tokens.device)
+        images = self._scenes(HELD_OUT, 0, count).to(self.tokenizer.latent_tokens.device)
         if self.model.proxy is not None:
             everything = torch.full((count,), self.tokenizer.config.num_tokens, device=images.device)
             return {"held_out_loss": self.model(images, everything)[1]["proxy_loss"].item()}

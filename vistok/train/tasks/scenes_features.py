@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vistok.data.scenes.splits import HELD_OUT
 from vistok.files import atomic_path
 from vistok.models.vision.inception import fold_batch_norms
 from vistok.models.vision.scenes import SceneFeatures, SceneFeaturesObjective, training_batch
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.vq import HELD_OUT_SEED
 
 STATISTICS_BATCHES = 8  # from which the batch norms of the averaged weights are estimated
 
@@ -38,7 +38,7 @@ class SceneFeaturesTask:
     def evaluate(self) -> dict[str, float]:
         """Loss and the heads' accuracies on held-out scenes, after batch norms that fit the averaged weights."""
         self._estimate_batch_norms()
-        loss, metrics = self.model(**self._to_device(training_batch(self.recipe.data["eval_scenes"], HELD_OUT_SEED, 0)))
+        loss, metrics = self.model(**self._to_device(training_batch(self.recipe.data["eval_scenes"], HELD_OUT, 0)))
         return {"held_out_loss": float(loss)} | {key: float(value) for key, value in metrics.items()}
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

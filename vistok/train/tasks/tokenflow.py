@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.data.scenes import Scenes, render, render_masks, sample_scenes
+from vistok.data.scenes.splits import HELD_OUT
 from vistok.eval.probe import linear_probe
 from vistok.eval.reconstruction.rate_distortion import quality_by_tokens
 from vistok.models.vision.scenes import CHANNELS, load_scene_features
@@ -24,7 +25,6 @@ from vistok.tokenizers.tokenflow_config import TokenFlowConfig
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.vq import HELD_OUT_SEED
 
 PROBE_SEED = 1_000_033  # scenes that the linear probes learn on
 
@@ -127,11 +127,11 @@ class TokenFlowTask:
         """PSNR after each scale, accuracy of linear probes on the semantic codes, and usage of codes."""
         count = self.recipe.data.get("eval_scenes", 128)
         usage = CodebookUsage(self.tokenizer.config.codebook_size)
-        _, images = self._scenes(HELD_OUT_SEED, 0, count)
+        _, images = self._scenes(HELD_OUT, 0, count)
         lengths = self.tokenizer.capabilities.lengths
         points = quality_by_tokens(self.tokenizer, images.split(32), lengths, usage.update)
         codes, *labels = self._semantic_codes(PROBE_SEED, 2 * count)
-        held_out, *held_out_labels = self._semantic_codes(HELD_OUT_SEED, count)
+        held_out, *held_out_labels = self._semantic_codes(HELD_OUT, count)
         probes = {
             f"probe_{name}": linear_probe(codes, label, held_out, expected)
             for name, label, expected in zip(("shape", "colour"), labels, held_out_labels, strict=True)

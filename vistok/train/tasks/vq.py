@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from vistok.data.scenes import render, sample_scenes
+from vistok.data.scenes.splits import HELD_OUT
 from vistok.tokenizers.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
 from vistok.tokenizers.vq import VQConfig, VQTokenizer
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.patch_codes import PatchCodes, distance_to_points, spherical_kmeans
 
-HELD_OUT_SEED = 1_000_003  # the world that no recipe trains on
 ANCHOR_SCENES = 1024
 
 
@@ -169,7 +169,7 @@ class VQTask:
         device = next(self.tokenizer.parameters()).device
         psnr, counts = [], torch.zeros_like(self.counts)
         for start in range(0, self.recipe.data.get("eval_scenes", 512), 64):
-            images = render(sample_scenes(64, HELD_OUT_SEED, start), self.size).to(device)
+            images = render(sample_scenes(64, HELD_OUT, start), self.size).to(device)
             tokens = self.tokenizer.encode(images)
             error = (self.tokenizer.decode(tokens).clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4
             psnr.append(-10 * error.log10())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vistok.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, render, sample_scenes
 from vistok.data.scenes.render import render_masks
+from vistok.data.scenes.splits import HELD_OUT
 from vistok.data.scenes.vqa import (
     BEGIN,
     END,
@@ -34,7 +35,6 @@ from vistok.data.scenes.vqa import (
 from vistok.data.scenes.world import MAX_OBJECTS, Scenes
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.vq import HELD_OUT_SEED
 from vistok.zoo.registry import resolve
 
 PATCH_CLASSES = (1 + len(SHAPES), 1 + len(COLOURS), 1 + len(SIZES))  # 0: background
@@ -289,7 +289,7 @@ class VqaTask:
         device = self.model.opening.device
         right: dict[str, list[bool]] = {}
         for start in range(0, self.recipe.data.get("eval_scenes", 256), 64):
-            scenes = sample_scenes(64, HELD_OUT_SEED, start)
+            scenes = sample_scenes(64, HELD_OUT, start)
             drawn = draw_questions(scenes, self.recipe.data["questions"])
             questions, targets = (x.to(device) for x in question_tokens(drawn))
             visual = self.model.visual_tokens(self.pictures(scenes).to(device))[0]

@@ -44,7 +44,7 @@ def _class_model(size: str, image_size: int, parameters: int, fid: float, guidan
         licence=CLASS_LICENCE,
         preset=f"GPT-{size}",
         config={"model_type": "c2i", "block_size": (image_size // 16) ** 2},
-        parts={"vq": "llamagen-vq16"},
+        parts={"tokenizer": "llamagen-vq16"},
         data=CLASS_DATA,
         metrics={"FID": fid, "guidance scale": guidance},
         paper=PAPER,
@@ -68,7 +68,7 @@ def _text_model(stage: int, image_size: int, data: str) -> ModelCard:
         licence=TEXT_LICENCE,
         preset="GPT-XL",
         config=config,
-        parts={"vq": "llamagen-vq16-t2i", "text_encoder": "google/flan-t5-xl"},
+        parts={"tokenizer": "llamagen-vq16-t2i", "text_encoder": "google/flan-t5-xl"},
         data=data,
         paper=PAPER,
     )

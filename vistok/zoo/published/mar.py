@@ -20,7 +20,7 @@ def _mar(name: str, preset: str, parameters: int, fid: float, inception_score: f
         source=REPO,
         licence=LICENCE,
         preset=preset,
-        parts={"vq": "mar-kl16"},
+        parts={"tokenizer": "mar-kl16"},
         data="ImageNet-1k",
         metrics={"FID": fid, "IS": inception_score, "guidance scale": guidance, "iterations": 256},
         paper=PAPER,

@@ -1,0 +1,66 @@
+"""Recipes of the repository at a size that a test can run: a few pictures, three steps, in float32."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from vistok.data.scenes import captions, sample_scenes
+from vistok.train.recipe import Recipe
+from vistok.train.tasks import build_task
+from vistok.train.trainer import Trainer
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SMALL = {
+    "eval_scenes": 8,
+    "scenes": 16,
+    "anchor_scenes": 16,
+    "vocabulary": 512,
+    "own": {"share": 0.5, "count": 4, "every": 2, "iterations": 4},
+    "eval_samples": 2,
+}
+NEW_VQ = {"codebook_size": 64, "codebook_dim": 16, "channels": 32, "channel_mult": [1, 1, 2], "res_blocks": 1}
+FROM_NOTHING = {  # what the recipes' comments say, where new weights take another way through a task
+    "vq-mini": {"init": {}, "model": NEW_VQ | {"z_channels": 32, "commitment": 0.25}},
+    "kl-mini": {
+        "init": {},
+        "model": {"channels": 32, "channel_mult": [1, 1, 2], "res_blocks": 1, "z_channels": 5}
+        | {"encoder_attention": [2], "decoder_attention": []},
+    },
+    "one-d-piece-mini": {"init": {}},
+    "flextok-mini": {"init": {"kl": "kl-mini"}},
+    "llamagen-mini": {"init": {"vq": "vq-mini", "text_encoder": "llamagen-mini"}},
+    "mar-mini": {"init": {"kl": "kl-mini"}},
+}
+CASES = [*sorted(path.stem for path in RECIPES.glob("*.yaml")), *(f"{name} from nothing" for name in FROM_NOTHING)]
+
+
+def tiny(case: str, steps: int = 3) -> Recipe:
+    """Returns a recipe of the repository by its case, for ``steps`` steps of four pictures."""
+    name, _, new = case.partition(" ")
+    recipe = replace(Recipe.load(RECIPES / f"{name}.yaml"), **FROM_NOTHING[name] if new else {})
+    data = recipe.data | {key: value for key, value in SMALL.items() if key in recipe.data}
+    return replace(
+        recipe,
+        steps=steps,
+        batch_size=4,
+        precision="fp32",
+        compile=False,
+        log_every=1,
+        eval_every=100,
+        save_every=100,
+        data=data,
+    )
+
+
+def texts(split: str) -> list[str]:
+    """Stands for the corpus of the ``text`` task, which is another one under each version of Python."""
+    return captions(sample_scenes(400, 5 if split == "train" else 6))
+
+
+def figures(recipe: Recipe, directory: Path) -> dict:
+    """Returns the losses of a run's steps and its held-out metrics."""
+    metrics = Trainer(recipe, build_task(recipe), directory).train()
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return {"loss": [line["loss"] for line in lines if "loss" in line], "held_out": metrics}

@@ -1,0 +1,14 @@
+"""Families of generators by name."""
+
+from __future__ import annotations
+
+from vistok.registry import Registry
+
+GENERATORS = Registry(
+    "generator family",
+    {
+        "llamagen": "vistok.models.llamagen:FAMILY",
+        "mar": "vistok.models.mar:FAMILY",
+    },
+    "vistok.generators",
+)

@@ -1,0 +1,160 @@
+"""What a generator of images is to the rest of the package, and how a family of generators registers itself.
+
+A family is one object, named in the table of ``vistok.models.generators``: how its generators load, and what fits
+them. Samplers see a :class:`Generator`; those that run a particular network reach it by ``vistok.samplers.targets``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+from torch import Tensor, nn
+
+from vistok.errors import VistokError
+
+if TYPE_CHECKING:
+    from vistok.tokenizers.interface import Tokenizer
+    from vistok.zoo import ModelCard
+
+
+@dataclass(frozen=True)
+class TokenSpec:
+    """The tokens that a generator draws for an image.
+
+    Attributes:
+        kind: ``codes``, integers below ``size``, or ``vectors`` of width ``size``.
+        size: number of codes V, or width D.
+        length: tokens of an image.
+        layout: ``grid`` in raster order, or ``sequence``, ordered from coarse to fine.
+        patch: positions of the tokenizer's grid along a side of a token.
+    """
+
+    kind: Literal["codes", "vectors"]
+    size: int
+    length: int
+    layout: Literal["grid", "sequence"] = "grid"
+    patch: int = 1
+
+    @property
+    def line(self) -> int:
+        """Tokens of a row; a sequence is one row."""
+        return self.length if self.layout == "sequence" else round(self.length**0.5)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a batch of images is asked to show.
+
+    Attributes:
+        values: classes int64 [B], or text features [B, T, D].
+        mask: which text features are real, [B, T]; all if None.
+    """
+
+    values: Tensor
+    mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+class Generator(Protocol):
+    """A network that draws the tokens of images; also an ``nn.Module``.
+
+    Attributes:
+        family: name of its family.
+        tokens: what it draws.
+        conditional_on: ``class`` or ``text``.
+        classes: how many classes it knows; 0 where it is conditional on text.
+        text_width: width of the text features that it reads; 0 where it is conditional on classes.
+    """
+
+    family: ClassVar[str]
+    tokens: TokenSpec
+    conditional_on: Literal["class", "text"]
+    classes: int
+    text_width: int
+
+    def image_tokens(self, drawn: Tensor) -> Tensor:
+        """Returns the drawn tokens of B images, [B, n] or [B, n, D], as the tokenizer's ``decode`` takes them."""
+
+
+class AutoregressiveGenerator(Generator, Protocol):
+    """A generator that draws one token behind the other; ``vistok.samplers.targets`` has a target for its family.
+
+    Attributes:
+        width: width of the features that its output layer reads.
+        prefix: conditioning tokens before the image's.
+    """
+
+    width: int
+    prefix: int
+
+    def null_condition(self, batch: int) -> Tensor:
+        """Returns the values of the condition "nothing asked for", for ``batch`` images."""
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Returns logits [..., V] of features [..., width]."""
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """What a user asked a family to load.
+
+    Attributes:
+        card: of the model whose name was given.
+        checkpoint: weights of the generator: a path or a hub id; the card's own if None.
+        tokenizer: weights of the image tokenizer, likewise; the card's own if None.
+        size: side of the images in pixels, for files that do not tell.
+        preset: shape of a file whose name is not a published one.
+        tokens: draw only so many first tokens.
+    """
+
+    card: ModelCard
+    checkpoint: str | Path | None = None
+    tokenizer: str | Path | None = None
+    size: int | None = None
+    preset: str | None = None
+    tokens: int | None = None
+
+    @property
+    def source(self) -> str | Path:
+        """Where the generator's weights come from."""
+        return self.card.name if self.checkpoint is None else self.checkpoint
+
+    @property
+    def tokenizer_source(self) -> str | Path:
+        """Where the tokenizer's weights come from.
+
+        Raises:
+            VistokError: none was named, and the card names none.
+        """
+        source = self.card.parts.get("tokenizer") if self.tokenizer is None else self.tokenizer
+        if source is None:
+            raise VistokError("this model comes without its tokenizer's weights: name them with --tokenizer.")
+        return source
+
+
+class GeneratorFamily(Protocol):
+    """Loads the generators of one family, and says what fits them.
+
+    Attributes:
+        name: as cards tell it.
+        interface: how its tokens are drawn: ``autoregressive``, by the draft-verify loop, or a name of its own.
+            Samplers of the same interface fit.
+        plain: name of the sampler that is taken where none is named.
+        options: which of ``size``, ``preset``, ``tokens``, ``text_encoder`` and ``compile`` it honours.
+    """
+
+    name: str
+    interface: str
+    plain: str
+    options: frozenset[str]
+
+    def load(self, request: LoadRequest) -> tuple[nn.Module, Tokenizer]:
+        """Returns a generator and its tokenizer, in evaluation mode, float32, on the CPU.
+
+        Raises:
+            VistokError: weights that do not fit, or an option with an impossible value.
+        """

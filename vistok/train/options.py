@@ -1,0 +1,153 @@
+"""Entries of a recipe to frozen dataclasses: what is unknown, missing or of another type is refused by its name."""
+
+from __future__ import annotations
+
+import types
+import warnings
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from vistok.errors import VistokError
+
+T = TypeVar("T")
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "entries"}
+
+
+def read_options(cls: type[T], entries: Any, where: str, given: Mapping[str, Any] | None = None) -> T:
+    """Return the dataclass ``cls`` with the entries of a recipe's section.
+
+    A field whose metadata say ``was`` is also read under this older name, with a warning.
+
+    Args:
+        cls: a frozen dataclass whose annotations say the entries' types.
+        entries: the section as YAML gave it; None is an empty one.
+        where: its name in the recipe, for sentences; empty for the recipe itself.
+        given: fields that the section must not set, because something else decides them.
+
+    Raises:
+        VistokError: an entry is unknown, missing, decided elsewhere, or of another type than its field.
+    """
+    entries = {} if entries is None else entries
+    if not isinstance(entries, Mapping):
+        raise VistokError(f"'{where}' must hold entries, one a line, got {entries!r}.")
+    entries, given = _renamed(cls, dict(entries), where), dict(given or {})
+    known = {field.name: field for field in fields(cls) if field.init}
+    section = f"'{where}'" if where else "the recipe"
+    if unknown := [name for name in entries if name not in known]:
+        raise VistokError(_unknown(section, str(unknown[0]), list(known)))
+    if decided := [name for name in entries if name in given and entries[name] != given[name]]:
+        raise VistokError(
+            f"{_path(where, decided[0])} is decided by what 'init' and 'data' name ({given[decided[0]]}), got "
+            f"{entries[decided[0]]!r}: leave it out."
+        )
+    required = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [name for name in required if name not in entries and name not in given]:
+        raise VistokError(f"{section} lacks the entries {', '.join(missing)}.")
+    hints = get_type_hints(cls)
+    return cls(**given | {name: _read(hints[name], value, _path(where, name)) for name, value in entries.items()})
+
+
+def check_agreement(config: Any, entries: Mapping[str, Any], where: str, free: tuple[str, ...] = ()) -> None:
+    """Refuse entries that contradict the weights which a run goes on from.
+
+    Args:
+        config: shape of the loaded network, a dataclass.
+        entries: the recipe's section.
+        where: its name, for sentences.
+        free: entries that a run may change.
+
+    Raises:
+        VistokError: an entry is unknown, of another type, or another one than the network's.
+    """
+    shape = {field.name: getattr(config, field.name) for field in fields(config)}
+    wanted = read_options(type(config), entries, where, {k: v for k, v in shape.items() if k not in entries})
+    for name in entries:
+        if name not in free and getattr(wanted, name) != shape[name]:
+            raise VistokError(
+                f"{_path(where, name)} is {entries[name]!r}, but the weights that 'init' names have {shape[name]!r}: "
+                "leave the entry out, or start from nothing."
+            )
+
+
+def _path(where: str, name: str) -> str:
+    return f"'{where}.{name}'" if where else f"'{name}'"
+
+
+def _unknown(section: str, name: str, known: list[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(known)) or 'none'}."
+    return f"{section} has an unknown entry '{name}': {hint}"
+
+
+def _renamed(cls: type, entries: dict[str, Any], where: str) -> dict[str, Any]:
+    for field in fields(cls):
+        was = field.metadata.get("was")
+        if was in entries and field.name not in entries:
+            warnings.warn(
+                f"{_path(where, was)} is {_path(where, field.name)} now: use that name.", FutureWarning, stacklevel=3
+            )
+            entries[field.name] = entries.pop(was)
+    return entries
+
+
+def _read(hint: Any, value: Any, path: str) -> Any:
+    """The value as an annotation wants it."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (hint,) = (each for each in arguments if each is not type(None))
+        return _read(hint, value, path)
+    if origin is Literal:
+        if value not in arguments:
+            raise VistokError(f"{path} is {value!r}, expected one of {', '.join(map(str, arguments))}.")
+        return value
+    if origin is tuple:
+        return _read_tuple(arguments, value, path)
+    if origin is dict:
+        value = {} if value is None else value
+        if not isinstance(value, Mapping):
+            raise _wrong(path, value, "entries")
+        return {str(key): _read(arguments[1], each, f"{path[:-1]}.{key}'") for key, each in value.items()}
+    if is_dataclass(hint):
+        return value if isinstance(value, hint) else read_options(hint, value, path.strip("'"))
+    if hint is Any:
+        return value
+    return _read_scalar(hint, value, path)
+
+
+def _read_tuple(arguments: tuple, value: Any, path: str) -> tuple:
+    if not isinstance(value, list | tuple):
+        raise _wrong(path, value, "a list")
+    if arguments[-1] is Ellipsis:
+        return tuple(_read(arguments[0], each, path) for each in value)
+    if len(value) != len(arguments):
+        raise _wrong(path, value, f"a list of {len(arguments)}")
+    return tuple(_read(hint, each, path) for hint, each in zip(arguments, value, strict=True))
+
+
+def _read_scalar(kind: type, value: Any, path: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
+        return value
+    if kind is float and isinstance(value, str):
+        try:  # YAML reads 1e-3 as text
+            number = float(value)
+        except ValueError:
+            pass
+        else:
+            raise VistokError(f"{path} is the text {value!r}, which YAML takes for no number: write {_spelt(number)}.")
+    raise _wrong(path, value, _KINDS.get(kind, kind.__name__))
+
+
+def _spelt(number: float) -> str:
+    mantissa, _, exponent = f"{number:e}".partition("e")
+    return f"{float(mantissa)}e{int(exponent):+d}"
+
+
+def _wrong(path: str, value: Any, expected: str) -> VistokError:
+    return VistokError(f"{path} must be {expected}, got {value!r}.")

@@ -1,0 +1,70 @@
+"""Captions of a folder's pictures: a line each in ``metadata.jsonl``, or a text file beside each picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from vistok.errors import VistokError
+
+METADATA = "metadata.jsonl"
+FILE_KEYS, TEXT_KEYS = ("file", "file_name"), ("caption", "text")
+
+
+def read_captions(root: Path, paths: Sequence[Path]) -> list[str]:
+    """Return the caption of each picture.
+
+    ``metadata.jsonl`` in the folder names pictures by ``file`` (or ``file_name``) and holds ``caption`` (or ``text``),
+    as ``vistok data scenes`` and image folders of ``datasets`` have it. Without that file ``cat.txt`` stands beside
+    ``cat.jpg``.
+
+    Raises:
+        VistokError: a picture has no caption, or the file cannot be read.
+    """
+    listed = root / METADATA
+    known = _from_lines(listed) if listed.exists() else None
+    captions = []
+    for path in paths:
+        caption = known.get(path.relative_to(root).as_posix()) if known is not None else _beside(path)
+        if not caption:
+            place = f"'{listed}'" if known is not None else f"'{path.with_suffix('.txt')}'"
+            raise VistokError(
+                f"the picture '{path}' has no caption in {place}: write one there, or take the picture out "
+                f"(captions are read from {METADATA}, or from a .txt beside each picture)."
+            )
+        captions.append(caption)
+    return captions
+
+
+def _beside(path: Path) -> str | None:
+    text = path.with_suffix(".txt")
+    try:
+        return " ".join(text.read_text(encoding="utf-8-sig").split()) if text.exists() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise VistokError(f"cannot read the caption '{text}' as UTF-8 text ({error}): replace the file.") from None
+
+
+def _from_lines(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VistokError(f"cannot read '{path}' as UTF-8 text ({error}): replace the file.") from None
+    captions = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            file = next(entry[key] for key in FILE_KEYS if key in entry)
+            caption = next(entry[key] for key in TEXT_KEYS if key in entry)
+        except (ValueError, TypeError, StopIteration):
+            raise VistokError(
+                f"line {number} of '{path}' is no JSON object with 'file' and 'caption': mend the line."
+            ) from None
+        if not isinstance(file, str) or not isinstance(caption, str):
+            raise VistokError(
+                f"line {number} of '{path}' must hold texts as file and caption, got {file!r}, {caption!r}."
+            )
+        captions[Path(file).as_posix()] = " ".join(caption.split())
+    return captions

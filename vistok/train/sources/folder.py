@@ -1,0 +1,120 @@
+"""A folder of pictures as a source: any sizes and modes, in subfolders or not, with captions or without."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import ImageOps
+from torch import Tensor
+
+from vistok.data.images import ImageFolder, center_crop, load_image, random_crop, to_tensor
+from vistok.errors import VistokError
+from vistok.train.sources.captions import read_captions
+from vistok.train.sources.interface import Draw, PictureData, Source, in_passes
+
+HELD_OUT_SHARE = 16  # one picture in so many is kept for evaluation
+
+
+class FolderSource(Source):
+    """Pictures of a folder, each once a pass in a new order; grey ones become RGB.
+
+    The first folder below ``root`` that a picture lies in is its class; without folders all are of one class.
+
+    Args:
+        root: the folder.
+        paths: its pictures.
+        size: side in pixels of the squares that are cut from the pictures.
+        seed: of their order and crops.
+        classes: names of the folders.
+        kept: the held-out pictures; none if None.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        paths: Sequence[Path],
+        size: int,
+        seed: int,
+        classes: tuple[str, ...],
+        kept: FolderSource | None = None,
+    ):
+        self.root, self.paths, self.size, self.seed, self.classes = root, list(paths), size, seed, classes
+        self.description = f"pictures of the folder '{root.name}'"
+        self._kept = kept
+        self._captions: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def draw(self, start: int, count: int) -> Draw:
+        return in_passes(start, count, len(self), self.seed)
+
+    def pictures(self, index: Tensor) -> Tensor:
+        return torch.stack([to_tensor(center_crop(load_image(self.paths[i]), self.size)) for i in index.tolist()])
+
+    def augmented(self, draw: Draw) -> Tensor:
+        """Return random crops, every other one mirrored, as LlamaGen's tokenizers are trained on."""
+        pictures = []
+        for i, number in zip(draw.index.tolist(), draw.passes.tolist(), strict=True):
+            rng = random.Random(f"{self.seed} {i} {number}")
+            picture = random_crop(load_image(self.paths[i]), self.size, rng)
+            pictures.append(to_tensor(ImageOps.mirror(picture) if rng.random() < 0.5 else picture))
+        return torch.stack(pictures)
+
+    def captions(self, draw: Draw) -> list[str]:
+        if self._captions is None:
+            self._captions = read_captions(self.root, self.paths)
+        return [self._captions[i] for i in draw.index.tolist()]
+
+    def labels(self, index: Tensor) -> Tensor:
+        if not self.classes:
+            return torch.zeros_like(index)
+        return torch.tensor([self._label(self.paths[i]) for i in index.tolist()])
+
+    def _label(self, path: Path) -> int:
+        name = _class_folder(self.root, path)
+        if name not in self.classes:
+            raise VistokError(
+                f"the picture '{path}' is in none of the class folders {', '.join(self.classes)}: move it into one."
+            )
+        return self.classes.index(name)
+
+    def held_out(self) -> FolderSource:
+        return self._kept or self
+
+
+def _class_folder(root: Path, path: Path) -> str:
+    """The first folder below ``root`` that a picture lies in, or nothing."""
+    return path.relative_to(root).parts[0] if path.parent != root else ""
+
+
+def open_folder(data: PictureData, size: int) -> FolderSource:
+    """Return the folder ``data.path`` as a source, with the held-out pictures that ``data`` names.
+
+    Raises:
+        VistokError: there is no such folder, it holds too few pictures, or ``data.pictures`` are more than it holds.
+    """
+    if data.path is None:
+        raise VistokError("'data.source' is a folder, but none is named: add 'data.path'.")
+    root = Path(data.path).expanduser()
+    paths = ImageFolder(root).paths
+    classes = tuple(sorted({_class_folder(root, path) for path in paths} - {""}))
+    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(data.seed)).tolist()
+    if data.held_out is not None:
+        other = Path(data.held_out).expanduser()
+        kept = FolderSource(other, ImageFolder(other).paths, size, data.seed, classes)
+    elif len(paths) > 1:
+        chosen, order = order[: max(1, len(paths) // HELD_OUT_SHARE)], order[max(1, len(paths) // HELD_OUT_SHARE) :]
+        kept = FolderSource(root, [paths[i] for i in chosen], size, data.seed, classes)
+    else:
+        raise VistokError(
+            f"'{root}' holds one picture, and one must be kept for evaluation: add pictures, or name a folder of "
+            "others as 'data.held_out'."
+        )
+    count = len(order) if data.pictures is None else data.pictures
+    if not 1 <= count <= len(order):
+        raise VistokError(f"'data.pictures' is {count}, but '{root}' has {len(order)} pictures to train on.")
+    return FolderSource(root, [paths[i] for i in order[:count]], size, data.seed, classes, kept)
