@@ -23,7 +23,7 @@ def test_a_window_of_text_after_a_prompt_with_pictures(name):
     family = family_of(model)
     mask = inputs["attention_mask"]
     window = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
-    prompt = model(**inputs, position_ids=None, past_key_values=DynamicCache(), use_cache=True)
+    prompt = model(**inputs, **_positions(family, mask), past_key_values=DynamicCache(), use_cache=True)
     offset = family.position_offset(model)
     offset = offset if isinstance(offset, int) else offset.clone()
     cache, width = given_cache(prompt), mask.shape[1]
@@ -36,29 +36,28 @@ def test_a_window_of_text_after_a_prompt_with_pictures(name):
     states = backbone(
         inputs_embeds=family.embed(model, window),
         attention_mask=masks,
-        position_ids=_rope_positions(name, mask, queries) + offset,
+        position_ids=queries + offset,
         use_cache=True,
         **{cache_argument(backbone): cache},
     ).last_hidden_state
     logits = family.head(model, states)
-    plain = model(**_longer(inputs, window), use_cache=False).logits[:, width:]
+    plain = model(**_longer(name, inputs, window), **_positions(family, whole), use_cache=False).logits[:, width:]
     torch.testing.assert_close(logits, plain, atol=5e-5, rtol=1e-4)
 
 
-def _rope_positions(name, mask, queries):
-    """As a plain forward counts them: through the padding, but for models with three axes."""
-    if FAMILIES[name].position_axes == 3:
-        return queries
-    return torch.arange(queries.shape[1]).expand_as(queries) + mask.shape[1]
+def _positions(family, mask):
+    """As ``generate`` counts them: from 0 at the first token of a row; models with three axes count for themselves."""
+    return {} if family.position_axes == 3 else {"position_ids": positions_of(mask)}
 
 
-def _longer(inputs, window):
+def _longer(name, inputs, window):
     longer = dict(inputs)
     longer["input_ids"] = torch.cat([inputs["input_ids"], window], 1)
     longer["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(window)], 1)
     for types in ("mm_token_type_ids", "token_type_ids"):
         if types in inputs:
-            longer[types] = torch.cat([inputs[types], torch.zeros_like(window, dtype=inputs[types].dtype)], 1)
+            answer = int(name == "paligemma")  # which is not part of the prefix that sees itself in both directions
+            longer[types] = torch.cat([inputs[types], torch.full_like(window, answer, dtype=inputs[types].dtype)], 1)
     return longer
 
 

@@ -65,8 +65,12 @@ class LayerCompressor:
     name: ClassVar[str] = ""
     trained: ClassVar[bool] = False
 
-    def layers(self, total: int) -> tuple[int, ...]:
-        """The layers, of a language model with this many, from which on fewer tokens are seen; ascending.
+    def layers(self, total: int, earliest: int) -> tuple[int, ...]:
+        """The layers from which on fewer tokens are seen, ascending.
+
+        Args:
+            total: number of layers of the language model.
+            earliest: the first that may see fewer; 1 but in models that add to their tokens in their first layers.
 
         Raises:
             VistokError: the model has no such layers.

@@ -21,9 +21,16 @@ FAMILIES = Registry(
     {
         "llava": f"{_HERE}.llava:Llava",
         "llava_next": f"{_HERE}.llava_next:LlavaNext",
+        "llava_onevision": f"{_HERE}.llava_onevision:LlavaOnevision",
         "internvl": f"{_HERE}.internvl:InternVL",
         "qwen2_vl": f"{_HERE}.qwen2_vl:Qwen2VL",
-        "qwen2_5_vl": f"{_HERE}.qwen2_vl:Qwen2VL",
+        "qwen2_5_vl": f"{_HERE}.qwen2_vl:Qwen25VL",
+        "qwen3_vl": f"{_HERE}.qwen2_vl:Qwen3VL",
+        "gemma3": f"{_HERE}.gemma3:Gemma3",
+        "paligemma": f"{_HERE}.gemma3:PaliGemma",
+        "idefics3": f"{_HERE}.idefics3:Idefics3",
+        "smolvlm": f"{_HERE}.idefics3:Idefics3",
+        "mistral3": f"{_HERE}.mistral3:Mistral3",
     },
     "vistok.families",
 )

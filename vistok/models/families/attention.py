@@ -1,7 +1,8 @@
-"""Attention of the CLS token over the patches, from one query: O(N·C), whatever attention implementation runs.
+"""How much a vision tower attends to each of its patches, without its attention matrix, whatever implementation runs.
 
-The softmax runs over CLS and all patches, in float32; the CLS column is dropped afterwards without renormalising.
-Agrees with the CLS row of eager attention weights without their [N+1, N+1] matrix.
+Where the tower has a CLS token, that is the CLS row: O(N*C). Where it has none, it is the mean attention that a patch
+receives from all patches, summed up block by block: O(N^2*C) of work, O(N) of memory. The softmax runs in float32 over
+the whole sequence; the CLS column is dropped afterwards without renormalising.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vistok.errors import VistokError
+BLOCK = 128  # queries at a time
 
 
 def cls_logits(query: Tensor, keys: Tensor, heads: int) -> Tensor:
-    """Scaled products of one query with all keys, in float32.
+    """Scaled products of queries with all keys, in float32.
 
     Args:
         query: [V, 1, H*d].
@@ -26,19 +27,38 @@ def cls_logits(query: Tensor, keys: Tensor, heads: int) -> Tensor:
     Returns:
         [V, H, S].
     """
-    q, k = (x.float().unflatten(-1, (heads, -1)) for x in (query, keys))
-    return torch.einsum("vqhd,vshd->vhs", q, k) * q.shape[-1] ** -0.5
+    return _logits(query, keys, heads)[:, :, 0]
+
+
+def received_attention(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
+    """Mean attention over all queries that each key receives, in float32.
+
+    Args:
+        queries, keys: [V, P, H*d].
+        heads: H.
+
+    Returns:
+        [V, H, P]; a row sums to one.
+    """
+    total = sum(_logits(block, keys, heads).softmax(-1).sum(2) for block in queries.split(BLOCK, 1))
+    return total / queries.shape[1]
+
+
+def _logits(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
+    """[V, Q, H*d] and [V, S, H*d] to [V, H, Q, S]."""
+    q, k = (x.float().unflatten(-1, (heads, -1)) for x in (queries, keys))
+    return torch.einsum("vqhd,vshd->vhqs", q, k) * q.shape[-1] ** -0.5
 
 
 @dataclass
 class LayerAttention:
-    """The CLS query and the keys of one layer of a vision tower.
+    """Queries and keys of one layer of a vision tower.
 
     Where the language model's tokens are blocks of patches (InternVL), ``pool`` averages a patch score [..., P] over
     each block, [..., N]; every method below then speaks of tokens.
 
     Attributes:
-        query: [V, 1, H*d], the first query of the sequence.
+        query: [V, 1, H*d], that of the CLS token; of all patches, [V, P, H*d], in a tower without one.
         keys: [V, P+1, H*d] with CLS first, or [V, P, H*d] in a tower without one.
         heads: H.
         has_cls: whether the first of the sequence is a CLS token.
@@ -51,20 +71,19 @@ class LayerAttention:
     has_cls: bool = True
     pool: Callable[[Tensor], Tensor] | None = None
 
-    def cls_logits(self) -> Tensor:
-        """Pre-softmax attention of CLS to the tokens, [V, H, N]."""
-        self._check()
-        return self._pooled(cls_logits(self.query, self.keys, self.heads)[..., 1:])
+    def saliency(self) -> Tensor:
+        """Attention of CLS to the tokens, or, without one, the mean attention that they receive, [V, H, N]."""
+        return self._pooled(self._attention(self.heads))
 
-    def cls_attention(self) -> Tensor:
-        """Attention of CLS to the tokens, [V, H, N]."""
-        self._check()
-        return self._pooled(cls_logits(self.query, self.keys, self.heads).softmax(-1)[..., 1:])
+    def log_saliency(self) -> Tensor:
+        """Pre-softmax attention of CLS to the tokens, or the logarithm of the mean that they receive, [V, H, N]."""
+        if self.has_cls:
+            return self._pooled(cls_logits(self.query, self.keys, self.heads)[..., 1:])
+        return self.saliency().log()
 
     def full_width_attention(self) -> Tensor:
-        """Attention of CLS to the tokens with all heads as one, [V, N]."""
-        self._check()
-        return self._pooled(cls_logits(self.query, self.keys, 1).softmax(-1)[:, 0, 1:])
+        """:meth:`saliency` with all heads as one, [V, N]."""
+        return self._pooled(self._attention(1)[:, 0])
 
     def patch_keys(self) -> Tensor:
         """Keys of the tokens, heads side by side, [V, N, H*d]."""
@@ -75,11 +94,10 @@ class LayerAttention:
         """Head mean of the tokens' keys, [V, N, d]."""
         return self.patch_keys().unflatten(-1, (self.heads, -1)).mean(-2)
 
+    def _attention(self, heads: int) -> Tensor:
+        if self.has_cls:
+            return cls_logits(self.query, self.keys, heads).softmax(-1)[..., 1:]
+        return received_attention(self.query, self.keys, heads)
+
     def _pooled(self, scores: Tensor) -> Tensor:
         return scores if self.pool is None else self.pool(scores)
-
-    def _check(self) -> None:
-        if not self.has_cls:
-            raise VistokError(
-                "this vision tower has no CLS token to guide the choice: use divprune, tome, uniform or random."
-            )

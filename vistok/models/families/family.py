@@ -67,6 +67,10 @@ class Family:
         near = (queries[:, :, None] - keys[:, None, :])[:, None] < text.sliding_window
         return {kind: mask & near if kind == "sliding_attention" else mask for kind in kinds}
 
+    def earliest_drop(self, model: nn.Module) -> int:
+        """The first layer of the backbone that may see fewer tokens than those before."""
+        return 1
+
     def pictures(self, model: nn.Module, inputs: dict[str, Any], ask: Ask) -> Iterator[Picture]:
         """Run the vision tower once and describe each picture and the plan of its placeholders.
 
@@ -78,6 +82,18 @@ class Family:
             ask: see :data:`Ask`.
         """
         raise NotImplementedError
+
+    def encoded(self, features: list[Tensor], levels: list[list[Tensor]]) -> Any:
+        """Encoded pictures as ``mm_encoder_outputs`` takes them.
+
+        Args:
+            features: of each picture, [n, D].
+            levels: further levels of each picture, see ``ImageTokens.levels``.
+        """
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        # Only the features: a full output would keep the tower's hidden states alive through decoding.
+        return BaseModelOutputWithPooling(pooler_output=features)
 
     def arrangement(self, images: Any, picture: Image.Image, tiles: int) -> tuple[int, int] | None:
         """Rows and columns of tiles that the model sees the whole of a picture in.

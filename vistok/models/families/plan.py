@@ -63,6 +63,13 @@ def single_view_plan(tokens: int, newline: bool = False) -> Plan:
     return Plan(plan, torch.zeros_like(plan))
 
 
+def rows_plan(grid: tuple[int, int]) -> Plan:
+    """Plan of one view whose rows each have a row end."""
+    height, width = grid
+    tokens = torch.cat([torch.arange(height * width).view(height, width), torch.full((height, 1), NEWLINE)], 1)
+    return Plan(tokens.flatten(), torch.arange(height)[:, None].expand_as(tokens).flatten())
+
+
 def crops_plan(grid: tuple[int, int], canvas: Canvas) -> Plan:
     """Plan of a thumbnail and crops: the thumbnail, then the unpadded canvas row by row, each with a row end.
 

@@ -56,6 +56,8 @@ class ImageTokens:
         newline: embedding that ends each row of crops, [D], or None.
         attention: :class:`LayerAttention` by layer, as asked for by ``needs``.
         states: hidden states by index, [V, N, C_tower], as asked for by ``needs``.
+        levels: number of further maps that are added to the tokens in later layers of the language model (Qwen3-VL);
+            they lie behind the first in the channels of ``hidden``, and are thinned and merged with it.
     """
 
     hidden: Tensor
@@ -68,7 +70,13 @@ class ImageTokens:
     newline: Tensor | None = None
     attention: dict[int, LayerAttention] = field(default_factory=dict)
     states: dict[int, Tensor] = field(default_factory=dict)
+    levels: int = 0
     _features: Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        """Channels of ``hidden`` that are the tokens' own, without further levels."""
+        return self.hidden.shape[-1] // (1 + self.levels)
 
     @property
     def features(self) -> Tensor:
@@ -77,14 +85,20 @@ class ImageTokens:
             self._features = self.project(self.hidden)
         return self._features
 
+    def gather(self, kept: list[Kept]) -> Tensor:
+        """The kept tokens of all views, as the projector gets them, [n, C]."""
+        views = zip(self.hidden, kept, strict=True)
+        return torch.cat([row[view.index] if view.tokens is None else view.tokens for row, view in views])
+
     def project_kept(self, kept: list[Kept]) -> Tensor:
         """Projected tokens of all views in the order of ``kept``, [n, D]; nothing is projected twice."""
         if self._features is not None and all(view.tokens is None for view in kept):
             return torch.cat([row[view.index] for row, view in zip(self._features, kept, strict=True)])
-        tokens = [
-            row[view.index] if view.tokens is None else view.tokens for row, view in zip(self.hidden, kept, strict=True)
-        ]
-        return self.project(torch.cat(tokens)[None])[0]
+        return self.project(self.gather(kept)[None])[0]
+
+    def kept_levels(self, kept: list[Kept]) -> list[Tensor]:
+        """The further levels of the kept tokens, [n, D] each."""
+        return list(self.gather(kept)[:, self.width :].split(self.width, -1)) if self.levels else []
 
 
 class Kept(NamedTuple):

@@ -30,8 +30,8 @@ from vistok.projectors.interface import Compressor, LayerCompressor
 
 __all__ = ["Compression", "Report", "active", "compress"]
 
-_SETTINGS = ("vision_feature_layer", "vision_feature_select_strategy")
-_PICTURES = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "spatial_shapes")
+_SETTINGS = ("vision_feature_layer", "vision_feature_select_strategy", "vision_aspect_ratio")
+_PICTURES = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images")
 
 
 class Compression(Attachment):
@@ -58,7 +58,9 @@ class Compression(Attachment):
             self.before(model, self._before_forward)
             self.after(model, self._after_forward)
             if isinstance(compressor, LayerCompressor):
-                self._pruning = LayerPruning(self.family.backbone(model), compressor, self.before)
+                self._pruning = LayerPruning(
+                    self.family.backbone(model), compressor, self.before, self.family.earliest_drop(model)
+                )
                 self.before(model.base_model, self._before_base)
                 self.after(model.base_model, self._after_base)
             elif self.family.features == "flat":
@@ -196,8 +198,6 @@ class Compression(Attachment):
         self, turn: Turn, kwargs: dict[str, Any], places: Tensor, left: bool
     ) -> tuple[Shrunk, Tensor | None, dict[str, Any]]:
         """Encode the pictures: the columns of the new part that stay, grids of its pictures, and the arguments."""
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
         pictures, totals, layouts = [], [], []
         for image, plan in self.family.pictures(self.model, kwargs, self.compressor.needs):
             pictures.append(pack(image, plan, self.compressor.select(image), self.compressor.newlines))
@@ -221,9 +221,8 @@ class Compression(Attachment):
             family=self.model.config.model_type,
         )
         kwargs = {name: value for name, value in kwargs.items() if name not in (*_PICTURES, *_SETTINGS)}
-        # Only the features: a full output would keep the tower's hidden states alive through decoding.
-        features = BaseModelOutputWithPooling(pooler_output=[p.features for p in pictures])
-        return new, grids, kwargs | {"mm_encoder_outputs": {"image": features}}
+        encoded = self.family.encoded([p.features for p in pictures], [p.levels for p in pictures])
+        return new, grids, kwargs | {"mm_encoder_outputs": {"image": encoded}}
 
     def _before_base(self, base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         name = self.compressor.name

@@ -70,15 +70,16 @@ class LayerPruning:
             each layer).
         method: what to keep and where.
         hook: registers a forward hook, as :meth:`vistok.models.attach.Attachment.before` does.
+        earliest: the first layer that may see fewer tokens.
 
     Raises:
         VistokError: the decoder cannot run it.
     """
 
-    def __init__(self, decoder: nn.Module, method: LayerCompressor, hook: Any) -> None:
+    def __init__(self, decoder: nn.Module, method: LayerCompressor, hook: Any, earliest: int) -> None:
         layers = decoder.layers
         self.method, self.norm = method, decoder.norm
-        self.first = method.layers(len(layers))
+        self.first = method.layers(len(layers), earliest)
         self.count = len(layers)
         for first in self.first:
             if not hasattr(layers[first - 1].self_attn, "q_proj"):

@@ -22,11 +22,13 @@ class Packed(NamedTuple):
         offsets: placeholder of the picture that each token takes the place of, 0..T-1, ascending, float64 [n] on the
             CPU; half a place before the first or after the last where it stands for none.
         index: token that each is, as in a plan; ``LEADING`` or ``TRAILING`` for none, ``ROW_END`` for a row end.
+        levels: what is added to them in later layers, [n, D] each (see ``ImageTokens.levels``).
     """
 
     features: Tensor
     offsets: Tensor
     index: Tensor
+    levels: list[Tensor]
 
 
 def _kept_newlines(plan: Plan, kept: Tensor, policy: str) -> Tensor:
@@ -59,8 +61,10 @@ def pack(image: ImageTokens, plan: Plan, kept: list[Kept] | Tensor, newlines: st
         VistokError: a compressor kept nothing.
     """
     if isinstance(kept, Tensor):
+        if image.levels:
+            raise VistokError("finished features lack the levels that this model adds in later layers.")
         spread = torch.linspace(0, len(plan.tokens) - 1, len(kept), dtype=torch.float64)
-        return Packed(kept, spread, torch.full((len(kept),), TRAILING))
+        return Packed(kept, spread, torch.full((len(kept),), TRAILING), [])
     if sum(len(view.index) for view in kept) == 0:
         raise VistokError("a compressor must keep at least one token of every picture.")
     width = image.hidden.shape[1]
@@ -81,4 +85,6 @@ def pack(image: ImageTokens, plan: Plan, kept: list[Kept] | Tensor, newlines: st
     features = image.project_kept(kept)
     if len(ends):
         features = torch.cat([features, image.newline.to(features).expand(len(ends), -1)])
-    return Packed(features[order.to(features.device)], offsets[order], index[order])
+    there = order.to(features.device)
+    levels = [level[there] for level in image.kept_levels(kept)]
+    return Packed(features[there], offsets[order], index[order], levels)

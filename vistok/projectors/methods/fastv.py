@@ -51,21 +51,22 @@ class FastV(LayerCompressor):
 
     Args:
         keep: visual tokens of a prompt that stay (int), or their share (float).
-        layer: K, the first layer that sees fewer; 1..layers-1.
+        layer: K, the first layer that sees fewer, 1..layers-1; 2, or the first that the model allows, if None.
     """
 
     name = "fastv"
 
-    def __init__(self, keep: int | float = 0.25, layer: int = 2) -> None:
+    def __init__(self, keep: int | float = 0.25, layer: int | None = None) -> None:
         self.keep = check_keep(keep)
-        if layer < 1:
+        if layer is not None and layer < 1:
             raise VistokError(f"layer is {layer}: FastV ranks by the layer before it, so give at least 1.")
         self.layer = layer
 
-    def layers(self, total: int) -> tuple[int, ...]:
-        if self.layer >= total:
-            raise VistokError(f"layer {self.layer} of {total}: give fastv a layer from 1 to {total - 1}.")
-        return (self.layer,)
+    def layers(self, total: int, earliest: int) -> tuple[int, ...]:
+        layer = max(2, earliest) if self.layer is None else self.layer
+        if not earliest <= layer < total:
+            raise VistokError(f"layer {layer} of {total}: give fastv a layer from {earliest} to {total - 1}.")
+        return (layer,)
 
     def count(self, visual: int) -> int:
         """How many of a prompt's visual tokens stay."""
