@@ -10,16 +10,20 @@ from vistok.registry import lazy_attributes
 
 _APPLY, _METHODS, _TOKENS = "vistok.projectors.apply", "vistok.projectors.methods", "vistok.models.families.tokens"
 _NAMES = {
+    "CDPruner": f"{_METHODS}.cdpruner",
     "COMPRESSORS": "vistok.projectors.registry",
     "Canvas": _TOKENS,
     "Compression": f"{_APPLY}.compress",
     "Compressor": "vistok.projectors.interface",
     "CorrelationGuided": f"{_METHODS}.correlation",
     "Coverage": f"{_METHODS}.coverage",
+    "Dart": f"{_METHODS}.dart",
     "DivPrune": f"{_METHODS}.divprune",
     "FAMILIES": "vistok.models.families",
+    "FasterVLM": f"{_METHODS}.fastervlm",
     "FastV": f"{_METHODS}.fastv",
     "GlobalCom2": f"{_METHODS}.globalcom2",
+    "HoloV": f"{_METHODS}.holov",
     "ImageTokens": _TOKENS,
     "Kept": _TOKENS,
     "LayerAttention": "vistok.models.families.attention",
@@ -33,6 +37,7 @@ _NAMES = {
     "ToMe": f"{_METHODS}.tome",
     "TokenPacker": "vistok.projectors.learned.tokenpacker",
     "Uniform": f"{_METHODS}.baselines",
+    "VisPruner": f"{_METHODS}.vispruner",
     "VisionZip": f"{_METHODS}.visionzip",
     "VtcCls": f"{_METHODS}.vtc_cls",
     "compress": f"{_APPLY}.compress",

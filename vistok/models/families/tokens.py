@@ -58,6 +58,7 @@ class ImageTokens:
         states: hidden states by index, [V, N, C_tower], as asked for by ``needs``.
         levels: number of further maps that are added to the tokens in later layers of the language model (Qwen3-VL);
             they lie behind the first in the channels of ``hidden``, and are thinned and merged with it.
+        text: embeddings of the text of the prompt that the picture stands in, [T, D], where that is known.
     """
 
     hidden: Tensor
@@ -71,6 +72,7 @@ class ImageTokens:
     attention: dict[int, LayerAttention] = field(default_factory=dict)
     states: dict[int, Tensor] = field(default_factory=dict)
     levels: int = 0
+    text: Tensor | None = None
     _features: Tensor | None = None
 
     @property

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.models.attach import Attachment, attached, unwrapped
 from vistok.models.families import FAMILIES, family_of
+from vistok.models.families.family import Picture
 from vistok.models.huggingface import given_cache
 from vistok.projectors.apply.history import History, Turn, history_of, new_pictures, turn_of
 from vistok.projectors.apply.layers import LayerPruning
@@ -198,16 +199,17 @@ class Compression(Attachment):
         self, turn: Turn, kwargs: dict[str, Any], places: Tensor, left: bool
     ) -> tuple[Shrunk, Tensor | None, dict[str, Any]]:
         """Encode the pictures: the columns of the new part that stay, grids of its pictures, and the arguments."""
-        pictures, totals, layouts = [], [], []
-        for image, plan in self.family.pictures(self.model, kwargs, self.compressor.needs):
-            pictures.append(pack(image, plan, self.compressor.select(image), self.compressor.newlines))
-            totals.append(len(plan.tokens))
-            layouts.append((image.grid, image.canvas))
+        described = list(self.family.pictures(self.model, kwargs, self.compressor.needs))
+        totals = [len(plan.tokens) for _, plan in described]
         token, grids = self.model.config.image_token_id, kwargs.get("image_grid_thw")
         if turn.start and sum(totals) != int(places.sum()):
             mine = new_pictures(turn, totals, token)
-            pictures, totals, layouts = ([values[i] for i in mine] for values in (pictures, totals, layouts))
+            described, totals = ([values[i] for i in mine] for values in (described, totals))
             grids = None if grids is None else grids[mine]
+        self._give_text(turn, places, described, totals)
+        newlines = self.compressor.newlines
+        pictures = [pack(image, plan, self.compressor.select(image), newlines) for image, plan in described]
+        layouts = [(image.grid, image.canvas) for image, _ in described]
         new = shrink_prompts(turn.new_ids, turn.new_mask, token, totals, [p.offsets for p in pictures], left)
         visual = new.mask.sum(1) - (turn.new_mask.bool() & ~places).sum(1)
         layers = self.model.config.get_text_config().num_hidden_layers
@@ -223,6 +225,14 @@ class Compression(Attachment):
         kwargs = {name: value for name, value in kwargs.items() if name not in (*_PICTURES, *_SETTINGS)}
         encoded = self.family.encoded([p.features for p in pictures], [p.levels for p in pictures])
         return new, grids, kwargs | {"mm_encoder_outputs": {"image": encoded}}
+
+    def _give_text(self, turn: Turn, places: Tensor, described: list[Picture], totals: list[int]) -> None:
+        """Tell each picture the text of its prompt."""
+        ends = torch.tensor(totals).cumsum(0) if totals else torch.zeros(0)
+        rows = torch.searchsorted(places.sum(1).cumsum(0).cpu(), ends)
+        text = turn.mask.bool() & (turn.ids != self.model.config.image_token_id)
+        for (image, _), row in zip(described, rows.clamp(max=len(text) - 1).tolist(), strict=True):
+            image.text = self.family.embed(self.model, turn.ids[row, text[row]][None])[0].detach()
 
     def _before_base(self, base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         name = self.compressor.name
