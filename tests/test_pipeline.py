@@ -177,3 +177,31 @@ def test_two_processes_killed_at_random_moments_paint_what_one_paints(published,
     assert len([name for name in files if name.endswith(".png")]) == 60
     for name in files:
         assert (shared / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["llamagen", "mar"])
+def test_a_saved_generator_keeps_what_its_card_tells(name, tmp_path):
+    """Guidance, temperature, the sampler's settings and the tokenizer: the same seed draws the same tokens."""
+    own = vistok.pipeline(name, device="cpu")
+    own.model.save_pretrained(tmp_path)
+    if own.text_encoder is not None:
+        own.text_encoder.save_pretrained(tmp_path / "text_encoder")
+    loaded = vistok.pipeline(checkpoint=tmp_path, device="cpu")
+    assert loaded.sampling_params() == own.sampling_params()
+    assert loaded.sampler() == own.sampler() and loaded.digest == own.digest
+
+
+def test_former_names_of_arguments_work_and_say_what_they_are_now(published, monkeypatch):
+    folder, config = published
+    monkeypatch.setitem(LlamaGen.presets, "tiny", config)
+    with pytest.warns(FutureWarning, match="tokenizer="):
+        pipe = vistok.pipeline(checkpoint=folder / "gpt.pt", preset="tiny", vq=folder / "vq", device="cpu")
+    params = SamplingParams(top_k=3)
+    with pytest.warns(FutureWarning, match="params="):
+        former = pipe(3, law=params).tokens
+    assert torch.equal(former, pipe(3, params=params).tokens)
+    with pytest.warns(FutureWarning, match="tokenizer"):
+        assert pipe.vq is pipe.tokenizer
+    with pytest.warns(FutureWarning, match="SamplingParams"):
+        from vistok.samplers import Law
+    assert Law is SamplingParams

@@ -64,10 +64,12 @@ class DraftPolicy(Protocol):
     Attributes:
         nodes: most nodes of a tree, the root included.
         slots: most slots that growing a tree writes.
+        chain: every tree is a chain.
     """
 
     nodes: int
     slots: int
+    chain: bool
 
     def kind(self, params: SamplingParams) -> LawKind:
         """How drafts are chosen under this law."""

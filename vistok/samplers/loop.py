@@ -49,6 +49,30 @@ class Verdict(NamedTuple):
     probs: Tensor | None = None
 
 
+class Processing(Protocol):
+    """Changes the logits behind a token by the text that ends in it, before they become probabilities.
+
+    It is asked along the path that a verifier takes and never about a draft that was turned down, so it may be defined
+    on allowed text alone.
+    """
+
+    def first(self, logits: Tensor) -> Tensor:
+        """Returns the processed logits [B, V] of the first tokens."""
+
+    def behind(self, run: Run, tree: TokenTree, node: Tensor, logits: Tensor) -> Tensor:
+        """Returns the processed logits behind one node of each tree.
+
+        Args:
+            node: int64 [B]; -1 in sequences that ask nothing, whose rows may be anything.
+            logits: of the target, [B, V].
+        """
+
+
+# The tokens that a step decided [B, M], and how many of each sample's are valid [B], to those behind which the sample
+# stops, bool [B, M].
+Stop = Callable[["Run", Tensor, Tensor], Tensor]
+
+
 @dataclass
 class Run:
     """The state of a run that drafters and verifiers read; only the loop writes it.
@@ -65,6 +89,10 @@ class Run:
         proposed: draft tokens that were offered, int64 [B].
         final: tokens that each sample has in the end, as far as is known, int64 [B].
         ends: tokens that end a sample early, int64 [E]; such a sample counts as wholly decided.
+        processing: changes the target's logits, if anything does.
+        stop: further reasons to end a sample.
+        together: all samples that still run decide equally many tokens in each step, for a ``processing`` or ``stop``
+            that must see the batch as plain decoding shows it: one call a token, texts of one length.
     """
 
     params: SamplingParams
@@ -77,39 +105,95 @@ class Run:
     proposed: Tensor
     final: Tensor
     ends: Tensor | None = None
-    least: int = 1
+    processing: Processing | None = None
+    stop: Stop | None = None
+    together: bool = False
+    least: int = 0
     step: int = 0
     _block: tuple[tuple[int, int], Tensor] | None = None
 
     @staticmethod
     def begin(
-        params: SamplingParams, noise: Noise, first: Tensor, length: int, slack: int, ends: Tensor | None = None
+        params: SamplingParams,
+        noise: Noise,
+        first: Tensor,
+        length: int,
+        slack: int,
+        ends: Tensor | None = None,
+        processing: Processing | None = None,
+        stop: Stop | None = None,
+        together: bool = False,
     ) -> Run:
         """A run whose first tokens are drawn from logits [B, V]."""
         batch, device = len(first), first.device
         draws = noise.uniform(torch.arange(length, device=device).expand(batch, -1), DRAW)
         tokens = torch.zeros(batch, length + slack, dtype=torch.int64, device=device)
-        tokens[:, 0] = params.draw(first, draws[:, 0])
-        decided = torch.ones(batch, dtype=torch.int64, device=device)
-        final = torch.full_like(decided, length)
-        counts = torch.zeros_like(tokens), torch.zeros_like(decided)
-        run = Run(params, noise, length, tokens, decided, draws, *counts, final, ends)
-        if ends is not None:
-            run.final = torch.where(torch.isin(tokens[:, 0], ends), 1, final)
+        nothing = torch.zeros(batch, dtype=torch.int64, device=device)
+        counts = torch.zeros_like(tokens), torch.zeros_like(nothing)
+        final = torch.full_like(nothing, length)
+        run = Run(params, noise, length, tokens, nothing, draws, *counts, final, ends, processing, stop, together)
+        if processing is not None:
+            first = processing.first(first)
+        run.tokens[:, 0] = params.draw(first, draws[:, 0])
+        verdict = run.cut(Verdict(tokens[:, :1], torch.ones_like(nothing)))
+        run.decided = verdict.count
+        run.least = 1
+        if run.early:
             run._finish()
         return run
 
+    @property
+    def early(self) -> bool:
+        """Whether a sample may end before its length."""
+        return self.ends is not None or self.stop is not None
+
     def cut(self, verdict: Verdict) -> Verdict:
-        """Keep nothing behind a sample's length, or behind its first end token."""
+        """Keep nothing behind a sample's length, or behind the first token that ends it."""
         count = torch.minimum(verdict.count, self.length - self.decided)
-        if self.ends is None:
+        if not self.early:
             return verdict._replace(count=count)
         places = torch.arange(verdict.emitted.shape[1], device=count.device)
-        end = torch.isin(verdict.emitted, self.ends) & (places < count[:, None])
-        ended = end.any(1)
-        count = torch.where(ended, end.long().argmax(1) + 1, count)
-        self.final = torch.where(ended, self.decided + count, self.final)
+        end = torch.zeros_like(verdict.emitted, dtype=torch.bool)
+        if self.ends is not None:
+            end = torch.isin(verdict.emitted, self.ends)
+            count = _first(end & (places < count[:, None]), count)
+        if self.stop is not None:
+            end = end | self.stop(self, verdict.emitted, count)
+        end = end & (places < count[:, None])
+        count = _first(end, count)
+        self.final = torch.where(end.any(1), self.decided + count, self.final)
         return verdict._replace(count=count)
+
+    def behind(self, tree: TokenTree, scores: Scores, node: Tensor) -> Tensor:
+        """Logits behind one node of each tree, as they become probabilities: nodes int64 [B] to [B, V].
+
+        Args:
+            node: -1 in sequences that ask nothing; their rows may be anything.
+        """
+        logits = scores.logits[torch.arange(len(node), device=node.device), node]
+        return logits if self.processing is None else self.processing.behind(self, tree, node, logits)
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether a verifier must go along its path token by token, instead of judging all nodes at a time."""
+        return self.processing is not None or self.together
+
+    def halts(self, level: int, token: Tensor, asked: Tensor, took: Tensor) -> Tensor:
+        """Samples whose accepted token is decided without a look behind it, in a run that is ``stepwise``.
+
+        Args:
+            level: how many tokens this step has decided with it.
+            token: int64 [B].
+            asked: samples that were at this level, bool [B].
+            took: those of them that accepted a draft, whose ``token`` counts, bool [B].
+        """
+        last = self.decided + level >= self.length
+        if self.ends is not None:
+            last = last | torch.isin(token, self.ends)
+        last = last & took
+        if self.together and bool((last | (asked & ~took)).any()):
+            return took
+        return last
 
     def _finish(self) -> None:
         self.decided = torch.where(self.decided >= self.final, self.length, self.decided)
@@ -123,7 +207,7 @@ class Run:
         self.tokens.scatter_(1, places, verdict.emitted)
         self.step_of.scatter_(1, places, self.step)
         self.decided = self.decided + verdict.count
-        if tree.nodes == 1 and self.ends is None:  # known without asking the device
+        if tree.nodes == 1 and not self.early:  # known without asking the device
             self.least += 1
             return 1
         self.proposed += left.clamp(max=tree.nodes) - (left > 0).long()
@@ -156,6 +240,11 @@ class Run:
             purposes = torch.arange(PURPOSES, device=device)[:, None]
             self._block = (self.step, nodes), self.noise.uniform(positions[:, None], purposes, self.step)
         return self._block[1][:, purpose]
+
+
+def _first(end: Tensor, count: Tensor) -> Tensor:
+    """Tokens up to the first that ends its sample, [B, M] to [B]; ``count`` where none does."""
+    return torch.where(end.any(1), end.long().argmax(1) + 1, count)
 
 
 class Target(Protocol):
@@ -255,6 +344,11 @@ def generate(
     noise: Noise,
     progress: Callable[[int], None] | None = None,
     ends: Tensor | None = None,
+    *,
+    processing: Processing | None = None,
+    stop: Stop | None = None,
+    together: bool = False,
+    watch: Callable[[Run], None] | None = None,
 ) -> tuple[Tensor, Stats]:
     """Decide all tokens of a batch.
 
@@ -266,6 +360,8 @@ def generate(
         noise: the random numbers of the run.
         progress: called after each step with the number of tokens that the slowest sample gained.
         ends: tokens that end a sample, int64 [E]; none if None.
+        processing, stop, together: see ``Run``.
+        watch: called when the first tokens are decided, and after each step.
 
     Returns:
         Tokens int64 [B, length], zero behind a sample's end, and the statistics of the run.
@@ -276,10 +372,13 @@ def generate(
     check_composition(drafter, verifier)
     began = time.perf_counter()
     prefill = target.prefill()
-    run = Run.begin(params, noise, prefill.logits[:, -1], target.length, drafter.nodes, ends)
+    limits = (target.length, drafter.nodes, ends, processing, stop, together)
+    run = Run.begin(params, noise, prefill.logits[:, -1], *limits)
     drafter.start(run, prefill)
     if progress:
         progress(1)
+    if watch:
+        watch(run)
     while run.least < run.length:
         run.step += 1
         tree = drafter.propose(run)
@@ -291,6 +390,8 @@ def generate(
         target.commit(verdict, run.least, rows)
         if progress and run.least > before:
             progress(run.least - before)
+        if watch:
+            watch(run)
     seconds = time.perf_counter() - began
     behind = torch.arange(run.length, device=run.final.device) >= run.final[:, None]
     tokens = run.tokens[:, : run.length].masked_fill(behind, 0)

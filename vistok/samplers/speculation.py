@@ -7,42 +7,31 @@ plain ``generate``; with sampling they follow the same law, unless a lossy verif
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.models.huggingface import given_cache
-from vistok.samplers.drafters.plain import Draw, NoDraft
-from vistok.samplers.loop import Drafter, Verifier
+from vistok.samplers.arguments import check_arguments, given_to_generate
+from vistok.samplers.drafters.text import TextDrafter, Undrafted
+from vistok.samplers.loop import Verifier
 from vistok.samplers.loop import generate as decode
 from vistok.samplers.noise import Noise
-from vistok.samplers.params import SamplingParams
+from vistok.samplers.processors import TextProcessing, split_processors
 from vistok.samplers.stats import Stats
+from vistok.samplers.stopping import Stopping, Streaming, as_criteria, sort_criteria
 from vistok.samplers.targets.causal_lm import Prompt, TextTarget
+from vistok.samplers.targets.support import check_model
 from vistok.samplers.verifiers.candidates import exact_tree
+from vistok.samplers.verifiers.draw import Draw
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList, StoppingCriteriaList
     from transformers.generation import GenerateDecoderOnlyOutput
-
-
-class TextDrafter(Drafter, Protocol):
-    """A drafter that is told the prompt before a run begins.
-
-    Attributes:
-        prompt_logits: it wants the target's logits behind every token of the prompt.
-        features: it wants the target's final features, of the prompt and of every node.
-    """
-
-    prompt_logits: bool
-    features: bool
-
-    def bind(self, model: nn.Module, prompt: Prompt, params: SamplingParams, length: int) -> None:
-        """Take the target's model, the prompts, the law and the number of new tokens of the coming run."""
 
 
 @dataclass(frozen=True)
@@ -58,33 +47,15 @@ class TextOutput:
     stats: Stats
 
 
-def split_processors(processors: LogitsProcessorList, sampling: bool) -> tuple[SamplingParams, LogitsProcessorList]:
-    """The sampling law that a list of processors ends with, and the processors before it.
-
-    Temperature, top-k and top-p belong to the law where they come last and in this order; whatever else stands behind
-    them (min-p, say) keeps them among the processors.
-    """
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-    if not sampling:
-        return SamplingParams(greedy=True), processors
-    rest, options = list(processors), {}
-    for warper, name in (
-        (TopPLogitsWarper, "top_p"),
-        (TopKLogitsWarper, "top_k"),
-        (TemperatureLogitsWarper, "temperature"),
-    ):
-        if rest and type(rest[-1]) is warper:
-            options[name] = getattr(rest.pop(), name)
-    return SamplingParams(**options), LogitsProcessorList(rest)
-
-
 class Speculation:
     """A decoding method for ``model.generate(custom_generate=...)``.
 
     Args:
         drafter: proposes token trees; plain decoding if None.
         verifier: judges them; by default the lossless one that suits the drafter.
+        streamer: of transformers; is given the prompt and each decided token, and is ended.
+        tokenizer: the model's, for stop strings, and for drafters that compare it with their own.
+        stopping: stop strings and stopping criteria of transformers, one or several, beside those of ``generate``.
 
     Attributes:
         stats: of the last call.
@@ -92,8 +63,17 @@ class Speculation:
 
     stats: Stats
 
-    def __init__(self, drafter: TextDrafter | None = None, verifier: Verifier | None = None):
+    def __init__(
+        self,
+        drafter: TextDrafter | None = None,
+        verifier: Verifier | None = None,
+        *,
+        streamer: Any | None = None,
+        tokenizer: Any | None = None,
+        stopping: Any | None = None,
+    ):
         self.drafter, self.verifier = drafter, verifier
+        self.streamer, self.tokenizer, self.stopping = streamer, tokenizer, stopping
 
     def __call__(
         self,
@@ -109,67 +89,58 @@ class Speculation:
         Raises:
             VistokError: the call asks for something that speculation cannot do.
         """
-        _check(generation_config, model_kwargs)
-        prompt = Prompt.of(input_ids, model_kwargs.get("attention_mask"))
-        ends = _ends(stopping_criteria, input_ids.device)
-        params, processors = split_processors(logits_processor, generation_config.do_sample)
-        length = generation_config.max_length - input_ids.shape[1]
-        drafter, verifier = NoDraft(), self.verifier
-        if self.drafter is not None:
-            drafter = self.drafter
-            drafter.bind(model, prompt, params, length)
-        if verifier is None:
-            verifier = Draw() if self.drafter is None else exact_tree(drafter.kind)
-        wants = {} if self.drafter is None else {name: getattr(drafter, name) for name in ("prompt_logits", "features")}
-        target = TextTarget(model, prompt, length, drafter.nodes, processors or None, **wants)
-        seed = 0 if params.greedy else int(torch.randint(2**62, ()))
-        noise = Noise(seed, torch.arange(len(input_ids), device=input_ids.device))
-        tokens, self.stats = decode(target, drafter, verifier, params, noise, ends=ends)
-        longest = int(self.stats.lengths.max())
-        behind = torch.arange(length) >= self.stats.lengths[:, None]
-        if bool(behind.any()):
-            pad = generation_config.pad_token_id
-            tokens = tokens.masked_fill(behind.to(tokens.device), int(ends[0]) if pad is None else pad)
-        sequences = torch.cat([input_ids, tokens[:, :longest]], 1)
+        given = given_to_generate()
+        streamer = given.get("streamer")
+        if streamer is None and self.streamer is not None:
+            streamer = self.streamer
+            streamer.put(input_ids.cpu())
+        try:
+            check_model(model, input_ids.shape[1])  # before anything is asked of its cache
+            check_arguments(generation_config, model_kwargs, input_ids, given)
+            criteria = [*stopping_criteria, *as_criteria(self.stopping, self.tokenizer)]
+            prompt = Prompt.of(input_ids, model_kwargs.get("attention_mask"))
+            sequences = self._decode(model, prompt, logits_processor, criteria, generation_config, streamer)
+        finally:
+            if streamer is not None:  # a refusal must not leave its reader waiting
+                streamer.end()
         if generation_config.return_dict_in_generate:
             from transformers.generation import GenerateDecoderOnlyOutput
 
             return GenerateDecoderOnlyOutput(sequences=sequences)
         return sequences
 
-
-def _check(config: Any, model_kwargs: Mapping[str, Any]) -> None:
-    """Raise VistokError if a call of ``generate`` asks for what speculation cannot do."""
-    if config.num_beams > 1:
-        raise VistokError(f"speculation decodes one sequence a prompt, not {config.num_beams} beams: set num_beams=1.")
-    if model_kwargs.get("inputs_embeds") is not None:
-        raise VistokError("speculation needs the prompt's tokens: pass input_ids instead of inputs_embeds.")
-    cache = given_cache(model_kwargs)
-    if cache is not None and int(cache.get_seq_length()) > 0:
-        raise VistokError("speculation keeps a cache of its own: pass the whole prompt and no past_key_values.")
-    wanted = [name for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-              if getattr(config, name)]  # fmt: skip
-    if wanted and config.return_dict_in_generate:
-        raise VistokError(f"speculation does not return what {wanted[0]} asks for: leave it out.")
-
-
-def _ends(criteria: StoppingCriteriaList, device: torch.device) -> Tensor | None:
-    """The tokens that end a sequence, of all stopping criteria.
-
-    Raises:
-        VistokError: a criterion that is neither a length nor an end token.
-    """
-    from transformers.generation import EosTokenCriteria, MaxLengthCriteria
-
-    found = []
-    for criterion in criteria:
-        if isinstance(criterion, EosTokenCriteria):
-            found.append(criterion.eos_token_id.flatten().to(device))
-        elif not isinstance(criterion, MaxLengthCriteria):
-            raise VistokError(
-                f"speculation stops at end tokens and lengths, not by {type(criterion).__name__}: leave it out."
-            )
-    return torch.cat(found) if found else None
+    def _decode(
+        self, model: nn.Module, prompt: Prompt, processors: Any, criteria: Any, config: Any, streamer: Any | None
+    ) -> Tensor:
+        ids = prompt.ids
+        limits = sort_criteria(criteria, config.max_length, ids.device)
+        length = max(1, limits.length - ids.shape[1])
+        pad = config.pad_token_id
+        pad = pad if pad is not None else 0 if limits.ends is None else int(limits.ends[0])
+        params, processors = split_processors(processors, config.do_sample)
+        processing = TextProcessing(processors, ids, pad) if processors else None
+        stop = Stopping(limits.criteria, ids, pad, limits.ends is not None) if limits.criteria else None
+        drafter = Undrafted() if self.drafter is None else self.drafter
+        drafter.bind(model, prompt, params, length, self.tokenizer)
+        verifier = self.verifier or (Draw() if self.drafter is None else exact_tree(drafter.kind))
+        reader = drafter.read if drafter.reads_prompt else None
+        target = TextTarget(model, prompt, length, drafter.nodes, drafter.features, reader)
+        seed = 0 if params.greedy else int(torch.randint(2**62, ()))
+        tokens, self.stats = decode(
+            target,
+            drafter,
+            verifier,
+            params,
+            Noise(seed, torch.arange(len(ids), device=ids.device)),
+            ends=limits.ends,
+            processing=processing,
+            stop=stop,
+            together=any(part is not None and part.together for part in (processing, stop)),
+            watch=None if streamer is None else Streaming(streamer, pad),
+        )
+        lengths = self.stats.lengths.to(tokens.device)
+        behind = torch.arange(length, device=tokens.device) >= lengths[:, None]
+        return torch.cat([ids, tokens.masked_fill(behind, pad)[:, : int(lengths.max())]], 1)
 
 
 def generate(
@@ -177,6 +148,10 @@ def generate(
     inputs: Tensor | Mapping[str, Tensor],
     drafter: TextDrafter | None = None,
     verifier: Verifier | None = None,
+    *,
+    streamer: Any | None = None,
+    tokenizer: Any | None = None,
+    stopping: Any | None = None,
     **options: Any,
 ) -> TextOutput:
     """``model.generate`` with speculation, and what it did.
@@ -184,13 +159,34 @@ def generate(
     Args:
         model: a causal LM loaded by transformers.
         inputs: prompt ids [B, L], or what its tokenizer returned.
-        drafter, verifier: see ``Speculation``.
-        options: of ``model.generate``, e.g. ``max_new_tokens`` and ``do_sample``.
+        drafter, verifier, streamer, tokenizer, stopping: see ``Speculation``.
+        options: of ``model.generate``, e.g. ``max_new_tokens``, ``do_sample`` and ``stop_strings``; a ``temperature``
+            of 0 decodes greedily.
 
     Raises:
-        VistokError: drafter and verifier do not go together, or the model or a prompt does not fit.
+        VistokError: drafter and verifier do not go together, the model or a prompt does not fit, or an option is not
+            understood.
     """
-    speculation = Speculation(drafter, verifier)
+    if options.get("assistant_tokenizer") is not None:  # which transformers would drop
+        raise VistokError(
+            "assistant_tokenizer is for transformers' own assisted decoding: leave it out, or use DraftModel."
+        )
+    if options.get("temperature") == 0:
+        options = {name: value for name, value in options.items() if name != "temperature"} | {"do_sample": False}
+    strings, options = _stop_strings(options)
+    stopping = [*as_criteria(stopping, tokenizer), *as_criteria(strings, tokenizer)]
+    speculation = Speculation(drafter, verifier, streamer=streamer, tokenizer=tokenizer, stopping=stopping)
     inputs = {"inputs": inputs} if isinstance(inputs, Tensor) else dict(inputs)
     sequences = model.generate(**inputs, **options, return_dict_in_generate=False, custom_generate=speculation)
     return TextOutput(sequences, speculation.stats)
+
+
+def _stop_strings(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The stop strings among options, and the options without: transformers wants a tokenizer that it then drops."""
+    config = options.get("generation_config")
+    strings = options.pop("stop_strings", None) or getattr(config, "stop_strings", None)
+    if getattr(config, "stop_strings", None) is not None:
+        config = copy.deepcopy(config)
+        config.stop_strings = None
+        options = options | {"generation_config": config}
+    return strings, options

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from tests.samplers_text.tiny import prompt, tiny
+from tests.samplers.tiny import prompt, tiny
 from vistok.errors import VistokError
 from vistok.eval.decoding import text as bench
 

@@ -146,6 +146,23 @@ def test_a_failed_reference_loop_leaves_the_aligned_sample_not_zero() -> None:
     assert torch.equal(values[rejected], fallback[rejected])
 
 
+@pytest.mark.parametrize("waiting", [0, 1, 4])
+def test_the_reference_loop_waits_for_accepted_tokens_too(waiting: int) -> None:
+    """As published: rejected tokens keep their last kept proposal until every token of the window has had one."""
+    draft = LastStep(torch.zeros(2, 1), torch.zeros(2, 1), torch.zeros(2, 1))
+    target = LastStep(
+        torch.full((2, 1), 9.0), torch.zeros(2, 1), torch.zeros(2, 1)
+    )  # nearly every proposal may be kept
+    uniforms = torch.zeros(6, 2)
+    uniforms[:waiting, 1] = 1.0  # the accepted token keeps none of its first proposals
+    normals = torch.arange(6.0)[:, None, None].expand(-1, 2, 1) / 10
+    values, failed, rounds = reference_resample(
+        draft, target, torch.tensor([True, False]), torch.zeros(2, 1), lambda r: (normals[r], uniforms[r]), rounds=6
+    )
+    assert (rounds, failed) == (waiting + 1, 0)
+    assert values[0].item() == pytest.approx(9 + waiting / 10)
+
+
 def test_a_failed_exact_loop_takes_a_draw_of_the_target() -> None:
     _, target = pair("two modes")
     values, failed = exact_resample(lambda _: (target, target), torch.arange(4), 1, GeneratorNumbers(0))

@@ -90,20 +90,21 @@ def reference_resample(
 ) -> tuple[Tensor, int, int]:
     """Replacements of rejected tokens by the published loop, many of its rounds at a time.
 
-    A token that was kept in one round takes a later proposal that is kept too, until every rejected token has one.
-    Where the published code leaves a token at zero after the last round, it takes ``fallback``.
+    Every token of the window gets proposals, accepted ones too, and takes its last one that is kept; the rounds end when
+    each token has had one, for which a token that both models agree on may wait in vain. Where the published code leaves
+    a token at zero after the last round, it takes ``fallback``.
 
     Args:
         draft, target: last steps of N tokens.
-        rejected: which of them need one, bool [N].
+        rejected: which of them need one, bool [N]; only how many fell back depends on it.
         fallback: the target's own aligned tokens [N, D].
         proposal: standard normals [R, N, D] and uniforms [R, N] of rounds [R].
         rounds: the most.
 
     Returns:
-        Values [N, D], meaningful where ``rejected``, the number of tokens that fell back, and of rounds that counted.
+        Values [N, D], meaningful where ``rejected``, the number of those that fell back, and of rounds that counted.
     """
-    values, found = fallback.clone(), ~rejected
+    values, found = fallback.clone(), torch.zeros_like(rejected)
     done, width = 0, 2
     while done < rounds and not bool(found.all()):
         normal, uniform = proposal(torch.arange(done, min(done + width, rounds), device=values.device))
@@ -116,7 +117,7 @@ def reference_resample(
         values = torch.where((latest > 0)[:, None], own, values)
         found = found | (latest > 0)
         done, width = done + counted, min(2 * width, MOST_ROUNDS)
-    return values, int((~found).sum()), done
+    return values, int((rejected & ~found).sum()), done
 
 
 def path_log_ratio(path: Path, other: Chain) -> Tensor:

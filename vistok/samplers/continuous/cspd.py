@@ -305,10 +305,12 @@ def _verify_reference(run: Run, drafted: Drafted, verified: int, step: int, inne
     q, p = LastStep.of(path), LastStep.of(own)
     log_ratio = reference_log_ratio(q, p, path.value, inner_temperature)
     accepted = log_ratio > run.numbers.accept(rows, positions).log()
-    values, fallbacks, _ = reference_resample(
-        q, p, ~accepted, own.value, lambda attempts: run.numbers.proposal(rows, positions, attempts)
-    )
-    result = torch.where(accepted[:, None], path.value, values)
+    result, fallbacks = path.value, 0
+    if not bool(accepted.all()):
+        values, fallbacks, _ = reference_resample(
+            q, p, ~accepted, own.value, lambda attempts: run.numbers.proposal(rows, positions, attempts)
+        )
+        result = torch.where(accepted[:, None], path.value, values)
     run.tokens[rows, positions] = result
     run.stats.step_of[rows, positions] = target.forwards
     run.stats.accepted_drafts += torch.bincount(rows[accepted], minlength=len(run.tokens))

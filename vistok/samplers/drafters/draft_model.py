@@ -7,48 +7,66 @@ predicted features.
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.interface import DraftPolicy
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import Chain
-from vistok.samplers.targets.cached_lm import CachedLM, check_model
+from vistok.samplers.targets.cached_lm import CachedLM
 from vistok.samplers.targets.causal_lm import Prompt
+from vistok.samplers.targets.support import check_model, learned_positions
 from vistok.samplers.tree import TokenTree
 
 
-class DraftModel:
+class DraftModel(TextDrafter):
     """A causal LM behind the loop's drafter interface.
+
+    Its vocabulary may be padded to another size than the target's: what only one of them has is never drafted.
 
     Args:
         model: loaded by transformers.
         policy: which nodes are worth proposing.
+        tokenizer: the model's; compared with the target's where both are known. Where sizes differ and none is given,
+            the ones in the folders that the models were loaded from are compared.
 
     Attributes:
         hidden: logits behind the last decided token, [B, 1, V].
         forwards: calls of the model in this run.
     """
 
-    prompt_logits = features = False
+    def __init__(self, model: nn.Module, policy: DraftPolicy | None = None, tokenizer: Any | None = None):
+        self.model, self.policy, self.tokenizer = model, policy or Chain(), tokenizer
+        self.nodes, self.chain = self.policy.nodes, self.policy.chain
 
-    def __init__(self, model: nn.Module, policy: DraftPolicy | None = None):
-        self.model, self.policy = model, policy or Chain()
-        self.nodes, self.chain = self.policy.nodes, getattr(self.policy, "chain", False)
-
-    def bind(self, model: nn.Module, prompt: Prompt, params: SamplingParams, length: int) -> None:
+    def bind(
+        self, model: nn.Module, prompt: Prompt, params: SamplingParams, length: int, tokenizer: Any | None = None
+    ) -> None:
         """Take the prompts of a run and its law.
 
         Raises:
-            VistokError: trees cannot run on this model.
+            VistokError: trees cannot run on this model, or its tokenizer is not the target's.
         """
         self.kind = self.policy.kind(params)
-        self._prompt = prompt
-        self._rows = prompt.ids.shape[1] + length + self.nodes + max(self.nodes, self.policy.slots)
-        check_model(self.model, self._rows)
+        self._prompt, self._own = prompt, self.model.get_input_embeddings().weight.shape[0]
+        same_tokenizer(self, model, tokenizer)
+        check_model(
+            self.model, 1
+        )  # positions beyond its table stand at the table's end: such drafts are bad, not wrong
+        end, table = prompt.ids.shape[1] + length, learned_positions(self.model)
+        self._lm = CachedLM(
+            self.model,
+            end + self.nodes + max(self.nodes, self.policy.slots),
+            end=end if table is None else min(end, table),
+        )
 
     @property
     def forwards(self) -> int:
@@ -56,21 +74,22 @@ class DraftModel:
         return self._lm.forwards
 
     def start(self, run: Run, prefill: Scores) -> None:
-        """Read the prompt and the first token.
-
-        Raises:
-            VistokError: the two models' vocabularies differ.
-        """
-        self._lm = CachedLM(self.model, self._rows)
-        prompt = self._prompt
+        """Read the prompt and the first token."""
+        prompt, self._size = self._prompt, prefill.logits.shape[-1]
         tokens = F.pad(prompt.flush, (0, 1)).scatter(1, prompt.count[:, None], run.tokens[:, :1])
-        self.hidden = self._lm.read(tokens, prompt.count + 1, 1)
-        mine, theirs = self.hidden.shape[-1], prefill.logits.shape[-1]
-        if mine != theirs:
-            raise VistokError(
-                f"the draft model has {mine} tokens, but the target {theirs}: take one with the target's tokenizer."
-            )
+        self.hidden = self._common(self._lm.read(self._known(tokens), prompt.count + 1))
         self._news: tuple[Tensor, Tensor] | None = None
+
+    def _known(self, tokens: Tensor) -> Tensor:
+        """Tokens as the model can read them: padding entries that only the target has become its last row."""
+        return tokens.clamp(max=self._own - 1)
+
+    def _common(self, logits: Tensor) -> Tensor:
+        """Logits over the target's vocabulary; what the model does not have is never drafted."""
+        mine = logits.shape[-1]
+        return (
+            logits[..., : self._size] if mine >= self._size else F.pad(logits, (0, self._size - mine), value=-torch.inf)
+        )
 
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
         """Remember what was decided, to be read when it is needed."""
@@ -82,7 +101,8 @@ class DraftModel:
             tokens, count = self._news
             width = int(count.max())
             depth = torch.arange(width, device=tokens.device)
-            logits = self._lm.forward(tokens[:, :width], depth[None], (depth <= depth[:, None])[None])
+            seen = (depth <= depth[:, None])[None]
+            logits = self._common(self._lm.forward(self._known(tokens[:, :width]), depth[None], seen))
             self._lm.cache.advance(width if int(count.min()) == width else count)
             last = (count - 1).clamp(min=0)[:, None, None].expand(-1, 1, logits.shape[-1])
             self.hidden = torch.where((count > 0)[:, None, None], logits.gather(1, last), self.hidden)
@@ -99,7 +119,8 @@ class DraftModel:
 
     def expand(self, tokens: Tensor, features: Tensor, seen: Tensor, slots: Tensor) -> Tensor:
         """Logits behind draft nodes, whose rows the cache keeps until ``forget``; see ``HeadDrafter.expand``."""
-        logits = self._lm.forward(tokens, slots[None] if slots.ndim == 1 else slots, seen)
+        depth = slots[None] if slots.ndim == 1 else slots
+        logits = self._common(self._lm.forward(self._known(tokens), depth, seen))
         self._lm.cache.advance(tokens.shape[1])
         return logits
 
@@ -107,3 +128,41 @@ class DraftModel:
         """Drop the last draft rows."""
         if slots:
             self._lm.cache.advance(-slots)
+
+
+def same_tokenizer(drafter: DraftModel, target: nn.Module, tokenizer: Any | None) -> None:
+    """Compare the tokenizers of a draft model and its target.
+
+    Raises:
+        VistokError: they give tokens other numbers.
+    """
+    sizes = [model.get_input_embeddings().weight.shape[0] for model in (drafter.model, target)]
+    pair = [drafter.tokenizer, tokenizer]
+    if sizes[0] != sizes[1]:
+        pair = [given or _tokenizer_of(model) for given, model in zip(pair, (drafter.model, target), strict=True)]
+    if None not in pair:
+        if pair[0].get_vocab() != pair[1].get_vocab():
+            raise VistokError(
+                "the draft model has another tokenizer than the target, so its drafts mean other words: take one with "
+                "the target's tokenizer."
+            )
+    elif sizes[0] != sizes[1]:
+        warnings.warn(
+            f"the draft model has {sizes[0]} tokens and the target {sizes[1]}, and nothing tells whether that is "
+            "padding of one tokenizer: pass DraftModel(tokenizer=...) and Speculation(tokenizer=...) to have them "
+            "compared.",
+            stacklevel=2,
+        )
+
+
+def _tokenizer_of(model: nn.Module) -> Any | None:
+    """The tokenizer in the folder that a model was loaded from; None if there is none."""
+    from transformers import AutoTokenizer
+
+    folder = getattr(model, "name_or_path", "")
+    if not folder or not Path(folder).is_dir():
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError):
+        return None

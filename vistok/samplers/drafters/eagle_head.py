@@ -7,6 +7,8 @@ Rotations reach as far as a text does, whatever length the head's configuration 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import nn
 
@@ -14,6 +16,7 @@ from vistok.errors import VistokError
 from vistok.models.heads.eagle import Eagle
 from vistok.ops import rope_1d
 from vistok.samplers.drafters.head import HeadDrafter
+from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.interface import DraftPolicy
 from vistok.samplers.loop import Run, Scores
 from vistok.samplers.params import SamplingParams
@@ -21,7 +24,7 @@ from vistok.samplers.policies.dynamic import DynamicTree
 from vistok.samplers.targets.causal_lm import Prompt
 
 
-class EagleHead(HeadDrafter):
+class EagleHead(HeadDrafter, TextDrafter):
     """An EAGLE network for text behind the loop's drafter interface.
 
     Args:
@@ -32,7 +35,7 @@ class EagleHead(HeadDrafter):
         VistokError: a network of another kind.
     """
 
-    prompt_logits, features = False, True
+    features = True
 
     def __init__(self, network: Eagle, policy: DraftPolicy | None = None):
         if not isinstance(network, Eagle) or network.config.grid:
@@ -41,9 +44,11 @@ class EagleHead(HeadDrafter):
                 f"text is drafted by an Eagle (vistok.models.heads.eagle) with grid 0, but this head is {kind}."
             )
         self.network, self.policy = network, policy or DynamicTree()
-        self.nodes, self.chain = self.policy.nodes, getattr(self.policy, "chain", False)
+        self.nodes, self.chain = self.policy.nodes, self.policy.chain
 
-    def bind(self, model: nn.Module, prompt: Prompt, params: SamplingParams, length: int) -> None:
+    def bind(
+        self, model: nn.Module, prompt: Prompt, params: SamplingParams, length: int, tokenizer: Any | None = None
+    ) -> None:
         """Take the target, whose output layer turns features into logits, and the prompts of a run.
 
         Raises:

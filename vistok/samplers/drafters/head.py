@@ -36,7 +36,7 @@ class HeadDrafter:
         self, network: Eagle | Eagle3, head: nn.Module, params: SamplingParams, policy: DraftPolicy, length: int
     ):
         self.network, self.head, self.params, self.policy, self.length = network, head, params, policy, length
-        self.kind, self.nodes, self.chain = policy.kind(params), policy.nodes, False
+        self.kind, self.nodes, self.chain = policy.kind(params), policy.nodes, policy.chain
         self.forwards = 0
 
     def start(self, run: Run, prefill: Scores) -> None:

@@ -6,15 +6,17 @@ transformers takes the earliest occurrence). It is a rule's pick, so exact verif
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.loop import Run, Scores, Verdict
-from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import chain_shape
 from vistok.samplers.targets.causal_lm import Prompt
-from vistok.samplers.tree import LawKind, TokenTree
+from vistok.samplers.tree import TokenTree
 
 
 def continuation(text: Tensor, size: Tensor, ngram: int, drafts: int) -> tuple[Tensor, Tensor]:
@@ -45,7 +47,7 @@ def continuation(text: Tensor, size: Tensor, ngram: int, drafts: int) -> tuple[T
     return best, torch.where(matched.gather(1, best[:, None])[:, 0] > 0, known, 0)
 
 
-class PromptLookup:
+class PromptLookup(TextDrafter):
     """Chains from the text so far.
 
     Args:
@@ -56,17 +58,14 @@ class PromptLookup:
         VistokError: no drafts, or no n-gram.
     """
 
-    kind = LawKind.DETERMINISTIC
     chain = True
-    forwards = 0
-    prompt_logits = features = False
 
     def __init__(self, drafts: int = 10, ngram: int = 3):
         if drafts < 1 or ngram < 1:
             raise VistokError(f"prompt lookup needs drafts and ngram of at least 1, got {drafts} and {ngram}.")
         self.drafts, self.ngram, self.nodes = drafts, ngram, drafts + 1
 
-    def bind(self, model: nn.Module, prompt: Prompt, params: SamplingParams, length: int) -> None:
+    def bind(self, model: nn.Module, prompt: Prompt, *args: Any, **kwargs: Any) -> None:
         """Take the prompts of a run."""
         self._prompt = prompt
 

@@ -17,21 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.interface import AutoregressiveSampler
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.trees import TREE_2_2_2, Path, best_tree, check_paths
-from vistok.samplers.targets.causal_lm import Prompt
-from vistok.samplers.tree import LawKind, TokenTree, TreeShape
+from vistok.samplers.tree import TokenTree, TreeShape
 from vistok.samplers.verifiers.candidates import SampleMatch
 
 
-class TokenRecycling:
+class TokenRecycling(TextDrafter):
     """Drafts from an adjacency matrix, which is kept from one run to the next.
 
     Args:
         tree: rank paths of the tree, see ``TreeShape.of_paths``.
-        warm: the prompt renews rows of the matrix as well; the prefill then forms the logits behind all its tokens.
+        warm: the prompt of a text renews rows of the matrix as well.
 
     Attributes:
         adjacency: int64 [V, k], k the most children of a node; None before the first run. Zeros at first, as published.
@@ -40,31 +40,24 @@ class TokenRecycling:
         VistokError: a path whose beginning is missing.
     """
 
-    kind = LawKind.DETERMINISTIC
-    chain = False
-    features = False
-    forwards = 0
-
     def __init__(self, tree: tuple[tuple[int, ...], ...] = TREE_2_2_2, warm: bool = True):
         check_paths(tree)
-        self.warm = self.prompt_logits = warm
+        self.warm = self.reads_prompt = warm
         self.shape = TreeShape.of_paths(list(tree))
         self.width = 1 + max(path[-1] for path in tree)
         self.nodes = self.shape.nodes
         self.adjacency: Tensor | None = None
-        self._prompt: Prompt | None = None
 
-    def bind(self, model: nn.Module, prompt: Prompt, params: SamplingParams, length: int) -> None:
-        """Take the prompts of a run."""
-        self._prompt = prompt if self.warm else None
-
-    def start(self, run: Run, prefill: Scores) -> None:
-        """Make the matrix if there is none, and let the prompt renew it.
+    def read(self, tokens: Tensor, logits: Tensor) -> None:
+        """Let the prompt renew the matrix.
 
         Raises:
             VistokError: the matrix belongs to another vocabulary, or has more columns than it.
         """
-        size, device = prefill.logits.shape[-1], prefill.logits.device
+        self._allocate(logits.shape[-1], logits.device)
+        self.renew(tokens, logits)
+
+    def _allocate(self, size: int, device: torch.device) -> None:
         if self.adjacency is None:
             if self.width > size:
                 raise VistokError(f"the tree wants {self.width} candidates of a token, but there are {size} tokens.")
@@ -74,15 +67,20 @@ class TokenRecycling:
                 f"this drafter has seen a vocabulary of {len(self.adjacency)} tokens, not {size}: make another one."
             )
         self.adjacency = self.adjacency.to(device)
+
+    def start(self, run: Run, prefill: Scores) -> None:
+        """Make the matrix if there is none.
+
+        Raises:
+            VistokError: see ``read``.
+        """
+        device = prefill.logits.device
+        self._allocate(prefill.logits.shape[-1], device)
         if self.shape.parents.device != device:
             self.shape = TreeShape(self.shape.parents.to(device))
         depth = self.shape.depth[0]
         self._levels = [(depth == d).nonzero()[:, 0] for d in range(1, self.shape.height + 1)]
         self._sources = [(self.shape.parents[0, level], self.shape.rank[0, level]) for level in self._levels]
-        if self._prompt is not None:
-            width = self._prompt.ids.shape[1]
-            real = torch.arange(width, device=device) >= width - self._prompt.count[:, None]
-            self.renew(self._prompt.ids[real], prefill.logits[real])
 
     def propose(self, run: Run) -> TokenTree:
         """Fill the tree: node i is candidate ``rank_i`` of its parent's token."""
@@ -101,7 +99,7 @@ class TokenRecycling:
         order = torch.arange(len(tokens), device=tokens.device)
         last = torch.zeros_like(self.adjacency[:, 0]).scatter_reduce(0, tokens, order, "amax")
         counts = last[tokens] == order
-        self.adjacency[tokens[counts]] = logits[counts].topk(self.width).indices
+        self.adjacency[tokens[counts]] = logits.topk(self.width).indices[counts]
 
 
 # 16 drafts for codes whose runners-up are about equally likely: wide near the root, two levels deep.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ class Chain:
 
     drafts: int = 5
     confidence: float = 0.0
-    chain = True
+    chain: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.drafts < 1 or not 0 <= self.confidence < 1:
@@ -125,6 +126,7 @@ class IndependentChains:
 
     chains: int = 4
     drafts: int = 4
+    chain: ClassVar[bool] = False
 
     def __post_init__(self):
         if self.chains < 1 or self.drafts < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -29,6 +30,7 @@ class DynamicTree:
     drafts: int = 58
     depth: int = 4
     top_k: int = 10
+    chain: ClassVar[bool] = False
 
     def __post_init__(self):
         looked = self.top_k + self.depth * self.top_k**2

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -166,6 +166,7 @@ class DynamicBudget:
     """
 
     drafts: int = 16
+    chain: ClassVar[bool] = False
 
     def __post_init__(self):
         if self.drafts < 1:
@@ -210,6 +211,7 @@ class DynamicLayers:
     drafts: int = 24
     depth: int = 6
     children: int = 8
+    chain: ClassVar[bool] = False
 
     def __post_init__(self):
         if not 0 < self.threshold <= 1 or min(self.drafts, self.depth, self.children) < 1:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,6 +96,7 @@ class Branching:
     """
 
     widths: tuple[int, ...] = (3, 2, 1, 1)
+    chain: ClassVar[bool] = False
 
     def __post_init__(self):
         if not self.widths or min(self.widths) < 1:
@@ -154,6 +155,7 @@ class StochasticBeam:
 
     width: int = 4
     depth: int = 4
+    chain: ClassVar[bool] = False
 
     def __post_init__(self):
         if self.width < 1 or self.depth < 1:

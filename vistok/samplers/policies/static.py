@@ -7,6 +7,7 @@ greedy.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class StaticTree:
     """
 
     paths: str | tuple[tuple[int, ...], ...] = "naive_extend_57"
+    chain: ClassVar[bool] = False
 
     def __post_init__(self):
         paths = STATIC_TREES.get(self.paths, ()) if isinstance(self.paths, str) else self.paths

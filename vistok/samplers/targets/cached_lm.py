@@ -1,119 +1,137 @@
 """A Hugging Face causal LM with the package's KV cache: token trees in, logits out, accepted rows kept in place.
 
 transformers leaves a four-dimensional attention mask as it is, and its attention layers ask the cache object for all
-keys and values, so one object with an ``update`` method and one mask make any decoder of full attention run over a tree
-(Llama, Qwen, Mistral and GPT-NeoX types are tested). Prompts of a batch are stored without their padding.
+keys and values, so one cache and one mask for each kind of layer make a decoder run over a tree. Prompts of a batch are
+stored without their padding. Which models this holds for is asked in ``vistok.samplers.targets.support``.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.errors import VistokError
 from vistok.models.huggingface import cache_argument
 from vistok.ops import KVCache
 
-ATTENTION = ("sdpa", "eager")
+
+def layer_windows(config: Any) -> dict[str, tuple[str, int | None]] | None:
+    """How far the layers of a text config look back, by kind of layer.
+
+    Returns:
+        For each kind ``("window", tokens)``, ``("chunk", tokens)`` or ``("window", None)`` for all of the text; None if
+        there is a kind of layer that is no attention over rows.
+    """
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    if not getattr(config, "use_sliding_window", True):
+        window = None
+    if not kinds:
+        return {"full_attention" if window is None else "sliding_attention": ("window", window)}
+    known = {
+        "full_attention": ("window", None),
+        "sliding_attention": ("window", window),
+        "chunked_attention": ("chunk", getattr(config, "attention_chunk_size", None)),
+    }
+    return {kind: known[kind] for kind in kinds} if kinds <= set(known) else None
 
 
-class _CacheRows:
-    """What transformers' attention layers see of a KVCache, which is allocated when the first layer writes.
+def windowed(mask: Tensor, shape: str, size: int | None) -> Tensor:
+    """The part of a mask that a kind of layer sees.
+
+    The columns that a row sees are the tokens of its own text in their order, so positions are counted among them:
+    draft nodes on other branches do not count.
 
     Args:
-        layers: of the model.
-        length: rows of each sequence.
+        mask: bool [B, T, M], a row's last visible column is the row itself.
+        shape: ``window``, the last ``size`` tokens; or ``chunk``, those of the row's own block of ``size`` tokens.
+        size: None for all.
     """
-
-    def __init__(self, layers: int, length: int):
-        self.layers, self.length = layers, length
-        self.cache: KVCache | None = None
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.cache is None:
-            batch, heads, _, width = keys.shape
-            self.cache = KVCache(self.layers, batch, self.length, heads, width, keys.dtype, keys.device)
-        return self.cache.write(layer, keys, values)
+    if size is None:
+        return mask
+    place = mask.long().cumsum(-1) - 1
+    own = place[..., -1:]
+    near = place > own - size if shape == "window" else place // size == own // size
+    return mask & near
 
 
-def check_model(model: nn.Module, length: int) -> None:
-    """Raise VistokError if trees cannot run on this model with sequences of this length."""
-    config = model.config.get_text_config(decoder=True)
-    if model.config.is_encoder_decoder:
-        raise VistokError(f"{type(model).__name__} is an encoder-decoder: speculation needs a decoder-only model.")
-    attention = config._attn_implementation
-    if attention not in ATTENTION:
-        raise VistokError(
-            f"the attention implementation '{attention}' takes no tree mask: load the model with "
-            f"attn_implementation='{ATTENTION[0]}'."
-        )
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None)
-    slides = window is not None and (kinds != {"full_attention"} or not hasattr(config, "layer_types"))
-    if kinds - {"full_attention", "sliding_attention"} or (slides and length > window):
-        reason = f"a sliding window of {window} tokens" if slides else f"layers of the kinds {sorted(kinds)}"
-        raise VistokError(
-            f"{type(model).__name__} has {reason}, but trees need full attention over all {length} tokens: shorten the "
-            "prompt or max_new_tokens, or take another model."
-        )
+def text_model(model: nn.Module) -> nn.Module:
+    """The text model within a causal LM; the whole where it has none (some classes call an output layer their decoder)."""
+    decoder = model.get_decoder()
+    return decoder if hasattr(decoder, "config") else model
 
 
 class CachedLM:
     """A causal LM and the cache of a batch.
 
     Args:
-        model: loaded by transformers.
+        model: loaded by transformers; the whole of it is called unless a backbone is given.
         length: most rows of a sequence: prompt, new tokens and the widest tree.
         features: keep the final features of each call's rows.
+        end: positions from here on do not exist in any text, so rows of drafts that reach there stay in front of it.
+        backbone: takes ``inputs_embeds`` and gives ``last_hidden_state``, e.g. the text model within a multimodal one.
+        embed: tokens [B, T] to the backbone's input; the model's own table if None.
+        head: the backbone's output to logits; the model's own output layer if None.
+        offset: what a sequence's positions are ahead of its rows, [B, 1] (a picture takes fewer positions than rows).
 
     Attributes:
         forwards: calls so far.
-        hidden: what the output layer read in the last call, for all its rows, [B, T, D]; None without ``features``.
-
-    Raises:
-        VistokError: trees cannot run on this model.
+        hidden: what the backbone gave in the last call, for all its rows, [B, T, D]; None without ``features``.
     """
 
-    def __init__(self, model: nn.Module, length: int, features: bool = False):
-        check_model(model, length)
-        self.model, self.features = model, features
+    def __init__(
+        self,
+        model: nn.Module,
+        length: int,
+        features: bool = False,
+        *,
+        end: int | None = None,
+        backbone: nn.Module | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
+        head: Callable[[Tensor], Tensor] | None = None,
+        offset: Tensor | int = 0,
+    ):
+        from vistok.samplers.targets.tree_cache import TreeCache
+
+        self.model, self.features, self.offset, self.end = model, features, offset, end
         config = model.config.get_text_config(decoder=True)
         self.eager = config._attn_implementation == "eager"
-        self._cache_argument = cache_argument(model)
-        self.rows = _CacheRows(config.num_hidden_layers, length)
+        self.windows = layer_windows(config) or {"full_attention": ("window", None)}
+        self.backbone, self.embed = backbone, embed or model.get_input_embeddings()
+        self.head = head or model.get_output_embeddings()
+        called = model if backbone is None else backbone
+        self._cache_argument = cache_argument(called)
+        self._keeps_logits = "logits_to_keep" in inspect.signature(called.forward).parameters
+        self.rows = TreeCache(config.num_hidden_layers, length)
         self.forwards = 0
         self.hidden: Tensor | None = None
 
     @property
     def cache(self) -> KVCache:
         """The cache; there is one after the first forward."""
-        return self.rows.cache
+        return self.rows.rows
 
-    def read(self, tokens: Tensor, count: Tensor, keep: int) -> Tensor:
+    def read(self, tokens: Tensor, count: Tensor) -> Tensor:
         """Read the beginning of each sequence.
 
         Args:
             tokens: int64 [B, T], the first ``count`` of each sequence are real.
             count: int64 [B].
-            keep: how many last real positions' logits are wanted; 0 for all T, where those behind ``count`` are
-                garbage.
 
         Returns:
-            Logits [B, keep or T, V].
+            Logits behind the last real token, [B, 1, V].
         """
         width = tokens.shape[1]
-        even = int(count.min()) == width
         positions = torch.arange(width, device=tokens.device)[None]
         seen = positions <= positions.mT
-        logits = self._run(tokens, positions, seen[None], keep if even else 0)
-        self.cache.advance(width if even else count)
-        if even or not keep:
-            return logits
-        last = count[:, None] - keep + torch.arange(keep, device=tokens.device)
-        return logits.gather(1, last.clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1]))
+        last, place = (count - 1).unique(return_inverse=True)
+        logits = self._run(tokens, positions, seen[None], last)
+        self.cache.advance(width if int(count.min()) == width else count)
+        return logits.gather(1, place[:, None, None].expand(-1, 1, logits.shape[-1]))
 
     def forward(self, tokens: Tensor, depth: Tensor, seen: Tensor) -> Tensor:
         """Run rows behind the cached ones; they stay uncommitted until the cache advances or commits.
@@ -133,26 +151,54 @@ class CachedLM:
             mask = F.pad(seen, (cache.common_length - earlier, 0), value=True)
         else:
             mask = _ragged(seen.expand(len(tokens), -1, -1), prefix, cache.bound + tokens.shape[1], cache.capacity)
-        return self._run(tokens, prefix[:, None] + depth.clamp(min=0), mask, 0)
+        return self._run(tokens, prefix[:, None] + depth.clamp(min=0), mask, None)
 
-    def _run(self, tokens: Tensor, positions: Tensor, mask: Tensor, keep: int) -> Tensor:
-        mask = mask[:, None]
-        if self.eager:  # adds the mask to the scores, and a boolean one as 0 and 1
-            dtype = self.model.dtype
-            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+    def _run(self, tokens: Tensor, positions: Tensor, mask: Tensor, keep: Tensor | None) -> Tensor:
+        """Logits of the rows ``keep``, int64 [K], or of all."""
+        if self.end is not None:
+            positions = positions.clamp(max=self.end - 1)
+        masks = {kind: self._mask(windowed(mask, *window)) for kind, window in self.windows.items()}
+        arguments = {
+            "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
+            "position_ids": (positions + self.offset).expand(len(tokens), -1),
+            "use_cache": True,
+            self._cache_argument: self.rows,
+        }
         self.forwards += 1
-        output = self.model(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions.expand(len(tokens), -1),
-            use_cache=True,
-            logits_to_keep=keep,
-            output_hidden_states=self.features,
-            **{self._cache_argument: self.rows},
-        )
+        if self.backbone is not None:
+            hidden = self.backbone(inputs_embeds=self.embed(tokens), **arguments).last_hidden_state
+            self.hidden = hidden if self.features else None
+            return self.head(hidden if keep is None else hidden[:, keep])
+        if keep is not None and self._keeps_logits:
+            arguments["logits_to_keep"] = keep
         if self.features:
+            logits = self._with_features(tokens, arguments)
+        else:
+            logits = self.model(input_ids=tokens, **arguments).logits
+        return logits[:, keep] if keep is not None and not self._keeps_logits else logits
+
+    def _with_features(self, tokens: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """Run the model and keep what its decoder gives, without the features of all other layers where possible."""
+        decoder = text_model(self.model)
+        if decoder is self.model:
+            output = self.model(input_ids=tokens, **arguments, output_hidden_states=True)
             self.hidden = output.hidden_states[-1]
-        return output.logits
+            return output.logits
+        found: list[Tensor] = []
+        hook = decoder.register_forward_hook(lambda module, inputs, output: found.append(output[0]))
+        try:
+            logits = self.model(input_ids=tokens, **arguments).logits
+        finally:
+            hook.remove()
+        self.hidden = found[0]
+        return logits
+
+    def _mask(self, mask: Tensor) -> Tensor:
+        mask = mask[:, None]
+        if not self.eager:
+            return mask
+        dtype = self.model.dtype  # eager attention adds the mask to the scores, and a boolean one as 0 and 1
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def _ragged(seen: Tensor, prefix: Tensor, keys: int, capacity: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The target of text: a causal LM behind the loop's interface, with logits processors that see each node's own text."""
+"""The target of text: a causal LM behind the loop's interface."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.samplers.loop import Scores, Verdict
 from vistok.samplers.targets.cached_lm import CachedLM
+from vistok.samplers.targets.support import check_model
 from vistok.samplers.tree import TokenTree
 
-Processor = Callable[[Tensor, Tensor], Tensor]  # ids [R, T] and logits [R, V] to logits [R, V]
+PIECE, LEAST = 2**22, 64  # logits that are formed at a time for a drafter that reads the prompt, and rows at the least
 
 
 class Prompt(NamedTuple):
@@ -61,9 +61,8 @@ class TextTarget:
         prompt: what it continues.
         length: new tokens to decide.
         nodes: most nodes of a tree, for which the cache has room.
-        processors: change the logits behind a token, given the text up to it, before the sampling law.
-        prompt_logits: the prefill gives the logits behind every prompt token, not only the last.
         features: the scores hold the final features of the rows as well.
+        reader: is given the real tokens of the prompts [M] and the logits behind them [M, V], piece by piece.
 
     Raises:
         VistokError: trees cannot run on this model.
@@ -75,61 +74,32 @@ class TextTarget:
         prompt: Prompt,
         length: int,
         nodes: int = 1,
-        processors: Processor | None = None,
-        prompt_logits: bool = False,
         features: bool = False,
+        reader: Callable[[Tensor, Tensor], None] | None = None,
     ):
+        end = prompt.ids.shape[1] + length
+        check_model(model, end)
         self.prompt, self.length, self.batch = prompt, length, len(prompt.ids)
-        self.lm = CachedLM(model, prompt.ids.shape[1] + length + nodes, features)
-        self.processors, self.prompt_logits = processors, prompt_logits
-        if processors is not None:
-            self.text = torch.cat([prompt.ids, prompt.ids.new_zeros(self.batch, length + nodes)], 1)
+        self.features, self.reader = features, reader
+        self.lm = CachedLM(model, end + nodes, features or reader is not None, end=end)
 
     def prefill(self) -> Scores:
-        """Logits behind the prompt, [B, 1, V]; or behind all L tokens, those of short prompts at the end, [B, L, V].
-
-        Features, where they are wanted, are those of all L tokens, like ``Prompt.flush``: [B, L, D].
-        """
+        """Logits behind the prompt [B, 1, V]; features, where wanted, of all tokens of ``Prompt.flush``, [B, L, D]."""
         prompt = self.prompt
-        logits = self.lm.read(prompt.flush, prompt.count, 0 if self.prompt_logits else 1)
-        if self.prompt_logits:
-            width = logits.shape[1]
-            places = (torch.arange(width, device=logits.device) + prompt.count[:, None]) % width
-            logits = logits.gather(1, places[..., None].expand(-1, -1, logits.shape[-1]))
-        if self.processors is not None:
-            last = self.processors(prompt.ids, logits[:, -1].float())
-            logits = torch.cat([logits[:, :-1].to(last.dtype), last[:, None]], 1)
-        return Scores(logits, self.lm.hidden)
+        logits, hidden = self.lm.read(prompt.flush, prompt.count), self.lm.hidden
+        if self.reader is not None:
+            real = torch.arange(prompt.flush.shape[1], device=logits.device) < prompt.count[:, None]
+            tokens, rows = prompt.flush[real], hidden[real]
+            size = max(LEAST, PIECE // logits.shape[-1])
+            for start in range(0, len(tokens), size):
+                self.reader(tokens[start : start + size], self.lm.head(rows[start : start + size]))
+            self.lm.features = self.features
+        return Scores(logits, hidden if self.features else None)
 
     def forward(self, tree: TokenTree, decided: Tensor) -> Scores:
         """Logits behind each node."""
-        shape = tree.shape
-        logits = self.lm.forward(tree.tokens, shape.depth, shape.ancestors)
-        if self.processors is not None:
-            logits = self._process(tree, decided, logits.float())
-        return Scores(logits, self.lm.hidden)
-
-    def _process(self, tree: TokenTree, decided: Tensor, logits: Tensor) -> Tensor:
-        """Run the processors node by node.
-
-        They always see all sequences of the batch, because transformers' own remember things of each row; the rows of
-        sequences whose text has another length are not used.
-        """
-        shape, batch = tree.shape, len(tree.tokens)
-        depth, ancestors = shape.depth.expand(batch, -1), shape.ancestors.expand(batch, -1, -1)
-        self._root = self.prompt.ids.shape[1] + decided[:, None] - 1  # where the root goes
-        dummy = self.text.shape[1]
-        self.text.scatter_(1, self._root.clamp(max=dummy - 1), tree.tokens[:, :1])
-        text = F.pad(self.text, (0, 1))
-        processed = logits.clone()
-        for node in range(shape.nodes):
-            places = torch.where(ancestors[:, node], self._root + depth, dummy).clamp(max=dummy)
-            ids = text.scatter(1, places, tree.tokens)
-            size = torch.where(depth[:, node] >= 0, self._root[:, 0] + depth[:, node] + 1, 0)
-            for width in size[size > 0].unique().tolist():
-                found = self.processors(ids[:, :width], logits[:, node])
-                processed[:, node] = torch.where((size == width)[:, None], found, processed[:, node])
-        return processed
+        logits = self.lm.forward(tree.tokens, tree.shape.depth, tree.shape.ancestors)
+        return Scores(logits, self.lm.hidden if self.features else None)
 
     def commit(self, verdict: Verdict, least: int, rows: int | None) -> None:
         """Keep the accepted path of every sequence."""
@@ -138,6 +108,3 @@ class TextTarget:
             cache.commit(verdict.path, verdict.count)
         else:
             cache.advance(verdict.count if rows is None else rows)
-        if self.processors is not None:
-            places = self._root + 1 + torch.arange(verdict.emitted.shape[1], device=self._root.device)
-            self.text.scatter_(1, places.clamp(max=self.text.shape[1] - 1), verdict.emitted)

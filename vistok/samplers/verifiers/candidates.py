@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from vistok.ops import draw
 from vistok.ops.sampling import residual_law
@@ -21,7 +22,11 @@ from vistok.samplers.noise import ACCEPT, RESIDUAL
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 State = tuple[Tensor, ...]
-Laws = Callable[[Tensor], Tensor]  # nodes [B], one of each tree, to the target's laws behind them [B, V]
+# Nodes [B], one of each tree, to the target's laws behind them [B, V]; node -1 asks nothing: its row may be anything.
+Laws = Callable[[Tensor], Tensor]
+# The level of a path, tokens [B] there, which trees asked for one and which accepted theirs, bool [B]: to those that
+# decide the token without a look behind it, see ``Run.halts``.
+Halts = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class Rule(Protocol):
@@ -145,7 +150,16 @@ class Walk(NamedTuple):
     tests: Tensor  # uniforms that were used, int64 [B]
 
 
-def walk_tree(shape: TreeShape, tokens: Tensor, laws: Laws, q: Tensor | None, rule: Rule, uniforms: Tensor) -> Walk:
+def walk_tree(
+    shape: TreeShape,
+    tokens: Tensor,
+    laws: Laws,
+    q: Tensor | None,
+    rule: Rule,
+    uniforms: Tensor,
+    going: Tensor | None = None,
+    halts: Halts | None = None,
+) -> Walk:
     """Follow each tree from the root, testing the children of the current node in order, until none is accepted.
 
     Args:
@@ -155,6 +169,8 @@ def walk_tree(shape: TreeShape, tokens: Tensor, laws: Laws, q: Tensor | None, ru
         q: laws that each node's children were drawn from, [B, N, V]; None for rules that need none.
         rule: the test.
         uniforms: one for each test, used in order, [B, M].
+        going: trees that are walked at all, bool [B]; all if None.
+        halts: ends walks early; where it does, ``law`` is certain of the token that was accepted last.
     """
     batch = len(tokens)
     here = torch.arange(batch, device=tokens.device)
@@ -163,8 +179,8 @@ def walk_tree(shape: TreeShape, tokens: Tensor, laws: Laws, q: Tensor | None, ru
     path = torch.full((batch, shape.height + 1), -1, dtype=torch.int64, device=tokens.device)
     path[:, 0] = 0
     tests = torch.zeros_like(here)
-    alive = torch.ones_like(here, dtype=torch.bool)
-    p = law = laws(node)
+    alive = torch.ones_like(here, dtype=torch.bool) if going is None else going
+    p = law = laws(torch.where(alive, node, -1))
     host = tokens.device.type == "cpu"  # asking whether to go on costs nothing there
     for level in range(1, shape.height + 1):
         candidates = children[here, node]
@@ -185,21 +201,34 @@ def walk_tree(shape: TreeShape, tokens: Tensor, laws: Laws, q: Tensor | None, ru
             took = testing & accepted
             node = torch.where(took, child, node)
             moved = moved | took
-        p = laws(node)
-        law = torch.where(alive[:, None], torch.where(moved[:, None], p, rule.law(state)), law)
+        law = torch.where((alive & ~moved)[:, None], rule.law(state), law)
+        if halts is not None:
+            token = tokens[here, node]
+            stopped = halts(level, token, alive, moved)
+            law = torch.where(stopped[:, None], one_hot(token, law.shape[1]).to(law), law)
+            moved = moved & ~stopped
         path[:, level] = torch.where(moved, node, -1)
         alive = moved
         if host and not alive.any():
             break
+        p = laws(torch.where(alive, node, -1))
+        law = torch.where(alive[:, None], p, law)
     return Walk(path, (path >= 0).sum(1), law, tests)
 
 
-def match_tree(shape: TreeShape, tokens: Tensor, draws: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, Tensor]:
+def match_tree(
+    shape: TreeShape,
+    tokens: Tensor,
+    draws: Callable[[Tensor, int], Tensor],
+    going: Tensor | None = None,
+    halts: Halts | None = None,
+) -> tuple[Tensor, Tensor]:
     """Draw from the target at each node and follow the child that carries the token that was drawn.
 
     Args:
-        shape, tokens: as in ``walk_tree``.
-        draws: a draw [B] from the target's law behind one node of each tree, given nodes [B] and their depth.
+        shape, tokens, going, halts: as in ``walk_tree``.
+        draws: a draw [B] from the target's law behind one node of each tree, given nodes [B] and their depth; node -1
+            asks nothing.
 
     Returns:
         Path int64 [B, height + 1] padded with -1, and the token behind it, int64 [B].
@@ -207,19 +236,23 @@ def match_tree(shape: TreeShape, tokens: Tensor, draws: Callable[[Tensor, int], 
     batch = len(tokens)
     here = torch.arange(batch, device=tokens.device)
     children = shape.children.expand(batch, -1, -1)
-    node, alive = torch.zeros_like(here), torch.ones_like(here, dtype=torch.bool)
+    node = torch.zeros_like(here)
+    alive = torch.ones_like(here, dtype=torch.bool) if going is None else going
     path = torch.full((batch, shape.height + 1), -1, dtype=torch.int64, device=tokens.device)
     path[:, 0] = 0
-    wanted = draws(node, 0)
+    wanted = draws(torch.where(alive, node, -1), 0)
     for level in range(1, shape.height + 1):
         candidates = children[here, node]
         same = (tokens.gather(1, candidates.clamp(min=0)) == wanted[:, None]) & (candidates >= 0)
-        alive = alive & same.any(1)
+        moved = alive & same.any(1)
+        if halts is not None:
+            moved = moved & ~halts(level, wanted, alive, moved)
+        alive = moved
         if tokens.device.type == "cpu" and not alive.any():
             break
         node = torch.where(alive, candidates[here, same.long().argmax(1)], node)
         path[:, level] = torch.where(alive, node, -1)
-        wanted = torch.where(alive, draws(node, level), wanted)
+        wanted = torch.where(alive, draws(torch.where(alive, node, -1), level), wanted)
     return path, wanted
 
 
@@ -255,6 +288,27 @@ def kept_path(tokens: Tensor, path: Tensor, token: Tensor) -> Verdict:
     return Verdict(emitted, count, path)
 
 
+def pace(run: Run) -> tuple[Tensor | None, Halts | None]:
+    """Who walks, and where walks end before the tree does, in a run that must go step by step."""
+    return (run.decided < run.length, run.halts) if run.stepwise else (None, None)
+
+
+def walk_run(tree: TokenTree, scores: Scores, run: Run, rule: Rule) -> Verdict:
+    """Walk the tree of a run by a rule, and draw one token behind the accepted path."""
+    root = torch.zeros(1, dtype=torch.int64, device=tree.tokens.device)
+    most = torch.arange(tree.shape.height * tree.shape.children.shape[2], device=root.device)
+    walk = walk_tree(
+        tree.shape,
+        tree.tokens,
+        lambda node: run.params.probabilities(run.behind(tree, scores, node)),
+        None if tree.kind is LawKind.DETERMINISTIC else tree.laws,
+        rule,
+        run.uniform(root, ACCEPT, most),
+        *pace(run),
+    )
+    return kept_path(tree.tokens, walk.path, draw(walk.law, run.uniform(root, RESIDUAL)[:, 0]))
+
+
 class TreeVerifier:
     """Tests the candidates of a tree by a rule.
 
@@ -271,19 +325,7 @@ class TreeVerifier:
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
         """Keep the accepted path and draw one token behind it."""
-        here = torch.arange(len(tree.tokens), device=tree.tokens.device)
-        root = torch.zeros(1, dtype=torch.int64, device=here.device)
-        most = torch.arange(tree.shape.height * tree.shape.children.shape[2], device=here.device)
-        walk = walk_tree(
-            tree.shape,
-            tree.tokens,
-            lambda node: run.params.probabilities(scores.logits[here, node]),
-            None if tree.kind is LawKind.DETERMINISTIC else tree.laws,
-            self.rule,
-            run.uniform(root, ACCEPT, most),
-        )
-        token = draw(walk.law, run.uniform(root, RESIDUAL)[:, 0])
-        return kept_path(tree.tokens, walk.path, token)
+        return walk_run(tree, scores, run, self.rule)
 
 
 class SampleMatch:
@@ -299,13 +341,13 @@ class SampleMatch:
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
         """Draw along the tree."""
-        here = torch.arange(len(tree.tokens), device=tree.tokens.device)
-        places = run.decided[:, None] + torch.arange(tree.shape.height + 1, device=here.device)
+        places = run.decided[:, None] + torch.arange(tree.shape.height + 1, device=run.decided.device)
         uniforms = run.draws.gather(1, places.clamp(max=run.length - 1))
         path, token = match_tree(
             tree.shape,
             tree.tokens,
-            lambda node, depth: run.params.draw(scores.logits[here, node], uniforms[:, depth]),
+            lambda node, depth: run.params.draw(run.behind(tree, scores, node), uniforms[:, depth]),
+            *pace(run),
         )
         return kept_path(tree.tokens, path, token)
 

@@ -17,5 +17,8 @@ class Draw:
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
         """One token for every sample."""
-        token = run.params.draw(scores.logits[:, 0], run.draws[:, run.least])
+        logits = scores.logits[:, 0]
+        if run.processing is not None:
+            logits = run.behind(tree, scores, torch.where(run.decided < run.length, 0, -1))
+        token = run.params.draw(logits, run.draws[:, run.least])
         return Verdict(token[:, None], torch.ones_like(token))

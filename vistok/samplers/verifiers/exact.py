@@ -7,12 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vistok.errors import VistokError
 from vistok.ops import draw
 from vistok.ops.sampling import residual_law
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.noise import ACCEPT, DRAW, RESIDUAL
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.tree import LawKind, TokenTree
+from vistok.samplers.verifiers.candidates import RecursiveRejection, walk_run
 
 
 class Coupled(NamedTuple):
@@ -62,7 +64,20 @@ class ExactChain:
         self.lossless = not reprocess_residual
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
-        """Judge a chain whose drafts came from ``tree.laws``."""
+        """Judge a chain whose drafts came from ``tree.laws``.
+
+        Where the logits are processed along the path, the same rule is applied draft by draft, and ``probs`` is None.
+
+        Raises:
+            VistokError: residuals are to be processed again, and logits are processed along the path.
+        """
+        if run.stepwise:
+            if self.reprocess_residual:
+                raise VistokError(
+                    "residuals are processed again in runs without logits processors and stopping criteria only: "
+                    "leave reprocess_residual out."
+                )
+            return walk_run(tree, scores, run, RecursiveRejection(replacement=True))
         p = run.params.probabilities(scores.logits)
         last = tree.nodes - 1
         outcome = couple(

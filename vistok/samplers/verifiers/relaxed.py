@@ -19,7 +19,7 @@ from vistok.errors import VistokError, unknown_name
 from vistok.ops.sampling import residual_law
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree
-from vistok.samplers.verifiers.candidates import State, TreeVerifier, kept_path, longest_path, without
+from vistok.samplers.verifiers.candidates import State, TreeVerifier, kept_path, longest_path, pace, walk_tree, without
 
 MODES = ("additive", "multiplicative")
 RESIDUALS = ("paper", "reference")
@@ -81,6 +81,10 @@ class LatentNeighbours:
         """Probability p~(x) of the drafts under the law that they are tested by, [B]."""
         return p.gather(1, token[:, None])[:, 0] + self.borrowed(p, token)[0]
 
+    def wins(self, p: Tensor, token: Tensor) -> Tensor:
+        """Whether each draft is the most likely token once it has borrowed, bool [B]."""
+        return p.scatter(1, token[:, None], self.relaxed(p, token)[:, None]).argmax(-1) == token
+
     def enter(self, p: Tensor, q: Tensor | None, candidates: Tensor) -> State:
         return (p,) if q is None else (p, q)
 
@@ -116,11 +120,28 @@ class LatentNeighbours:
         return state[0]
 
 
+class MostLikely:
+    """The rule of greedy decoding: a draft passes if it is the most likely token once it has borrowed."""
+
+    def __init__(self, neighbours: LatentNeighbours):
+        self.neighbours = neighbours
+
+    def enter(self, p: Tensor, q: Tensor | None, candidates: Tensor) -> State:
+        return (p,)
+
+    def test(self, state: State, token: Tensor, uniform: Tensor) -> tuple[Tensor, State]:
+        (p,) = state
+        return self.neighbours.wins(p, token), state
+
+    def law(self, state: State) -> Tensor:
+        return state[0]
+
+
 class RelaxedTree(TreeVerifier):
     """Keeps the path that the relaxed rule accepts; biased, unless nothing may be borrowed.
 
     With greedy decoding a draft passes if it is the most likely token once it has borrowed (at temperature 1, without
-    top-k), and the longest path wins.
+    top-k), and the longest path wins; where logits are processed along the path, the first child that passes.
 
     Args:
         neighbours, k, bound, mode, residual: see ``LatentNeighbours``.
@@ -144,18 +165,31 @@ class RelaxedTree(TreeVerifier):
         """Judge a tree."""
         if not run.params.greedy:
             return super().verify(tree, scores, run)
+        if run.stepwise:
+            return self._greedy_steps(tree, scores, run)
         p = scores.logits.softmax(-1)
         path = longest_path(tree.shape, self.greedy(tree, p))
         end = path.gather(1, (path >= 0).sum(1, keepdim=True) - 1)[:, 0]
         return kept_path(tree.tokens, path, p[torch.arange(len(p), device=p.device), end].argmax(-1))
 
+    def _greedy_steps(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
+        no_draws = torch.zeros_like(tree.tokens[:, :1], dtype=torch.float64)
+        walk = walk_tree(
+            tree.shape,
+            tree.tokens,
+            lambda node: run.behind(tree, scores, node).softmax(-1),
+            None,
+            MostLikely(self.rule),
+            no_draws,
+            *pace(run),
+        )
+        return kept_path(tree.tokens, walk.path, walk.law.argmax(-1))
+
     def greedy(self, tree: TokenTree, p: Tensor) -> Tensor:
         """Which nodes are the most likely token behind their parent once they have borrowed, bool [B, N]."""
         parents = tree.shape.parents.expand_as(tree.tokens).clamp(min=0)
         rows = p.gather(1, parents[..., None].expand(-1, -1, p.shape[-1])).flatten(0, 1)
-        tokens = tree.tokens.flatten()
-        adjusted = rows.scatter(1, tokens[:, None], self.rule.relaxed(rows, tokens)[:, None])
-        return (adjusted.argmax(-1) == tokens).view_as(tree.tokens)
+        return self.rule.wins(rows, tree.tokens.flatten()).view_as(tree.tokens)
 
 
 def check_relaxation(k: int, bound: float, mode: str, residual: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from tests.samplers_text.tiny import tiny, tiny_head
+from tests.samplers.tiny import tiny, tiny_head
 from vistok.samplers import (
     Branching,
     Chain,
@@ -67,8 +67,8 @@ def p_value(drafter, verifier, name: str, seed: int = 0, batch: int = 2000) -> f
     law, chance = LAWS[name], joint(name)
     prompt = Prompt.of(PROMPT.expand(batch, -1))
     drafter.bind(model(0), prompt, law, LENGTH)
-    wants = {"prompt_logits": drafter.prompt_logits, "features": drafter.features}
-    target = TextTarget(model(0), prompt, LENGTH, drafter.nodes, **wants)
+    reader = drafter.read if drafter.reads_prompt else None
+    target = TextTarget(model(0), prompt, LENGTH, drafter.nodes, drafter.features, reader)
     verifier = verifier or exact_tree(drafter.kind)
     assert verifier.lossless or isinstance(verifier, RelaxedTree)
     tokens, _ = decode(target, drafter, verifier, law, Noise(seed, torch.arange(batch)))

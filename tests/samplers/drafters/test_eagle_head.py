@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from tests.samplers_text.test_generate import POLICIES, ragged
-from tests.samplers_text.tiny import KINDS, prompt, tiny, tiny_head
+from tests.samplers.test_speculation import POLICIES, ragged
+from tests.samplers.tiny import KINDS, prompt, tiny, tiny_head
 from vistok.errors import VistokError
 from vistok.models.heads.eagle import Eagle, Eagle3, EagleConfig
 from vistok.samplers import Chain, EagleHead, Prompt, Speculation, TextTarget, generate
@@ -31,11 +31,17 @@ def test_greedy_tokens_are_the_targets(name):
 def test_features_are_what_the_output_layer_reads(kind, attention):
     model, inputs = tiny(kind, attention=attention), ragged()
     asked = Prompt.of(inputs["input_ids"], inputs["attention_mask"])
+    read = []
     with torch.inference_mode():
-        scores = TextTarget(model, asked, 4, prompt_logits=True, features=True).prefill()
+        target = TextTarget(model, asked, 4, features=True, reader=lambda *piece: read.append(piece))
+        scores = target.prefill()
         logits = model.get_output_embeddings()(scores.hidden)
-    for row, count in enumerate(asked.count):  # features lie as the flush prompts do, logits end with the prompt
-        assert torch.allclose(logits[row, :count], scores.logits[row, -count:], atol=1e-5)
+    tokens, behind = (torch.cat(parts) for parts in zip(*read, strict=True))
+    real = torch.arange(7) < asked.count[:, None]
+    assert torch.equal(tokens, asked.flush[real])
+    assert torch.allclose(logits[real], behind, atol=1e-5)
+    for row, count in enumerate(asked.count):  # features lie as the flush prompts do
+        assert torch.allclose(logits[row, count - 1], scores.logits[row, 0], atol=1e-5)
     head = tiny_head().to(model.dtype)
     found = model.generate(**inputs, **OPTIONS, custom_generate=Speculation(EagleHead(head, DynamicTree(6, 2, 3))))
     assert torch.equal(found, model.generate(**inputs, **OPTIONS))

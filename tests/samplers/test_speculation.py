@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import StoppingCriteriaList
 
-from tests.samplers_text.tiny import KINDS, prompt, tiny
+from tests.samplers.tiny import KINDS, prompt, tiny
 from vistok.errors import VistokError
 from vistok.samplers import (
     Branching,
@@ -135,13 +134,6 @@ def test_bad_input_is_told():
         generate(model, prompt(), num_beams=2, **options)
     with pytest.raises(VistokError, match="padded on the left"):
         generate(model, {"input_ids": prompt(2), "attention_mask": ragged()["attention_mask"][:2].flip(1)}, **options)
-    with pytest.raises(VistokError, match="leave it out"):
-        stop = StoppingCriteriaList([lambda ids, scores, **_: torch.zeros(len(ids), dtype=torch.bool)])
-        generate(model, prompt(), stopping_criteria=stop, **options)
-    with pytest.raises(VistokError, match="tokenizer"):
-        generate(model, prompt(), DraftModel(tiny(seed=2, vocab_size=29)), **options)
-    with pytest.raises(VistokError, match="sliding window of 8"):
-        generate(tiny("mistral", sliding_window=8), prompt(), **options)
     with pytest.raises(VistokError, match="vocabulary"):
         drafter = TokenRecycling(SMALL_TREE)
         generate(model, prompt(), drafter, **options)

@@ -1,0 +1,20 @@
+"""The corpus of text."""
+
+from __future__ import annotations
+
+import pytest
+
+from vistok.data import text as stdlib
+from vistok.errors import VistokError
+
+
+def test_the_corpus_is_split_by_name_and_speaks_python():
+    held_out = {module.name: module for module in stdlib.modules("held-out")}
+    train = {module.name for module in stdlib.modules("train")}
+    assert held_out and not train & set(held_out)
+    assert 8 < len(train) / len(held_out) < 60
+    documented = [module for module in held_out.values() if module.documentation]
+    assert documented and "    def " in documented[0].source + "    def "
+    assert not any("test" in name.split(".") for name in train)
+    with pytest.raises(VistokError, match="held-out"):
+        next(stdlib.modules("validation"))

@@ -1,0 +1,83 @@
+"""What ``generate`` was given is understood, or refused by name: nothing is dropped in silence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache, GenerationConfig
+
+from tests.samplers.tiny import prompt, tiny
+from vistok.errors import VistokError
+from vistok.samplers import PromptLookup, Speculation, generate
+
+OPTIONS = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "culprit"),
+    [
+        ({"num_beams": 2}, "num_beams"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha"),
+        ({"dola_layers": "low"}, "dola_layers"),
+        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens"),
+        ({"assistant_early_exit": 1}, "assistant_early_exit"),
+        ({"assistant_model": tiny(seed=1)}, "assistant_model"),
+        ({"inputs_embeds": torch.zeros(1, 7, 16, dtype=torch.float64)}, "inputs_embeds"),
+        ({"position_ids": torch.arange(7)[None] + 3}, "position_ids"),
+        ({"output_scores": True, "return_dict_in_generate": True}, "output_scores"),
+        ({"cache_implementation": "quantized"}, "cache"),
+        ({"synced_gpus": True}, "synced_gpus"),
+    ],
+)
+def test_what_speculation_would_ignore_is_refused_by_name(options, culprit):
+    with pytest.raises((VistokError, ImportError), match=culprit):
+        tiny().generate(prompt(), **OPTIONS, **options, custom_generate=Speculation(PromptLookup()))
+
+
+def test_arguments_of_other_decoding_modes_are_refused_by_the_shorthand_too():
+    for name in ("assistant_model", "assistant_tokenizer"):
+        with pytest.raises(VistokError, match=name):
+            generate(tiny(), prompt(), PromptLookup(), **OPTIONS, **{name: tiny(seed=1)})
+
+
+@pytest.mark.parametrize("name", ["pixel_values", "image_sizes", "image_grid_thw", "token_type_ids", "anything"])
+def test_inputs_that_the_model_would_read_are_refused(name, monkeypatch):
+    monkeypatch.setattr(type(tiny()), "_validate_model_kwargs", lambda self, kwargs: None)
+    with pytest.raises(VistokError, match=f"ignore {name}: leave it out"):
+        tiny().generate(prompt(), **OPTIONS, **{name: torch.ones(1, 7)}, custom_generate=Speculation(PromptLookup()))
+    plain = tiny().generate(prompt(), **OPTIONS)
+    found = tiny().generate(prompt(), **OPTIONS, **{name: None}, custom_generate=Speculation(PromptLookup()))
+    assert torch.equal(found, plain)
+
+
+def test_what_changes_nothing_is_taken():
+    plain = tiny().generate(prompt(), **OPTIONS)
+    for options in (
+        {"attention_mask": torch.ones(1, 7, dtype=torch.int64)},
+        {"position_ids": torch.arange(7)[None]},
+        {"use_cache": False},
+        {"cache": DynamicCache(config=tiny().config)},
+        {"cache_implementation": "static"},
+        {"num_beams": 1, "penalty_alpha": 0.0},
+        {"streamer": None, "assistant_model": None},
+    ):
+        assert torch.equal(generate(tiny(), prompt(), PromptLookup(), **OPTIONS, **options).sequences, plain), options
+
+
+def test_a_filled_cache_is_refused():
+    cache = DynamicCache(config=tiny().config)
+    tiny()(prompt()[:, :3], cache=cache)
+    with pytest.raises(VistokError, match="past_key_values"):
+        generate(tiny(), prompt(), PromptLookup(), **OPTIONS, cache=cache)
+
+
+def test_a_temperature_of_zero_is_greedy():
+    plain = tiny().generate(prompt(), **OPTIONS)
+    sampling = OPTIONS | {"do_sample": True, "temperature": 0}
+    assert torch.equal(generate(tiny(), prompt(), PromptLookup(), **sampling).sequences, plain)
+
+
+def test_a_generation_config_counts_like_options():
+    config = GenerationConfig(**OPTIONS, penalty_alpha=0.6, top_k=4)
+    with pytest.raises(VistokError, match="penalty_alpha"):
+        generate(tiny(), prompt(), PromptLookup(), generation_config=config)

@@ -1,0 +1,110 @@
+"""What speculation understands of the arguments of ``model.generate``; everything else is refused by name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vistok.errors import VistokError
+from vistok.models.huggingface import given_cache
+
+# Of what is left for the model's forward. ``position_ids`` and ``logits_to_keep`` are made by ``generate`` itself.
+UNDERSTOOD = frozenset(
+    {"attention_mask", "position_ids", "use_cache", "logits_to_keep", "cache", "past_key_values", "inputs_embeds"}
+)
+# Options of the generation config that choose another way to decode, and those that ask for more than tokens.
+MODES = (
+    "num_beam_groups",
+    "constraints",
+    "force_words_ids",
+    "penalty_alpha",
+    "dola_layers",
+    "prompt_lookup_num_tokens",
+    "assistant_early_exit",
+    "use_mtp",
+)
+OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+CACHES = ("quantized", "offloaded", "offloaded_static", "offloaded_hybrid", "paged")
+
+
+def check_arguments(config: Any, model_kwargs: Mapping[str, Any], ids: Tensor, given: Mapping[str, Any]) -> None:
+    """Refuse a call of ``generate`` that asks for what speculation does not do.
+
+    Args:
+        config: the generation config of the call.
+        model_kwargs: what is meant for the model's forward.
+        ids: prompts, int64 [B, L].
+        given: arguments of ``generate`` itself, see ``given_to_generate``.
+
+    Raises:
+        VistokError: names the argument.
+    """
+    if config.num_beams is not None and config.num_beams > 1:
+        raise VistokError(f"speculation decodes one sequence a prompt, not {config.num_beams} beams: set num_beams=1.")
+    if model_kwargs.get("inputs_embeds") is not None:
+        raise VistokError("speculation needs the prompt's tokens: pass input_ids instead of inputs_embeds.")
+    if given.get("assistant_model") is not None:
+        raise VistokError(
+            "assistant_model drafts for transformers' own assisted decoding: leave it out, or give it to DraftModel."
+        )
+    if given.get("synced_gpus"):
+        raise VistokError("speculation takes other numbers of steps on every process: leave synced_gpus out.")
+    unknown = [name for name, value in model_kwargs.items() if value is not None and name not in UNDERSTOOD]
+    if unknown:
+        raise VistokError(
+            f"speculation reads the prompt's tokens alone and would ignore {', '.join(sorted(unknown))}: leave it out, "
+            "or decode without speculation."
+        )
+    cache = given_cache(model_kwargs)
+    if cache is not None and int(cache.get_seq_length()) > 0:
+        raise VistokError("speculation keeps a cache of its own: pass the whole prompt and no past_key_values.")
+    modes = [name for name in MODES if _asked(config, name)]
+    if modes:
+        raise VistokError(
+            f"{modes[0]} chooses another way to decode, which speculation would ignore: leave it out, or decode "
+            "without speculation."
+        )
+    if getattr(config, "cache_implementation", None) in CACHES:
+        raise VistokError(
+            f"speculation keeps a cache of its own, which is not {config.cache_implementation}: leave "
+            "cache_implementation out."
+        )
+    wanted = [name for name in OUTPUTS if getattr(config, name)]
+    if wanted and config.return_dict_in_generate:
+        raise VistokError(f"speculation does not return what {wanted[0]} asks for: leave it out.")
+    _check_positions(model_kwargs.get("position_ids"), model_kwargs.get("attention_mask"), ids)
+
+
+def _asked(config: Any, name: str) -> bool:
+    value = getattr(config, name, None)
+    if name == "penalty_alpha":  # contrastive search is for greedy decoding with top-k
+        return bool(value) and not config.do_sample and (config.top_k or 0) > 1
+    return bool(value) and not (name == "num_beam_groups" and value == 1)
+
+
+def _check_positions(positions: Tensor | None, mask: Tensor | None, ids: Tensor) -> None:
+    if positions is None:
+        return
+    real = torch.ones_like(ids) if mask is None else mask.long()
+    usual = real.cumsum(1) - 1
+    if positions.shape[-1] != ids.shape[1] or not bool(((positions == usual) | (real == 0)).all()):
+        raise VistokError("speculation counts positions itself and would ignore position_ids: leave it out.")
+
+
+def given_to_generate() -> dict[str, Any]:
+    """Arguments of the running ``model.generate`` that it keeps from a callable given as ``custom_generate``.
+
+    transformers hands on neither a streamer nor an assistant model, so both would be lost without a word: the reader of
+    a streamer would wait for ever. They are read where ``generate`` has them.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "generate" and "custom_generate" in frame.f_locals:
+            names = ("streamer", "assistant_model", "synced_gpus")
+            return {name: frame.f_locals.get(name) for name in names}
+        frame = frame.f_back
+    return {}

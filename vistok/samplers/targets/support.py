@@ -1,0 +1,119 @@
+"""Which transformers models token trees can be checked against: asked before a cache is allocated.
+
+What a config says is refused in its own sentence. Of the rest, the model itself is asked: a tree of four nodes must
+give the logits that its plain forward gives for the same texts. That settles it for classes that nobody listed.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+
+from vistok.errors import VistokError
+from vistok.samplers.targets.cached_lm import CachedLM, layer_windows, text_model
+
+ATTENTION = ("sdpa", "eager")
+PREFIX = 6  # tokens in front of the tree that is tried
+WIDEST = 64  # a window up to this width is tried with a longer prefix
+# How far logits may be apart, in standard deviations: rounding and, in half precision, experts that change places.
+TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
+HALF_TOLERANCE = 0.5
+
+_found: weakref.WeakKeyDictionary[nn.Module, dict[tuple, str | None]] = weakref.WeakKeyDictionary()
+
+
+def check_model(model: nn.Module, length: int) -> None:
+    """Raise VistokError if trees cannot run on this model, or not with texts of this many tokens."""
+    name, config = type(model).__name__, model.config.get_text_config(decoder=True)
+    if model.config.is_encoder_decoder:
+        raise VistokError(f"{name} is an encoder-decoder: speculation needs a decoder-only model.")
+    attention = config._attn_implementation
+    if attention not in ATTENTION:
+        raise VistokError(
+            f"the attention implementation '{attention}' takes no tree mask: load the model with "
+            f"attn_implementation='{ATTENTION[0]}'."
+        )
+    reason = _by_config(model, config)
+    if reason is None:
+        known = _found.setdefault(model, {})
+        key = (attention, model.dtype, str(layer_windows(config)))
+        if key not in known:
+            known[key] = _by_trial(model, config)
+        reason = known[key]
+    if reason is not None:
+        raise VistokError(
+            f"speculation cannot check token trees on {name}: {reason}. Decode it without speculation, or take another "
+            "model."
+        )
+    positions = learned_positions(model)
+    if positions is not None and length > positions:
+        raise VistokError(
+            f"{name} has {positions} positions, but prompt and new tokens are {length}: shorten the prompt or "
+            "max_new_tokens."
+        )
+
+
+def learned_positions(model: nn.Module) -> int | None:
+    """Rows of the model's table of positions; None where positions are computed."""
+    words = model.get_input_embeddings()
+    for name, module in text_model(model).named_modules():
+        leaf = name.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) and module is not words and ("pos" in leaf or leaf == "wpe"):
+            return module.num_embeddings - getattr(module, "offset", 0)
+    return None
+
+
+def _by_config(model: nn.Module, config: Any) -> str | None:
+    parameters = inspect.signature(model.forward).parameters
+    if getattr(model, "_is_stateful", False):
+        return "it keeps a state instead of the keys and values of every token, and a state has no branches"
+    if not {"cache", "past_key_values"} & set(parameters):
+        return "its forward takes no cache of keys and values"
+    if layer_windows(config) is None:
+        kinds = sorted(set(config.layer_types) - {"full_attention", "sliding_attention", "chunked_attention"})
+        return f"it has layers of the kind {', '.join(kinds)}, which are no attention over rows"
+    attention = getattr(config, "attn_config", None)
+    if getattr(config, "alibi", False) or getattr(attention, "alibi", False) or config.model_type == "bloom":
+        return "its attention counts the rows between two tokens (ALiBi), and rows of other branches lie between them"
+    if "position_ids" not in parameters:
+        return "its forward takes no position_ids, so that every row would be a later token than the one before"
+    return None
+
+
+@torch.inference_mode()
+def _by_trial(model: nn.Module, config: Any) -> str | None:
+    """Why a tree does not give the logits of a plain forward; None if it does."""
+    sizes = [size for _, size in layer_windows(config).values() if size is not None]
+    before = max([PREFIX, *(size + 2 for size in sizes if size <= WIDEST)])
+    table = learned_positions(model)
+    before = before if table is None else max(1, min(before, table - 5))
+    model = copy.copy(model)  # whose hooks count and see nothing of this
+    model._forward_hooks, model._forward_pre_hooks = {}, {}
+    device, vocabulary = model.get_input_embeddings().weight.device, config.vocab_size
+    text = (3 + 7 * torch.arange(before + 4, device=device)) % max(1, vocabulary - 1)
+    drafts = torch.stack([text[before], text[before + 3], text[before + 1], text[before + 2]])[None]
+    sees = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]  # a root, two children, and one of the second's
+    seen = torch.tensor(sees, dtype=torch.bool, device=device)[None]
+    depth = seen.sum(-1) - 1
+    try:
+        plain = model(input_ids=text[None], use_cache=False).logits[0]
+        lm = CachedLM(model, before + 8)
+        found = [lm.read(text[None, :before], torch.tensor([before], device=device))[0]]
+        found.append(lm.forward(drafts, depth, seen)[0, [0, 2, 3]])
+        path = torch.tensor([[0, 2, 3, -1]], device=device)
+        lm.cache.commit(path, torch.tensor([3], device=device))
+        found.append(lm.forward(text[None, -1:], depth[:, :1], seen[:, :1, :1])[0])
+    except Exception as error:  # whatever a class does with a cache or a mask that it does not know
+        return f"a trial with a small tree ended in {type(error).__name__} ({str(error).partition(chr(10))[0][:120]})"
+    if model.training:  # dropout
+        return None
+    wanted = plain[before - 1 :].float()
+    apart = float((torch.cat(found).float() - wanted).abs().max() / wanted.std().clamp(min=1e-12))
+    if apart <= TOLERANCE.get(model.dtype, HALF_TOLERANCE):
+        return None
+    return f"a small tree gives other logits than its own forward (by {apart:.2g} standard deviations)"
