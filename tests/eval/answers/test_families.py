@@ -34,7 +34,8 @@ def family(request, tmp_path_factory):
 
 
 def test_every_family_is_tested():
-    assert set(FAMILIES) - {"qwen2_5_vl"} == set(folders.PROCESSORS)
+    alike = {"smolvlm", "paligemma"}  # Idefics3 under a processor with a dependency of its own; Gemma 3 with a prefix
+    assert set(FAMILIES) - alike == set(folders.PROCESSORS)
 
 
 def test_compress(family, tmp_path):
@@ -61,12 +62,15 @@ def test_compress(family, tmp_path):
     whole = 1.0 if name == "llava" else 75 / 50  # LLaVA-1.5 sees a square out of the middle
     assert drawn.width / drawn.height == pytest.approx(whole, rel=0.01)
     inside = run("compress", *options, "--method", "fastv", "--keep", "5")
+    if name == "gemma3":
+        assert "full attention" in str(inside.exception)
+        return
     assert inside.exit_code == 0, inside.exception
     assert json.loads(inside.stdout.splitlines()[-1])["fastv"]["visual_tokens"] == 5
 
 
 def test_vqa(family, tmp_path):
-    _, folder = family
+    name, folder = family
     Image.new("RGB", (30, 60), "blue").save(tmp_path / "b.png")
     lines = [
         {"image": str(folder / "picture.png"), "question": "w5 w6 w7", "answers": ["w5"]},
@@ -75,15 +79,17 @@ def test_vqa(family, tmp_path):
     ]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
     out = tmp_path / "points.json"
-    methods = ["--methods", "uniform,fastv", "--keep", "50", "--batch-size", 2, "--max-new-tokens", 2, "--json", out]
+    inside = "uniform" if name == "gemma3" else "fastv"
+    methods = ["--methods", f"divprune,{inside}", "--keep", "50", "--batch-size", 2, "--max-new-tokens", 2, "--json", out]
     done = run("vqa", "--model", folder, "--questions", tmp_path / "q.jsonl", *methods)
     assert done.exit_code == 0, done.exception
-    full, uniform, fastv = json.loads(out.read_text())
-    for point in (uniform, fastv):
+    full, before, inside = json.loads(out.read_text())
+    for point in (before, inside):
         assert point["visual_tokens"] / full["visual_tokens"] == pytest.approx(0.5, abs=0.12)
         assert point["cache_bytes"] < full["cache_bytes"]
         assert point["prefill_seconds"] > 0
-    assert uniform["cache_bytes"] < fastv["cache_bytes"]  # whose first layers are full
+    if name != "gemma3":
+        assert before["cache_bytes"] < inside["cache_bytes"]  # whose first layers are full
 
 
 def test_vqa_about_scenes(family):
@@ -116,7 +122,7 @@ def test_a_bad_picture_does_not_end_a_run(family, tmp_path):
     assert done.exit_code == 0, done.exception
     assert "broken.png" in done.stderr
     assert "absent.png" in done.stderr
-    refuses_thin = name.startswith("qwen")
+    refuses_thin = name.startswith(("qwen", "mistral3"))
     assert ("thin.png" in done.stderr) == refuses_thin
     assert f"{1 if refuses_thin else 2} questions" in done.stdout.replace("\n", " ")
     (tmp_path / "q.jsonl").write_text(lines[2])

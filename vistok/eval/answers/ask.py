@@ -180,6 +180,8 @@ def kept_overlay(processor: Any, picture: Image.Image, report: Report) -> Image.
     arranged = family.arrangement(processor.image_processor, picture, len(report.layouts))
     if arranged is not None:
         return overlay(picture, tiles_map(report.kept, grid, arranged))
+    if len(report.layouts) > 1:  # a thumbnail, and behind it the map of the whole picture
+        return overlay(picture, kept_map(report.kept[-1], report.layouts[-1][0]))
     if canvas is None:
         pixels = processor.image_processor(images=picture, return_tensors="pt")["pixel_values"]
         picture = _denormalised(processor, pixels.reshape(-1, *pixels.shape[-3:])[0])
