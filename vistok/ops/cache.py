@@ -7,11 +7,23 @@ Rows behind a sequence's length hold garbage that nothing reads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.ops.dispatch import on_triton
+
+
+class Mark(NamedTuple):
+    """Lengths of a cache at some moment."""
+
+    lengths: Tensor
+    bound: int
+    common: bool
 
 
 class KVCache:
@@ -135,6 +147,59 @@ class KVCache:
         else:
             self.lengths.copy_(lengths)
             self._ragged(self.bound)
+
+    def reserve(self, length: int) -> None:
+        """Make room for sequences of ``length`` rows; what is cached stays. Grows by doubling, so appending is cheap."""
+        if length <= self.capacity:
+            return
+        more = max(length, 2 * self.capacity) - self.capacity
+        self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
+
+    def mark(self) -> Mark:
+        """Lengths as they are now, for :meth:`restore`."""
+        return Mark(self.lengths.clone(), self.bound, self._common)
+
+    def restore(self, mark: Mark) -> None:
+        """Go back to marked lengths; rows that were written since are dropped, or written again by another layer."""
+        self.lengths.copy_(mark.lengths)
+        self.bound, self._common = mark.bound, mark.common
+
+    def replace(self, layer: int, k: Tensor, v: Tensor, which: slice = slice(None), first: int = 0) -> None:  # noqa: B008
+        """Put other rows in the place of some of a layer's; lengths are for :meth:`crop`.
+
+        Args:
+            layer: which layer.
+            k: keys [B, H, M, D] of the sequences ``which``.
+            v: values [B, H, M, D].
+            which: sequences.
+            first: row that the first goes to.
+        """
+        last = first + k.shape[2]
+        self.reserve(last)
+        self.keys[layer, which, :, first:last] = k
+        self.values[layer, which, :, first:last] = v
+
+    def edit(self, kept: Tensor, position: Tensor, length: int, turn: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Move kept rows of all layers of the only sequence to their places after an edit.
+
+        Args:
+            kept: rows that stay, int64 [n].
+            position: their new rows, int64 [n].
+            length: rows after the edit; those that are not in ``position`` hold garbage until they are written.
+            turn: ``turn(keys [L, H, n, D], shift [n])`` gives the keys turned by that many positions.
+        """
+        self.reserve(length)
+        keys, values = self.keys[:, 0, :, kept], self.values[:, 0, :, kept]
+        moved = position != kept
+        keys[:, :, moved] = turn(keys[:, :, moved], (position - kept)[moved])
+        self.keys[:, 0, :, position], self.values[:, 0, :, position] = keys, values
+        self.crop(length)
+
+    def reorder(self, sequences: Tensor) -> None:
+        """Sequence b becomes a copy of sequence ``sequences[b]``, int64 [B]: beams."""
+        self.keys[..., : self.bound, :] = self.keys[..., : self.bound, :].index_select(1, sequences)
+        self.values[..., : self.bound, :] = self.values[..., : self.bound, :].index_select(1, sequences)
+        self.lengths.copy_(self.lengths[sequences])
 
     def _ragged(self, bound: int) -> None:
         """Lengths have changed on the device: on a CPU look at them, elsewhere settle for a bound."""
