@@ -172,6 +172,10 @@ class Policy(ABC):
     def reorder(self, sequences: Tensor) -> None:
         """Follow the beams: sequence b continues sequence ``sequences[b]``, int64 [B]."""
 
+    def cache_heads(self, heads: int, kv_heads: int) -> int:
+        """Heads of the cache, for a layer of so many query heads and key/value heads."""
+        return kv_heads
+
     @abstractmethod
     def attend(self, step: Step, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         """Store and attend in one layer.
