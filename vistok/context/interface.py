@@ -26,7 +26,8 @@ DRAFT = 64  # a forward of up to so many tokens behind a filled cache is a decod
 class Report:
     """What the forwards since the policy's last prompt have read, and what is kept.
 
-    A row is the key or the value of one token in one key/value head of one layer; numbers are means over sequences.
+    A row is the key or the value of one token in one key/value head of one layer. Numbers are means over the sequences
+    of a batch, of which full attention reads as many rows as the longest has.
 
     Attributes:
         steps: decode steps and drafts.

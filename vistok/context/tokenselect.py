@@ -56,10 +56,12 @@ class TokenSelect(Policy):
             raise VistokError(f"threshold is {self.threshold}: it is a cosine, take -1 to 1, or None to choose always.")
 
     def prepare(self, model: nn.Module) -> None:
+        if self.rotary is not None:
+            return
         self.rotary = Rotary.of(model)
 
     def reset(self) -> None:
-        self._choices.clear()
+        self._choices = {}
 
     def reorder(self, sequences: Tensor) -> None:
         for choice in self._choices.values():
