@@ -8,6 +8,7 @@ flush left, so batches of different lengths need nothing more.
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,15 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from vistok.context.cache import ContextCache
-from vistok.context.interface import Policy, Report, Step
+from vistok.context.interface import Full, Policy, Report, Step
 from vistok.context.support import check_model
 from vistok.errors import VistokError
 from vistok.models.attach import Attachment, attached, unwrapped
 from vistok.models.huggingface import cache_argument, given_cache
+from vistok.samplers.targets.support import HALF_TOLERANCE, TOLERANCE
 from vistok.samplers.targets.tree_cache import TreeCache
 
 ATTENTION = "vistok_context"  # name of the attention among transformers'
 _HOME = "_vistok_context"
+TRIAL = 6  # tokens that tell whether a model's attention is the usual one
+_tried: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 _UNREAD = ("softcap", "s_aux", "position_bias")  # what attention functions of some models get besides
 
 
@@ -39,7 +43,6 @@ class Context(Attachment):
     slot = "context policy"
 
     def __init__(self, model: nn.Module, policy: Policy) -> None:
-        check_model(model)
         if attached(model, self.slot) is None:  # or the error that it is taken comes first
             policy.prepare(model)
         self.policy, self.last = policy, Report()
@@ -100,7 +103,7 @@ class Context(Attachment):
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.ndim == 2 and not bool(mask[:, -1].all()):
             raise VistokError("prompts must be padded on the left: set tokenizer.padding_side = 'left'.")
-        if given_cache(kwargs) is None:
+        if given_cache(kwargs) is None and kwargs.get("custom_generate") is None:  # which may have a cache of its own
             kwargs[cache_argument(self.model)] = ContextCache(self.layers, self.policy)
         return plain(inputs, generation_config, **kwargs)
 
@@ -331,4 +334,26 @@ def apply(model: nn.Module, policy: Policy) -> Context:
     model = unwrapped(model)
     if not isinstance(policy, Policy):
         raise VistokError(f"{policy!r} is no policy: pass one such as vistok.context.TidalDecode(top_k=256).")
+    check_model(model)
+    if active(model) is None and not model.training:  # dropout would be a difference too
+        _check_attention(model)
     return Context(model, policy)
+
+
+@torch.no_grad()
+def _check_attention(model: nn.Module) -> None:
+    """Raise VistokError if full attention over the package's cache gives a model other hidden states than its own."""
+    if model not in _tried:
+        decoder, device = model.get_decoder(), model.get_input_embeddings().weight.device
+        ids = 1 + torch.arange(TRIAL, device=device)[None] % max(1, decoder.config.vocab_size - 1)
+        with Context(model, Full()) as context:
+            with context.paused():
+                wanted = decoder(input_ids=ids, use_cache=False).last_hidden_state
+            first = decoder(input_ids=ids[:, :-1], use_cache=True)
+            cache = {cache_argument(decoder): given_cache(first)}
+            last = decoder(input_ids=ids[:, -1:], use_cache=True, **cache).last_hidden_state
+        found = torch.cat([first.last_hidden_state, last], 1)
+        apart = float((found - wanted).abs().max() / wanted.float().std().clamp(min=1e-12))
+        _tried[model] = apart <= TOLERANCE.get(wanted.dtype, HALF_TOLERANCE)
+    if not _tried[model]:
+        raise VistokError(f"{type(model).__name__} computes its attention in a way of its own: no policy can change it.")

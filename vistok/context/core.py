@@ -100,6 +100,9 @@ class CoreContext(Policy):
             return self.whole(q, k, v, scale)
         out, lengths = torch.zeros_like(q), []
         for which, rows, count in step.groups():
+            if count == 0:  # a part of the prompt that is padding in this sequence
+                lengths.append(rows)
+                continue
             tokens = int(step.tokens[which][0])
             parts = (x[which, :, :count] for x in (q, k, v))
             found, rows = self._group(step, layer, which, rows, tokens, *parts, scale)

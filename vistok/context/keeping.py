@@ -58,7 +58,7 @@ class Keeper(Policy):
             earlier = [part[b : b + 1] for part in earlier for b in range(len(part))]
         ends = []
         for number, (which, rows, count) in enumerate(groups):
-            received = earlier[number][..., :rows] if earlier else None
+            received = earlier[number][..., :rows] if earlier else k.new_zeros(*k[which].shape[:2], rows)
             for first in range(0, count, self.chunk):
                 last = min(first + self.chunk, count)
                 kept = self.shrink(layer, *(x[layer, which, :, :rows] for x in (cache.keys, cache.values)), received)

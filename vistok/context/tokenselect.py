@@ -117,7 +117,7 @@ class TokenSelect(Policy):
         if bool(stale.any()):
             step.count(share * k.shape[2], 0)
             votes = self.votes(query, k[:, :, self.init : k.shape[2] - local])
-            rows = votes.topk(self.top_k, sorted=False).indices.sort().values + self.init
+            rows = self.winners(votes) + self.init
             choice.rows[which] = torch.where(stale[:, None], rows, choice.rows[which])
             choice.query[which] = torch.where(stale[:, None], flat.float(), choice.query[which])
         return choice.rows[which]
@@ -135,6 +135,13 @@ class TokenSelect(Policy):
         if self.pool is None:
             return votes
         return F.max_pool1d(votes[:, None], self.pool, 1, self.pool // 2)[:, 0]
+
+    def winners(self, votes: Tensor) -> Tensor:
+        """The ``top_k`` candidates of most votes in their order, int64 [B, top_k] of [B, N]."""
+        if self.pool is None:
+            return votes.topk(self.top_k, sorted=False).indices.sort().values
+        # Neighbours share a maximum: among equals the first wins, whatever the batch.
+        return votes.sort(dim=-1, descending=True, stable=True).indices[:, : self.top_k].sort().values
 
 
 @dataclass
