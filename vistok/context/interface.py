@@ -86,7 +86,7 @@ class Step:
         self.decoding = not self.first and new <= DRAFT
         if mask is not None:
             self.first = new == mask.shape[-1]
-            self.decoding = not self.first and new <= DRAFT
+            self.decoding = not self.first  # whoever brings masks reads a prompt at once
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new rows [B, H, T, D] of a layer behind the old ones; returns all, [B, H, S, D]."""
