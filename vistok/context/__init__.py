@@ -14,6 +14,7 @@ _NAMES = {
     "ContextCache": f"{_HERE}.cache",
     "Coprocessor": f"{_HERE}.augmentation",
     "CoreContext": f"{_HERE}.core",
+    "Edit": f"{_HERE}.edits",
     "Edited": f"{_HERE}.edits",
     "Full": f"{_HERE}.interface",
     "HeavyHitters": f"{_HERE}.lococo",
@@ -29,7 +30,6 @@ _NAMES = {
     "active": f"{_HERE}.attachment",
     "apply": f"{_HERE}.attachment",
     "edit": f"{_HERE}.edits",
-    "read": f"{_HERE}.edits",
 }
 __all__ = list(_NAMES)
 __getattr__, __dir__ = lazy_attributes(__name__, _NAMES)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from vistok.context.cache import ContextCache
-from vistok.context.interface import Full, Policy, Report, Step
+from vistok.context.interface import Fill, Full, Policy, Report, Step
+from vistok.context.rotary import Rotary
 from vistok.context.support import check_model
 from vistok.errors import VistokError
 from vistok.models.attach import Attachment, attached, unwrapped
@@ -51,6 +52,8 @@ class Context(Attachment):
         self.layers = self.config.num_hidden_layers
         self._names = tuple(inspect.signature(type(self.decoder).forward).parameters)[1:]
         self._call: _Call | None = None
+        self._given: _Call | None = None  # for the next forward
+        self._rotary: Rotary | None = None
         super().__init__(model)
         self._earlier = self.config._attn_implementation
         self._modules = [m for m in self.decoder.modules() if hasattr(m, "layer_idx") and hasattr(m, "is_causal")]
@@ -62,6 +65,26 @@ class Context(Attachment):
         if attached(self.model, self.slot) is self:
             self._switch(on=False)
         super().remove()
+
+    @property
+    def rotary(self) -> Rotary:
+        """How keys of the model turn.
+
+        Raises:
+            VistokError: they cannot be turned.
+        """
+        if self._rotary is None:
+            with self.paused():
+                self._rotary = Rotary.of(self.model)
+        return self._rotary
+
+    @torch.no_grad()
+    def fill(self, cache: ContextCache, sequence: int, ids: Tensor, rows: Tensor, length: int) -> None:
+        """Run tokens [T] into given rows of a sequence of a cache, int64 [T]; see ``Fill``."""
+        call = _Call(None, len(rows), None)
+        call.step = Fill(cache.rows, sequence, rows, length)
+        self._given = call
+        self.decoder(input_ids=ids[None], position_ids=rows[None], use_cache=False)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -111,6 +134,9 @@ class Context(Attachment):
         self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
         if not self._on:
+            return None
+        if self._given is not None:
+            self._call, self._given = self._given, None
             return None
         kwargs = dict(zip(self._names, args, strict=False)) | kwargs
         given = kwargs.get("inputs_embeds")

@@ -145,13 +145,35 @@ class Step:
         return decode(q, k, v, None if visible is None else visible[:, None], scale)
 
 
+class Fill(Step):
+    """A forward of tokens that go to given rows of one sequence, between rows that are there already.
+
+    Args:
+        cache: where rows are.
+        sequence: which sequence.
+        rows: of the new tokens, int64 [T], ascending; every token sees all rows up to its own.
+        length: rows of the sequence when all are there.
+    """
+
+    def __init__(self, cache: KVCache, sequence: int, rows: Tensor, length: int) -> None:
+        super().__init__(None, len(rows), mask=torch.arange(length, device=rows.device) <= rows[None, :, None])
+        self.rows, self.into, self.sequence, self.length = rows, cache, sequence, length
+        self.first = self.decoding = False
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        both = (self.into.keys[layer, self.sequence], self.into.values[layer, self.sequence])
+        for cached, new in zip(both, (k, v), strict=True):
+            cached.index_copy_(1, self.rows, new[0])
+        return tuple(cached[None, :, : self.length] for cached in both)
+
+
 class Policy(ABC):
     """How a decoder keeps and reads its cache.
 
     Attributes:
         name: how commands call it.
         keeps_all: every row stays in the cache.
-        drafts: token trees can be checked under it.
+        drafts: rows lie as transformers would have them, so that token trees can be checked and cached text edited.
         trains: its forward without a cache has a gradient.
     """
 

@@ -66,10 +66,15 @@ class Rotary:
                 f"{name} has dynamic NTK rotations, whose base follows the length of the text, so cached keys cannot be "
                 "turned: take a model with another rope_type."
             )
+        if "mrope_section" in _options(config):
+            raise VistokError(f"{name} gives tokens of pictures three positions, so cached keys cannot be turned by one.")
         frequencies = getattr(module, "inv_freq", None)
         if not isinstance(frequencies, Tensor):
             raise VistokError(f"{name} has no one rotary embedding, so its cached keys cannot be turned to new positions.")
-        limit = _options(config).get("original_max_position_embeddings") if kind == "longrope" else None
+        limit = None
+        if kind == "longrope":
+            limit = _options(config).get("original_max_position_embeddings")
+            limit = limit or getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
         near, far = (_keys(model, position) for position in (1, 1 + FAR))
         frequencies = frequencies.detach().float().clone()
         for layout in ("half", "interleaved"):

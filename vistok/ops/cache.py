@@ -140,7 +140,7 @@ class KVCache:
         self.advance(count)
 
     def crop(self, lengths: int | Tensor) -> None:
-        """Shorten every sequence to a common length, or to [B] lengths of their own; none may grow."""
+        """Set a common length, or [B] lengths of their own; rows that were never written must not come into use."""
         if isinstance(lengths, int):
             self.lengths.fill_(lengths)
             self.bound, self._common = lengths, True
@@ -179,21 +179,19 @@ class KVCache:
         self.keys[layer, which, :, first:last] = k
         self.values[layer, which, :, first:last] = v
 
-    def edit(self, kept: Tensor, position: Tensor, length: int, turn: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Move kept rows of all layers of the only sequence to their places after an edit.
+    def move(self, sequence: int, rows: Tensor, to: Tensor, turn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        """Put rows of a sequence elsewhere, in all layers; lengths are for :meth:`crop`.
 
         Args:
-            kept: rows that stay, int64 [n].
-            position: their new rows, int64 [n].
-            length: rows after the edit; those that are not in ``position`` hold garbage until they are written.
-            turn: ``turn(keys [L, H, n, D], shift [n])`` gives the keys turned by that many positions.
+            sequence: which.
+            rows: those that move, int64 [n].
+            to: where to, int64 [n], below the capacity; other rows that lie there are lost.
+            turn: ``turn(keys [L, H, S, D], rows, to)`` gives their keys [L, H, n, D] as they are there.
         """
-        self.reserve(length)
-        keys, values = self.keys[:, 0, :, kept], self.values[:, 0, :, kept]
-        moved = position != kept
-        keys[:, :, moved] = turn(keys[:, :, moved], (position - kept)[moved])
-        self.keys[:, 0, :, position], self.values[:, 0, :, position] = keys, values
-        self.crop(length)
+        keys = turn(self.keys[:, sequence], rows, to)
+        values = self.values[:, sequence].index_select(2, rows)
+        self.keys[:, sequence].index_copy_(2, to, keys)
+        self.values[:, sequence].index_copy_(2, to, values)
 
     def reorder(self, sequences: Tensor) -> None:
         """Sequence b becomes a copy of sequence ``sequences[b]``, int64 [B]: beams."""
