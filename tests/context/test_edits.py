@@ -86,8 +86,8 @@ def test_an_edit_in_front_of_deep_layers_stays_near_a_new_reading():
 
 
 def test_rotations_that_change_with_the_length_are_refused_where_they_do():
-    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "original_max_position_embeddings": 32}
-    model = tiny("phi3", rope_parameters={"rope_type": "longrope", "rope_theta": 1e4} | factors)
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    model = tiny("phi3", rope_parameters=rope, original_max_position_embeddings=32)
     with context.apply(model, context.Full()):
         ids = text(20)
         edited = context.edit(model, ids, given_cache(model(input_ids=ids)), [Edit(19, 20, [5])])

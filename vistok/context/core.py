@@ -89,6 +89,9 @@ class CoreContext(Policy):
         if self.pool not in ("core", "mean", "max"):
             raise VistokError(f"pool is '{self.pool}': choose 'core', 'mean' or 'max'.")
 
+    def rows(self, tokens: int) -> int:
+        return tokens // self.group + tokens - self.dropped(tokens) * self.group
+
     def cache_heads(self, heads: int, kv_heads: int) -> int:
         return kv_heads if self.heads == "kv" else heads
 

@@ -195,6 +195,10 @@ class Policy(ABC):
     def reorder(self, sequences: Tensor) -> None:
         """Follow the beams: sequence b continues sequence ``sequences[b]``, int64 [B]."""
 
+    def rows(self, tokens: int) -> int:
+        """Rows that a layer holds of so many tokens."""
+        return tokens
+
     def cache_heads(self, heads: int, kv_heads: int) -> int:
         """Heads of the cache, for a layer of so many query heads and key/value heads."""
         return kv_heads

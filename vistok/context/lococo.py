@@ -142,6 +142,9 @@ class HeavyHitters(Keeper):
             raise VistokError(f"local is {self.local}: take 0 to {self.memory}, the rows that stay.")
         self.reset()
 
+    def rows(self, tokens: int) -> int:
+        return min(tokens, self.memory)
+
     def shrink(self, layer: int, k: Tensor, v: Tensor, received: Tensor | None) -> tuple[Tensor, Tensor] | None:
         if k.shape[2] <= self.memory + SLACK:
             return None

@@ -38,6 +38,9 @@ class SnapKV(Policy):
         if self.pool < 1 or self.pool % 2 == 0:
             raise VistokError(f"pool is {self.pool}: take an odd width, or 1 for none.")
 
+    def rows(self, tokens: int) -> int:
+        return min(tokens, self.budget)
+
     def attend(self, step: Step, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         keys, values = step.write(layer, k, v)
         out = step.dense(layer, q, keys, values, scale)

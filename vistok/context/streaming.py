@@ -36,6 +36,9 @@ class StreamingLLM(Keeper):
         at_least("chunk", self.chunk, 1)
         self.reset()
 
+    def rows(self, tokens: int) -> int:
+        return min(tokens, self.sinks + self.window)
+
     def shrink(self, layer: int, k: Tensor, v: Tensor, received: Tensor | None) -> tuple[Tensor, Tensor] | None:
         last = self.window - 1  # beside the token that comes
         if k.shape[2] <= self.sinks + last:
