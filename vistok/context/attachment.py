@@ -232,7 +232,7 @@ class Context(Attachment):
         step = call.step
         if step.cache is not None:
             step.cache.restore(step.start)
-        if call.cache is None:
+        if call.cache is None or (policy.learns and self.model.training):
             out = policy.attend(step, module.layer_idx, call.flush(q), call.flush(k), call.flush(v), scale)
             return call.back(out).transpose(1, 2)
         with torch.no_grad():

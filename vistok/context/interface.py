@@ -175,12 +175,14 @@ class Policy(ABC):
         keeps_all: every row stays in the cache.
         drafts: rows lie as transformers would have them, so that token trees can be checked and cached text edited.
         trains: its forward without a cache has a gradient.
+        learns: in training mode its forward with a cache has one, within the tokens of that forward.
     """
 
     name: ClassVar[str]
     keeps_all: ClassVar[bool] = True
     drafts: ClassVar[bool] = False
     trains: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
 
     def prepare(self, model: nn.Module) -> None:
         """Look at the model before the first forward.

@@ -63,12 +63,16 @@ class Keeper(Policy):
                 last = min(first + self.chunk, count)
                 kept = self.shrink(layer, *(x[layer, which, :, :rows] for x in (cache.keys, cache.values)), received)
                 if kept is not None:
-                    cache.replace(layer, *kept, which)
+                    cache.replace(layer, *(x.detach() for x in kept), which)
                     rows = kept[0].shape[2]
-                cache.replace(layer, k[which, :, first:last], v[which, :, first:last], which, rows)
+                new = (k[which, :, first:last], v[which, :, first:last])
+                cache.replace(layer, *(x.detach() for x in new), which, rows)
                 seen = self.visible(int(step.tokens[which][0]) + first, rows, last - first)
+                part = [x[layer, which, :, : rows + last - first] for x in (cache.keys, cache.values)]
+                if torch.is_grad_enabled():  # gradients reach this chunk and what has just been mixed, no further back
+                    old = [x[:, :, :rows].clone() for x in part] if kept is None else kept
+                    part = [torch.cat(pair, 2) for pair in zip(old, new, strict=True)]
                 rows += last - first
-                part = (x[layer, which, :, :rows] for x in (cache.keys, cache.values))
                 found, received = self._attention(q[which, :, first:last], *part, seen, scale)
                 out[which, :, first:last] = found
                 step.count(rows * len(found) / len(q), rows * len(found) / len(q))
@@ -88,7 +92,7 @@ class Keeper(Policy):
             return decode(q, k, v, None if visible is None else visible[:, None], scale), None
         weights = attention_weights(q, k, visible, scale)
         out = weights.to(v.dtype).flatten(2, 3) @ v
-        return out.view(q.shape), weights.sum((2, 3))
+        return out.view(q.shape), weights.detach().sum((2, 3))
 
 
 def attention_weights(q: Tensor, k: Tensor, visible: Tensor | None, scale: float | None) -> Tensor:

@@ -7,17 +7,19 @@ query heads pay is summed), batches may be ragged, and the drop is a policy of i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.context.interface import at_least
 from vistok.context.keeping import Keeper, top_rows
 from vistok.errors import VistokError
+from vistok.models.huggingface import cache_argument, given_cache
 from vistok.ops.selection import gather_rows
 
 SLACK = 16  # rows beyond the memory before it is compressed, as published
@@ -171,6 +173,7 @@ class LoCoCo(HeavyHitters):
     savers: nn.ModuleList | None = field(default=None, init=False, repr=False)
 
     name = "lococo"
+    learns: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.memory, self.local = self.mixing.memory, self.mixing.local
@@ -225,3 +228,27 @@ def load_savers(savers: nn.ModuleList, weights: Mapping[str, Tensor] | str | Pat
     with torch.no_grad():
         for name, tensor in found.items():
             wanted[name].copy_(tensor)
+
+
+def chunk_losses(model: nn.Module, ids: Tensor, chunk: int = 512) -> Iterator[Tensor]:
+    """The losses of a text's chunks, each read over the compressed cache of those before, as LoCoCo is trained.
+
+    Take an optimizer step, or accumulate, after each: gradients reach the convolutions through one chunk alone. The
+    model must be in training mode, under :class:`LoCoCo`, whose ``savers`` hold the parameters.
+
+    Args:
+        model: a causal LM under ``vistok.context.apply(model, LoCoCo(...))``.
+        ids: texts, int64 [B, T].
+        chunk: tokens that are read together.
+
+    Yields:
+        Mean cross-entropy in nats of the next tokens of each chunk, the first of the next chunk included.
+    """
+    argument, cache = cache_argument(model), None
+    for first in range(0, ids.shape[1] - 1, chunk):
+        inputs = ids[:, first : first + chunk]
+        targets = ids[:, first + 1 : first + chunk + 1]
+        given = {} if cache is None else {argument: cache}
+        output = model(input_ids=inputs[:, : targets.shape[1]], use_cache=True, **given)
+        cache = given_cache(output)
+        yield F.cross_entropy(output.logits.flatten(0, 1).float(), targets.flatten())

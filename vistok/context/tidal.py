@@ -83,7 +83,8 @@ class TidalDecode(Policy):
         step.count(rows, rows)
         visible = step.visible
         grouped = q.unflatten(1, (kv_heads, -1)).flatten(2, 3)  # [B, Hkv, G * T, D]
-        scores = (k @ (grouped * (dim**-0.5 if scale is None else scale)).mT).mT.float().unflatten(2, (-1, new))
+        scores = (k @ (grouped * (dim**-0.5 if scale is None else scale)).mT).mT.contiguous()
+        scores = scores.float().unflatten(2, (-1, new))
         if visible is not None:
             scores = scores.masked_fill(~visible[:, None, None], -torch.inf)
         weights = scores.softmax(-1)

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vistok.ops.attention import attention
-from vistok.ops.dispatch import on_triton
 
 HIDDEN = -torch.inf
 
@@ -31,19 +30,16 @@ def vote_rows(q: Tensor, k: Tensor, visible: Tensor | None = None, *, scale: flo
         float32 (float64 for float64 keys) [B, S]; 0 for rows that are no candidates. Each sequence sums to Hq where it
         has candidates.
     """
-    if on_triton(q, k) and k.dtype != torch.float64:
-        from vistok.ops.kernels.selection import vote_rows as kernel
-
-        return kernel(q, k, visible, scale=scale, modulo=modulo)
     kv_heads = k.shape[1]
     wide = torch.float64 if k.dtype == torch.float64 else torch.float32
     split = (-1, kv_heads) if modulo else (kv_heads, -1)
     grouped = q.to(wide).unflatten(1, split)
     grouped = grouped.transpose(1, 2) if modulo else grouped  # [B, Hkv, G, D]
-    scores = k.to(wide) @ grouped.mT * scale  # [B, Hkv, S, G]
+    scores = (k.to(wide) @ (grouped * scale).mT).mT.contiguous()  # [B, Hkv, G, S]; a product with k.mT copies k
     if visible is not None:
-        scores = scores.masked_fill(~visible[:, None, :, None], HIDDEN)
-    return scores.softmax(2).nan_to_num(0.0).sum((1, 3))
+        scores = scores.masked_fill(~visible[:, None, None], HIDDEN)
+    weights = scores.softmax(-1)
+    return (weights if visible is None else weights.nan_to_num(0.0)).sum((1, 2))
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -85,10 +81,6 @@ def gathered_attention(
         [B, Hq, T, D]. A query that sees no row gets zeros.
     """
     heads, kv_heads = q.shape[1], k.shape[1]
-    if on_triton(q, k, v) and k.dtype != torch.float64:
-        from vistok.ops.kernels.selection import gathered_attention as kernel
-
-        return kernel(q, k, v, index, visible, scale=scale)
     group = heads // kv_heads
     if index.shape[1] == heads != kv_heads:
         k, v = (x[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (k, v))

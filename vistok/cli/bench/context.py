@@ -16,7 +16,9 @@ def context(
     lengths: Annotated[str, typer.Option(help="Tokens of the text, by commas.")] = "4096,16384,65536",
     budget: Annotated[int, typer.Option(min=512, help="Keys that a policy reads or keeps.")] = 1024,
     layers: Annotated[int, typer.Option(min=4, help="Layers of the random model.")] = 16,
-    width: Annotated[int, typer.Option(min=64, help="Its hidden size, a multiple of 64 * 4.")] = 1024,
+    width: Annotated[int, typer.Option(min=8, help="Its hidden size.")] = 512,
+    heads: Annotated[int, typer.Option(min=1, help="Its query heads, of 64.")] = 16,
+    kv_heads: Annotated[int, typer.Option(min=1, help="Its key/value heads.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Decode steps of each policy.")] = 5,
     edit: Annotated[int, typer.Option(min=0, help="Tokens inserted into a cached text of 4096; 0: no edits.")] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
@@ -36,16 +38,18 @@ def context(
         sizes = [int(word) for word in lengths.split(",")]
     except ValueError as error:
         raise VistokError(f"--lengths is '{lengths}': give numbers by commas, such as 4096,16384.") from error
-    if min(sizes) < 1 or width % 256:
-        raise VistokError("--lengths must be 1 or more, and --width a multiple of 256.")
+    if min(sizes) < 1:
+        raise VistokError("--lengths must be 1 or more.")
+    if heads % kv_heads:
+        raise VistokError(f"--heads is {heads}: take a multiple of --kv-heads, which is {kv_heads}.")
     from vistok.cli.bench.report import write_report
     from vistok.eval.decoding.comparison import choose_entries, table
     from vistok.eval.decoding.context import COLUMNS, EDITS, random_model, standard_policies, time_edit, time_steps
     from vistok.progress import progress
     from vistok.runtime import resolve_device, resolve_dtype
 
-    heads = width // 64
-    model = random_model(layers, width, heads, heads // 4, max(sizes) + 64).to(resolve_device(device), resolve_dtype(dtype))
+    model = random_model(layers, width, heads, kv_heads, max(*sizes, 4096) + 64)
+    model = model.to(resolve_device(device), resolve_dtype(dtype))
     entries = standard_policies(budget)
     if policies is not None:
         entries = choose_entries(entries, [word.strip() for word in policies.split(",")], "policy")
@@ -59,5 +63,6 @@ def context(
         found = time_edit(model, 4096, edit)
         rows += found
         tables += [f"{edit} tokens inserted into a cached text of 4096", table(found, EDITS, "method")]
-    settings = {"layers": layers, "width": width, "budget": budget, "steps": steps, "device": device, "dtype": dtype}
+    shape = {"layers": layers, "width": width, "heads": heads, "kv_heads": kv_heads}
+    settings = {**shape, "budget": budget, "steps": steps, "device": device, "dtype": dtype}
     write_report(settings, rows, tables, json)
