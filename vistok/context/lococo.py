@@ -233,8 +233,9 @@ def load_savers(savers: nn.ModuleList, weights: Mapping[str, Tensor] | str | Pat
 def chunk_losses(model: nn.Module, ids: Tensor, chunk: int = 512) -> Iterator[Tensor]:
     """The losses of a text's chunks, each read over the compressed cache of those before, as LoCoCo is trained.
 
-    Take an optimizer step, or accumulate, after each: gradients reach the convolutions through one chunk alone. The
-    model must be in training mode, under :class:`LoCoCo`, whose ``savers`` hold the parameters.
+    Take an optimizer step, or accumulate, after each: gradients reach the convolutions through one chunk alone, and not
+    at all (``requires_grad`` is false) where the cache had room. The model must be in training mode, under
+    :class:`LoCoCo`, whose ``savers`` hold the parameters.
 
     Args:
         model: a causal LM under ``vistok.context.apply(model, LoCoCo(...))``.
