@@ -101,19 +101,10 @@ def test_two_processes_train_what_one_trains(tmp_path):
     recipe.write_text(yaml.safe_dump(VQ.to_dict() | {"aliases": [], "log_every": 1, "steps": 3}))
     shares = {}
     for count in (1, 2):
-        launch = [
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            str(count),
-            "--master-port",
-            "0",
-            "-m",
-            "vistok",
-            "--",
-        ]
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "vistok", "--"]
         command = [sys.executable, *launch, "train", str(recipe), "--out", str(tmp_path / str(count))]
-        ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout.count("psnr") == 1
         shares[count] = [
