@@ -15,7 +15,7 @@ from vistok.eval.decoding.estimate import Estimate
 from vistok.eval.decoding.images import draw_in_turn, images_of
 from vistok.eval.decoding.samplers import COLUMNS, choose_samplers, standard_entries, summarise
 from vistok.eval.decoding.scores import DETECTOR, GAIN, score_trials
-from vistok.models.heads.eagle import Eagle, EagleConfig
+from vistok.models.heads.eagle import EagleConfig, EagleNetwork
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.pipelines import Pipeline, expand
 from vistok.samplers import Autoregressive, Lantern, SamplingParams, SpeculativeJacobi, Stats
@@ -138,7 +138,7 @@ def test_samplers_are_prepared_as_the_pipeline_prepares_them(pipe, monkeypatch):
         return prepared[-1]
 
     monkeypatch.setattr(Lantern, "prepare", prepare)
-    network = Eagle(EagleConfig(40, 32, 48, 2, grid=4, cls_token_num=1)).eval()
+    network = EagleNetwork(EagleConfig(40, 32, 48, 2, grid=4, cls_token_num=1)).eval()
     lantern = Lantern(network, k=3, delta=0.3, drafts=4, depth=2, top_k=2)
     entries = [Entry("ar", Autoregressive()), Entry("lantern", lantern, False)]
     samples = expand([3, 5], 1)

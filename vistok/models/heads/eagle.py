@@ -215,7 +215,7 @@ class EagleLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class Eagle(_Drafter):
+class EagleNetwork(_Drafter):
     """Drafter of EAGLE-1, EAGLE-2 and, with a ``grid``, of LANTERN for LlamaGen; logits come from the target's head."""
 
     def __init__(self, config: EagleConfig):
@@ -273,7 +273,7 @@ class Eagle3Layer(nn.Module):
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
-class Eagle3(_Drafter):
+class Eagle3Network(_Drafter):
     """Drafter of EAGLE-3. Where a published file lacks ``embed_tokens``, the target's table must be given to the model
     by ``share_embedding``.
     """
