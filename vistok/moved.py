@@ -41,6 +41,8 @@ MOVED = {
     "vistok.models.eagle": "vistok.models.heads.eagle",
     "vistok.models.pretrained": "vistok.zoo.pretrained",
     "vistok.models.text": "vistok.models.text_encoder",
+    "vistok.projectors.attention": "vistok.models.families.attention",
+    "vistok.projectors.capture": "vistok.models.families.capture",
     "vistok.projectors.ask": "vistok.eval.answers.ask",
     "vistok.projectors.layer_pruning": "vistok.projectors.apply.layers",
     "vistok.projectors.lmms": "vistok.eval.harnesses.lmms",
