@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.models.interface import Condition
-from vistok.samplers.loop import Drafter, Run, Verifier, generate
+from vistok.samplers.loop import Drafter, Run, Verifier, decode
 from vistok.samplers.noise import Noise
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.stats import Stats
@@ -143,4 +143,4 @@ class AutoregressiveSampler:
         """Draws a batch of images; see ``Sampler.sample``."""
         drafter, verifier = self.parts(model, params, len(condition))
         target = target_of(model, condition, params, drafter.nodes)
-        return generate(target, drafter, verifier, params, noise, progress)
+        return decode(target, drafter, verifier, params, noise, progress)

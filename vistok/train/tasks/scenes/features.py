@@ -12,10 +12,11 @@ from torch import Tensor
 from vistok.data.scenes.splits import HELD_OUT, check_training_seed
 from vistok.files import atomic_path
 from vistok.models.vision.inception import fold_batch_norms
-from vistok.models.vision.scenes import SceneFeatures, SceneFeaturesObjective, training_batch
+from vistok.models.vision.scenes import SceneFeatures
 from vistok.train.export import write_training_card
 from vistok.train.options import NoEntries, read_options
 from vistok.train.recipe import Recipe
+from vistok.train.tasks.scenes.features_objective import SceneFeaturesObjective, training_batch
 from vistok.train.trainer import Task
 
 STATISTICS_BATCHES = 8  # from which the batch norms of the averaged weights are estimated
