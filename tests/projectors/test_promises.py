@@ -8,8 +8,7 @@ from transformers import DynamicCache, LogitsProcessorList, MaxLengthCriteria, S
 
 from tests.projectors import tiny
 from vistok.errors import VistokError
-from vistok.models.huggingface import given_cache
-from vistok.models.huggingface import cache_argument
+from vistok.models.huggingface import cache_argument, given_cache
 from vistok.projectors import FastV, Uniform, VtcCls, compress
 
 GREEDY = {"do_sample": False}
@@ -176,7 +175,7 @@ def test_prompt_lookup_and_assistants_change_nothing(llava, compressor, seed):
 
 @torch.no_grad()
 def test_candidates_behind_a_prompt_leave_no_trace_in_a_cropped_cache(llava):
-    """Assisted decoding runs the prompt with candidates behind it, and takes those that are refused out of the cache."""
+    """Assisted decoding runs the prompt with candidates behind it, and crops those that are refused."""
     from transformers import DynamicCache
 
     inputs = tiny.llava_inputs(pictures=(1,), lengths=((5, 9),), seed=0)
