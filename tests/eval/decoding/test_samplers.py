@@ -181,4 +181,4 @@ def test_generators_of_ordered_tokens_are_measured_too(tokenizer):
     assert min(forward_cost(pipe.model, params, widths=(1, 2), repeats=1).values()) > 0
     rows = summarise(draw_in_turn(pipe, entries, samples, params))
     assert [row.name for row in rows] == ["ar", "recycling", "sjd:window=2"]
-    assert rows[1].forwards <= rows[0].forwards == 3
+    assert rows[1].figures["forwards"] <= rows[0].figures["forwards"] == 3
