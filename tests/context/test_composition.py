@@ -23,7 +23,9 @@ def test_draft_trees_are_checked_exactly_where_nothing_is_left_out(policy, model
     inputs = ragged()
     plain = model.generate(**inputs, max_new_tokens=12, do_sample=False)
     with context.apply(model, policy()):
-        out = model.generate(**inputs, max_new_tokens=12, do_sample=False, custom_generate=Speculation(TokenRecycling()))
+        out = model.generate(
+            **inputs, max_new_tokens=12, do_sample=False, custom_generate=Speculation(TokenRecycling())
+        )
     assert torch.equal(out, plain)
 
 

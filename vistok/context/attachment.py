@@ -213,7 +213,9 @@ class Context(Attachment):
         report, step = self.last, call.step
         added = torch.tensor(call.new) if step.counts is None else step.counts
         if call.cache is not None:
-            call.cache.tokens = call.cache.step_tokens(call.batch, step.cache.lengths.device) + added.to(step.cache.lengths)
+            call.cache.tokens = call.cache.step_tokens(call.batch, step.cache.lengths.device) + added.to(
+                step.cache.lengths
+            )
             call.cache.columns += call.new
             report.tokens, report.kept = call.cache.tokens.tolist(), step.cache.lengths.tolist()
         if step.decoding:
@@ -225,7 +227,9 @@ class Context(Attachment):
         """The attention of one layer, [B, T, Hq, D] of [B, H, T, D]."""
         call = self._call
         if k.shape[3] != v.shape[3]:
-            raise VistokError(f"{type(self.model).__name__} has values narrower than keys: no policy can keep them yet.")
+            raise VistokError(
+                f"{type(self.model).__name__} has values narrower than keys: no policy can keep them yet."
+            )
         policy = self.policy if call.cache is None else call.cache.policy
         if call.step is None:
             call.begin(q, k, self.last)
@@ -382,4 +386,6 @@ def _check_attention(model: nn.Module) -> None:
         apart = float((found - wanted).abs().max() / wanted.float().std().clamp(min=1e-12))
         _tried[model] = apart <= TOLERANCE.get(wanted.dtype, HALF_TOLERANCE)
     if not _tried[model]:
-        raise VistokError(f"{type(model).__name__} computes its attention in a way of its own: no policy can change it.")
+        raise VistokError(
+            f"{type(model).__name__} computes its attention in a way of its own: no policy can change it."
+        )

@@ -51,7 +51,7 @@ def augmentation_layout(length: int, points: Tensor, latents: int, ahead: int) -
     Raises:
         VistokError: a point is outside the text, or has fewer than ``ahead`` tokens behind it.
     """
-    if len(points) and not (0 <= int(points.min()) and int(points.max()) + ahead < length):
+    if len(points) and not (int(points.min()) >= 0 and int(points.max()) + ahead < length):
         raise VistokError(f"points {points.tolist()} need {ahead} tokens behind each within the {length} of the text.")
     mask, positions = _rows(length, points, latents)
     decoder_mask, decoder_positions = _rows(length, points, latents + ahead)
@@ -87,7 +87,9 @@ class Coprocessor(nn.Module):
         self.model.requires_grad_(True)
         self.model.set_input_embeddings(nn.Identity())  # soft tokens are its only input
         # Soft tokens begin as ordinary words do, each another.
-        start = table.detach().mean(0) + table.detach().std(0) * torch.randn(latents, table.shape[1], device=table.device)
+        start = table.detach().mean(0) + table.detach().std(0) * torch.randn(
+            latents, table.shape[1], device=table.device
+        )
         self.soft = nn.Parameter(start.to(table.dtype))
 
     def forward(self, cache: Any, mask: Tensor, positions: Tensor) -> Tensor:
@@ -142,7 +144,9 @@ def text_cache(model: nn.Module, ids: Tensor) -> Any:
     return given_cache(decoder(input_ids=ids, use_cache=True, **{cache_argument(decoder): DynamicCache()}))
 
 
-def augmentation_loss(model: nn.Module, coprocessor: Coprocessor, ids: Tensor, points: Tensor, ahead: int = 16) -> Tensor:
+def augmentation_loss(
+    model: nn.Module, coprocessor: Coprocessor, ids: Tensor, points: Tensor, ahead: int = 16
+) -> Tensor:
     """Mean cross-entropy in nats of the tokens behind several points, each read behind its latents.
 
     Gradients reach the coprocessor alone: the decoder's weights are not trained.

@@ -163,11 +163,15 @@ class CoreContext(Policy):
         """Groups whose raw tokens nobody sees behind so many tokens."""
         return min(max(0, tokens + 1 - self.window) // self.group, tokens // self.group)
 
-    def cores(self, q: Tensor, k: Tensor, v: Tensor, first: int, raw: int, scale: float | None) -> tuple[Tensor, Tensor]:
+    def cores(
+        self, q: Tensor, k: Tensor, v: Tensor, first: int, raw: int, scale: float | None
+    ) -> tuple[Tensor, Tensor]:
         """Core tokens of the groups that the tokens ``first ..`` of ``q`` complete; ``k, v`` begin at token ``raw``."""
         size = self.group
         begin, end = first // size, (first + q.shape[2]) // size
-        keys, values = (x[:, :, begin * size - raw : end * size - raw].unflatten(2, (end - begin, size)) for x in (k, v))
+        keys, values = (
+            x[:, :, begin * size - raw : end * size - raw].unflatten(2, (end - begin, size)) for x in (k, v)
+        )
         if begin == end:
             return k[:, :, :0], v[:, :, :0]
         if self.pool == "mean":

@@ -120,7 +120,9 @@ def _check_cache(cache: ContextCache, texts: list[Tensor]) -> None:
     if not isinstance(cache, ContextCache) or cache.rows is None:
         raise VistokError("there is nothing to edit: give the cache that a call under the policy has filled.")
     wanted = [len(text) for text in texts]
-    if len(cache.tokens) != len(wanted) or any(n - c not in (0, 1) for n, c in zip(wanted, cache.tokens.tolist(), strict=True)):
+    if len(cache.tokens) != len(wanted) or any(
+        n - c not in (0, 1) for n, c in zip(wanted, cache.tokens.tolist(), strict=True)
+    ):
         raise VistokError(
             f"the cache holds {cache.tokens.tolist()} tokens and the texts have {wanted}: give the texts whose tokens, or "
             "all tokens but the last, it holds."

@@ -19,7 +19,9 @@ from vistok.errors import VistokError
 from vistok.ops import KVCache, attention
 from vistok.ops.selection import decode
 
-DRAFT = 64  # a forward of up to so many tokens behind a filled cache is a decode step or a draft, not a part of a prompt
+DRAFT = (
+    64  # a forward of up to so many tokens behind a filled cache is a decode step or a draft, not a part of a prompt
+)
 
 
 @dataclass

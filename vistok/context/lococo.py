@@ -59,7 +59,9 @@ class Mixing:
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise VistokError(f"kernel is {self.kernel}: take an odd width.")
         if not 0 <= self.local <= self.heavy:
-            raise VistokError(f"local is {self.local}, but {self.heavy} rows are kept as they are: take 0 to {self.heavy}.")
+            raise VistokError(
+                f"local is {self.local}, but {self.heavy} rows are kept as they are: take 0 to {self.heavy}."
+            )
         if self.activation not in ACTIVATIONS:
             raise VistokError(f"unknown activation '{self.activation}': choose {', '.join(filter(None, ACTIVATIONS))}.")
 
@@ -218,7 +220,9 @@ def load_savers(savers: nn.ModuleList, weights: Mapping[str, Tensor] | str | Pat
     missing, unexpected = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing or unexpected:
         what = f"lack {missing[0]}" if missing else f"have {unexpected[0]}, which is not wanted"
-        raise VistokError(f"the LoCoCo weights {what}: name those of this model, and the Mixing that they were made with.")
+        raise VistokError(
+            f"the LoCoCo weights {what}: name those of this model, and the Mixing that they were made with."
+        )
     for name, tensor in found.items():
         if tensor.shape != wanted[name].shape:
             raise VistokError(

@@ -67,10 +67,14 @@ class Rotary:
                 "turned: take a model with another rope_type."
             )
         if "mrope_section" in _options(config):
-            raise VistokError(f"{name} gives tokens of pictures three positions, so cached keys cannot be turned by one.")
+            raise VistokError(
+                f"{name} gives tokens of pictures three positions, so cached keys cannot be turned by one."
+            )
         frequencies = getattr(module, "inv_freq", None)
         if not isinstance(frequencies, Tensor):
-            raise VistokError(f"{name} has no one rotary embedding, so its cached keys cannot be turned to new positions.")
+            raise VistokError(
+                f"{name} has no one rotary embedding, so its cached keys cannot be turned to new positions."
+            )
         limit = None
         if kind == "longrope":
             limit = _options(config).get("original_max_position_embeddings")

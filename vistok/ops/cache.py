@@ -164,7 +164,7 @@ class KVCache:
         self.lengths.copy_(mark.lengths)
         self.bound, self._common = mark.bound, mark.common
 
-    def replace(self, layer: int, k: Tensor, v: Tensor, which: slice = slice(None), first: int = 0) -> None:  # noqa: B008
+    def replace(self, layer: int, k: Tensor, v: Tensor, which: slice = slice(None), first: int = 0) -> None:
         """Put other rows in the place of some of a layer's; lengths are for :meth:`crop`.
 
         Args:

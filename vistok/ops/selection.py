@@ -16,7 +16,9 @@ from vistok.ops.attention import attention
 HIDDEN = -torch.inf
 
 
-def vote_rows(q: Tensor, k: Tensor, visible: Tensor | None = None, *, scale: float = 1.0, modulo: bool = False) -> Tensor:
+def vote_rows(
+    q: Tensor, k: Tensor, visible: Tensor | None = None, *, scale: float = 1.0, modulo: bool = False
+) -> Tensor:
     """The share of attention that every cached row gets, summed over query heads.
 
     Args:

@@ -231,7 +231,9 @@ def involve(model: nn.Module, select: Selection, layers: Sequence[int] | None = 
     decoder = base.get_decoder()
     found = list(getattr(decoder, "layers", ()))
     if not found or not hasattr(found[0], "self_attn"):
-        raise VistokError(f"{type(base).__name__} has no decoder layers with self_attn: tokens cannot be left out of it.")
+        raise VistokError(
+            f"{type(base).__name__} has no decoder layers with self_attn: tokens cannot be left out of it."
+        )
     chosen = list(range(2, len(found) - 1)) if layers is None else list(layers)
     if wrong := [index for index in chosen if not 0 <= index < len(found)]:
         raise VistokError(f"there is no layer {wrong[0]}: the model has layers 0 to {len(found) - 1}.")
@@ -271,7 +273,9 @@ class _Involved:
         if arguments.get("cache") is not None or arguments.get("past_key_values") is not None:
             raise VistokError("a layer that leaves tokens out keeps no cache: call the model with use_cache=False.")
         if args or "position_embeddings" not in arguments:
-            raise VistokError(f"{type(self.layer).__name__} takes no position_embeddings: tokens cannot be left out of it.")
+            raise VistokError(
+                f"{type(self.layer).__name__} takes no position_embeddings: tokens cannot be left out of it."
+            )
         length = hidden_states.shape[1]
         with torch.no_grad():
             kept = self.select(self.index, self.layer, hidden_states, arguments)

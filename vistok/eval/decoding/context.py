@@ -35,7 +35,12 @@ COLUMNS = (
     Column("of bound", "of_bound", ".0%"),
     Column("kept", "kept", ".1%"),
 )
-EDITS = (Column("s", "seconds"), Column("speed-up", "speed_up"), Column("tokens run", "run", ".0f"), Column("cost", "cost", ".1%"))
+EDITS = (
+    Column("s", "seconds"),
+    Column("speed-up", "speed_up"),
+    Column("tokens run", "run", ".0f"),
+    Column("cost", "cost", ".1%"),
+)
 DYNAMIC = "transformers DynamicCache"
 
 
@@ -158,7 +163,9 @@ def time_steps(
 @torch.no_grad()
 def time_edit(model: nn.Module, tokens: int, inserted: int, repeats: int = 3) -> list[Row]:
     """Times an insertion in the first quarter of a cached text against a new prefill of the edited one."""
-    ids = torch.randint(model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(1)).to(model.device)
+    ids = torch.randint(model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(1)).to(
+        model.device
+    )
     change = [context.Edit(tokens // 8, tokens // 8, list(range(inserted)))]
     spent: dict[str, list[float]] = {"new prefill": [], "edit": []}
     with context.apply(model, context.Full()) as at_work:
