@@ -28,8 +28,8 @@ SMALL = {
     "tidal": lambda: context.TidalDecode(8, 1),
     "tidal-query": lambda: context.TidalDecode(8, 1, heads="query"),
     "tidal-vote": lambda: context.TidalDecode(8, 1, pool="vote"),
-    "tokenselect": lambda: context.TokenSelect(4, 2, 4, chunk=8),
-    "tokenselect-pool": lambda: context.TokenSelect(4, 2, 4, chunk=8, pool=3, threshold=None),
+    "tokenselect": lambda: context.TokenSelect(4, 2, 10, chunk=8),
+    "tokenselect-pool": lambda: context.TokenSelect(4, 2, 10, chunk=8, pool=3, threshold=None),
     "core": lambda: context.CoreContext(4, 8),
     "core-query": lambda: context.CoreContext(4, 10, heads="query"),
     "core-mean": lambda: context.CoreContext(4, 6, pool="mean"),
@@ -251,7 +251,7 @@ def test_a_foreign_cache_and_a_changed_mask_are_refused(model):
             model(**later, attention_mask=torch.ones(3, 2))
         with pytest.raises(VistokError, match="hides cached tokens"):
             model(**later, attention_mask=torch.ones(3, 41))
-    with context.apply(model, context.StreamingLLM(2, 8)), pytest.raises(VistokError, match="tidal.*streaming"):
+    with context.apply(model, context.StreamingLLM(2, 8)), pytest.raises(VistokError, match=r"tidal.*streaming"):
         model(**later)
 
 

@@ -40,7 +40,7 @@ def test_draft_trees_run_on_sparse_reads(pool, model):
 
 
 def test_a_policy_that_cannot_take_drafts_says_so(model):
-    with context.apply(model, context.StreamingLLM()), pytest.raises(VistokError, match="streaming.*TidalDecode"):
+    with context.apply(model, context.StreamingLLM()), pytest.raises(VistokError, match=r"streaming.*TidalDecode"):
         model.generate(**ragged(), max_new_tokens=4, custom_generate=Speculation(TokenRecycling()))
 
 

@@ -142,7 +142,7 @@ def test_lococo_weights_have_their_published_names_and_load_strictly(tmp_path):
 
 def test_lococo_learns_chunk_by_chunk():
     model = tiny(layers=2).train().requires_grad_(False)
-    ids = ragged((96,))["input_ids"]
+    ids = ragged((48,))["input_ids"].repeat(1, 2)
     policy = context.LoCoCo(mixing=context.Mixing(8), chunk=16)
     with context.apply(model, policy):
         optimizer = torch.optim.AdamW(policy.savers.parameters(), lr=0.05)

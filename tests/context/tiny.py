@@ -35,9 +35,9 @@ def tiny(kind: str = "llama", layers: int = 5, **options: object) -> nn.Module:
 
 
 def ragged(lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> dict[str, Tensor]:
-    """Prompts of different lengths, padded on the left."""
+    """Prompts of different lengths and of distinct tokens, whose keys differ, padded on the left."""
     generator = torch.Generator().manual_seed(seed)
     width = max(lengths)
-    ids = torch.randint(2, 97, (len(lengths), width), generator=generator)
+    ids = torch.stack([2 + torch.randperm(95, generator=generator)[:width] for _ in lengths])
     mask = torch.arange(width) >= width - torch.tensor(lengths)[:, None]
     return {"input_ids": ids * mask, "attention_mask": mask.long()}

@@ -180,12 +180,13 @@ class Context(Attachment):
     def _check_cache(self, cache: Any) -> None:
         if not isinstance(cache, ContextCache):
             raise VistokError(
-                f"{self.policy.name} keeps a cache of its own, and a {type(cache).__name__} was given: leave it out, or "
-                "give the one that an earlier call under the policy returned."
+                f"{self.policy.name} keeps a cache of its own, and a {type(cache).__name__} was given: leave it out, "
+                "or give the one that an earlier call under the policy returned."
             )
         if cache.policy.name != self.policy.name:
             raise VistokError(
-                f"this cache was filled under {cache.policy.name} and the model is under {self.policy.name}: begin anew."
+                f"this cache was filled under {cache.policy.name} and the model is under {self.policy.name}: "
+                "begin anew."
             )
 
     def _counts(self, mask: Tensor | None, cache: ContextCache | None, batch: int, new: int) -> Tensor | None:
@@ -195,8 +196,8 @@ class Context(Attachment):
         columns = 0 if cache is None else cache.columns
         if mask.shape != (batch, columns + new):
             raise VistokError(
-                f"the attention mask is {list(mask.shape)}, but {columns} tokens are cached and {new} are new for each of "
-                f"{batch} sequences: give it as [{batch}, {columns + new}]."
+                f"the attention mask is {list(mask.shape)}, but {columns} tokens are cached and {new} are new for each "
+                f"of {batch} sequences: give it as [{batch}, {columns + new}]."
             )
         mask = mask.bool()
         if columns and not torch.equal(mask[:, :columns].sum(1), cache.step_tokens(batch, mask.device)):
@@ -213,9 +214,8 @@ class Context(Attachment):
         report, step = self.last, call.step
         added = torch.tensor(call.new) if step.counts is None else step.counts
         if call.cache is not None:
-            call.cache.tokens = call.cache.step_tokens(call.batch, step.cache.lengths.device) + added.to(
-                step.cache.lengths
-            )
+            before = call.cache.step_tokens(call.batch, step.cache.lengths.device)
+            call.cache.tokens = before + added.to(before)
             call.cache.columns += call.new
             report.tokens, report.kept = call.cache.tokens.tolist(), step.cache.lengths.tolist()
         if step.decoding:
@@ -302,8 +302,8 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         raise VistokError(
-            "gradients do not pass the cache of a policy: train with use_cache=False under a policy that can be trained "
-            "(CoreContext), or remove() it."
+            "gradients do not pass the cache of a policy: train with use_cache=False under a policy that can be "
+            "trained (CoreContext), or remove() it."
         )
 
 

@@ -169,11 +169,10 @@ class CoreContext(Policy):
         """Core tokens of the groups that the tokens ``first ..`` of ``q`` complete; ``k, v`` begin at token ``raw``."""
         size = self.group
         begin, end = first // size, (first + q.shape[2]) // size
-        keys, values = (
-            x[:, :, begin * size - raw : end * size - raw].unflatten(2, (end - begin, size)) for x in (k, v)
-        )
         if begin == end:
             return k[:, :, :0], v[:, :, :0]
+        rows = slice(begin * size - raw, end * size - raw)
+        keys, values = (x[:, :, rows].unflatten(2, (end - begin, size)) for x in (k, v))
         if self.pool == "mean":
             return keys.mean(3), values.mean(3)
         if self.pool == "max":

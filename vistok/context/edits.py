@@ -69,7 +69,8 @@ def edit(
     """Change cached texts, and make their cache follow.
 
     Args:
-        model: a causal LM under a policy of ``vistok.context.apply`` whose rows can be edited: ``Full``, ``TidalDecode``.
+        model: a causal LM under a policy of ``vistok.context.apply`` whose rows can be edited: ``Full`` or
+            ``TidalDecode``.
         ids: the texts as they are, padded on the left, int64 [B, T].
         cache: what a call under the policy returned for them: of all tokens, or of all but the last. It is changed.
         edits: sorted and disjoint, of the one text, or of each; places are counted without padding.
@@ -120,12 +121,11 @@ def _check_cache(cache: ContextCache, texts: list[Tensor]) -> None:
     if not isinstance(cache, ContextCache) or cache.rows is None:
         raise VistokError("there is nothing to edit: give the cache that a call under the policy has filled.")
     wanted = [len(text) for text in texts]
-    if len(cache.tokens) != len(wanted) or any(
-        n - c not in (0, 1) for n, c in zip(wanted, cache.tokens.tolist(), strict=True)
-    ):
+    held = cache.tokens.tolist()
+    if len(held) != len(wanted) or any(n - c not in (0, 1) for n, c in zip(wanted, held, strict=True)):
         raise VistokError(
-            f"the cache holds {cache.tokens.tolist()} tokens and the texts have {wanted}: give the texts whose tokens, or "
-            "all tokens but the last, it holds."
+            f"the cache holds {held} tokens and the texts have {wanted}: give the texts whose tokens, or all tokens "
+            "but the last, it holds."
         )
 
 
@@ -138,8 +138,8 @@ def _plan(context: Context, text: Tensor, edits: Sequence[Edit]) -> EditPlan:
     rotary = context.rotary
     if rotary.limit is not None and max(len(text), plan.length) > rotary.limit:
         raise VistokError(
-            f"the model changes its rotations beyond {rotary.limit} tokens (longrope), and this text crosses them: edit "
-            "shorter texts."
+            f"the model changes its rotations beyond {rotary.limit} tokens (longrope), and this text crosses them: "
+            "edit shorter texts."
         )
     return plan
 

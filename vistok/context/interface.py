@@ -186,17 +186,17 @@ class Policy(ABC):
     trains: ClassVar[bool] = False
     learns: ClassVar[bool] = False
 
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, model: nn.Module) -> None:  # noqa: B027
         """Look at the model before the first forward.
 
         Raises:
             VistokError: the policy cannot work on it.
         """
 
-    def reset(self) -> None:
+    def reset(self) -> None:  # noqa: B027
         """Forget earlier sequences: a new prompt begins."""
 
-    def reorder(self, sequences: Tensor) -> None:
+    def reorder(self, sequences: Tensor) -> None:  # noqa: B027
         """Follow the beams: sequence b continues sequence ``sequences[b]``, int64 [B]."""
 
     def rows(self, tokens: int) -> int:

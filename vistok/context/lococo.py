@@ -7,6 +7,7 @@ query heads pay is summed), batches may be ragged, and the drop is a policy of i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,9 +60,7 @@ class Mixing:
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise VistokError(f"kernel is {self.kernel}: take an odd width.")
         if not 0 <= self.local <= self.heavy:
-            raise VistokError(
-                f"local is {self.local}, but {self.heavy} rows are kept as they are: take 0 to {self.heavy}."
-            )
+            raise VistokError(f"local is {self.local}: take 0 to {self.heavy}, the rows that are kept as they are.")
         if self.activation not in ACTIVATIONS:
             raise VistokError(f"unknown activation '{self.activation}': choose {', '.join(filter(None, ACTIVATIONS))}.")
 
@@ -90,7 +89,7 @@ class MemorySaver(nn.Module):
         wide = mixing.mixed * mixing.expand
         widths = [2 * head_dim, *[wide] * (mixing.layers - 1), mixing.mixed]
         parts: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(widths):
             conv = nn.Conv1d(inputs, outputs, mixing.kernel, padding=mixing.kernel // 2)
             nn.init.normal_(conv.weight)
             nn.init.normal_(conv.bias)
@@ -226,8 +225,8 @@ def load_savers(savers: nn.ModuleList, weights: Mapping[str, Tensor] | str | Pat
     for name, tensor in found.items():
         if tensor.shape != wanted[name].shape:
             raise VistokError(
-                f"{name} is {list(tensor.shape)}, but this Mixing needs {list(wanted[name].shape)}: pass the Mixing that "
-                "the weights were made with."
+                f"{name} is {list(tensor.shape)}, but this Mixing needs {list(wanted[name].shape)}: pass the Mixing "
+                "that the weights were trained with."
             )
     with torch.no_grad():
         for name, tensor in found.items():

@@ -63,8 +63,8 @@ class Rotary:
         kind = _options(config).get("rope_type", "default")
         if kind == "dynamic":
             raise VistokError(
-                f"{name} has dynamic NTK rotations, whose base follows the length of the text, so cached keys cannot be "
-                "turned: take a model with another rope_type."
+                f"{name} has dynamic NTK rotations, whose base follows the length of the text, so cached keys cannot "
+                "be turned: take a model with another rope_type."
             )
         if "mrope_section" in _options(config):
             raise VistokError(

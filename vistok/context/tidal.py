@@ -78,7 +78,7 @@ class TidalDecode(Policy):
 
     def _choose(self, step: Step, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         """Full attention, whose scores choose the rows."""
-        batch, heads, new, dim = q.shape
+        batch, _, new, dim = q.shape
         kv_heads, rows = k.shape[1:3]
         step.count(rows, rows)
         visible = step.visible

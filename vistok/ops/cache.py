@@ -149,7 +149,7 @@ class KVCache:
             self._ragged(self.bound)
 
     def reserve(self, length: int) -> None:
-        """Make room for sequences of ``length`` rows; what is cached stays. Grows by doubling, so appending is cheap."""
+        """Make room for sequences of ``length`` rows, at least twice those of now, so appending is cheap."""
         if length <= self.capacity:
             return
         more = max(length, 2 * self.capacity) - self.capacity

@@ -41,7 +41,6 @@ EDITS = (
     Column("tokens run", "run", ".0f"),
     Column("cost", "cost", ".1%"),
 )
-DYNAMIC = "transformers DynamicCache"
 
 
 def random_model(layers: int, width: int, heads: int, kv_heads: int, positions: int) -> nn.Module:
