@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from vistok.context.cache import ContextCache
-from vistok.context.interface import Fill, Full, Policy, Report, Step
+from vistok.context.forward import Blocked, Call
+from vistok.context.interface import Fill, Full, Policy, Report
 from vistok.context.rotary import Rotary
 from vistok.context.support import check_model
 from vistok.errors import VistokError
@@ -51,8 +52,8 @@ class Context(Attachment):
         self.config = self.decoder.config
         self.layers = self.config.num_hidden_layers
         self._names = tuple(inspect.signature(type(self.decoder).forward).parameters)[1:]
-        self._call: _Call | None = None
-        self._given: _Call | None = None  # for the next forward
+        self._call: Call | None = None
+        self._given: Call | None = None  # for the next forward
         self._rotary: Rotary | None = None
         super().__init__(model)
         self._earlier = self.config._attn_implementation
@@ -81,7 +82,7 @@ class Context(Attachment):
     @torch.no_grad()
     def fill(self, cache: ContextCache, sequence: int, ids: Tensor, rows: Tensor, length: int) -> None:
         """Run tokens [T] into given rows of a sequence of a cache, int64 [T]; see ``Fill``."""
-        call = _Call(None, len(rows), None)
+        call = Call(None, len(rows), None)
         call.step = Fill(cache.rows, sequence, rows, length)
         self._given = call
         self.decoder(input_ids=ids[None], position_ids=rows[None], use_cache=False)
@@ -162,11 +163,11 @@ class Context(Attachment):
         places = kwargs.get("position_ids")
         if places is None:
             places = columns + torch.arange(new, device=given.device)[None]
-        self._call = _Call(cache, new, self._counts(mask, cache, batch, new), positions=places)
+        self._call = Call(cache, new, self._counts(mask, cache, batch, new), positions=places)
         # The mask is spoken for; models would make one of the cache's width of it.
         return (), kwargs | {"attention_mask": None}
 
-    def _draft_call(self, cache: TreeCache, mask: Any, new: int) -> _Call:
+    def _draft_call(self, cache: TreeCache, mask: Any, new: int) -> Call:
         if not self.policy.drafts:
             raise VistokError(
                 f"drafts cannot be checked under {self.policy.name}: speculate under vistok.context.TidalDecode, or "
@@ -175,7 +176,7 @@ class Context(Attachment):
         if cache.used == 0:
             self.last = Report()
         seen = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
-        return _Call(None, new, None, drafts=seen)
+        return Call(None, new, None, drafts=seen)
 
     def _check_cache(self, cache: Any) -> None:
         if not isinstance(cache, ContextCache):
@@ -242,69 +243,7 @@ class Context(Attachment):
         with torch.no_grad():
             out = policy.attend(step, module.layer_idx, call.flush(q), call.flush(k), call.flush(v), scale)
             out = call.back(out).transpose(1, 2)
-        return _Blocked.apply(out, q) if q.requires_grad and torch.is_grad_enabled() else out
-
-
-class _Call:
-    """One forward of the decoder: its cache, and where real tokens are."""
-
-    def __init__(
-        self,
-        cache: ContextCache | None,
-        new: int,
-        real: Tensor | None,
-        positions: Tensor | None = None,
-        drafts: Tensor | None = None,
-    ) -> None:
-        self.cache, self.new, self.real, self.positions, self.drafts = cache, new, real, positions, drafts
-        self.step: Step | None = None
-        self.batch = 0
-        if real is not None:
-            self.order = (~real).to(torch.int8).sort(dim=1, stable=True).indices  # real tokens first
-            self.place = (real.long().cumsum(1) - 1).clamp(min=0)
-
-    def begin(self, q: Tensor, k: Tensor, report: Report) -> None:
-        """The first layer has queries and keys: make the step, and the rows of a new cache."""
-        self.batch = len(q)
-        counts = None if self.real is None else self.real.sum(1)
-        positions = self.positions
-        if positions is not None and positions.dim() == 3:  # of time, height and width
-            positions = None
-        if self.real is not None and positions is not None:
-            positions = positions.expand(self.batch, -1).gather(1, self.order)
-        rows = tokens = None
-        if self.cache is not None:
-            rows = self.cache.allocate(q, k) if self.cache.rows is None else self.cache.rows
-            tokens = self.cache.step_tokens(self.batch, k.device)
-        options = {"mask": self.drafts, "tokens": tokens, "positions": positions, "report": report}
-        self.step = Step(rows, self.new, counts, **options)
-
-    def flush(self, x: Tensor) -> Tensor:
-        """[B, H, T, D] with the real tokens of each sequence first."""
-        return x if self.real is None else _picked(x, self.order)
-
-    def back(self, x: Tensor) -> Tensor:
-        """[B, H, T, D] in the order of the prompt again."""
-        return x if self.real is None else _picked(x, self.place)
-
-
-def _picked(x: Tensor, places: Tensor) -> Tensor:
-    return x.gather(2, places[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
-
-
-class _Blocked(torch.autograd.Function):
-    """Passes a result on, and refuses to send a gradient back."""
-
-    @staticmethod
-    def forward(ctx: Any, out: Tensor, q: Tensor) -> Tensor:
-        return out.view_as(out)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        raise VistokError(
-            "gradients do not pass the cache of a policy: train with use_cache=False under a policy that can be "
-            "trained (CoreContext), or remove() it."
-        )
+        return Blocked.apply(out, q) if q.requires_grad and torch.is_grad_enabled() else out
 
 
 def _option(name: str, kwargs: dict[str, Any], configs: tuple[Any, ...]) -> Any:
