@@ -9,6 +9,7 @@ GENERATORS = Registry(
     {
         "llamagen": "vistok.models.llamagen:FAMILY",
         "mar": "vistok.models.mar:FAMILY",
+        "xar": "vistok.models.xar:FAMILY",
     },
     "vistok.generators",
 )
