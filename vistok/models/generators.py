@@ -10,6 +10,8 @@ GENERATORS = Registry(
         "llamagen": "vistok.models.llamagen:FAMILY",
         "mar": "vistok.models.mar:FAMILY",
         "xar": "vistok.models.xar:FAMILY",
+        "enat": "vistok.models.enat:FAMILY",
+        "maskgit": "vistok.models.maskgit:FAMILY",
     },
     "vistok.generators",
 )

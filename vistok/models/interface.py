@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -96,6 +96,28 @@ class AutoregressiveGenerator(Generator, Protocol):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Returns logits [..., V] of features [..., width]."""
+
+
+class MaskedGenerator(Generator, Protocol):
+    """A generator that predicts hidden codes, given visible ones in any places.
+
+    Attributes:
+        mask_id: the id of a hidden code.
+    """
+
+    mask_id: int
+
+    def null_condition(self, batch: int) -> Tensor:
+        """Returns the values of the condition "nothing asked for", for ``batch`` images."""
+
+    def predict(self, codes: Tensor, values: Tensor, state: Any | None = None) -> tuple[Tensor, Any | None]:
+        """Returns logits [B, L, V] of all codes, and what the next step of the same images is told of this one.
+
+        Args:
+            codes: int64 [B, L], as many hidden in each row.
+            values: of the condition.
+            state: what the step before left; codes that were visible then are the same now. None begins anew.
+        """
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ SAMPLERS = Registry(
         "mar": "vistok.samplers.continuous.mar:MaskedAutoregressive",
         "cspd": "vistok.samplers.continuous.cspd:ContinuousSpeculative",
         "xar": "vistok.samplers.continuous.xar:NextEntity",
+        "masked": "vistok.samplers.masked:Masked",
     },
     "vistok.samplers",
 )

@@ -17,11 +17,13 @@ TASKS = Registry(
     {
         "captions": f"{_HERE}.scenes.captions:CaptionTask",
         "eagle": f"{_HERE}.eagle:EagleTask",
+        "enat": f"{_HERE}.masked:ENATTask",
         "flextok": f"{_HERE}.flextok:FlexTokTask",
         "kl": f"{_HERE}.kl:KLTask",
         "llamagen": f"{_HERE}.llamagen:LlamaGenTask",
         "llamagen-sequence": f"{_HERE}.llamagen_sequence:LlamaGenSequenceTask",
         "mar": f"{_HERE}.mar:MARTask",
+        "maskgit": f"{_HERE}.masked:MaskGITTask",
         "one-d-piece": f"{_HERE}.one_d_piece:OneDPieceTask",
         "scenes-features": f"{_HERE}.scenes.features:SceneFeaturesTask",
         "text": f"{_HERE}.text:TextTask",

@@ -20,7 +20,7 @@ from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.models.text_encoder import TextEncoder, left_pad
 from vistok.tokenizers.vq import VQTokenizer
-from vistok.train.options import check_agreement, read_options
+from vistok.train.options import check_agreement, check_shape, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw, Extracted, PictureData, Source, open_source
 from vistok.train.tasks.pictures import PictureTask, check_size
@@ -193,12 +193,7 @@ class LlamaGenTask(PictureTask):
             return gpt
         gpt = LlamaGen.from_pretrained(self.init.gpt)
         check_agreement(gpt.config, model, "model")
-        for name, value in shape.items():
-            if getattr(gpt.config, name) != value:
-                raise VistokError(
-                    f"the generator '{self.init.gpt}' has {name} {getattr(gpt.config, name)}, but what 'init' and "
-                    f"'data' name asks for {value}: name those that it was trained with."
-                )
+        check_shape(gpt.config, shape, self.init.gpt)
         return gpt
 
     def load_tokenizer(self, name: str) -> nn.Module:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.models.mar import MAR, MARConfig
 from vistok.tokenizers.kl import KLAutoencoder, Posterior
-from vistok.train.options import check_agreement, read_options
+from vistok.train.options import check_agreement, check_shape, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw, Extracted, PictureData, Source, open_source
 from vistok.train.tasks.mar_distillation import Distillation, OwnPictures, OwnShare, Sampling
@@ -134,12 +134,7 @@ class MARTask(PictureTask):
             return MAR(read_options(MARConfig, self.recipe.model, "model", shape))
         mar = MAR.from_pretrained(self.init.mar)
         check_agreement(mar.config, self.recipe.model, "model")
-        for name, value in shape.items():
-            if getattr(mar.config, name) != value:
-                raise VistokError(
-                    f"the generator '{self.init.mar}' has {name} {getattr(mar.config, name)}, but what 'init' and "
-                    f"'data' name asks for {value}: name those that it was trained with."
-                )
+        check_shape(mar.config, shape, self.init.mar)
         return mar
 
     def _distillation(self) -> Distillation | None:
