@@ -25,7 +25,7 @@ class MaskGITConfig(MaskedConfig):
     depth: int = 24
 
 
-PRESETS: dict[str, MaskGITConfig] = {"MaskGIT": MaskGITConfig()}
+PRESETS: dict[str, MaskGITConfig] = {"MaskGIT": MaskGITConfig(embed_dim=768, num_heads=8)}
 
 
 class Attention(nn.Module):
