@@ -107,5 +107,5 @@ def test_impossible_options_are_refused(spec, said) -> None:
 
 
 def test_more_steps_than_codes_are_refused() -> None:
-    with pytest.raises(VistokError, match="17 steps.*16 codes"):
+    with pytest.raises(VistokError, match=r"17 steps.*16 codes"):
         Masked(17).prepare(small("maskgit"))
