@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from vistok.data.images import to_pil
-from vistok.errors import VistokError
+from vistok.data.images import load_image, to_pil, to_tensor
+from vistok.errors import VistokError, unknown_name
 from vistok.models.generators import GENERATORS
-from vistok.models.interface import Condition, LoadRequest
+from vistok.models.interface import Condition, Control, LoadRequest
 from vistok.ops.linear import pack_linears
 from vistok.ops.noise import derive_seed
 from vistok.runtime import resolve_device, resolve_dtype
@@ -73,6 +74,7 @@ class Pipeline:
         tokenizer: from its tokens to pixels.
         text_encoder: what reads the captions; None of class-conditional generators.
         name: of the generator.
+        control: pictures that all images follow, see :meth:`with_control`.
         guidance, temperature: of sampling, where no parameters are given.
         sampling: options of its samplers that suit it, where no other are given.
     """
@@ -84,6 +86,7 @@ class Pipeline:
     guidance: float = GUIDANCE
     temperature: float = 1.0
     sampling: Mapping[str, int | str] = field(default_factory=dict)
+    control: tuple[Control, ...] = ()
     _features: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
@@ -104,7 +107,7 @@ class Pipeline:
 
     @property
     def size(self) -> int:
-        """Side of the images in pixels."""
+        """Side of the images in pixels; the width where they are no squares."""
         can, tokens = self.tokenizer.capabilities, self.model.tokens
         return can.image_size or tokens.line * tokens.patch * can.multiple
 
@@ -124,6 +127,43 @@ class Pipeline:
         the other attributes of :class:`SamplingParams`."""
         guidance = self.guidance if guidance is None else guidance
         return SamplingParams(guidance, temperature=self.temperature if temperature is None else temperature, **options)
+
+    def with_control(self, picture: Image | str | Path, kind: str | None = None, strength: float = 1.0) -> Pipeline:
+        """Returns a pipeline whose images follow a control picture and have its size; controls add up.
+
+        Args:
+            picture: what to follow, as the weights know it, such as white edges on black. A side that is no whole
+                number of tokens is enlarged to one.
+            kind: what it shows, e.g. ``canny``; the one kind that the weights know if None.
+            strength: how much it counts, 0 for not at all.
+
+        Raises:
+            VistokError: the model follows no such pictures, or the size does not fit it or an earlier control.
+        """
+        known = getattr(self.model, "controls", ())
+        if not known:
+            raise VistokError(f"'{self.name}' follows no control pictures: leave the control out, or name a ControlAR.")
+        if kind is None and len(known) > 1:
+            raise VistokError(f"'{self.name}' follows {', '.join(known)}: say which of them the control picture is.")
+        kind = known[0] if kind is None else kind
+        if kind not in known:
+            raise unknown_name(f"kind of control of '{self.name}'", kind, list(known))
+        if not 0 <= strength < math.inf:
+            raise VistokError(f"the strength of a control must be 0 or more, got {strength}.")
+        image = load_image(picture) if isinstance(picture, str | Path) else picture
+        side = self.model.multiple
+        size = tuple(-(-length // side) * side for length in image.size)
+        model = self.model.resized(size[1], size[0])
+        if self.control and self.control[0].picture.shape[:1:-1] != size:
+            width, height = self.control[0].picture.shape[:1:-1]
+            raise VistokError(
+                f"a control picture of {size[0]}x{size[1]} pixels cannot join one of {width}x{height}: make them "
+                "of one size."
+            )
+        if size != image.size:
+            image = image.resize(size)
+        pixels = to_tensor(image)[None].to(next(self.model.parameters()).device)
+        return replace(self, model=model, control=(*self.control, Control(pixels, kind, strength)))
 
     def sampler(self, sampler: Sampler | str | None = None) -> Sampler:
         """Returns a sampler for this model.
@@ -227,11 +267,11 @@ class Pipeline:
         """The condition of a batch; each caption is encoded by itself and once."""
         weight = next(self.model.parameters())
         if self.conditional_on == "class":
-            return Condition(torch.tensor(conditions, device=weight.device))
+            return Condition(torch.tensor(conditions, device=weight.device), control=self.control)
         for text in set(conditions) - set(self._features):
             self._features[text] = self.text_encoder([text])
         features, masks = zip(*(self._features[text] for text in conditions), strict=True)
-        return Condition(torch.cat(features).to(weight), torch.cat(masks).to(weight.device))
+        return Condition(torch.cat(features).to(weight), torch.cat(masks).to(weight.device), self.control)
 
     def __call__(
         self,

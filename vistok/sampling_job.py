@@ -143,6 +143,11 @@ def _folder_job(out, pipe, samples, sampler, params, seed: int, rank: int) -> Sh
         "seed": seed,
         "conditions": hashlib.sha256(asked.encode()).hexdigest(),
     }
+    if pipe.control:
+        identity["control"] = [
+            [hashlib.sha256(each.picture.cpu().numpy().tobytes()).hexdigest(), each.kind, each.strength]
+            for each in pipe.control
+        ]
     job = ShardedJob(out, identity, len(samples), ".png")
     if rank == 0:
         with atomic_path(out / "metadata.jsonl") as path, path.open("w", encoding="utf-8") as file:

@@ -8,6 +8,7 @@ GENERATORS = Registry(
     "generator family",
     {
         "llamagen": "vistok.models.llamagen:FAMILY",
+        "controlar": "vistok.models.controlar:FAMILY",
         "mar": "vistok.models.mar:FAMILY",
         "xar": "vistok.models.xar:FAMILY",
         "enat": "vistok.models.enat:FAMILY",

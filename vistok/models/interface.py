@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from vistok.tokenizers.interface import Tokenizer
     from vistok.zoo import ModelCard
 
@@ -29,6 +31,7 @@ class TokenSpec:
         length: tokens of an image.
         layout: ``grid`` in raster order, or ``sequence``, ordered from coarse to fine.
         patch: positions of the tokenizer's grid along a side of a token.
+        columns: tokens of a row of a grid that is no square; None of a square.
     """
 
     kind: Literal["codes", "vectors"]
@@ -36,11 +39,29 @@ class TokenSpec:
     length: int
     layout: Literal["grid", "sequence"] = "grid"
     patch: int = 1
+    columns: int | None = None
 
     @property
     def line(self) -> int:
         """Tokens of a row; a sequence is one row."""
+        if self.columns is not None:
+            return self.columns
         return self.length if self.layout == "sequence" else round(self.length**0.5)
+
+
+@dataclass(frozen=True)
+class Control:
+    """A picture that images follow in space, such as edges.
+
+    Attributes:
+        picture: [1, 3, H, W] in [-1, 1]; both sides are whole numbers of tokens.
+        kind: what it shows, e.g. ``canny`` or ``depth``.
+        strength: how much it counts; 1 as in training.
+    """
+
+    picture: Tensor
+    kind: str
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,10 +71,12 @@ class Condition:
     Attributes:
         values: classes int64 [B], or text features [B, T, D].
         mask: which text features are real, [B, T]; all if None.
+        control: pictures that all images of the batch follow; their effects add up.
     """
 
     values: Tensor
     mask: Tensor | None = None
+    control: tuple[Control, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)
@@ -96,6 +119,25 @@ class AutoregressiveGenerator(Generator, Protocol):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Returns logits [..., V] of features [..., width]."""
+
+
+class ControlledGenerator(Generator, Protocol):
+    """A generator that follows control pictures.
+
+    Attributes:
+        controls: kinds of pictures that its weights know.
+        multiple: pixels of a token along a side.
+    """
+
+    controls: tuple[str, ...]
+    multiple: int
+
+    def resized(self, height: int, width: int) -> Self:
+        """Returns the same network, sharing its weights, that draws images of this size in pixels.
+
+        Raises:
+            VistokError: it cannot.
+        """
 
 
 class MaskedGenerator(Generator, Protocol):
