@@ -9,6 +9,7 @@ from vistok.errors import VistokError
 from vistok.models.controlar import ControlAR, ControlARConfig
 from vistok.models.interface import Condition, Control
 from vistok.samplers import Noise, SamplingParams, parse_sampler
+from vistok.samplers.targets.controlar import ControlTarget
 
 SMALL = {
     "dim": 16,
@@ -106,12 +107,16 @@ def test_sizes_that_do_not_fit_are_refused(size, said) -> None:
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @torch.no_grad()
 def test_strength_counts_with_and_without_guidance(kind, guidance) -> None:
-    model, edges, options = small(kind), picture(), {"guidance": guidance, "temperature": 1.0}
-    none = draw(model, **options)
-    weak, strong = (draw(model, Control(edges, "canny", s), **options) for s in (0.5, 1.0))
-    assert not torch.equal(none, strong) and not torch.equal(weak, strong)
-    assert torch.equal(draw(model, Control(edges, "canny", 0.0), **options), none)
-    assert torch.equal(draw(model, **options), none)  # a call leaves nothing behind
+    model, edges = small(kind), picture()
+
+    def logits(*controls):
+        return ControlTarget(model, condition_of(model, 2, *controls), SamplingParams(guidance)).prefill().logits
+
+    none = logits()
+    weak, strong = (logits(Control(edges, "canny", strength)) for strength in (0.5, 1.0))
+    assert not torch.allclose(none, strong) and not torch.allclose(weak, strong)
+    torch.testing.assert_close(logits(Control(edges, "canny", 0.0)), none)
+    assert torch.equal(logits(), none)  # a call leaves nothing behind
 
 
 @torch.no_grad()
