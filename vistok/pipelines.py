@@ -142,7 +142,7 @@ class Pipeline:
         """
         known = getattr(self.model, "controls", ())
         if not known:
-            raise VistokError(f"'{self.name}' follows no control pictures: leave the control out, or name a ControlAR.")
+            raise VistokError(f"'{self.name}' follows no control pictures: leave --control out, or name a ControlAR.")
         if kind is None and len(known) > 1:
             raise VistokError(f"'{self.name}' follows {', '.join(known)}: say which of them the control picture is.")
         kind = known[0] if kind is None else kind
@@ -374,7 +374,7 @@ def pipeline(
     if name is None and checkpoint is None and tokenizer is not None:
         name = _generator_of(str(tokenizer))
     own = _own_card(name or DEFAULT_MODEL, checkpoint)
-    found = own or card(name or DEFAULT_MODEL)
+    found = own or _card_for(name or DEFAULT_MODEL, checkpoint)
     if found.family not in GENERATORS:
         raise VistokError(f"'{found.name}' is a model for {found.task}, it does not paint: see `vistok models`.")
     family = GENERATORS[found.family]
@@ -400,8 +400,21 @@ def pipeline(
 def _own_card(name: str, checkpoint: str | Path | None) -> ModelCard | None:
     """The card of the very weights: a checkpoint's own, where it has one."""
     if checkpoint is None:
-        return card(name)
+        return _card_for(name, None)
     return card_of_folder(checkpoint) or card_of_file(checkpoint)
+
+
+def _card_for(name: str, checkpoint: str | Path | None) -> ModelCard:
+    """The card of a name; that of a family where a checkpoint is named beside it and no weights have its name.
+
+    Raises:
+        VistokError: no model has this name, or only a family of which no weights are known.
+    """
+    if name not in GENERATORS or any(name in (each.name, *each.aliases) for each in cards()):
+        return card(name)
+    if checkpoint is None:
+        raise VistokError(f"there are no embedded or published weights of {name}: name yours with --checkpoint.")
+    return ModelCard(name, "class-to-image", name, 0, {}, "", "unknown")
 
 
 def _generator_of(tokenizer: str) -> str:

@@ -197,6 +197,7 @@ class MaskedFamily:
         from vistok.tokenizers.load import load_tokenizer
         from vistok.tokenizers.maskgit_vqgan import MaskGITVQGAN
 
+        resolve(request.source)  # a generator that is not there is told first
         source = request.tokenizer_source
         path = resolve(source)
         tokenizer = load_tokenizer(str(source)).tokenizer if path.is_dir() else None

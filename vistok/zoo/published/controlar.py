@@ -15,6 +15,7 @@ def _controlar(file: str, image_size: int, *controls: str) -> ModelCard:
         files={f"{file}.safetensors": None},
         source="wondervictor/ControlAR",
         licence="unknown",  # the page of the weights could not be consulted
+        aliases=("controlar",) if file == "canny_MR" else (),
         preset="ControlAR-XL-base" if base else "ControlAR-XL",
         config={"block_size": (image_size // 16) ** 2, "controls": controls},
         parts={"tokenizer": "llamagen-vq16-t2i", "text_encoder": "google/flan-t5-xl"},
