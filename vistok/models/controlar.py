@@ -255,10 +255,10 @@ class ControlAR(LlamaGen):
                 added[depth * third] = added[depth * third] + stream if depth * third in added else stream
         return added
 
-    def forward(
-        self, tokens: Tensor, condition: Tensor, mask: Tensor | None = None, controls: Sequence[Control] = ()
-    ) -> Tensor:
-        """Logits [B, n + 1, V] of all image tokens, teacher-forced; see ``LlamaGen.forward``.
+    def controlled_states(
+        self, tokens: Tensor, condition: Tensor, mask: Tensor | None, controls: Sequence[Control]
+    ) -> list[Tensor]:
+        """The residual stream behind every layer, [B, n + 1, dim] each; see ``LlamaGen.states``.
 
         Args:
             tokens, condition, mask: as there. In training, some images lose their condition and their control at once.
@@ -266,10 +266,16 @@ class ControlAR(LlamaGen):
         """
         dropped = None
         added = self.streams(controls)
-        if self.training:
+        if self.training and self.config.class_dropout_prob > 0:
             dropped = self.draw_dropped(len(condition))
             added = {layer: stream * ~dropped[:, None, None] for layer, stream in added.items()}
-        return self.head(self.norm(self.states(tokens, condition, mask, dropped, added)[-1]))
+        return self.states(tokens, condition, mask, dropped, added)
+
+    def forward(
+        self, tokens: Tensor, condition: Tensor, mask: Tensor | None = None, controls: Sequence[Control] = ()
+    ) -> Tensor:
+        """Logits [B, n + 1, V] of all image tokens, teacher-forced; see ``controlled_states``."""
+        return self.head(self.norm(self.controlled_states(tokens, condition, mask, controls)[-1]))
 
 
 class ControlARFamily(LlamaGenFamily):

@@ -16,6 +16,7 @@ TASKS = Registry(
     "training task",
     {
         "captions": f"{_HERE}.scenes.captions:CaptionTask",
+        "controlar": f"{_HERE}.controlar:ControlARTask",
         "eagle": f"{_HERE}.eagle:EagleTask",
         "enat": f"{_HERE}.masked:ENATTask",
         "flextok": f"{_HERE}.flextok:FlexTokTask",
@@ -33,6 +34,7 @@ TASKS = Registry(
         "vqa-anyres": f"{_HERE}.scenes.vqa_anyres:AnyresTask",
         "vqa-pvc": f"{_HERE}.scenes.vqa_pvc:PvcTask",
         "vqa-tokenpacker": f"{_HERE}.scenes.vqa_tokenpacker:TokenPackerTask",
+        "xar": f"{_HERE}.xar:XARTask",
     },
     "vistok.tasks",
 )

@@ -146,6 +146,7 @@ class LlamaGenTask(PictureTask):
     """
 
     data_class = LlamaGenData
+    paper = "2406.06525"
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
@@ -262,4 +263,4 @@ class LlamaGenTask(PictureTask):
             text.half().save_pretrained(directory / "text_encoder")
         network = nn.ModuleList([gpt, *([] if text is None else [text])])
         task, parts = "class-to-image" if text is None else "text-to-image", {"tokenizer": self.init.vq}
-        self.write_card(directory, network, task, "llamagen", metrics, steps, parts, "2406.06525")
+        self.write_card(directory, network, task, gpt.family, metrics, steps, parts, self.paper)
