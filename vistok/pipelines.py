@@ -17,7 +17,7 @@ from torch import Tensor
 from vistok.data.images import load_image, to_pil, to_tensor
 from vistok.errors import VistokError, unknown_name
 from vistok.models.generators import GENERATORS
-from vistok.models.interface import Condition, Control, LoadRequest
+from vistok.models.interface import Condition, Control, Known, LoadRequest
 from vistok.ops.linear import pack_linears
 from vistok.ops.noise import derive_seed
 from vistok.runtime import resolve_device, resolve_dtype
@@ -75,6 +75,7 @@ class Pipeline:
         text_encoder: what reads the captions; None of class-conditional generators.
         name: of the generator.
         control: pictures that all images follow, see :meth:`with_control`.
+        known: what all images show already, see :meth:`with_image`.
         guidance, temperature: of sampling, where no parameters are given.
         sampling: options of its samplers that suit it, where no other are given.
     """
@@ -87,6 +88,7 @@ class Pipeline:
     temperature: float = 1.0
     sampling: Mapping[str, int | str] = field(default_factory=dict)
     control: tuple[Control, ...] = ()
+    known: Known | None = None
     _features: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
@@ -165,6 +167,34 @@ class Pipeline:
         pixels = to_tensor(image)[None].to(next(self.model.parameters()).device)
         return replace(self, model=model, control=(*self.control, Control(pixels, kind, strength)))
 
+    def with_image(self, picture: Image | str | Path, mask: Image | str | Path) -> Pipeline:
+        """Returns a pipeline that draws anew what a mask shows white of a picture: the tokens of the rest stay.
+
+        Args:
+            picture: of the size of the model's images.
+            mask: of the same size; a token is drawn if any pixel of it is nearer to white than to black.
+
+        Raises:
+            VistokError: the model draws in one order only, a size that is not the model's, or a mask without white.
+        """
+        if not hasattr(self.model, "own_tokens"):
+            raise VistokError(f"'{self.name}' draws its tokens in one order, around nothing: leave --image out.")
+        image, shown = (load_image(each) if isinstance(each, str | Path) else each for each in (picture, mask))
+        for what, each in (("picture", image), ("mask", shown)):
+            if each.size != (self.size, self.size):
+                width, height = each.size
+                raise VistokError(
+                    f"the {what} has {width}x{height} pixels, but '{self.name}' draws {self.size}x{self.size}: make it "
+                    "of that size."
+                )
+        device, line = next(self.model.parameters()).device, self.model.tokens.line
+        white = (to_tensor(shown).amax(0, keepdim=True) > 0).float()
+        stays = torch.nn.functional.adaptive_max_pool2d(white, line).flatten().to(device) == 0
+        if bool(stays.all()):
+            raise VistokError("the mask is black everywhere, so that nothing is drawn: paint white what should change.")
+        tokens = self.tokenizer.encode(to_tensor(image)[None].to(device))
+        return replace(self, known=Known(self.model.own_tokens(tokens)[0], stays))
+
     def sampler(self, sampler: Sampler | str | None = None) -> Sampler:
         """Returns a sampler for this model.
 
@@ -240,6 +270,8 @@ class Pipeline:
             raise VistokError(f"the batch size must be at least 1, got {batch_size}.")
         sampler, params = self.sampler(sampler), params or self.sampling_params()
         check_honoured(sampler, params)
+        if self.known is not None and not getattr(sampler, "fills", False):
+            raise VistokError(f"the sampler {type(sampler).__name__} draws whole images only: leave --image out.")
         sampler = sampler.prepare(self.model, self.tokenizer)
         for start in range(0, len(samples), batch_size):
             batch = list(samples[start : start + batch_size])
@@ -267,11 +299,11 @@ class Pipeline:
         """The condition of a batch; each caption is encoded by itself and once."""
         weight = next(self.model.parameters())
         if self.conditional_on == "class":
-            return Condition(torch.tensor(conditions, device=weight.device), control=self.control)
+            return Condition(torch.tensor(conditions, device=weight.device), None, self.control, self.known)
         for text in set(conditions) - set(self._features):
             self._features[text] = self.text_encoder([text])
         features, masks = zip(*(self._features[text] for text in conditions), strict=True)
-        return Condition(torch.cat(features).to(weight), torch.cat(masks).to(weight.device), self.control)
+        return Condition(torch.cat(features).to(weight), torch.cat(masks).to(weight.device), self.control, self.known)
 
     def __call__(
         self,

@@ -70,6 +70,10 @@ def sample(
     strength: Annotated[
         list[float] | None, typer.Option(help="How much it counts; one for all, or one for each. [default: 1]")
     ] = None,
+    image: Annotated[Path | None, typer.Option(help="Picture of which a part is painted anew; see --mask.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="White where --image is painted anew, black where it stays.")
+    ] = None,
     size: Annotated[int | None, typer.Option(help="Side in pixels, for checkpoints that do not tell.")] = None,
     tokens: Annotated[
         int | None, typer.Option(help="Stop after so many tokens, where they run coarse to fine.")
@@ -111,6 +115,8 @@ def sample(
         raise VistokError(f"--top-k must be at least 1, got {top_k}; leave it out to keep all codes.")
     conditions = _conditions(prompt, prompts, class_)
     controls = _controls(control, control_kind, strength)
+    if (image is None) != (mask is None):
+        raise VistokError("--image and --mask belong together: the mask is white where the picture is painted anew.")
     from vistok.files import check_writable, is_folder_target
 
     check_writable(out, is_folder_target(out))
@@ -142,6 +148,8 @@ def sample(
         tokens=tokens,
     )
     pipe.check(conditions, force)
+    if image is not None:
+        pipe = pipe.with_image(image, mask)
     for given_control in controls:
         pipe = pipe.with_control(*given_control)
     if sampler is None and spec:

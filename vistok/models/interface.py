@@ -65,6 +65,24 @@ class Control:
 
 
 @dataclass(frozen=True)
+class Known:
+    """Tokens of an image that stay as they are, while the others are drawn around them.
+
+    Attributes:
+        tokens: of the whole image as its generator draws them, [L] or [L, D].
+        mask: True where a token stays, bool [L].
+    """
+
+    tokens: Tensor
+    mask: Tensor
+
+    @property
+    def hidden(self) -> int:
+        """How many tokens are drawn."""
+        return int((~self.mask).sum())
+
+
+@dataclass(frozen=True)
 class Condition:
     """What a batch of images is asked to show.
 
@@ -72,11 +90,13 @@ class Condition:
         values: classes int64 [B], or text features [B, T, D].
         mask: which text features are real, [B, T]; all if None.
         control: pictures that all images of the batch follow; their effects add up.
+        known: what all images of the batch have in common already.
     """
 
     values: Tensor
     mask: Tensor | None = None
     control: tuple[Control, ...] = ()
+    known: Known | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -119,6 +139,14 @@ class AutoregressiveGenerator(Generator, Protocol):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Returns logits [..., V] of features [..., width]."""
+
+
+class FillingGenerator(Generator, Protocol):
+    """A generator that draws tokens in any places, so that others may be known."""
+
+    def own_tokens(self, tokens: Tensor) -> Tensor:
+        """Returns tokens of B images as the tokenizer encodes them as this generator draws them: what ``image_tokens``
+        undoes."""
 
 
 class ControlledGenerator(Generator, Protocol):

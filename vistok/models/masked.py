@@ -163,6 +163,10 @@ class MaskedTransformer(Pretrained, nn.Module):
         """Returns codes [B, L] as the tokenizer decodes them: [B, h, w]."""
         return drawn.unflatten(1, (-1, self.config.grid))
 
+    def own_tokens(self, tokens: Tensor) -> Tensor:
+        """Returns codes [B, h, w] of the tokenizer as codes [B, L]."""
+        return tokens.flatten(1)
+
     def features(self, codes: Tensor, labels: Tensor, state: Any | None) -> tuple[Tensor, Any | None]:
         """Returns features [B, L, E] of all codes, before the last norm, and what the next step is told of this one."""
         raise NotImplementedError

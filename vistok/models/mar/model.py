@@ -231,6 +231,10 @@ class MAR(Pretrained, nn.Module):
         """Returns tokens [B, L, D] as its autoencoder decodes them: latents [B, c, H, W]."""
         return self.unpatchify(drawn)
 
+    def own_tokens(self, tokens: Tensor) -> Tensor:
+        """Returns latents [B, c, H, W] of the autoencoder as tokens [B, L, D]."""
+        return self.patchify(tokens)
+
     def patchify(self, latents: Tensor) -> Tensor:
         """Latents [B, c, H, W] to tokens [B, L, c p p], channels outermost."""
         return patchify(latents, self.config.patch_size)

@@ -241,6 +241,10 @@ class XAR(Pretrained, nn.Module):
         """Returns tokens [B, L, D] in raster order as the autoencoder decodes them: latents [B, c, H, W]."""
         return unpatchify(drawn, self.config.patch_size, self.config.grid)
 
+    def own_tokens(self, tokens: Tensor) -> Tensor:
+        """Returns latents [B, c, H, W] of the autoencoder as tokens [B, L, D] in raster order."""
+        return patchify(tokens, self.config.patch_size)
+
     # The network
 
     def condition(self, labels: Tensor, t: Tensor) -> Tensor:

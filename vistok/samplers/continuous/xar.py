@@ -2,7 +2,7 @@
 
 Guidance grows with the number of the entity, from none. Where it is none, the unconditional half does not run. A
 finished entity enters the cache, in both halves; the one that is being drawn is written behind the rows in use and
-forgotten again.
+forgotten again. Of an entity that is known in part, the known tokens follow their own straight path to the noise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from vistok.errors import VistokError, unknown_name
 from vistok.models.interface import Condition
 from vistok.models.xar import XAR
-from vistok.samplers.continuous.flow import euler, euler_maruyama
+from vistok.samplers.continuous.flow import Velocity, euler, euler_maruyama
 from vistok.samplers.continuous.noise import TokenNoise
 from vistok.samplers.continuous.stats import ContinuousStats
 from vistok.samplers.noise import Noise
@@ -80,6 +80,22 @@ class GuidedXAR:
         self.cache.advance(entity.shape[1])
 
 
+def around(velocity: Velocity, given: Tensor, noise: Tensor, keep: Tensor) -> Velocity:
+    """Returns the velocity of states in which some tokens are known: these are put where they are at each time.
+
+    Args:
+        velocity: of whole entities.
+        given: the known tokens, [n, D].
+        noise: where all began, [B, n, D].
+        keep: which are known, bool [n, 1].
+    """
+
+    def known_velocity(x: Tensor, t: Tensor) -> Tensor:
+        return velocity(torch.where(keep, (1 - t) * given + t * noise, x), t)
+
+    return known_velocity
+
+
 def draw_entities(
     guided: GuidedXAR,
     scales: list[float],
@@ -87,6 +103,8 @@ def draw_entities(
     noise: Callable[[int], Tensor] | None,
     steps: int,
     progress: Callable[[int], None] | None = None,
+    known: Tensor | None = None,
+    stays: Tensor | None = None,
 ) -> Tensor:
     """Returns the sequence of all entities, float32 [B, N, D].
 
@@ -97,12 +115,22 @@ def draw_entities(
         noise: normals of the stochastic steps of entity k, [steps - 1, B, n, D]; the deterministic solver if None.
         steps: of the solver for each entity.
         progress: called with the tokens of each finished entity.
+        known: a sequence [N, D] whose tokens ``stays``, bool [N], are kept; none if None.
     """
     drawn: list[Tensor] = []
     sizes = guided.model.entities.sizes
-    for k, (first, scale) in enumerate(zip(start.split(sizes, 1), scales, strict=True)):
-        velocity = guided.guided(scale)
-        entity = euler(velocity, first, steps) if noise is None else euler_maruyama(velocity, first, noise(k))
+    known = torch.zeros_like(start[0]) if known is None else known.to(start)
+    stays = torch.zeros_like(start[0, :, 0], dtype=torch.bool) if stays is None else stays
+    parts = zip(start.split(sizes, 1), known.split(sizes), stays[:, None].split(sizes), scales, strict=True)
+    for k, (first, given, keep, scale) in enumerate(parts):
+        if bool(keep.all()):
+            entity = given.expand_as(first)
+        else:
+            velocity = guided.guided(scale)
+            if bool(keep.any()):
+                velocity = around(velocity, given.double(), first.double(), keep)
+            entity = euler(velocity, first, steps) if noise is None else euler_maruyama(velocity, first, noise(k))
+            entity = torch.where(keep, given.double(), entity)
         drawn.append(entity.float())
         if k + 1 < len(sizes):
             guided.keep(drawn[-1])
@@ -126,6 +154,7 @@ class NextEntity:
     interface = "entities"
     honours = frozenset({"guidance"})
     lossless = True
+    fills = True
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
@@ -158,6 +187,10 @@ class NextEntity:
             rows = torch.arange(batch, device=place.device).repeat_interleave(len(places))
             return numbers.paths(rows, places.repeat(batch), stochastic, dim).unflatten(1, (batch, len(places)))
 
+        known = stays = None
+        if condition.known is not None:
+            known = entities.split(condition.known.tokens[None])[0]
+            stays = entities.split(condition.known.mask[None, :, None].float())[0, :, 0] == 1
         paths = [normals(places) for places in place.split(entities.sizes)]
         sequence = draw_entities(
             guided,
@@ -166,8 +199,12 @@ class NextEntity:
             (lambda k: paths[k][:-1]) if stochastic else None,
             self.num_steps,
             progress,
+            known,
+            stays,
         )
         step_of = 1 + entities.join(model.numbers[None, :, None].expand(batch, -1, -1))[..., 0]
+        if condition.known is not None:
+            step_of = step_of.masked_fill(condition.known.mask, 0)
         stats = ContinuousStats(
             step_of.cpu(),
             torch.zeros(batch, dtype=torch.int64),

@@ -135,6 +135,7 @@ class Masked:
     interface = "masked"
     honours = frozenset({"guidance", "temperature", "top_k", "top_p", "greedy"})
     lossless = False
+    fills = True
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
@@ -166,9 +167,13 @@ class Masked:
         began = time.perf_counter()
         batch, length, device = len(condition), model.tokens.length, condition.values.device
         codes = torch.full((batch, length), model.mask_id, device=device)
+        hidden = length
+        if condition.known is not None:
+            hidden = condition.known.hidden
+            codes = torch.where(condition.known.mask, condition.known.tokens, codes)
         positions = torch.arange(length, device=device).expand(batch, -1)
         plan = MaskPlan(
-            length,
+            hidden,
             self.steps,
             self.schedule,
             params.guidance if params.guided else 1.0,
