@@ -87,11 +87,9 @@ def test_a_trace_shows_which_step_decided_what(run, tmp_path, family):
     assert sheet.width == 2 * sheet.height
 
 
-@pytest.mark.parametrize("family", TOKENIZER)
+@pytest.mark.parametrize("family", ["xar", "enat", "maskgit"])
 def test_averaged_weights_of_a_training_checkpoint_and_pythons_call(folders, tmp_path, family):
     model = build(family)
-    if family == "controlar":
-        pytest.skip("its files hold one set of weights")
     path = tmp_path / "checkpoint.pth"
     wrong = {key: torch.zeros_like(value) for key, value in model.state_dict().items()}
     torch.save({"model": wrong, "model_ema": model.state_dict()}, path)
