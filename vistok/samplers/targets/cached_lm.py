@@ -80,6 +80,7 @@ class CachedLM:
 
     Attributes:
         forwards: calls so far.
+        vocabulary: number of tokens.
         hidden: what the backbone gave in the last call, for all its rows, [B, T, D]; None without ``features``.
     """
 
@@ -100,6 +101,7 @@ class CachedLM:
         self.model, self.features, self.offset, self.end = model, features, offset, end
         config = model.config.get_text_config(decoder=True)
         self.eager = config._attn_implementation == "eager"
+        self.vocabulary = config.vocab_size
         self.windows = layer_windows(config) or {"full_attention": ("window", None)}
         self.backbone, self.embed = backbone, embed or model.get_input_embeddings()
         self.head = head or model.get_output_embeddings()
@@ -157,9 +159,8 @@ class CachedLM:
         """Logits of the rows ``keep``, int64 [K], or of all."""
         if self.end is not None:
             positions = positions.clamp(max=self.end - 1)
-        masks = {kind: self._mask(windowed(mask, *window)) for kind, window in self.windows.items()}
         arguments = {
-            "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
+            "attention_mask": self.masks(mask),
             "position_ids": (positions + self.offset).expand(len(tokens), -1),
             "use_cache": True,
             self._cache_argument: self.rows,
@@ -192,6 +193,11 @@ class CachedLM:
             hook.remove()
         self.hidden = found[0]
         return logits
+
+    def masks(self, mask: Tensor) -> Tensor | dict[str, Tensor]:
+        """Which columns each row sees, bool [B, T, M], as the model takes it: one mask, or one a kind of layer."""
+        masks = {kind: self._mask(windowed(mask, *window)) for kind, window in self.windows.items()}
+        return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _mask(self, mask: Tensor) -> Tensor:
         mask = mask[:, None]
