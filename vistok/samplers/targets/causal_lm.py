@@ -61,7 +61,7 @@ class TextTarget:
         prompt: what it continues.
         length: new tokens to decide.
         nodes: most nodes of a tree, for which the cache has room.
-        features: the scores hold the final features of the rows as well.
+        features: the scores hold the final features of the rows as well, or the states that enter these layers.
         reader: is given the real tokens of the prompts [M] and the logits behind them [M, V], piece by piece.
 
     Raises:
@@ -74,7 +74,7 @@ class TextTarget:
         prompt: Prompt,
         length: int,
         nodes: int = 1,
-        features: bool = False,
+        features: bool | tuple[int, ...] = False,
         reader: Callable[[Tensor, Tensor], None] | None = None,
     ):
         end = prompt.ids.shape[1] + length

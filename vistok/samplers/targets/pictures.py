@@ -20,6 +20,7 @@ from vistok.models.huggingface import cache_argument, given_cache
 from vistok.models.pruned import Pruned, pruned_cache
 from vistok.samplers.loop import Scores
 from vistok.samplers.targets.causal_lm import Prompt, TextTarget
+from vistok.samplers.targets.features import entering
 from vistok.samplers.tree import TokenTree
 
 
@@ -65,7 +66,7 @@ class PictureTarget(TextTarget):
         prompt: Prompt,
         length: int,
         nodes: int = 1,
-        features: bool = False,
+        features: bool | tuple[int, ...] = False,
         reader: Callable[[Tensor, Tensor], None] | None = None,
         inputs: Mapping[str, Any] | None = None,
     ):
@@ -75,32 +76,36 @@ class PictureTarget(TextTarget):
 
     def prefill(self) -> Scores:
         """Logits behind the prompt [B, 1, V]; features, where wanted, of all rows of ``Prompt.flush``, [B, L, D]."""
-        logits, cache, hidden = self._run_prompt()
+        logits, cache, found = self._run_prompt()
         self._keep(cache)
-        if hidden is not None:
-            hidden = self._flush(self._spread(hidden, pruned_cache(cache), len(self.lm.rows.layers) - 1))
+        whole = [self._flush(self._spread(part, pruned_cache(cache), layer)) for layer, part in found]
+        hidden = torch.cat(whole, -1) if whole else None
         if self.reader is not None:
             said = self.prompt.flush != self.model.config.image_token_id
             self._read(hidden, said)
         return Scores(logits, hidden if self.features else None)
 
-    def _run_prompt(self) -> tuple[Tensor, Any, Tensor | None]:
-        """Logits behind the last tokens, the cache that the prompt filled, and the final features where wanted."""
+    def _run_prompt(self) -> tuple[Tensor, Any, list[tuple[int, Tensor]]]:
+        """Logits behind the last tokens, the cache that the prompt filled, and features by the layer they are of."""
         from transformers import DynamicCache
 
-        model, found = self.model, []
+        model, final = self.model, []
         backbone = self.family.backbone(model)
         inputs = {name: value for name, value in self.inputs.items() if name not in ("cache", "past_key_values")}
         inputs |= {"use_cache": True, cache_argument(model): DynamicCache()}  # whose layers keep every row
         arguments = model.prepare_inputs_for_generation(self.prompt.ids, is_first_iteration=True, **inputs)
-        wanted = self.features or self.reader is not None
-        handle = backbone.register_forward_hook(lambda module, args, output: found.append(output.last_hidden_state))
+        layers = self.features if isinstance(self.features, tuple) else ()
+        handle = backbone.register_forward_hook(lambda module, args, output: final.append(output.last_hidden_state))
         try:
-            output = model(**arguments, return_dict=True)
+            with entering(backbone, layers) as found:
+                output = model(**arguments, return_dict=True)
         finally:
             handle.remove()
         self.lm.forwards += 1
-        return output.logits[:, -1:], given_cache(output), found[-1] if wanted else None
+        wanted = [(layer, found[layer]) for layer in layers]
+        if self.features is True or self.reader is not None:
+            wanted = [(len(self.lm.rows.layers) - 1, final[-1])]
+        return output.logits[:, -1:], given_cache(output), wanted
 
     def _keep(self, cache: Any) -> None:
         """Copy the rows of a cache without their padding, and note how far positions are ahead of them."""
