@@ -23,6 +23,9 @@ HARMLESS = {
     "embed_requires_grad",
     "tie_word_embeddings",
     "attention_bias",
+    "bias",
+    "qkv_bias",
+    "qk_norm",
     "use_return_dict",
     "is_decoder",
 }
@@ -57,7 +60,8 @@ def published_config(entries: Mapping[str, Any], state: Mapping[str, Tensor]) ->
         for name, value in part.items():
             if value is True and name not in HARMLESS:
                 raise VistokError(f"the head's configuration sets {name}, which is not understood: take another head.")
-    if nested is None and entries.get("norm_output") is False:  # SpecForge's flag of this name is the output's norm
+    ours = nested is not None or "aux_layers" in entries  # where norm_output says what a drafted step reads
+    if not ours and entries.get("norm_output") is False:  # SpecForge's flag of this name is the output's norm
         raise VistokError("the head has no norm before its output layer (norm_output false): take another head.")
     if "fc.weight" not in state or "lm_head.weight" not in state:
         raise VistokError("these are not the weights of an EAGLE-3 head: fc.weight and lm_head.weight are missing.")
@@ -80,7 +84,7 @@ def published_config(entries: Mapping[str, Any], state: Mapping[str, Tensor]) ->
             target_hidden_size=state["fc.weight"].shape[1] // states,
             num_hidden_layers=1 + len(layers),
             qk_norm="midlayer.self_attn.q_norm.weight" in state,
-            norm_output=nested is not None and bool(entries.get("norm_output")),
+            norm_output=ours and bool(entries.get("norm_output")),
             aux_layers=aux,
             **{name: bool(entries.get(name)) for name in FLAGS},
         )

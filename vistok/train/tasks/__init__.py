@@ -17,6 +17,7 @@ TASKS = Registry(
     {
         "captions": f"{_HERE}.scenes.captions:CaptionTask",
         "eagle": f"{_HERE}.eagle:EagleTask",
+        "eagle3": f"{_HERE}.eagle3:Eagle3Task",
         "flextok": f"{_HERE}.flextok:FlexTokTask",
         "kl": f"{_HERE}.kl:KLTask",
         "llamagen": f"{_HERE}.llamagen:LlamaGenTask",
