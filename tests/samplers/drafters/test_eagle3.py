@@ -163,7 +163,7 @@ def test_every_published_layout_loads_strictly(tmp_path, layout):
     assert runs[0].step_of.tolist() == runs[1].step_of.tolist()
     with pytest.raises(VistokError, match="unexpected"):
         Eagle3Network.from_pretrained(write(tmp_path / "more", config, state | {"gate.weight": torch.ones(2)}))
-    with pytest.raises(VistokError, match="lacks norm.weight"):
+    with pytest.raises(VistokError, match=r"lacks norm\.weight"):
         less = {name: value for name, value in state.items() if name != "norm.weight"}
         Eagle3Network.from_pretrained(write(tmp_path / "less", config, less))
 

@@ -90,6 +90,7 @@ def standard_entries(model: nn.Module, draft: nn.Module | None, sampling: bool) 
         found.append(Entry("transformers assisted 4", {"assistant_model": _constant_assistant(draft, 4)}))
     found += [ours("plain", None), ours("lookup", PromptLookup()), ours("recycling 80", TokenRecycling())]
     found += [ours(f"recycling {size}", TokenRecycling(best_tree(RECYCLING, size))) for size in (8, 16, 32)]
+    found.append(ours("recycling auto", TokenRecycling("auto")))
     if draft is None:
         return found
     independent = frozenset({LawKind.INDEPENDENT})
