@@ -8,6 +8,7 @@ of the target's. Rotations reach as far as a text does, whatever length the head
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from vistok.samplers.loop import Run, Scores
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.dynamic import DynamicTree
 from vistok.samplers.targets.causal_lm import Prompt
+from vistok.zoo.checkpoint import read_state_dict
+from vistok.zoo.pretrained import CONFIG_FILE
+from vistok.zoo.registry import resolve
 
 
 class EagleHead(HeadDrafter, TextDrafter):
@@ -121,3 +125,17 @@ def aux_layers(config: EagleConfig, layers: int) -> tuple[int, ...]:
             f"{layers - 1}: take the head of this model."
         )
     return wanted
+
+
+def load_head(name: str | Path, model: nn.Module) -> EagleNetwork | Eagle3Network:
+    """An EAGLE head of any generation from its folder or hub id, with the target's dtype and on its device.
+
+    Raises:
+        VistokError: the name leads nowhere, or the weights are those of something else.
+    """
+    folder = resolve(name, CONFIG_FILE).parent
+    files = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model.bin")]
+    third = any("lm_head.weight" in read_state_dict(file) for file in files)
+    network = (Eagle3Network if third else EagleNetwork).from_pretrained(name)
+    weight = model.get_input_embeddings().weight
+    return network.to(weight.device, weight.dtype).requires_grad_(False)
