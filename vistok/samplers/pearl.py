@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -24,8 +24,11 @@ from vistok.ops.sampling import residual_law
 from vistok.samplers.drafters.draft_model import DraftModel
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import Chain
+from vistok.samplers.processors import split_processors
 from vistok.samplers.speculation import Speculation
+from vistok.samplers.stopping import sort_criteria
 from vistok.samplers.targets.cached_lm import CachedLM
+from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.pictures import reads_pictures
 from vistok.samplers.targets.step_cost import step_cost
 
@@ -240,10 +243,16 @@ class Pearl(Speculation):
         self.told: str | None = None
         self.counts = Counts()
 
-    def _decode(self, model, prompt, inputs, processors, criteria, config, streamer):
-        from vistok.samplers.processors import split_processors
-        from vistok.samplers.stopping import sort_criteria
-
+    def _decode(
+        self,
+        model: nn.Module,
+        prompt: Prompt,
+        inputs: Mapping[str, Any] | None,
+        processors: Any,
+        criteria: Any,
+        config: Any,
+        streamer: Any | None,
+    ) -> Tensor:
         limits = sort_criteria(criteria, config.max_length, prompt.ids.device)
         params, rest = split_processors(processors, config.do_sample)
         self.told = self._against(model, prompt, rest, limits.criteria, streamer)
@@ -276,7 +285,7 @@ class Pearl(Speculation):
             new = new if not len(ends) else new[: int(ends[0]) + 1]
         return torch.cat([text, new])[None]
 
-    def _against(self, model: nn.Module, prompt: Any, processors: Any, criteria: Any, streamer: Any) -> str | None:
+    def _against(self, model: nn.Module, prompt: Prompt, processors: Any, criteria: Any, streamer: Any) -> str | None:
         if len(prompt.ids) > 1:
             return "its rounds decode one prompt at a time"
         if reads_pictures(model) or processors or criteria or streamer is not None:
