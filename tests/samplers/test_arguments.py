@@ -83,8 +83,7 @@ def test_a_generation_config_counts_like_options():
         generate(tiny(), prompt(), PromptLookup(), generation_config=config)
 
 
-def test_a_picture_is_refused_and_its_model_still_speaks():
-    """``generate`` encodes pictures itself: what is refused is named as the caller named it."""
+def test_a_picture_is_read_and_its_model_still_speaks():
     from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -92,9 +91,42 @@ def test_a_picture_is_refused_and_its_model_still_speaks():
 
     folder = resolve("llava-mini")
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-    inputs = processor(images=Image.new("RGB", (64, 64), "red"), text="<image> what color?", return_tensors="pt")
-    with pytest.raises(VistokError, match="ignore pixel_values: leave it out, or decode without"):
+    picture, text = Image.new("RGB", (64, 64), "red"), "<image> what color?"
+    for inputs in (
+        processor(images=picture, text=text, return_tensors="pt"),
+        processor.tokenizer("what color is the circle?", return_tensors="pt"),
+    ):
+        plain = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+        assert torch.equal(generate(model, inputs, PromptLookup(), max_new_tokens=5, do_sample=False).sequences, plain)
+
+
+def test_a_picture_of_a_family_that_nobody_described_is_refused_as_the_caller_named_it():
+    """``generate`` encodes pictures itself and hands on what it made of them under another name."""
+    from transformers import CLIPVisionConfig, LlamaConfig, VipLlavaConfig, VipLlavaForConditionalGeneration
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = VipLlavaConfig(
+        vision_config=CLIPVisionConfig(**sizes, image_size=16, patch_size=8),
+        text_config=LlamaConfig(**sizes, vocab_size=23, eos_token_id=None, pad_token_id=0),
+        image_token_index=22,
+        vision_feature_layers=[-1, -2],
+    )
+    model = VipLlavaForConditionalGeneration(config).eval()
+    inputs = {"input_ids": torch.tensor([[3, 22, 22, 22, 22, 4]]), "pixel_values": torch.randn(1, 3, 16, 16)}
+    with pytest.raises(VistokError, match=r"ignore pixel_values: leave it out.*llava"):
         model.generate(**inputs, max_new_tokens=2, do_sample=False, custom_generate=Speculation(PromptLookup()))
-    inputs = processor.tokenizer("what color is the circle?", return_tensors="pt")
-    plain = model.generate(**inputs, max_new_tokens=5, do_sample=False)
-    assert torch.equal(generate(model, inputs, PromptLookup(), max_new_tokens=5, do_sample=False).sequences, plain)
+
+
+def test_a_model_whose_layers_keep_a_state_is_refused():
+    from transformers import Lfm2VlConfig, Lfm2VlForConditionalGeneration
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Lfm2VlConfig(
+        vision_config=sizes | {"model_type": "siglip2_vision_model", "patch_size": 4, "num_patches": 16},
+        text_config=sizes
+        | {"model_type": "lfm2", "num_key_value_heads": 2, "vocab_size": 23, "layer_types": ["conv", "full_attention"]},
+        image_token_id=22,
+    )
+    model = Lfm2VlForConditionalGeneration(config).eval()
+    with pytest.raises(VistokError, match="layers of the kind conv"):
+        generate(model, prompt(), PromptLookup(), **OPTIONS)

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import Eagle3Network, EagleConfig, EagleNetwork
+from vistok.models.heads.eagle import EagleConfig, EagleNetwork
+from vistok.models.heads.eagle3 import Eagle3Network
 from vistok.models.interface import Condition
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.samplers import Autoregressive, Noise, SamplingParams

@@ -12,6 +12,8 @@ import torch
 from scipy.stats import chi2
 
 from tests.samplers.tiny import tiny, tiny_head
+from vistok.models.heads.eagle import EagleConfig
+from vistok.models.heads.eagle3 import Eagle3Network
 from vistok.samplers import (
     Branching,
     Chain,
@@ -86,6 +88,15 @@ def draft(policy) -> DraftModel:
     return DraftModel(model(1), policy)
 
 
+def third_head() -> Eagle3Network:
+    """A random EAGLE-3 head that knows the first and the last of the three tokens."""
+    torch.manual_seed(6)
+    config = EagleConfig(SIZE, 16, 24, 4, num_key_value_heads=2, draft_vocab_size=2, aux_layers=(0, 1, 1))
+    head = Eagle3Network(config).eval().requires_grad_(False).double()
+    head.d2t.copy_(torch.tensor([0, 1]))
+    return head
+
+
 INDEPENDENT, WITHOUT = frozenset({LawKind.INDEPENDENT}), frozenset({LawKind.WITHOUT_REPLACEMENT})
 CASES = {
     "chain, exact": lambda: (draft(Chain(3)), ExactChain()),
@@ -102,6 +113,7 @@ CASES = {
     "eagle-2 tree, match": lambda: (draft(DynamicTree(5, 2, 2)), None),
     "eagle head, eagle-1 tree, recursive": lambda: (EagleHead(tiny_head(SIZE), StaticTree(TREE)), None),
     "eagle head, eagle-2 tree, match": lambda: (EagleHead(tiny_head(SIZE), DynamicTree(5, 2, 2)), None),
+    "eagle-3 head of two tokens, eagle-1 tree, recursive": lambda: (EagleHead(third_head(), StaticTree(TREE)), None),
     "recycling, match": lambda: (TokenRecycling(TREE), None),
     "recycling, one-hot": lambda: (TokenRecycling(TREE), TreeVerifier(OneHot(), frozenset({LawKind.DETERMINISTIC}))),
     "lookup, match": lambda: (PromptLookup(3, 2), None),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vistok.errors import VistokError
+from vistok.models.families import FAMILIES
 from vistok.models.huggingface import given_cache
 
 # Of what is left for the model's forward. ``position_ids`` and ``logits_to_keep`` are made by ``generate`` itself.
@@ -31,7 +32,9 @@ OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden
 CACHES = ("quantized", "offloaded", "offloaded_static", "offloaded_hybrid", "paged")
 
 
-def check_arguments(config: Any, model_kwargs: Mapping[str, Any], ids: Tensor, given: Mapping[str, Any]) -> None:
+def check_arguments(
+    config: Any, model_kwargs: Mapping[str, Any], ids: Tensor, given: Mapping[str, Any], whole: bool = False
+) -> None:
     """Refuse a call of ``generate`` that asks for what speculation does not do.
 
     Args:
@@ -39,6 +42,7 @@ def check_arguments(config: Any, model_kwargs: Mapping[str, Any], ids: Tensor, g
         model_kwargs: what is meant for the model's forward.
         ids: prompts, int64 [B, L].
         given: arguments of ``generate`` itself, see ``given_to_generate``.
+        whole: the model's own prefill gets all of ``model_kwargs``, so that nothing of them is lost.
 
     Raises:
         VistokError: names the argument.
@@ -53,11 +57,11 @@ def check_arguments(config: Any, model_kwargs: Mapping[str, Any], ids: Tensor, g
         )
     if given.get("synced_gpus"):
         raise VistokError("speculation takes other numbers of steps on every process: leave synced_gpus out.")
-    unknown = _unknown(model_kwargs, given.get("kwargs", {}))
+    unknown = [] if whole else _unknown(model_kwargs, given.get("kwargs", {}))
     if unknown:
         raise VistokError(
             f"speculation reads the prompt's tokens alone and would ignore {', '.join(unknown)}: leave it out, "
-            "or decode without speculation."
+            f"or decode without speculation (prompts with pictures are read for {', '.join(FAMILIES)})."
         )
     cache = given_cache(model_kwargs)
     if cache is not None and int(cache.get_seq_length()) > 0:
@@ -76,7 +80,8 @@ def check_arguments(config: Any, model_kwargs: Mapping[str, Any], ids: Tensor, g
     wanted = [name for name in OUTPUTS if getattr(config, name)]
     if wanted and config.return_dict_in_generate:
         raise VistokError(f"speculation does not return what {wanted[0]} asks for: leave it out.")
-    _check_positions(model_kwargs.get("position_ids"), model_kwargs.get("attention_mask"), ids)
+    if not whole:
+        _check_positions(model_kwargs.get("position_ids"), model_kwargs.get("attention_mask"), ids)
 
 
 def _unknown(model_kwargs: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:

@@ -24,6 +24,7 @@ from vistok.samplers.processors import TextProcessing, split_processors
 from vistok.samplers.stats import Stats
 from vistok.samplers.stopping import Stopping, Streaming, as_criteria, sort_criteria
 from vistok.samplers.targets.causal_lm import Prompt, TextTarget
+from vistok.samplers.targets.pictures import PictureTarget, reads_pictures, text_of
 from vistok.samplers.targets.support import check_model
 from vistok.samplers.verifiers.candidates import exact_tree
 from vistok.samplers.verifiers.draw import Draw
@@ -95,10 +96,11 @@ class Speculation:
             streamer.put(input_ids.cpu())
         try:
             check_model(model, input_ids.shape[1])  # before anything is asked of its cache
-            check_arguments(generation_config, model_kwargs, input_ids, given)
+            check_arguments(generation_config, model_kwargs, input_ids, given, reads_pictures(model))
             criteria = [*stopping_criteria, *as_criteria(self.stopping, self.tokenizer)]
             prompt = Prompt.of(input_ids, model_kwargs.get("attention_mask"))
-            sequences = self._decode(model, prompt, logits_processor, criteria, generation_config, streamer)
+            inputs = model_kwargs if reads_pictures(model) else None
+            sequences = self._decode(model, prompt, inputs, logits_processor, criteria, generation_config, streamer)
         finally:
             if streamer is not None:  # a refusal must not leave its reader waiting
                 streamer.end()
@@ -109,7 +111,14 @@ class Speculation:
         return sequences
 
     def _decode(
-        self, model: nn.Module, prompt: Prompt, processors: Any, criteria: Any, config: Any, streamer: Any | None
+        self,
+        model: nn.Module,
+        prompt: Prompt,
+        inputs: Mapping[str, Any] | None,
+        processors: Any,
+        criteria: Any,
+        config: Any,
+        streamer: Any | None,
     ) -> Tensor:
         ids = prompt.ids
         limits = sort_criteria(criteria, config.max_length, ids.device)
@@ -120,10 +129,12 @@ class Speculation:
         processing = TextProcessing(processors, ids, pad) if processors else None
         stop = Stopping(limits.criteria, ids, pad, limits.ends is not None) if limits.criteria else None
         drafter = Undrafted() if self.drafter is None else self.drafter
-        drafter.bind(model, prompt, params, length, self.tokenizer)
+        words = prompt if inputs is None or drafter.features else text_of(model, prompt)
+        drafter.bind(model, words, params, length, self.tokenizer)
         verifier = self.verifier or (Draw() if self.drafter is None else exact_tree(drafter.kind))
         reader = drafter.read if drafter.reads_prompt else None
-        target = TextTarget(model, prompt, length, drafter.nodes, drafter.features, reader)
+        wanted = (model, prompt, length, drafter.nodes, drafter.features, reader)
+        target = TextTarget(*wanted) if inputs is None else PictureTarget(*wanted, inputs)
         seed = 0 if params.greedy else int(torch.randint(2**62, ()))
         tokens, self.stats = decode(
             target,
@@ -174,7 +185,9 @@ def generate(
         options = {name: value for name, value in options.items() if name != "temperature"} | {"do_sample": False}
     strings, options = _stop_strings(options)
     stopping = [*as_criteria(stopping, tokenizer), *as_criteria(strings, tokenizer)]
-    speculation = Speculation(drafter, verifier, streamer=streamer, tokenizer=tokenizer, stopping=stopping)
+    speculation = Speculation(drafter, verifier, tokenizer=tokenizer, stopping=stopping)
+    if streamer is not None:  # through the model's own generate, where a compressor shows it the whole prompts
+        options = options | {"streamer": streamer}
     inputs = {"inputs": inputs} if isinstance(inputs, Tensor) else dict(inputs)
     sequences = model.generate(**inputs, **options, return_dict_in_generate=False, custom_generate=speculation)
     return TextOutput(sequences, speculation.stats)

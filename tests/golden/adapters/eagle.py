@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from tests.golden.case import Case
-from vistok.models.heads.eagle import Eagle3Network, EagleConfig, EagleNetwork
+from vistok.models.heads.eagle import EagleConfig, EagleNetwork
+from vistok.models.heads.eagle3 import Eagle3Network
 from vistok.samplers import Noise, SamplingParams
 from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.loop import Run
@@ -136,9 +137,33 @@ def drafter(case: Case) -> None:
     check_tree(case, head, more, "call2")
 
 
+@torch.inference_mode()
+def speculators(case: Case) -> None:
+    """A head of the ``speculators`` project: a step over the target's states, then one over its own output."""
+    network = Eagle3Network(Eagle3Network.describe(case.config, case.weights, {})).eval()
+    load_strict(network, network.complete(case.weights), case.id)
+    tokens = case.inputs["tokens"]
+    width = tokens.shape[1]
+    cache = network.new_cache(1, 2 * width)
+    features = network.read(case.inputs["features"])
+    case.close(network.states(features, tokens), "hidden")
+    fed = network(case.inputs["features"], tokens, cache)
+    cache.advance(width)
+    logits = network.logits(fed)
+    case.close(logits, "logits")
+    if "out.target_ids" in case.tensors:
+        case.equal(network.token(logits.argmax(-1)), "target_ids")
+    # Slot j of the second step sees the first step's slots up to j and itself, one position later.
+    slots = torch.arange(width - 1)
+    seen = torch.cat([torch.arange(width) <= slots[:, None], torch.eye(width - 1, dtype=torch.bool)], 1)
+    second = network(fed[:, :-1], tokens[:, 1:], cache, slots[None] + 1, seen[None])
+    case.close(network.logits(second), "logits_second")
+
+
 ADAPTERS = {
     "posterior": posterior,
     "tree_buffers": tree_buffers,
     "eagle2_drafter": drafter,
     "eagle3_drafter": drafter,
+    "speculators_eagle3": speculators,
 }

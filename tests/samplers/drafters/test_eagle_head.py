@@ -10,7 +10,7 @@ import torch
 from tests.samplers.test_speculation import POLICIES, ragged
 from tests.samplers.tiny import KINDS, prompt, tiny, tiny_head
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import Eagle3Network, EagleConfig, EagleNetwork
+from vistok.models.heads.eagle import EagleConfig, EagleNetwork
 from vistok.samplers import Chain, EagleHead, Prompt, Speculation, TextTarget, generate
 from vistok.samplers.policies.dynamic import DynamicTree
 from vistok.samplers.policies.static import StaticTree
@@ -114,5 +114,5 @@ def test_a_head_of_another_target_is_refused():
             generate(tiny(), prompt(), EagleHead(head, StaticTree(((0,), (1,)))), **OPTIONS)
     with pytest.raises(VistokError, match="for pictures"):
         EagleHead(EagleNetwork(EagleConfig(23, 16, 24, 4, grid=4)))
-    with pytest.raises(VistokError, match="Eagle3"):
-        EagleHead(Eagle3Network(EagleConfig(23, 16, 24, 4)))
+    with pytest.raises(VistokError, match="type Linear"):
+        EagleHead(torch.nn.Linear(2, 2))

@@ -19,6 +19,9 @@ def text(
     draft: Annotated[
         str | None, typer.Option(help="A small model with its tokenizer. [default: text-mini-draft for text-mini]")
     ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="An EAGLE head of the target (1, 2 or 3): a folder, or a hub id.")
+    ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts of each kind.")] = 8,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a held-out prompt.")] = 96,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens that are generated.")] = 128,
@@ -50,6 +53,7 @@ def text(
     from vistok.eval.decoding.prompts import held_out_prompts, spec_bench_prompts
     from vistok.eval.decoding.text import COLUMNS, continue_in_turn, standard_entries, summarise
     from vistok.progress import progress
+    from vistok.samplers.drafters.eagle_head import load_head
     from vistok.zoo.transformers import load_causal_lm
 
     if draft is None and model == "text-mini":
@@ -64,7 +68,8 @@ def text(
             raise VistokError(f"'{model}' reads {target.config.max_position_embeddings} tokens: shorten the prompts.")
         texts = held_out_prompts(tokenizer, prompts, prompt_tokens, seed)
     sampling = temperature > 0
-    entries = standard_entries(target, small, sampling)
+    network = None if head is None else load_head(head, target)
+    entries = standard_entries(target, small, sampling, network)
     if methods is not None:
         entries = choose_entries(entries, [word.strip() for word in methods.split(",")], "method")
     options = {"max_new_tokens": new_tokens, "do_sample": sampling, "pad_token_id": tokenizer.pad_token_id}
@@ -76,6 +81,7 @@ def text(
     settings = {
         "model": model,
         "draft": draft,
+        "head": head,
         "prompts": len(texts),
         "new_tokens": new_tokens,
         "temperature": temperature,

@@ -24,7 +24,10 @@ from torch import Tensor, nn
 from vistok.eval.decoding.comparison import Column, Entry, Figure, Row, Trial, run_in_turn
 from vistok.eval.decoding.estimate import paired_estimate, ratio_estimate
 from vistok.eval.decoding.prompts import Text
+from vistok.models.heads.eagle import EagleNetwork
+from vistok.models.heads.eagle3 import Eagle3Network
 from vistok.samplers.drafters.draft_model import DraftModel
+from vistok.samplers.drafters.eagle_head import EagleHead
 from vistok.samplers.drafters.lookup import PromptLookup
 from vistok.samplers.drafters.recycling import TokenRecycling
 from vistok.samplers.loop import Verifier
@@ -54,6 +57,7 @@ COLUMNS = (
 # How often candidate r of Token Recycling was the next token of text-mini's greedy continuations of training modules
 # (762 tokens); taken to be the same at every depth.
 RECYCLING = [[0.732, 0.051, 0.028, 0.017, 0.013, 0.009, 0.007, 0.004]] * 10
+HEAD_TREES = {"chain 3": Chain(3), "tree 6": DynamicTree(6, 3, 2), "tree 16": DynamicTree(16, 3, 4)}
 
 
 class Continuation(NamedTuple):
@@ -71,13 +75,16 @@ class Continuation(NamedTuple):
     draft_forwards: int
 
 
-def standard_entries(model: nn.Module, draft: nn.Module | None, sampling: bool) -> list[Entry]:
+def standard_entries(
+    model: nn.Module, draft: nn.Module | None, sampling: bool, head: EagleNetwork | Eagle3Network | None = None
+) -> list[Entry]:
     """Returns what a comparison runs; plain generate comes first.
 
     Args:
         model: the target.
         draft: a small model with its tokenizer; what needs one is left out without.
         sampling: tokens are drawn; else decoding is greedy, which all lossless rules do alike.
+        head: an EAGLE head of the target.
     """
 
     def ours(name: str, drafter: TextDrafter | None, verifier: Verifier | None = None) -> Entry:
@@ -90,6 +97,9 @@ def standard_entries(model: nn.Module, draft: nn.Module | None, sampling: bool) 
         found.append(Entry("transformers assisted 4", {"assistant_model": _constant_assistant(draft, 4)}))
     found += [ours("plain", None), ours("lookup", PromptLookup()), ours("recycling 80", TokenRecycling())]
     found += [ours(f"recycling {size}", TokenRecycling(best_tree(RECYCLING, size))) for size in (8, 16, 32)]
+    if head is not None:
+        found += [ours(f"head, {name}", EagleHead(head, policy)) for name, policy in HEAD_TREES.items()]
+    found.append(ours("recycling auto", TokenRecycling("auto")))
     if draft is None:
         return found
     independent = frozenset({LawKind.INDEPENDENT})

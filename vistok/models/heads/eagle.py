@@ -1,11 +1,10 @@
 """EAGLE drafters: one decoder layer that predicts a target's next feature from its last one and the token that
 followed.
 
-EAGLE-1 and EAGLE-2 (arXiv 2401.15077, 2406.16858) and LANTERN's drafter for LlamaGen (arXiv 2410.03355) are ``Eagle``:
-the feature is the target's final normalised state, the target's own head turns a predicted feature into logits. EAGLE-3
-(arXiv 2503.01840) is ``Eagle3``: it reads three states of the target and has a head of its own, often over a smaller
-vocabulary. Parameter names are those of the published checkpoints. Slot j of a drafter's sequence pairs feature j with
-token j + 1.
+EAGLE-1 and EAGLE-2 (arXiv 2401.15077, 2406.16858) and LANTERN's drafter for LlamaGen (arXiv 2410.03355) are
+``EagleNetwork``: the feature is the target's final normalised state, the target's own head turns a predicted feature
+into logits. EAGLE-3, in ``vistok.models.heads.eagle3``, shares layers, caches and loading. Parameter names are those of
+the published checkpoints. Slot j of a drafter's sequence pairs feature j with token j + 1.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +21,14 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.models.llamagen import RMSNorm
 from vistok.ops import KVCache, apply_rope, attention, rope_1d, rope_2d
+from vistok.registry import lazy_attributes
 from vistok.zoo.checkpoint import load_strict, read_state_dict
 from vistok.zoo.pretrained import CONFIG_FILE, WEIGHTS_FILE, Pretrained
 from vistok.zoo.registry import resolve
 
 PUBLISHED_WEIGHTS = (WEIGHTS_FILE, "pytorch_model.bin")
+# What published EAGLE-1 and EAGLE-2 configurations copy from the target, though their one layer is as plain as ever.
+IGNORED = {"num_hidden_layers", "head_dim", "rope_scaling", "qk_norm", "aux_layers"}
 BEYOND = 10  # rows without rotation behind the grid, for drafts that run past the picture
 D = TypeVar("D", bound="_Drafter")
 
@@ -45,6 +47,14 @@ class EagleConfig:
             rotated.
         draft_vocab_size: tokens that EAGLE-3 may draft; 0 for all.
         target_hidden_size: width of the target's states where EAGLE-3 has another one; 0 for the same.
+        head_dim: width of an attention head; 0 for an equal share of the hidden width.
+        num_hidden_layers, qk_norm: layers of EAGLE-3, and whether they norm queries and keys.
+        norm_before_residual: the residual of EAGLE-3's first layer is the normed feature.
+        norm_before_fc, fc_norm: EAGLE-3 norms the target's states together, or each, before ``fc``.
+        norm_output: what a drafted step of EAGLE-3 reads is normed.
+        aux_layers: which hidden states of the target EAGLE-3 reads, as transformers counts them; those that enter the
+            layers 2, n // 2 and n - 3 of n if empty.
+        rope_scaling: how rotations are stretched, as transformers says it.
     """
 
     vocab_size: int
@@ -61,11 +71,24 @@ class EagleConfig:
     cls_token_num: int = 1
     draft_vocab_size: int = 0
     target_hidden_size: int = 0
+    head_dim: int = 0
+    num_hidden_layers: int = 1
+    qk_norm: bool = False
+    norm_before_residual: bool = False
+    norm_before_fc: bool = False
+    fc_norm: bool = False
+    norm_output: bool = False
+    aux_layers: tuple[int, ...] = ()
+    rope_scaling: dict[str, Any] | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "head_dim", self.head_dim or self.hidden_size // self.num_attention_heads)
+        object.__setattr__(self, "aux_layers", tuple(self.aux_layers))
 
     @property
-    def head_dim(self) -> int:
-        """Width of an attention head."""
-        return self.hidden_size // self.num_attention_heads
+    def states(self) -> int:
+        """How many states of the target EAGLE-3 reads."""
+        return len(self.aux_layers) or 3
 
     @property
     def kv_heads(self) -> int:
@@ -73,25 +96,48 @@ class EagleConfig:
         return self.num_key_value_heads or self.num_attention_heads
 
 
+def text_rope(config: EagleConfig, length: int) -> Tensor:
+    """Rotations of a text of ``length`` slots, float32 [length, head_dim // 2, 2]."""
+    if not config.rope_scaling:
+        return rope_1d(length, config.head_dim, config.rope_theta)
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    shape = LlamaConfig(
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_position_embeddings,
+        rope_parameters=config.rope_scaling | {"rope_theta": config.rope_theta},
+    )
+    frequencies, scale = ROPE_INIT_FUNCTIONS[config.rope_scaling["rope_type"]](shape, "cpu", seq_len=length)
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
+    return torch.stack([angles.cos(), angles.sin()], -1) * scale
+
+
 class Attention(nn.Module):
     """Grouped-query attention over a cache, with LLaMA's parameter names."""
 
-    def __init__(self, config: EagleConfig, width: int):
+    def __init__(self, config: EagleConfig, width: int, index: int = 0):
         super().__init__()
-        self.head_dim = config.head_dim
+        self.head_dim, self.index = config.head_dim, index
         self.layout = "interleaved" if config.grid else "half"
         own, shared = config.num_attention_heads * self.head_dim, config.kv_heads * self.head_dim
         self.q_proj = nn.Linear(width, own, bias=config.qkv_bias)
         self.k_proj = nn.Linear(width, shared, bias=config.qkv_bias)
         self.v_proj = nn.Linear(width, shared, bias=config.qkv_bias)
         self.o_proj = nn.Linear(own, config.hidden_size, bias=False)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (RMSNorm(self.head_dim, config.rms_norm_eps) for _ in range(2))
 
     def forward(self, x: Tensor, rope: Tensor, cache: KVCache | None, visible: Tensor | None) -> Tensor:
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k = (apply_rope(part, rope, self.layout).transpose(1, 2) for part in (q, k))
         v = v.transpose(1, 2)
         if cache is not None:
-            k, v = cache.write(0, k, v)
+            k, v = cache.write(self.index, k, v)
         mixed = attention(q, k, v, mask=visible, causal=visible is None)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
@@ -123,7 +169,7 @@ class _Drafter(Pretrained, nn.Module):
             rope = rope_2d(config.grid, config.grid, config.head_dim, config.rope_theta, prefix)
             rope = torch.cat([rope, rope.new_zeros(BEYOND, *rope.shape[1:])])
         else:
-            rope = rope_1d(config.max_position_embeddings, config.head_dim, config.rope_theta)
+            rope = text_rope(config, config.max_position_embeddings)
         self.register_buffer("rope", rope, persistent=False)
 
     @classmethod
@@ -145,22 +191,34 @@ class _Drafter(Pretrained, nn.Module):
             entries = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise VistokError(f"'{path}' is not JSON: name the folder of a drafter.") from None
+        if not isinstance(entries, dict) or "hidden_size" not in entries.get("transformer_layer_config", entries):
+            raise VistokError(f"'{path}' does not say the shape of a drafter: name the folder of a drafter.")
         weights = next((path.parent / file for file in PUBLISHED_WEIGHTS if (path.parent / file).is_file()), None)
         if weights is None:
             weights = resolve(name, PUBLISHED_WEIGHTS[-1])
-        # A published configuration describes the target's whole family; the drafter reads what shapes it.
-        known = {field.name for field in fields(EagleConfig)}
-        entries = defaults | {key: value for key, value in entries.items() if key in known and value is not None}
-        try:
-            config = EagleConfig(**entries)
-        except TypeError:
-            raise VistokError(f"'{path}' does not say the shape of a drafter: name the folder of a drafter.") from None
         state = read_state_dict(weights)
-        # Published configurations copy the target's, so the weights say which biases there are.
-        biases = any(key.endswith("q_proj.bias") for key in state)
-        model = cls(replace(config, bias="fc.bias" in state, qkv_bias=biases))
+        model = cls(cls.describe(entries, state, defaults))
         load_strict(model, model.complete(state), cls.__name__)
         return model.eval()
+
+    @classmethod
+    def describe(cls, entries: dict[str, Any], state: dict[str, Tensor], defaults: dict[str, Any]) -> EagleConfig:
+        """The configuration of a published file with these entries and weights.
+
+        Raises:
+            VistokError: it does not say the shape of a drafter.
+        """
+        # A published configuration describes the target's whole family; the drafter reads what shapes it.
+        known = {field.name for field in fields(EagleConfig)} - IGNORED
+        entries = defaults | {key: value for key, value in entries.items() if key in known and value is not None}
+        # Published configurations copy the target's, so the weights say which biases there are.
+        biases = any(key.endswith("q_proj.bias") for key in state)
+        try:
+            return replace(EagleConfig(**entries), bias="fc.bias" in state, qkv_bias=biases)
+        except TypeError:
+            raise VistokError(
+                "the drafter's config.json does not say the shape of a drafter: name the folder of a drafter."
+            ) from None
 
     def complete(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A published state dict with everything that this drafter needs."""
@@ -170,7 +228,8 @@ class _Drafter(Pretrained, nn.Module):
         """An empty cache for this many sequences and slots."""
         weight = self.embed_tokens.weight
         config = self.config
-        return KVCache(1, rows, capacity, config.kv_heads, config.head_dim, weight.dtype, weight.device)
+        layers = config.num_hidden_layers
+        return KVCache(layers, rows, capacity, config.kv_heads, config.head_dim, weight.dtype, weight.device)
 
     def _rotations(self, x: Tensor, cache: KVCache | None, slots: Tensor | None) -> Tensor:
         if slots is None:
@@ -257,69 +316,7 @@ class EagleNetwork(_Drafter):
         return draft
 
 
-class Eagle3Layer(nn.Module):
-    """Decoder layer whose attention reads the normalised embedding beside the normalised feature."""
-
-    def __init__(self, config: EagleConfig):
-        super().__init__()
-        self.self_attn = Attention(config, 2 * config.hidden_size)
-        self.mlp = MLP(config)
-        self.hidden_norm, self.input_layernorm, self.post_attention_layernorm = (
-            RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in range(3)
-        )
-
-    def forward(self, e: Tensor, h: Tensor, rope: Tensor, cache: KVCache | None, visible: Tensor | None) -> Tensor:
-        x = torch.cat([self.input_layernorm(e), self.hidden_norm(h)], -1)
-        h = h + self.self_attn(x, rope, cache, visible)
-        return h + self.mlp(self.post_attention_layernorm(h))
-
-
-class Eagle3Network(_Drafter):
-    """Drafter of EAGLE-3. Where a published file lacks ``embed_tokens``, the target's table must be given to the model
-    by ``share_embedding``.
-    """
-
-    def __init__(self, config: EagleConfig):
-        super().__init__(config)
-        states = 3 * (config.target_hidden_size or config.hidden_size)
-        drafted = config.draft_vocab_size or config.vocab_size
-        self.fc = nn.Linear(states, config.hidden_size, bias=False)
-        self.midlayer = Eagle3Layer(config)
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, drafted, bias=False)
-        if drafted != config.vocab_size:
-            self.register_buffer("d2t", torch.zeros(drafted, dtype=torch.int64))
-            self.register_buffer("t2d", torch.zeros(config.vocab_size, dtype=torch.bool))
-
-    def complete(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Fill in the embedding, which most published files leave to the target, with zeros for ``share_embedding``."""
-        return {"embed_tokens.weight": torch.zeros_like(self.embed_tokens.weight)} | state
-
-    def share_embedding(self, weight: Tensor) -> None:
-        """Take over the target's embedding table, [V, hidden]."""
-        self.embed_tokens.weight.data = weight
-
-    def forward(
-        self,
-        features: Tensor,
-        tokens: Tensor,
-        cache: KVCache | None = None,
-        slots: Tensor | None = None,
-        draft: Tensor | None = None,
-    ) -> Tensor:
-        """As ``Eagle.forward``; features are three states of the target [R, T, 3 hidden], or predicted ones [R, T,
-        hidden].
-        """
-        if features.shape[-1] == self.fc.in_features:
-            features = self.fc(features)
-        e = self.embed_tokens(tokens).to(features.dtype)
-        visible = None if cache is None else draft_mask(cache, e.shape[1], draft)
-        return self.midlayer(e, features, self._rotations(e, cache, slots), cache, visible)
-
-    def logits(self, hidden: Tensor, head: nn.Module | None = None) -> Tensor:
-        """Logits over the drafted vocabulary, by the drafter's own head."""
-        return self.lm_head(self.norm(hidden))
-
-    def token(self, draft: Tensor) -> Tensor:
-        """Target ids of drafted ids."""
-        return draft + self.d2t[draft] if hasattr(self, "d2t") else draft
+# EAGLE-3 has a module of its own.
+__getattr__, __dir__ = lazy_attributes(
+    __name__, dict.fromkeys(("Eagle3Layer", "Eagle3Network"), "vistok.models.heads.eagle3")
+)

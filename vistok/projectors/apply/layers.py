@@ -7,64 +7,15 @@ kept belongs to the cache, so that several may be in use at a time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.models.huggingface import given_cache
+from vistok.models.pruned import PRUNED, Pruned, Stage, pruned_cache
 from vistok.projectors.interface import LayerCompressor, LayerView
-
-_PRUNED = "_vistok_pruned"  # on a cache
-
-
-class Stage(NamedTuple):
-    """Columns of the prompts that the layers of a stage see, int64 [B, S'], and which are tokens, bool [B, S']."""
-
-    columns: Tensor
-    present: Tensor
-
-
-@dataclass
-class Pruned:
-    """What was kept of a batch of prompts.
-
-    Attributes:
-        visual, present: of the whole prompts, bool [B, S].
-        prompt: number of columns that are prompt; candidates of assisted decoding follow them.
-        stages: by first layer, ascending.
-    """
-
-    visual: Tensor
-    present: Tensor
-    prompt: int
-    stages: dict[int, Stage] = field(default_factory=dict)
-
-    def stage(self, layer: int) -> Stage | None:
-        """What a layer sees; None for everything."""
-        return next((stage for first, stage in reversed(self.stages.items()) if first <= layer), None)
-
-    def lengths(self, layers: int) -> list[list[int]]:
-        """Tokens of each prompt in each layer, [B][layers]."""
-        stages = [self.stage(layer) for layer in range(layers)]
-        return torch.stack([(self if s is None else s).present.sum(1) for s in stages], 1).tolist()
-
-    def cut(self, columns: int) -> None:
-        """The last columns, candidates behind a prompt that were not accepted, have left the cache."""
-        self.visual, self.present = self.visual[:, :-columns], self.present[:, :-columns]
-        self.stages = {first: Stage(*(t[:, :-columns] for t in stage)) for first, stage in self.stages.items()}
-
-    def last(self) -> Tensor:
-        """Column of each prompt's last token, int64 [B]."""
-        present = self.present[:, : self.prompt]
-        return present.shape[1] - 1 - present.flip(1).int().argmax(1)
-
-
-def pruned_cache(cache: Any) -> Pruned | None:
-    """What was dropped from a cache."""
-    return getattr(cache, _PRUNED, None)
 
 
 class LayerPruning:
@@ -116,7 +67,7 @@ class LayerPruning:
         done, self._running = self._running, None
         self._normed.clear()
         if done is not None and cache is not None:
-            setattr(cache, _PRUNED, done)
+            setattr(cache, PRUNED, done)
         return done
 
     def _remember(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -1,20 +1,23 @@
-"""Drafting text with an EAGLE head: EAGLE-1 and EAGLE-2 (arXiv 2401.15077, 2406.16858).
+"""Drafting text with an EAGLE head: EAGLE-1, EAGLE-2 and EAGLE-3 (arXiv 2401.15077, 2406.16858, 2503.01840).
 
-The network, its trees and its rounds are those that draft pictures, with one-dimensional rotations. A head reads the
-target's final features of the whole prompt, each with the token behind it, and borrows the target's output layer.
-Rotations reach as far as a text does, whatever length the head's configuration names.
+The network, its trees and its rounds are those that draft pictures, with one-dimensional rotations. A head reads
+features of the target for the whole prompt, each with the token behind it: the final ones, and borrows the target's
+output layer; or, EAGLE-3, the states that enter some layers, and has an output layer of its own, whose tokens are some
+of the target's. Rotations reach as far as a text does, whatever length the head's configuration names.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import EagleNetwork
-from vistok.ops import rope_1d
+from vistok.models.heads.eagle import EagleConfig, EagleNetwork, text_rope
+from vistok.models.heads.eagle3 import Eagle3Network
 from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.interface import DraftPolicy
@@ -22,6 +25,9 @@ from vistok.samplers.loop import Run, Scores
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.dynamic import DynamicTree
 from vistok.samplers.targets.causal_lm import Prompt
+from vistok.zoo.checkpoint import read_state_dict
+from vistok.zoo.pretrained import CONFIG_FILE
+from vistok.zoo.registry import resolve
 
 
 class EagleHead(HeadDrafter, TextDrafter):
@@ -37,13 +43,10 @@ class EagleHead(HeadDrafter, TextDrafter):
 
     features = True
 
-    def __init__(self, network: EagleNetwork, policy: DraftPolicy | None = None):
-        if not isinstance(network, EagleNetwork) or network.config.grid:
-            kind = (
-                "an EAGLE network for pictures"
-                if isinstance(network, EagleNetwork)
-                else f"of type {type(network).__name__}"
-            )
+    def __init__(self, network: EagleNetwork | Eagle3Network, policy: DraftPolicy | None = None):
+        known = isinstance(network, EagleNetwork | Eagle3Network)
+        if not known or network.config.grid:
+            kind = "an EAGLE network for pictures" if known else f"of type {type(network).__name__}"
             raise VistokError(
                 f"text is drafted by an EAGLE network (vistok.models.heads.eagle) with grid 0, but this head is {kind}."
             )
@@ -59,9 +62,13 @@ class EagleHead(HeadDrafter, TextDrafter):
             VistokError: the head was made for another target.
         """
         network, output = self.network, model.get_output_embeddings()
+        third = isinstance(network, Eagle3Network)
+        if third and network.borrows:
+            network.share_embedding(model.get_input_embeddings().weight)
         config, own, theirs = network.config, network.embed_tokens.weight, output.weight
+        width = (config.target_hidden_size if third else 0) or config.hidden_size
         pairs = {
-            "hidden width": (config.hidden_size, theirs.shape[1]),
+            "hidden width": (width, theirs.shape[1]),
             "vocabulary": (config.vocab_size, theirs.shape[0]),
             "dtype": (own.dtype, theirs.dtype),
             "device": (own.device, theirs.device),
@@ -72,14 +79,63 @@ class EagleHead(HeadDrafter, TextDrafter):
                 raise VistokError(f"the EAGLE head's {what} is {mine}, but the model's is {wanted}: {mend}.")
         slots = prompt.ids.shape[1] + length + self.nodes
         if len(network.rope) < slots:
-            network.rope = rope_1d(slots, config.head_dim, config.rope_theta).to(network.rope)
+            network.rope = text_rope(config, slots).to(network.rope)
         self.head, self.params, self.length, self._prompt = output, params, length, prompt
         self.kind, self.forwards = self.policy.kind(params), 0
+        if third:
+            self.features = aux_layers(config, model.config.get_text_config(decoder=True).num_hidden_layers)
+
+    def logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """Draft logits over the target's vocabulary [B, T, V]; a token that the head does not know is never drafted."""
+        logits = super().logits(hidden, positions)
+        size = self.network.config.vocab_size
+        if logits.shape[-1] == size:
+            return logits
+        places = self.network.token(torch.arange(logits.shape[-1], device=logits.device))
+        return logits.new_full((*logits.shape[:-1], size), -torch.inf).index_copy(-1, places, logits)
+
+    def token(self, index: Tensor) -> Tensor:
+        """Entries of the logits are tokens of the target."""
+        return index
 
     def start(self, run: Run, prefill: Scores) -> None:
         """Read the features of the prompt, each with the token behind it; the last one's is the first new token."""
         prompt = self._prompt
         tokens = F.pad(prompt.flush[:, 1:], (0, 1)).scatter(1, prompt.count[:, None] - 1, run.tokens[:, :1])
         self.reset(len(tokens), tokens.shape[1] + self.length)
-        self.hidden = prefill.hidden[:, :1]
+        self.hidden = prefill.hidden.new_zeros(len(tokens), 1, self.network.config.hidden_size)
         self.feed(prefill.hidden, tokens, prompt.count)
+
+
+def aux_layers(config: EagleConfig, layers: int) -> tuple[int, ...]:
+    """The layers of the target whose entering states an EAGLE-3 head reads.
+
+    Args:
+        config: of the head.
+        layers: how many the target has.
+
+    Raises:
+        VistokError: the target has no such layer.
+    """
+    wanted = config.aux_layers or (2, layers // 2, layers - 3)
+    absent = [layer for layer in wanted if not 0 <= layer < layers]
+    if absent:
+        raise VistokError(
+            f"the EAGLE-3 head reads the state that enters layer {absent[0]}, but the target has layers 0 to "
+            f"{layers - 1}: take the head of this model."
+        )
+    return wanted
+
+
+def load_head(name: str | Path, model: nn.Module) -> EagleNetwork | Eagle3Network:
+    """An EAGLE head of any generation from its folder or hub id, with the target's dtype and on its device.
+
+    Raises:
+        VistokError: the name leads nowhere, or the weights are those of something else.
+    """
+    folder = resolve(name, CONFIG_FILE).parent
+    files = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model.bin")]
+    third = any("lm_head.weight" in read_state_dict(file) for file in files)
+    network = (Eagle3Network if third else EagleNetwork).from_pretrained(name)
+    weight = model.get_input_embeddings().weight
+    return network.to(weight.device, weight.dtype).requires_grad_(False)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vistok.models.heads.eagle import Eagle3Network, EagleNetwork
+from vistok.models.heads.eagle import EagleNetwork
+from vistok.models.heads.eagle3 import Eagle3Network
 from vistok.ops import combine_guidance
 from vistok.samplers.interface import DraftPolicy
 from vistok.samplers.loop import Run, Scores, Verdict

@@ -12,6 +12,7 @@ and any tree of any width will do, which matters where 81 rows cost much more th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +22,23 @@ from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.interface import AutoregressiveSampler
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
+from vistok.samplers.policies.sized import SIZES, Accuracy, best_size
 from vistok.samplers.policies.trees import TREE_2_2_2, Path, best_tree, check_paths
+from vistok.samplers.targets.causal_lm import Prompt
+from vistok.samplers.targets.step_cost import step_cost
 from vistok.samplers.tree import TokenTree, TreeShape
 from vistok.samplers.verifiers.candidates import SampleMatch
+
+AUTO_WIDTH = 8  # candidates of a token that a tree of its own size chooses among
+AGAIN = 4  # steps after which its size is chosen anew
 
 
 class TokenRecycling(TextDrafter):
     """Drafts from an adjacency matrix, which is kept from one run to the next.
 
     Args:
-        tree: rank paths of the tree, see ``TreeShape.of_paths``.
+        tree: rank paths of the tree, see ``TreeShape.of_paths``; or ``auto``, the tree that pays on this machine and
+            this text, which may be none (``vistok.samplers.policies.sized``; in runs of text).
         warm: the prompt of a text renews rows of the matrix as well.
 
     Attributes:
@@ -40,13 +48,25 @@ class TokenRecycling(TextDrafter):
         VistokError: a path whose beginning is missing.
     """
 
-    def __init__(self, tree: tuple[tuple[int, ...], ...] = TREE_2_2_2, warm: bool = True):
-        check_paths(tree)
+    def __init__(self, tree: tuple[tuple[int, ...], ...] | Literal["auto"] = TREE_2_2_2, warm: bool = True):
         self.warm = self.reads_prompt = warm
+        self.adjacency: Tensor | None = None
+        self.auto = tree == "auto"
+        if self.auto:
+            self.shape, self.width, self.nodes = TreeShape.chain_of(1, "cpu"), AUTO_WIDTH, 1 + max(SIZES)
+            self.accuracy, self._cost = Accuracy(self.width), None
+            return
+        if isinstance(tree, str):
+            raise VistokError(f"the tree is '{tree}': give rank paths, or 'auto'.")
+        check_paths(tree)
         self.shape = TreeShape.of_paths(list(tree))
         self.width = 1 + max(path[-1] for path in tree)
         self.nodes = self.shape.nodes
-        self.adjacency: Tensor | None = None
+
+    def bind(self, model: nn.Module, prompt: Prompt, *args: Any, **kwargs: Any) -> None:
+        """Measure the target, where the tree depends on it."""
+        if self.auto:
+            self._cost = step_cost(model, len(prompt.ids))
 
     def read(self, tokens: Tensor, logits: Tensor) -> None:
         """Let the prompt renew the matrix.
@@ -76,6 +96,13 @@ class TokenRecycling(TextDrafter):
         """
         device = prefill.logits.device
         self._allocate(prefill.logits.shape[-1], device)
+        if self.auto and self._cost is None:
+            raise VistokError("tree='auto' measures a model of text: give rank paths here.")
+        self._foreseen = [False] * len(run.tokens)
+        self._lay_out(device)
+
+    def _lay_out(self, device: torch.device) -> None:
+        """Note which nodes are filled in turn."""
         if self.shape.parents.device != device:
             self.shape = TreeShape(self.shape.parents.to(device))
         depth = self.shape.depth[0]
@@ -84,7 +111,11 @@ class TokenRecycling(TextDrafter):
 
     def propose(self, run: Run) -> TokenTree:
         """Fill the tree: node i is candidate ``rank_i`` of its parent's token."""
-        tokens = run.root.repeat(1, self.nodes)
+        if self.auto and run.step % AGAIN == 1:
+            paths = best_size(self.accuracy.table(), self._cost)
+            self.shape = TreeShape.of_paths(list(paths)) if paths else TreeShape.chain_of(1, run.tokens.device)
+            self._lay_out(run.tokens.device)
+        tokens = run.root.repeat(1, self.shape.nodes)
         for level, (parents, ranks) in zip(self._levels, self._sources, strict=True):
             tokens[:, level] = self.adjacency[tokens[:, parents], ranks]
         return TokenTree(tokens, self.shape)
@@ -92,7 +123,19 @@ class TokenRecycling(TextDrafter):
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
         """All nodes of the sequences that still run renew their rows."""
         going = run.decided < run.length
+        if self.auto:
+            self._learn(run, verdict, going)
         self.renew(tree.tokens[going].flatten(), scores.logits[going].flatten(0, 1))
+
+    def _learn(self, run: Run, verdict: Verdict, going: Tensor) -> None:
+        """Note which candidates the decided tokens were, before their rows are renewed."""
+        before = torch.cat([run.root, verdict.emitted[:, :-1]], 1)
+        match = self.adjacency[before] == verdict.emitted[..., None]  # [B, M, width]
+        ranks = torch.where(match.any(-1), match.long().argmax(-1), -1).tolist()
+        for row, (count, goes) in enumerate(zip(verdict.count.tolist(), going.tolist(), strict=True)):
+            for rank in ranks[row][:count] if goes else ():
+                self.accuracy.learn(rank if rank >= 0 else None, self._foreseen[row])
+                self._foreseen[row] = rank >= 0
 
     def renew(self, tokens: Tensor, logits: Tensor) -> None:
         """Write the rows of tokens [M] anew from the logits behind them [M, V]; the last of equal tokens counts."""

@@ -27,7 +27,8 @@ class TextDrafter:
         chain: every tree is a chain.
         nodes: most nodes of a tree, the root included.
         forwards: calls of a draft network in this run.
-        features: it wants the target's final features, of the prompt and of every node, in the scores.
+        features: it wants the target's final features, of the prompt and of every node, in the scores; or the states
+            that enter these layers of the target, side by side.
         reads_prompt: it wants the target's logits behind every token of the prompt.
     """
 
@@ -35,7 +36,7 @@ class TextDrafter:
     chain: bool = False
     nodes: int
     forwards: int = 0
-    features: bool = False
+    features: bool | tuple[int, ...] = False
     reads_prompt: bool = False
 
     def bind(

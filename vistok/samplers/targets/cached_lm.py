@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vistok.models.huggingface import cache_argument
 from vistok.ops import KVCache
+from vistok.samplers.targets.features import entering
 
 
 def layer_windows(config: Any) -> dict[str, tuple[str, int | None]] | None:
@@ -71,7 +72,7 @@ class CachedLM:
     Args:
         model: loaded by transformers; the whole of it is called unless a backbone is given.
         length: most rows of a sequence: prompt, new tokens and the widest tree.
-        features: keep the final features of each call's rows.
+        features: keep the final features of each call's rows, or the states that enter these layers, side by side.
         end: positions from here on do not exist in any text, so rows of drafts that reach there stay in front of it.
         backbone: takes ``inputs_embeds`` and gives ``last_hidden_state``, e.g. the text model within a multimodal one.
         embed: tokens [B, T] to the backbone's input; the model's own table if None.
@@ -80,14 +81,15 @@ class CachedLM:
 
     Attributes:
         forwards: calls so far.
-        hidden: what the backbone gave in the last call, for all its rows, [B, T, D]; None without ``features``.
+        vocabulary: number of tokens.
+        hidden: ``features`` of the last call's rows, [B, T, D]; None without.
     """
 
     def __init__(
         self,
         model: nn.Module,
         length: int,
-        features: bool = False,
+        features: bool | tuple[int, ...] = False,
         *,
         end: int | None = None,
         backbone: nn.Module | None = None,
@@ -100,6 +102,7 @@ class CachedLM:
         self.model, self.features, self.offset, self.end = model, features, offset, end
         config = model.config.get_text_config(decoder=True)
         self.eager = config._attn_implementation == "eager"
+        self.vocabulary = config.vocab_size
         self.windows = layer_windows(config) or {"full_attention": ("window", None)}
         self.backbone, self.embed = backbone, embed or model.get_input_embeddings()
         self.head = head or model.get_output_embeddings()
@@ -157,21 +160,34 @@ class CachedLM:
         """Logits of the rows ``keep``, int64 [K], or of all."""
         if self.end is not None:
             positions = positions.clamp(max=self.end - 1)
-        masks = {kind: self._mask(windowed(mask, *window)) for kind, window in self.windows.items()}
         arguments = {
-            "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
+            "attention_mask": self.masks(mask),
             "position_ids": (positions + self.offset).expand(len(tokens), -1),
             "use_cache": True,
             self._cache_argument: self.rows,
         }
         self.forwards += 1
+        layers = self.features if isinstance(self.features, tuple) else ()
+        with entering(self.decoder, layers) as found:
+            logits = self._logits(tokens, arguments, keep)
+        if layers:
+            self.hidden = torch.cat([found[layer] for layer in layers], -1)
+        return logits
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The module with the layers."""
+        return text_model(self.model) if self.backbone is None else self.backbone
+
+    def _logits(self, tokens: Tensor, arguments: dict[str, Any], keep: Tensor | None) -> Tensor:
+        final = self.features is True
         if self.backbone is not None:
             hidden = self.backbone(inputs_embeds=self.embed(tokens), **arguments).last_hidden_state
-            self.hidden = hidden if self.features else None
+            self.hidden = hidden if final else None
             return self.head(hidden if keep is None else hidden[:, keep])
         if keep is not None and self._keeps_logits:
             arguments["logits_to_keep"] = keep
-        if self.features:
+        if final:
             logits = self._with_features(tokens, arguments)
         else:
             logits = self.model(input_ids=tokens, **arguments).logits
@@ -192,6 +208,11 @@ class CachedLM:
             hook.remove()
         self.hidden = found[0]
         return logits
+
+    def masks(self, mask: Tensor) -> Tensor | dict[str, Tensor]:
+        """Which columns each row sees, bool [B, T, M], as the model takes it: one mask, or one a kind of layer."""
+        masks = {kind: self._mask(windowed(mask, *window)) for kind, window in self.windows.items()}
+        return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _mask(self, mask: Tensor) -> Tensor:
         mask = mask[:, None]

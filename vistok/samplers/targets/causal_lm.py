@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.samplers.loop import Scores, Verdict
 from vistok.samplers.targets.cached_lm import CachedLM
-from vistok.samplers.targets.support import check_model, check_rotations
+from vistok.samplers.targets.support import check_model, check_rotations, parts_of
 from vistok.samplers.tree import TokenTree
 
 PIECE, LEAST = 2**22, 64  # logits that are formed at a time for a drafter that reads the prompt, and rows at the least
@@ -61,7 +61,7 @@ class TextTarget:
         prompt: what it continues.
         length: new tokens to decide.
         nodes: most nodes of a tree, for which the cache has room.
-        features: the scores hold the final features of the rows as well.
+        features: the scores hold the final features of the rows as well, or the states that enter these layers.
         reader: is given the real tokens of the prompts [M] and the logits behind them [M, V], piece by piece.
 
     Raises:
@@ -74,7 +74,7 @@ class TextTarget:
         prompt: Prompt,
         length: int,
         nodes: int = 1,
-        features: bool = False,
+        features: bool | tuple[int, ...] = False,
         reader: Callable[[Tensor, Tensor], None] | None = None,
     ):
         end = prompt.ids.shape[1] + length
@@ -82,20 +82,25 @@ class TextTarget:
         check_rotations(model, int(prompt.count.max()), int(prompt.count.max()) + length)
         self.prompt, self.length, self.batch = prompt, length, len(prompt.ids)
         self.features, self.reader = features, reader
-        self.lm = CachedLM(model, end + nodes, features or reader is not None, end=end)
+        self.lm = CachedLM(model, end + nodes, features or reader is not None, end=end, **parts_of(model))
 
     def prefill(self) -> Scores:
         """Logits behind the prompt [B, 1, V]; features, where wanted, of all tokens of ``Prompt.flush``, [B, L, D]."""
-        prompt = self.prompt
-        logits, hidden = self.lm.read(prompt.flush, prompt.count), self.lm.hidden
+        logits, hidden = self.lm.read(self.prompt.flush, self.prompt.count), self.lm.hidden
         if self.reader is not None:
-            real = torch.arange(prompt.flush.shape[1], device=logits.device) < prompt.count[:, None]
-            tokens, rows = prompt.flush[real], hidden[real]
-            size = max(LEAST, PIECE // logits.shape[-1])
-            for start in range(0, len(tokens), size):
-                self.reader(tokens[start : start + size], self.lm.head(rows[start : start + size]))
-            self.lm.features = self.features
+            self._read(hidden)
         return Scores(logits, hidden if self.features else None)
+
+    def _read(self, hidden: Tensor, said: Tensor | None = None) -> None:
+        """Give the reader the real tokens and the logits behind their features [B, L, D]; ``said`` leaves some out."""
+        prompt = self.prompt
+        real = torch.arange(prompt.flush.shape[1], device=hidden.device) < prompt.count[:, None]
+        real = real if said is None else real & said
+        tokens, rows = prompt.flush[real], hidden[real]
+        size = max(LEAST, PIECE // self.lm.vocabulary)
+        for start in range(0, len(tokens), size):
+            self.reader(tokens[start : start + size], self.lm.head(rows[start : start + size]))
+        self.lm.features = self.features
 
     def forward(self, tree: TokenTree, decided: Tensor) -> Scores:
         """Logits behind each node."""

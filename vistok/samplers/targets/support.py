@@ -7,16 +7,18 @@ give the logits that its plain forward gives for the same texts. That settles it
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import weakref
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.models.attach import attached
+from vistok.models.families import FAMILIES, family_of
 from vistok.samplers.targets.cached_lm import CachedLM, layer_windows, text_model
 
 ATTENTION = ("sdpa", "eager")
@@ -99,6 +101,28 @@ def learned_positions(model: nn.Module) -> int | None:
     return None
 
 
+def parts_of(model: nn.Module) -> dict[str, Any]:
+    """The parts of a multimodal model that text behind its prompt runs through, as ``CachedLM`` takes them.
+
+    None for other models, which are called as a whole.
+    """
+    if model.config.model_type not in FAMILIES:
+        return {}
+    family = family_of(model)
+    embed, head = (functools.partial(part, model) for part in (family.embed, family.head))
+    return {"backbone": family.backbone(model), "embed": embed, "head": head}
+
+
+def _plain(model: nn.Module, lm: CachedLM, text: Tensor) -> Tensor:
+    """Logits of a text [1, T] by a forward without a cache, [1, T, V]."""
+    if lm.backbone is None:
+        return model(input_ids=text, use_cache=False).logits
+    width = text.shape[1]  # some families read a prompt in both directions (PaliGemma), and none what follows it
+    mask = lm.masks(torch.ones(1, width, width, dtype=torch.bool, device=text.device).tril())
+    output = lm.backbone(inputs_embeds=lm.embed(text), attention_mask=mask, use_cache=False)
+    return lm.head(output.last_hidden_state)
+
+
 def _by_config(model: nn.Module, config: Any) -> str | None:
     parameters = inspect.signature(model.forward).parameters
     if getattr(model, "_is_stateful", False):
@@ -132,8 +156,8 @@ def _by_trial(model: nn.Module, config: Any) -> str | None:
     seen = torch.tensor(sees, dtype=torch.bool, device=device)[None]
     depth = seen.sum(-1) - 1
     try:
-        plain = model(input_ids=text[None], use_cache=False).logits[0]
-        lm = CachedLM(model, before + 8)
+        lm = CachedLM(model, before + 8, **parts_of(model))
+        plain = _plain(model, lm, text[None])[0]
         found = [lm.read(text[None, :before], torch.tensor([before], device=device))[0]]
         found.append(lm.forward(drafts, depth, seen)[0, [0, 2, 3]])
         path = torch.tensor([[0, 2, 3, -1]], device=device)

@@ -18,6 +18,7 @@ TASKS = Registry(
         "captions": f"{_HERE}.scenes.captions:CaptionTask",
         "controlar": f"{_HERE}.controlar:ControlARTask",
         "eagle": f"{_HERE}.eagle:EagleTask",
+        "eagle3": f"{_HERE}.eagle3:Eagle3Task",
         "enat": f"{_HERE}.masked:ENATTask",
         "flextok": f"{_HERE}.flextok:FlexTokTask",
         "kl": f"{_HERE}.kl:KLTask",

@@ -1,0 +1,48 @@
+"""``vistok write``: the same text whatever drafts, the tree of a step, and one sentence for what cannot be."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from vistok.cli.main import app
+from vistok.cli.write import DRAFTERS
+from vistok.errors import VistokError
+
+PROMPT = "def read(self, path):\n"
+
+
+def run(*words: str):
+    return CliRunner().invoke(app, ["write", PROMPT, "--new-tokens", "16", *words])
+
+
+def test_the_text_is_the_same_whatever_drafts():
+    plain = json.loads(run("--drafter", "none", "--json").stdout)
+    assert plain["text"].startswith(PROMPT) and plain["tokens"] == plain["target_forwards"] == 16
+    for drafter in set(DRAFTERS) - {"none", "eagle"}:
+        found = json.loads(run("--drafter", drafter, "--json").stdout)
+        assert found["text"] == plain["text"], drafter
+
+
+def test_the_tree_of_a_step_is_shown():
+    found = run("--drafter", "draft", "--tree", "2")
+    assert found.exit_code == 0
+    assert found.stdout.startswith(PROMPT)
+    lines = found.stdout.split("what was kept:\n")[1].splitlines()
+    assert lines[0].startswith("* ") and lines[-1].startswith("then ")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--drafter", "magic"], "choose among"),
+        (["--drafter", "pearl", "--tree", "1"], "no trees"),
+        (["--drafter", "lookup", "--tree", "99"], "before step 99"),
+        (["--drafter", "eagle", "--model", "text-mini-draft"], "--draft"),
+    ],
+)
+def test_what_cannot_be_is_said(words, told):
+    error = run(*words).exception
+    assert isinstance(error, VistokError) and told in str(error)

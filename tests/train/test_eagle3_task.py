@@ -1,0 +1,71 @@
+"""The training task of EAGLE-3 drafters of text: unrolled steps are those of drafting, and what it writes drafts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vistok.models.heads.eagle3 import Eagle3Network
+from vistok.samplers import EagleHead, generate
+from vistok.train.recipe import Recipe
+from vistok.train.tasks import eagle3, text
+from vistok.zoo.transformers import load_causal_lm
+
+LINES = [f"def add_{i}(a, b):\n    return a + b * {i}\n" for i in range(120)]
+SHAPE = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "draft_vocab_size": 96,
+    "aux_layers": [1, 2, 3],
+}
+
+
+@pytest.fixture
+def task(monkeypatch):
+    for module in (eagle3, text):
+        monkeypatch.setattr(module, "documents", lambda split: LINES if split == "train" else LINES[:40])
+    data = {"length": 20, "seed": 3, "steps": 3, "eval_samples": 4}
+    recipe = Recipe("tiny", "eagle3", steps=1, batch_size=2, model=SHAPE, data=data, init={"target": "text-mini"})
+    return eagle3.Eagle3Task(recipe)
+
+
+def test_unrolled_steps_are_those_of_drafting(task):
+    """Step by step over a cache, as the golden cases draft: the same states as one pass under the training's mask."""
+    drafter, width = task.model.drafter.eval(), 6
+    states, tokens = torch.randn(1, width, 3 * 320), torch.randint(3072, (1, width + 2))
+    with torch.no_grad():
+        cache = drafter.new_cache(1, 3 * width)
+        first = drafter(states, tokens[:, :width], cache)
+        cache.advance(width)
+        seen = torch.cat([torch.ones(width, width).tril(), torch.eye(width)], 1).bool()
+        slots = torch.arange(width)[None]
+        wanted = drafter(first, tokens[:, 1 : width + 1], cache, slots + 1, seen[None])
+        fed = torch.cat([drafter.read(states), first], 1)
+        both = torch.cat([tokens[:, :width], tokens[:, 1 : width + 1]], 1)
+        mask = eagle3.unrolled_mask(width, 2)
+        found = drafter(fed, both, slots=torch.cat([slots, slots + 1], 1), visible=mask)
+    torch.testing.assert_close(found[:, :width], first)
+    torch.testing.assert_close(found[:, width:], wanted)
+
+
+def test_it_learns_and_what_it_writes_drafts(task, tmp_path):
+    optimizer = torch.optim.AdamW([p for p in task.model.drafter.parameters() if p.requires_grad], lr=3e-3)
+    batch, losses = task.batch(0, slice(0, 4)), []
+    for _ in range(12):
+        loss, metrics = task.model(**batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+    assert set(metrics) == {"acceptance_1", "acceptance_2", "acceptance_3"}
+    task.export(tmp_path, task.evaluate(), 12)
+    model, tokenizer = load_causal_lm("text-mini")
+    loaded = Eagle3Network.from_pretrained(tmp_path)
+    assert loaded.config.aux_layers == (1, 2, 3)
+    prompt = tokenizer(LINES[0], return_tensors="pt")
+    options = {"max_new_tokens": 12, "do_sample": False}
+    found = generate(model, prompt, EagleHead(loaded), **options)
+    assert torch.equal(found.sequences, model.generate(**prompt, **options))

@@ -1,0 +1,65 @@
+"""``vistok write``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from vistok.cli.output import Json, check_outputs, output_json
+
+DRAFTERS = ("none", "lookup", "recycling", "draft", "eagle", "pearl")
+
+
+def write(
+    prompt: Annotated[str, typer.Argument(help="What is continued; - reads it from standard input.")],
+    model: Annotated[str, typer.Option(help="An embedded model, a folder, or a hub id.")] = "text-mini",
+    drafter: Annotated[str, typer.Option(help=f"What proposes tokens: {', '.join(DRAFTERS)}.")] = "recycling",
+    draft: Annotated[
+        str | None, typer.Option(help="The small model, or the EAGLE head. [default: text-mini-draft for text-mini]")
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that are written at most.")] = 100,
+    temperature: Annotated[float, typer.Option(min=0, help="0 decodes greedily.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Keep the smallest set of this probability.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="Text behind which writing ends; may be repeated.")] = None,
+    tree: Annotated[
+        int | None, typer.Option(min=1, help="Print the draft tree of this step and what was kept of it.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    json: Json = None,
+) -> None:
+    """Continue a text with speculative decoding: the text as it is decided, then what the drafts were worth.
+
+    Example: `vistok write "def read(self, path):" --drafter recycling --tree 5`
+    """
+    import torch
+
+    from vistok.errors import VistokError
+    from vistok.samplers.writing import draft_tree, drafter_of, written
+    from vistok.zoo.transformers import load_causal_lm
+
+    check_outputs(json)
+    if drafter not in DRAFTERS:
+        raise VistokError(f"no drafter is called '{drafter}': choose among {', '.join(DRAFTERS)}.")
+    text = sys.stdin.read() if prompt == "-" else prompt
+    target, tokenizer = load_causal_lm(model, device, dtype)
+    ids = tokenizer(text, return_tensors="pt").input_ids.to(target.device)
+    if draft is None and model == "text-mini":
+        draft = "text-mini-draft"
+    speculation, watched = drafter_of(drafter, target, draft, device, dtype, tree)
+    torch.manual_seed(seed)
+    quiet = json is not None and str(json) == "-"
+    options = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
+    found = written(target, tokenizer, ids, speculation, new_tokens, options, stop or [], None if quiet else sys.stdout)
+    lines = [] if watched is None else draft_tree(watched, tokenizer)
+    settings = {"model": model, "drafter": drafter, "draft": draft, "seed": seed}
+    if output_json(settings | found | ({} if watched is None else {"tree": lines}), json):
+        return
+    if lines:
+        print(f"\nstep {tree}, * for what was kept:", *lines, sep="\n")
+    figures = {name: value for name, value in found.items() if name != "text"}
+    told = (f"{name.replace('_', ' ')} {value:.3g}" for name, value in figures.items())
+    print(", ".join(told), file=sys.stderr)

@@ -1,0 +1,173 @@
+"""What ``vistok write`` does: a drafter by name, a text streamed as it is decided, and the draft tree of a step."""
+
+from __future__ import annotations
+
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor, nn
+
+from vistok.errors import VistokError
+from vistok.samplers.drafters.draft_model import DraftModel
+from vistok.samplers.drafters.eagle_head import EagleHead, load_head
+from vistok.samplers.drafters.lookup import PromptLookup
+from vistok.samplers.drafters.recycling import TokenRecycling
+from vistok.samplers.drafters.text import TextDrafter, Undrafted
+from vistok.samplers.loop import Run, Scores, Verdict
+from vistok.samplers.pearl import Pearl
+from vistok.samplers.policies.chains import Chain
+from vistok.samplers.speculation import Speculation
+from vistok.samplers.tree import TokenTree
+from vistok.zoo.transformers import load_causal_lm
+
+
+class Watched:
+    """A drafter that remembers the tree of one step, and what was kept of it.
+
+    Args:
+        drafter: whose trees they are.
+        step: from 1.
+
+    Attributes:
+        tree, verdict: of the step; None before it.
+    """
+
+    def __init__(self, drafter: TextDrafter, step: int):
+        self.drafter, self.step = drafter, step
+        self.tree: TokenTree | None = None
+        self.verdict: Verdict | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.drafter, name)
+
+    def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
+        """Remember the step, and hand it on."""
+        if run.step == self.step:
+            self.tree, self.verdict = tree, verdict
+        self.drafter.observe(run, tree, scores, verdict)
+
+
+def drafter_of(
+    name: str, model: nn.Module, draft: str | None, device: str, dtype: str, step: int | None
+) -> tuple[Speculation, Watched | None]:
+    """Returns the speculation that a drafter's name stands for, and the watch over a step's tree if one is wanted.
+
+    Args:
+        name: none, lookup, recycling, draft, eagle or pearl.
+        model: the target.
+        draft: where the draft model, or the EAGLE head, is.
+        device, dtype: of a draft model.
+        step: whose tree is wanted; None for none.
+
+    Raises:
+        VistokError: the name needs a draft model and none is given, or has no trees to show.
+    """
+    if name in ("draft", "eagle", "pearl") and draft is None:
+        what = "an EAGLE head" if name == "eagle" else "a small model with the target's tokenizer"
+        raise VistokError(f"the drafter '{name}' needs {what}: name it with --draft.")
+    if name == "pearl":
+        if step is not None:
+            raise VistokError("PEARL drafts no trees: leave --tree out, or take another drafter.")
+        return Pearl(load_causal_lm(draft, device, dtype)[0]), None
+    drafter: TextDrafter = {
+        "none": Undrafted,
+        "lookup": PromptLookup,
+        "recycling": lambda: TokenRecycling("auto"),
+        "draft": lambda: DraftModel(load_causal_lm(draft, device, dtype)[0], Chain(4, 0.3)),
+        "eagle": lambda: EagleHead(load_head(draft, model)),
+    }[name]()
+    watched = None if step is None else Watched(drafter, step)
+    return Speculation(watched or drafter), watched
+
+
+def written(
+    model: nn.Module,
+    tokenizer: Any,
+    ids: Tensor,
+    speculation: Speculation,
+    length: int,
+    options: dict[str, Any],
+    stop: list[str],
+    out: TextIO | None,
+) -> dict[str, Any]:
+    """Continues a text and returns it with the run's figures.
+
+    Args:
+        model, tokenizer: the target's.
+        ids: the prompt, int64 [1, L].
+        speculation: how it is decoded.
+        length: most new tokens.
+        options: of sampling; greedy if empty.
+        stop: strings behind which the text ends.
+        out: where the text goes as it is decided; None for nowhere.
+
+    Raises:
+        VistokError: an empty prompt, or one that the model cannot read.
+    """
+    from transformers import TextStreamer
+
+    class Stream(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            print(text, end="\n" if stream_end else "", file=out, flush=True)
+
+    if ids.shape[1] == 0:
+        raise VistokError("the prompt is empty: write at least one word.")
+    speculation.tokenizer, speculation.stopping = tokenizer, stop
+    streams = out is not None and not isinstance(speculation, Pearl)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    sequences = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=length,
+        do_sample=bool(options),
+        pad_token_id=pad,
+        custom_generate=speculation,
+        **options,
+        **({"streamer": Stream(tokenizer, skip_prompt=False)} if streams else {}),
+    )
+    text = tokenizer.decode(sequences[0], skip_special_tokens=True)
+    if out is not None and not streams:
+        print(text, file=out)
+    found = {"text": text, "tokens": sequences.shape[1] - ids.shape[1]}
+    stats = getattr(speculation, "stats", None)
+    if stats is not None:
+        found |= {
+            "target_forwards": int(stats.forwards[0]) + 1,
+            "draft_forwards": stats.draft_forwards,
+            "tokens_per_forward": found["tokens"] / (int(stats.forwards[0]) + 1),
+            "seconds": stats.seconds,
+        }
+    elif isinstance(speculation, Pearl):
+        counts = speculation.counts
+        found |= {
+            "target_forwards": counts.target_forwards + counts.tail_forwards,
+            "draft_forwards": counts.draft_forwards,
+        }
+    return found
+
+
+def draft_tree(watched: Watched, tokenizer: Any) -> list[str]:
+    """The tree of a watched step, a line a node, indented by depth; what was kept is marked.
+
+    Raises:
+        VistokError: the text ended before that step.
+    """
+    tree, verdict = watched.tree, watched.verdict
+    if tree is None or verdict is None:
+        raise VistokError(f"the text ended before step {watched.step}: name an earlier one with --tree.")
+    parents, depth = tree.shape.parents[0].tolist(), tree.shape.depth[0].tolist()
+    path = range(int(verdict.count[0])) if verdict.path is None else verdict.path[0, : int(verdict.count[0])].tolist()
+    kept = set(path)
+    lines: list[str] = []
+
+    def show(node: int) -> None:
+        mark = "*" if node in kept else " "
+        lines.append(f"{mark} {'  ' * depth[node]}{tokenizer.decode(tree.tokens[0, node : node + 1])!r}")
+        for child, parent in enumerate(parents):
+            if parent == node:
+                show(child)
+
+    show(0)
+    last = verdict.emitted[0, int(verdict.count[0]) - 1]
+    lines.append(f"then {tokenizer.decode(last[None])!r}, the target's own")
+    return lines

@@ -1,0 +1,172 @@
+"""Train an EAGLE-3 drafter on the inner states of a frozen text model (arXiv 2503.01840), with its training-time test.
+
+A head is asked for the next token, then, reading its own output as it will when it drafts, for the one behind it, and
+so on: each unrolled step sees the first step's slots up to its own, and what the steps since made at its own slot. The
+loss of a step is the cross-entropy with the target's law over the tokens that the head may draft.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from vistok.data.text import documents
+from vistok.models.heads.eagle import EagleConfig
+from vistok.models.heads.eagle3 import Eagle3Network
+from vistok.train.export import write_training_card
+from vistok.train.options import read_options
+from vistok.train.recipe import Recipe
+from vistok.train.tasks.text import TextTask
+from vistok.zoo import resolve
+
+DECAY = 0.8  # weight of a step against the one before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eagle3Data:
+    """Entries of ``data`` of the ``eagle3`` task.
+
+    Attributes:
+        length: tokens of a sample.
+        seed: of the samples' order.
+        steps: unrolled steps.
+        eval_samples: how many held-out samples are evaluated on.
+    """
+
+    length: int
+    seed: int
+    steps: int = 4
+    eval_samples: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eagle3Init:
+    """Entries of ``init``.
+
+    Attributes:
+        target: the text model whose tokens are drafted.
+    """
+
+    target: str
+
+
+class Eagle3Objective(nn.Module):
+    """Unrolled cross-entropy of a drafter with its target's law.
+
+    Args:
+        drafter: the network that is trained.
+        target: the frozen text model.
+        steps: unrolled.
+    """
+
+    def __init__(self, drafter: Eagle3Network, target: LlamaForCausalLM, steps: int):
+        super().__init__()
+        self.drafter, self.target, self.steps = drafter, target.requires_grad_(False), steps
+
+    def train(self, mode: bool = True) -> Eagle3Objective:
+        """The target stays as it decodes."""
+        super().train(mode)
+        self.target.eval()
+        return self
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and the acceptance of each step, of tokens [B, L]."""
+        drafter, config = self.drafter, self.drafter.config
+        with torch.no_grad():
+            output = self.target(input_ids=input_ids, use_cache=False, output_hidden_states=True)
+            states = torch.cat([output.hidden_states[layer] for layer in config.aux_layers], -1)
+            law = output.logits.float().softmax(-1)
+            if config.draft_vocab_size:
+                law = law[..., drafter.t2d]
+        width = input_ids.shape[1] - self.steps
+        fed, tokens = [drafter.read(states[:, :width])], []
+        losses, metrics = [], {}
+        for step in range(self.steps):
+            tokens.append(input_ids[:, 1 + step : 1 + step + width])
+            slots = torch.cat([torch.arange(width) + s for s in range(step + 1)]).to(input_ids.device)
+            seen = unrolled_mask(width, step + 1).to(input_ids.device)
+            hidden = drafter(torch.cat(fed, 1), torch.cat(tokens, 1), slots=slots[None], visible=seen)[:, -width:]
+            fed.append(hidden)
+            logits = drafter.logits(hidden).float()
+            wanted = law[:, 1 + step : 1 + step + width]
+            losses.append(DECAY**step * -(wanted * logits.log_softmax(-1)).sum(-1).mean())
+            overlap = torch.minimum(logits.detach().softmax(-1), wanted).sum(-1).mean()
+            metrics[f"acceptance_{step + 1}"] = overlap
+        return sum(losses) / sum(DECAY**step for step in range(self.steps)), metrics
+
+
+def unrolled_mask(width: int, steps: int) -> Tensor:
+    """Which slots each slot sees after some steps over ``width`` slots each, bool [1, 1, steps * width, steps * width].
+
+    A slot sees the first step's slots up to its own, and at its own place the steps up to its own.
+    """
+    place, step = torch.arange(width).repeat(steps), torch.arange(steps).repeat_interleave(width)
+    first = (step == 0) & (place <= place[:, None])
+    own = (place == place[:, None]) & (step <= step[:, None])
+    return (first | own)[None, None]
+
+
+class Eagle3Task(TextTask):
+    """The ``eagle3`` task, on the text that the target learnt: see Eagle3Data and Eagle3Init; ``model`` shapes the
+    drafter, which has its own embeddings where its width is not the target's.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        data, self.init = read_options(Eagle3Data, recipe.data, "data"), read_options(Eagle3Init, recipe.init, "init")
+        self.length, self.seed, self.eval_samples = data.length, data.seed, data.eval_samples
+        folder = resolve(self.init.target)
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        target = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.tokens = self._encode(documents("train"))
+        torch.manual_seed(recipe.seed)
+        own = target.config
+        shape = {
+            "vocab_size": own.vocab_size,
+            "hidden_size": own.hidden_size,
+            "target_hidden_size": own.hidden_size,
+            "max_position_embeddings": self.length + data.steps,
+        }
+        given = {name: shape.pop(name) for name in ("hidden_size",) if name in recipe.model}
+        config = read_options(EagleConfig, recipe.model, "model", shape)
+        drafter = Eagle3Network(config)
+        for weight in drafter.parameters():
+            if weight.ndim > 1:
+                nn.init.normal_(weight, std=0.02)
+        table = target.get_input_embeddings().weight
+        drafter.borrows = not given or config.hidden_size == own.hidden_size
+        if drafter.borrows:
+            drafter.share_embedding(table.detach().clone())
+            drafter.embed_tokens.requires_grad_(False)
+        if config.draft_vocab_size:
+            counts = self.tokens.bincount(minlength=own.vocab_size)
+            ids = counts.topk(config.draft_vocab_size).indices.sort().values
+            drafter.d2t.copy_(ids - torch.arange(len(ids)))
+            drafter.t2d[ids] = True
+        self.model = Eagle3Objective(drafter, target, data.steps)
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Returns the loss and each step's overlap with the target's law, on modules that were held out."""
+        tokens, count = self._encode(documents("held-out")), self.eval_samples
+        starts = torch.linspace(0, len(tokens) - self.length - 1, count).long()
+        device = next(self.model.parameters()).device
+        found = [(len(ids), *self.model(ids)) for ids in self._samples(starts, tokens).to(device).split(16)]
+        figures = {"held_out_loss": sum(size * float(loss) for size, loss, _ in found) / count}
+        for name in found[0][2]:
+            figures[f"held_out_{name}"] = sum(size * float(metrics[name]) for size, _, metrics in found) / count
+        return figures
+
+    def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
+        """Write the drafter in the published key layout."""
+        drafter = self.model.drafter
+        drafter.save_pretrained(directory, torch.float16)
+        corpus = f"the Python standard library's sources and documentation strings, seed {self.seed}"
+        target = {"target": self.init.target}
+        write_training_card(
+            directory, self.recipe, drafter, "draft", "eagle3", metrics, steps, target, "2503.01840", data=corpus
+        )
