@@ -10,16 +10,19 @@ from transformers import DynamicCache
 
 from tests.projectors import tiny
 from vistok.errors import VistokError
+from vistok.models.families import FAMILIES as KNOWN
 from vistok.models.huggingface import given_cache
 from vistok.projectors import DivPrune, FastV, ToMe, Uniform, VisionZip, compress
 
 NEW = {"max_new_tokens": 4, "do_sample": False}
-FAMILIES = ["llava", "llava_next", "internvl", "qwen2_vl"]
-BY_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")
+OFTEN = ["llava", "llava_next", "internvl", "qwen2_vl", "qwen3_vl", "gemma3"]
+FAMILIES = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in KNOWN]
+BY_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request):
+    """The families that people use most, and in the slow set all: each takes seconds."""
     return getattr(tiny, request.param)(), getattr(tiny, f"{request.param}_inputs")
 
 
@@ -29,8 +32,8 @@ def grown(inputs, sequences, words):
     mask = torch.ones_like(ids)
     mask[:, : inputs["attention_mask"].shape[1]] = inputs["attention_mask"]
     more = {"input_ids": ids, "attention_mask": mask}
-    if "mm_token_type_ids" in inputs:
-        more["mm_token_type_ids"] = (ids == tiny.IMAGE).int()
+    for name in {"mm_token_type_ids", "token_type_ids"} & inputs.keys():
+        more[name] = (ids == tiny.IMAGE).int()
     return more
 
 

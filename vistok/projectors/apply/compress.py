@@ -32,7 +32,14 @@ from vistok.projectors.interface import Compressor, LayerCompressor
 __all__ = ["Compression", "Report", "active", "compress"]
 
 _SETTINGS = ("vision_feature_layer", "vision_feature_select_strategy", "vision_aspect_ratio")
-_PICTURES = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images")
+_PICTURES = (
+    "pixel_values",
+    "image_sizes",
+    "image_grid_thw",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "batch_num_images",
+)
 
 
 class Compression(Attachment):
