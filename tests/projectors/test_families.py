@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,11 +31,20 @@ def family(request):
     return request.param, getattr(tiny, request.param)(), getattr(tiny, f"{request.param}_inputs")
 
 
+def holes_in_the_docs(name: str) -> set[str]:
+    """The methods that the last column of a family's row in docs/projectors.md names."""
+    lines = (Path(__file__).parents[2] / "docs/projectors.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.strip("|").split("|") for line in lines if line.startswith("|")]
+    (cells,) = [row for row in rows if len(row) == 4 and f"`{name}`" in row[0]]
+    return set(re.findall(r"`([\w-]+)`", cells[-1]))
+
+
 @torch.no_grad()
 def test_every_method(family):
     """Fewer tokens in a padded batch, in one generated token; or a sentence, where the table has a hole."""
     name, model, make = family
     inputs = make()
+    assert holes_in_the_docs(name) == {method for method, family in HOLES if family == name}
     for method in METHODS:
         compressor = COMPRESSORS[method]()
         if (method, name) in HOLES:

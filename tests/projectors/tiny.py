@@ -325,7 +325,9 @@ def fast_vlm(attention: str = "sdpa"):
     model = _built(FastVlmForConditionalGeneration, config, attention)
     for parameter in model.model.vision_tower.parameters():
         if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)  # timm's start lets all places look alike
+            torch.nn.init.normal_(
+                parameter, std=parameter[0].numel() ** -0.5
+            )  # timm's start lets all places look alike
     return model
 
 
@@ -479,9 +481,7 @@ def fast_vlm_inputs(pictures=(1, 2), lengths=((4, 3), (2, 6)), left: bool = True
     return _tiled(pictures, 16, lengths, left, seed, side=128)
 
 
-def perception_lm_inputs(
-    tiles=(1, 1), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0
-) -> dict[str, Tensor]:
+def perception_lm_inputs(tiles=(1, 1), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0) -> dict[str, Tensor]:
     """A batch for :func:`perception_lm`: tiles of a row side by side, as many in each."""
     inputs = prompts([[GRID**2 // 4] * n for n in tiles], list(lengths), left)
     return inputs | {"pixel_values": pixels(len(tiles), tiles[0], 3, SIDE, SIDE, seed=seed)}

@@ -19,6 +19,9 @@ class AyaVision(EncodedFamily):
     def tiles(self, base: nn.Module, inputs: dict[str, Any]) -> list[Tile]:
         layer, strategy = feature_settings(base, inputs)
         output = base.get_image_features(
-            inputs["pixel_values"], vision_feature_layer=layer, vision_feature_select_strategy=strategy, return_dict=True
+            inputs["pixel_values"],
+            vision_feature_layer=layer,
+            vision_feature_select_strategy=strategy,
+            return_dict=True,
         )
         return [Tile(tokens, square(len(tokens))) for tokens in output.pooler_output]
