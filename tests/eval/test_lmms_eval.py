@@ -14,7 +14,6 @@ import pytest
 from tests.projectors import folders
 from vistok.cli.main import main
 from vistok.eval.harnesses.lmms.tasks import TASK, write_scenes_task
-from vistok.zoo.registry import resolve
 
 pytestmark = [
     pytest.mark.slow,  # each starts lmms-eval, which takes its time to import
@@ -42,7 +41,7 @@ def accuracy(tmp_path: Path) -> float:
 
 
 def test_the_accuracy_is_that_of_vistoks_own_evaluation(tmp_path, questions, capsys):
-    run = evaluated(tmp_path, questions, "vistok_llava_hf", f"pretrained={resolve('llava-mini')},keep=25%")
+    run = evaluated(tmp_path, questions, "vistok_llava_hf", "pretrained=llava-mini,keep=25%")
     assert run.returncode == 0, run.stderr[-2000:]
     points = tmp_path / "points.json"
     own = ["eval", "vqa", "--model", "llava-mini", "--questions", str(questions), "--scorer", "exact"]
@@ -57,11 +56,11 @@ def test_the_accuracy_is_that_of_vistoks_own_evaluation(tmp_path, questions, cap
     [
         ("keep=1000", "1000 tokens of 64"),
         ("method=vtccls", "did you mean"),
-        ("method=correlation,keep=3", "leave keep"),
+        ("method=prumerge,keep=9", "leave keep"),
     ],
 )
 def test_what_is_refused_ends_the_run(tmp_path, questions, arguments, told):
-    run = evaluated(tmp_path, questions, "vistok_llava_hf", f"pretrained={resolve('llava-mini')},{arguments}")
+    run = evaluated(tmp_path, questions, "vistok_llava_hf", f"pretrained=llava-mini,{arguments}")
     assert run.returncode != 0
     assert told in run.stderr
     assert not list(tmp_path.rglob("*results.json"))

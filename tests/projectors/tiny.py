@@ -325,9 +325,7 @@ def fast_vlm(attention: str = "sdpa"):
     model = _built(FastVlmForConditionalGeneration, config, attention)
     for parameter in model.model.vision_tower.parameters():
         if parameter.ndim > 1:
-            torch.nn.init.normal_(
-                parameter, std=parameter[0].numel() ** -0.5
-            )  # timm's start lets all places look alike
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)  # by timm all places look alike
     return model
 
 

@@ -54,6 +54,10 @@ class Compressor:
         """The tokens to keep of each view, or finished features [n, D] that go to the language model as they are."""
         raise NotImplementedError
 
+    def select_frames(self, frames: list[ImageTokens]) -> list[list[Kept] | Tensor]:
+        """The tokens to keep of each frame of a video; each as a picture unless a method looks along time."""
+        return [self.select(frame) for frame in frames]
+
 
 class LayerCompressor:
     """Base of compressors that drop visual tokens inside the language model.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from vistok.models.families.family import Family
 from vistok.models.families.qwen2_vl import Qwen2VL
 
 
 class Glm4v(Qwen2VL):
-    """``glm4v``, whose tower and positions are laid out as Qwen2-VL's."""
+    """``glm4v``, whose tower and positions are laid out as Qwen2-VL's; its videos fill placeholders of pictures."""
+
+    videos = Family.videos

@@ -12,6 +12,7 @@ from vistok.errors import VistokError
 from vistok.eval.answers.ask import build_compressor, parse_keep
 from vistok.models.attach import Attachment
 from vistok.projectors import compress
+from vistok.zoo.registry import is_embedded, resolve
 
 # LLaVA-1.5's chat as templates of processors write it: the picture is a part of its own in a message.
 LLAVA_CHAT = (
@@ -31,6 +32,7 @@ class Compressed:
         positions: as in :func:`vistok.compress`.
         device: cuda where there is one if None.
         device_map: the device if empty, which transformers refuses.
+        pretrained: folder or hub id, or an embedded model such as ``llava-mini``; lmms-eval's own if None.
         arguments: lmms-eval's own.
     """
 
@@ -41,6 +43,7 @@ class Compressed:
         positions: str = "compact",
         device: str | None = None,
         device_map: str = "",
+        pretrained: str | None = None,
         **arguments: Any,
     ) -> None:
         with _ending_the_run():
@@ -48,6 +51,8 @@ class Compressed:
             compressor = None if method == "none" else build_compressor(method, share)
         if not device or (device.startswith("cuda") and not torch.cuda.is_available()):
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        if pretrained is not None:
+            arguments["pretrained"] = str(resolve(pretrained)) if is_embedded(pretrained) else pretrained
         super().__init__(device=device, device_map=device_map or device, **arguments)
         self.is_simple = False  # lmms-eval registers a plugin's class as a simple one, and asks the instance later
         if compressor is not None:

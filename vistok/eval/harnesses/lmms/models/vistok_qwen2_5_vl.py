@@ -7,7 +7,7 @@ from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL
 from vistok.eval.harnesses.lmms.adapter import Compressed
 
 
-class VistokQwen2_5_VL(Compressed, Qwen2_5_VL):  # noqa: N801 - named as the model is
+class VistokQwen2_5_VL(Compressed, Qwen2_5_VL):
     """Qwen2.5-VL on fewer visual tokens."""
 
     is_simple = True  # see Compressed

@@ -7,7 +7,7 @@ from lmms_eval.models.chat.qwen3_vl import Qwen3_VL
 from vistok.eval.harnesses.lmms.adapter import Compressed
 
 
-class VistokQwen3_VL(Compressed, Qwen3_VL):  # noqa: N801 - named as the model is
+class VistokQwen3_VL(Compressed, Qwen3_VL):
     """Qwen3-VL on fewer visual tokens."""
 
     is_simple = True  # see Compressed
