@@ -10,9 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.projectors import folders
-from vistok.cli.main import main
+from vistok.cli.eval import app
 from vistok.eval.harnesses.lmms.tasks import TASK, write_scenes_task
 
 pytestmark = [
@@ -40,13 +41,13 @@ def accuracy(tmp_path: Path) -> float:
     return json.loads(report.read_text())["results"][TASK]["accuracy,none"]
 
 
-def test_the_accuracy_is_that_of_vistoks_own_evaluation(tmp_path, questions, capsys):
+def test_the_accuracy_is_that_of_vistoks_own_evaluation(tmp_path, questions):
     run = evaluated(tmp_path, questions, "vistok_llava_hf", "pretrained=llava-mini,keep=25%")
     assert run.returncode == 0, run.stderr[-2000:]
     points = tmp_path / "points.json"
-    own = ["eval", "vqa", "--model", "llava-mini", "--questions", str(questions), "--scorer", "exact"]
+    own = ["vqa", "--model", "llava-mini", "--questions", str(questions), "--scorer", "exact"]
     own += ["--methods", "vtc-cls", "--keep", "25", "--max-new-tokens", "2", "--json", str(points)]
-    assert main(own) == 0
+    assert CliRunner().invoke(app, own).exit_code == 0
     (mine,) = [point["accuracy"] for point in json.loads(points.read_text()) if point["method"] == "vtc-cls"]
     assert accuracy(tmp_path) == pytest.approx(mine)
 
@@ -56,7 +57,7 @@ def test_the_accuracy_is_that_of_vistoks_own_evaluation(tmp_path, questions, cap
     [
         ("keep=1000", "1000 tokens of 64"),
         ("method=vtccls", "did you mean"),
-        ("method=prumerge,keep=9", "leave keep"),
+        ("method=correlation,keep=9", "leave keep"),
     ],
 )
 def test_what_is_refused_ends_the_run(tmp_path, questions, arguments, told):

@@ -16,7 +16,7 @@ from vistok.projectors.families import FAMILIES
 
 NEW = {"max_new_tokens": 4, "do_sample": False}
 LOGITS = {"output_logits": True, "return_dict_in_generate": True}
-METHODS = [name for name in COMPRESSORS if not COMPRESSORS[name].trained]
+METHODS = [name for name in COMPRESSORS if not (COMPRESSORS[name].trained or COMPRESSORS[name].temporal)]
 READERS = [name for name in METHODS if hasattr(COMPRESSORS[name], "needs") and COMPRESSORS[name]().needs(5).attention]
 # Sliding layers forget what lies behind their window, layers of convolution have no queries.
 HOLES = {

@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 from tests.projectors import tiny
 from vistok.errors import VistokError
-from vistok.projectors import COMPRESSORS, DivPrune, FastV, ToMe, Uniform, VisionZip, compress
+from vistok.projectors import COMPRESSORS, DivPrune, DyCoke, FastV, ImageTokens, ToMe, Uniform, VisionZip, compress
 
 VIDEO = 97
 NEW = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": [tiny.IMAGE, VIDEO]}
@@ -114,6 +114,24 @@ def test_what_is_refused(compressor):
     model, pictures = tiny.qwen2_vl(), tiny.qwen2_vl_inputs()
     with compress(model, compressor), pytest.raises(VistokError, match="turns of their own"):
         model.generate(**(pictures | _qwen()), max_new_tokens=1)
+
+
+def test_dycoke_compares_frames_in_fours():
+    """Beside the definition, frame by frame: 2 with 1, 4 with 3, then 3 with 1; the next four anew."""
+    generator = torch.Generator().manual_seed(0)
+    frames = [torch.randn(1, 12, 8, generator=generator) for _ in range(7)]
+    valid = torch.ones(1, 12, dtype=torch.bool)
+    images = [ImageTokens(f, (3, 4), torch.nn.Identity(), 5, valid) for f in frames]
+    got = [kept.index.tolist() for (kept,) in DyCoke(3).select_frames(images)]
+    for i, beside in enumerate([None, 0, 0, 2, None, 4, 4]):
+        likeness = [0.0] * 12 if beside is None else torch.cosine_similarity(frames[i][0], frames[beside][0]).tolist()
+        expected = sorted(range(12), key=likeness.__getitem__)[: 12 if beside is None else 3]
+        assert got[i] == sorted(expected)
+
+
+def test_dycoke_has_nothing_to_say_about_a_picture():
+    with compress(tiny.llava(), DyCoke(0.3)) as compression, pytest.raises(VistokError, match="picture"):
+        compression.model.generate(**tiny.llava_inputs(), max_new_tokens=1)
 
 
 def test_families_whose_videos_are_not_described():
