@@ -2,8 +2,8 @@
 
 Random weights are right here: speed does not depend on them. ``--model`` is LLaVA-1.5-7B with CLIP-L/14-336,
 Qwen2.5-VL-7B or Qwen3-VL-8B, each with a picture of 576 tokens; the language model has as many of its layers as
-``--llm-layers`` says, which scales both sides of its comparison alike. On a CPU, seconds are the process's own processor
-time, so that what else runs on the machine counts less.
+``--llm-layers`` says, which scales both sides of its comparison alike. On a CPU, seconds are the process's own
+processor time, so that what else runs on the machine counts less.
 
 - ``selection``: seconds of choosing and packing, scores from queries and keys included, beside the tower's on the same
   pictures. The goal is at most 3 %.
@@ -53,7 +53,7 @@ def llava(tower_layers: int, llm_layers: int):
 
 
 def qwen2_5_vl(tower_layers: int, llm_layers: int):
-    """Qwen2.5-VL-7B: its class and configuration; every fourth last of eight layers of the tower sees the whole."""
+    """Qwen2.5-VL-7B: its class and configuration; one in eight layers of the tower sees the whole picture."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     full = list(range(7, tower_layers, 8)) or [tower_layers - 1]

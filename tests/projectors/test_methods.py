@@ -29,9 +29,9 @@ from vistok.projectors import (
 )
 from vistok.projectors.apply.layout import pack
 from vistok.projectors.apply.shrink import shrink_prompts
-from vistok.projectors.methods.cdpruner import greedy_map
 from vistok.projectors.interface import LEADING, TRAILING, Canvas, ImageTokens, Kept
 from vistok.projectors.methods.baselines import lattice
+from vistok.projectors.methods.cdpruner import greedy_map
 from vistok.projectors.methods.coverage import cell_of_patch
 from vistok.projectors.methods.divprune import cosine_distance, max_min_order
 from vistok.projectors.methods.prumerge import outlier_count
