@@ -172,7 +172,7 @@ def _conditions(prompt: list[str] | None, prompts: Path | None, classes: list[in
                 f"cannot read the prompts in '{prompts}': give a text file in UTF-8, one prompt a line."
             ) from error
         # A line ends where editors end it: str.splitlines would also cut at separators inside a caption.
-        texts += [" ".join(line.split()) for line in text.split("\n") if line.strip()]
+        texts += [line.strip() for line in text.split("\n") if line.strip()]
     if bool(texts) == bool(classes):
         seen = "both" if texts else "neither"
         raise VistokError(f'say what to paint by --prompt "a red circle" or by --class 207; got {seen}.')
