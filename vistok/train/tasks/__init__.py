@@ -16,12 +16,15 @@ TASKS = Registry(
     "training task",
     {
         "captions": f"{_HERE}.scenes.captions:CaptionTask",
+        "controlar": f"{_HERE}.controlar:ControlARTask",
         "eagle": f"{_HERE}.eagle:EagleTask",
+        "enat": f"{_HERE}.masked:ENATTask",
         "flextok": f"{_HERE}.flextok:FlexTokTask",
         "kl": f"{_HERE}.kl:KLTask",
         "llamagen": f"{_HERE}.llamagen:LlamaGenTask",
         "llamagen-sequence": f"{_HERE}.llamagen_sequence:LlamaGenSequenceTask",
         "mar": f"{_HERE}.mar:MARTask",
+        "maskgit": f"{_HERE}.masked:MaskGITTask",
         "one-d-piece": f"{_HERE}.one_d_piece:OneDPieceTask",
         "scenes-features": f"{_HERE}.scenes.features:SceneFeaturesTask",
         "text": f"{_HERE}.text:TextTask",
@@ -31,6 +34,7 @@ TASKS = Registry(
         "vqa-anyres": f"{_HERE}.scenes.vqa_anyres:AnyresTask",
         "vqa-pvc": f"{_HERE}.scenes.vqa_pvc:PvcTask",
         "vqa-tokenpacker": f"{_HERE}.scenes.vqa_tokenpacker:TokenPackerTask",
+        "xar": f"{_HERE}.xar:XARTask",
     },
     "vistok.tasks",
 )
