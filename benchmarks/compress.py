@@ -1,8 +1,9 @@
-"""What a compressor costs and saves, at LLaVA-1.5-7B's widths: selection beside the tower, prefill beside its FLOPs.
+"""What a compressor costs and saves at true widths: selection beside the tower, prefill beside its FLOPs.
 
-Random weights are right here: speed does not depend on them. The vision tower is CLIP-L/14-336; the language model has
-the 7B's layers, as many as ``--llm-layers`` says, which scales both sides of its comparison alike. On a CPU, seconds
-are the process's own processor time, so that what else runs on the machine counts less.
+Random weights are right here: speed does not depend on them. ``--model`` is LLaVA-1.5-7B with CLIP-L/14-336,
+Qwen2.5-VL-7B or Qwen3-VL-8B, each with a picture of 576 tokens; the language model has as many of its layers as
+``--llm-layers`` says, which scales both sides of its comparison alike. On a CPU, seconds are the process's own
+processor time, so that what else runs on the machine counts less.
 
 - ``selection``: seconds of choosing and packing, scores from queries and keys included, beside the tower's on the same
   pictures. The goal is at most 3 %.
@@ -30,10 +31,12 @@ from vistok.projectors.interface import Needs
 
 METHODS = ("vtc-cls", "visionzip", "divprune", "prumerge", "tome", "coverage", "uniform", "random")
 TEXT_TOKENS = 60
+VOCABULARY = 1024  # of no consequence: the prefill ends before the head
+IDS = {"image_token_id": 1023, "video_token_id": 1022, "vision_start_token_id": 1021, "vision_end_token_id": 1020}
 
 
-def build(tower_layers: int, llm_layers: int, device: str, dtype: torch.dtype):
-    """LLaVA-1.5-7B with fewer layers and random weights."""
+def llava(tower_layers: int, llm_layers: int):
+    """LLaVA-1.5-7B: its class and configuration."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     vision = CLIPVisionConfig(
@@ -44,10 +47,56 @@ def build(tower_layers: int, llm_layers: int, device: str, dtype: torch.dtype):
         image_size=336,
         patch_size=14,
     )
-    text = LlamaConfig(num_hidden_layers=llm_layers, vocab_size=32064, max_position_embeddings=4096)
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=32000)
-    with torch.device(device):
-        return LlavaForConditionalGeneration._from_config(config, dtype=dtype).eval()
+    text = LlamaConfig(num_hidden_layers=llm_layers, vocab_size=VOCABULARY, max_position_embeddings=4096)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=VOCABULARY - 1)
+    return LlavaForConditionalGeneration, config
+
+
+def qwen2_5_vl(tower_layers: int, llm_layers: int):
+    """Qwen2.5-VL-7B: its class and configuration; one in eight layers of the tower sees the whole picture."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    full = list(range(7, tower_layers, 8)) or [tower_layers - 1]
+    vision = {"depth": tower_layers, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
+    vision |= {"out_hidden_size": 3584, "fullatt_block_indexes": full}
+    text = {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4}
+    text |= {"rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24]}}
+    text |= {"num_hidden_layers": llm_layers, "vocab_size": VOCABULARY}
+    return Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig(vision_config=vision, text_config=text, **IDS)
+
+
+def qwen3_vl(tower_layers: int, llm_layers: int):
+    """Qwen3-VL-8B: its class and configuration."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    deep = [layer for layer in (8, 16, 24) if layer < tower_layers]
+    vision = {"depth": tower_layers, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16}
+    vision |= {"out_hidden_size": 4096, "deepstack_visual_indexes": deep}
+    text = {"hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_key_value_heads": 8}
+    text |= {"head_dim": 128, "rope_parameters": {"rope_type": "default", "mrope_section": [24, 20, 20]}}
+    text |= {"num_hidden_layers": llm_layers, "vocab_size": VOCABULARY}
+    return Qwen3VLForConditionalGeneration, Qwen3VLConfig(vision_config=vision, text_config=text, **IDS)
+
+
+MODELS = {"llava": (llava, 24), "qwen2_5_vl": (qwen2_5_vl, 32), "qwen3_vl": (qwen3_vl, 27)}  # and the tower's layers
+
+
+def picture_inputs(model, batch: int, device: str) -> dict[str, torch.Tensor]:
+    """Pictures of 576 tokens each, as the model's processor would make them."""
+    if model.config.model_type == "llava":
+        return {"pixel_values": torch.randn(batch, 3, 336, 336, device=device, dtype=model.dtype)}
+    vision = model.config.vision_config
+    grids = torch.tensor([[1, 48, 48]] * batch, device=device)
+    width = 3 * vision.temporal_patch_size * vision.patch_size**2
+    pixels = torch.randn(int(grids.prod(1).sum()), width, device=device, dtype=model.dtype)
+    return {"pixel_values": pixels, "image_grid_thw": grids}
+
+
+def run_tower(model, inputs: dict[str, torch.Tensor]) -> object:
+    """The tower alone, without a compressor's hooks."""
+    if model.config.model_type == "llava":
+        return model.model.vision_tower(inputs["pixel_values"], output_hidden_states=[-2])
+    return model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
 
 
 def timed(run: Callable[[], object], repeats: int, device: str) -> float:
@@ -97,7 +146,8 @@ def prefill(model, keep: float, batch: int, repeats: int, device: str) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tower-layers", type=int, default=24)
+    parser.add_argument("--model", choices=list(MODELS), default="llava")
+    parser.add_argument("--tower-layers", type=int, help="the model's own if left out")
     parser.add_argument("--llm-layers", type=int, default=2)
     parser.add_argument("--keep", type=float, nargs="+", default=[0.25])
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
@@ -108,19 +158,25 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
-    model = build(args.tower_layers, args.llm_layers, args.device, getattr(torch, args.dtype))
-    pixels = torch.randn(args.batch, 3, 336, 336, device=args.device, dtype=model.dtype)
-    tower = timed(lambda: model.model.vision_tower(pixels, output_hidden_states=[-2]), args.repeats, args.device)
-    pictures = list(family_of(model).pictures(model, {"pixel_values": pixels}, every_layer))
+    describe, layers = MODELS[args.model]
+    kind, config = describe(args.tower_layers or layers, args.llm_layers)
+    with torch.device(args.device):
+        model = kind._from_config(config, dtype=getattr(torch, args.dtype)).eval()
+    inputs = picture_inputs(model, args.batch, args.device)
+    tower = timed(lambda: run_tower(model, inputs), args.repeats, args.device)
+    pictures = list(family_of(model).pictures(model, inputs, every_layer))
     for image, _ in pictures:
         image.project = torch.nn.Identity()
     for keep in args.keep:
         for method in args.methods:
             seconds = selection(pictures, method, keep, args.repeats, args.device)
             row = {"tower_s": tower, "select_s": seconds, "share": seconds / tower}
-            print(json.dumps({"benchmark": "selection", "method": method, "keep": keep} | row), flush=True)
+            print(
+                json.dumps({"benchmark": "selection", "model": args.model, "method": method, "keep": keep} | row),
+                flush=True,
+            )
         row = prefill(model, keep, args.batch, args.repeats, args.device)
-        print(json.dumps({"benchmark": "prefill", "keep": keep} | row), flush=True)
+        print(json.dumps({"benchmark": "prefill", "model": args.model, "keep": keep} | row), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from vistok.models.families.attention import LayerAttention
 from vistok.models.families.plan import crops_plan, single_view_plan, unpadded
 from vistok.projectors import (
     COMPRESSORS,
+    CDPruner,
     CorrelationGuided,
     Coverage,
     DivPrune,
@@ -30,6 +31,7 @@ from vistok.projectors.apply.layout import pack
 from vistok.projectors.apply.shrink import shrink_prompts
 from vistok.projectors.interface import LEADING, TRAILING, Canvas, ImageTokens, Kept
 from vistok.projectors.methods.baselines import lattice
+from vistok.projectors.methods.cdpruner import greedy_map
 from vistok.projectors.methods.coverage import cell_of_patch
 from vistok.projectors.methods.divprune import cosine_distance, max_min_order
 from vistok.projectors.methods.prumerge import outlier_count
@@ -105,6 +107,17 @@ def test_vtc_cls_keeps_what_cls_attends_to():
     for layer in image.attention.values():
         layer.keys[0, wanted + 1] = 4 * layer.query[0, 0]
     assert VtcCls(3, start=1).select(image)[0].index.tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("text", [None, torch.zeros(0, WIDTH)], ids=["unknown", "empty"])
+def test_cdpruner_without_a_question_says_so(text):
+    """All tokens bear on it alike: the choice of a relevance of one."""
+    image, _ = picture()
+    image.text = text
+    with pytest.warns(UserWarning, match="no text"):
+        (kept,) = CDPruner(9).select(image)
+    (order,) = greedy_map(image.features, torch.ones_like(image.valid, dtype=torch.float32), 9)
+    assert kept.index.tolist() == order.sort().values.tolist()
 
 
 def test_coverage_leaves_no_cell_empty():

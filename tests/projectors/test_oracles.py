@@ -196,6 +196,10 @@ TOWERS = {
     "qwen2_vl": lambda base: base.visual,
     "qwen2_5_vl": lambda base: base.visual,
     "qwen3_vl": lambda base: base.visual,
+    "glm4v": lambda base: base.visual,
+    "aya_vision": lambda base: base.vision_tower,
+    "cohere2_vision": lambda base: base.vision_tower,
+    "lfm2_vl": lambda base: base.vision_tower,
 }
 
 
@@ -226,7 +230,7 @@ def test_attention_received_is_that_of_eager_weights(name, monkeypatch):
         thumbnail = pictures[0].attention[last].saliency().mean(1).flatten()
         torch.testing.assert_close(thumbnail, expected[: len(thumbnail)], atol=1e-6, rtol=1e-4)
         return
-    if name.startswith("qwen"):  # a call a picture; four patches that lie together are a token
+    if name.startswith(("qwen", "glm")):  # a call a picture; four patches that lie together are a token
         columns = torch.cat([w[0].mean(0).mean(0) for w in weights])
         expected = columns.view(-1, 4).mean(1)
         if name == "qwen2_5_vl":
@@ -241,7 +245,38 @@ def test_attention_received_is_that_of_eager_weights(name, monkeypatch):
             expected.append(mine.view(h // 2, 2, width // 2, 2).mean((1, 3)).flatten())
             start += h * width
         expected = torch.cat(expected)
+    elif name == "lfm2_vl":  # padded patches neither look nor are looked at
+        (w,) = weights
+        expected = []
+        for row, (h, width) in zip(w, inputs["spatial_shapes"].tolist(), strict=True):
+            mine = row[:, : h * width, : h * width].mean(0).mean(0)
+            expected.append(mine.view(h // 2, 2, width // 2, 2).mean((1, 3)).flatten())
+        expected = torch.cat(expected)
     else:
         (w,) = weights
         expected = w.mean(1).mean(1).view(-1, 3, 2, 3, 2).mean((2, 4)).flatten()
     torch.testing.assert_close(received, expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("has_cls", [True, False])
+@torch.no_grad()
+def test_attention_in_a_tower_of_timm(has_cls):
+    """The CLS row of the softmax weights over the patches, rotated as the tower does it, averaged as its projector."""
+    model = tiny.perception_lm()
+    last = model.model.vision_tower.timm_model.blocks[4].attn
+    last.fused_attn = False
+    if not has_cls:
+        model.config.vision_use_cls_token = False
+        tower = model.model.vision_tower.timm_model
+        tower.cls_token, tower.num_prefix_tokens = None, 0
+        for block in tower.blocks:
+            block.attn.num_prefix_tokens = 0
+        tower.pos_embed = torch.nn.Parameter(tower.pos_embed[:, 1:])
+    seen = []
+    last.attn_drop.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    asked = family_of(model).pictures(model, tiny.perception_lm_inputs(), lambda layers: Needs(attention=(4,)))
+    got = torch.cat([image.attention[4].saliency() for image, _ in asked])
+    (weights,) = seen
+    rows = weights[:, :, 0, 1:] if has_cls else weights.mean(2)
+    expected = rows.unflatten(-1, (3, 2, 3, 2)).mean((-3, -1)).flatten(-2)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-4)

@@ -7,7 +7,6 @@ import torch
 from transformers import DynamicCache, LogitsProcessorList, MaxLengthCriteria, StoppingCriteriaList
 
 from tests.projectors import tiny
-from vistok.errors import VistokError
 from vistok.models.huggingface import cache_argument, given_cache
 from vistok.projectors import FastV, Uniform, VtcCls, compress
 
@@ -111,19 +110,6 @@ def test_nothing_of_an_older_call_is_told(llava, compressor, inputs):
         assert len(compression.last.visual) == 2
         llava(input_ids=torch.tensor([[1, 5, 9]]))
         assert compression.last.before == []
-
-
-@pytest.mark.parametrize("compressor", [Uniform(4), FastV(4)], ids=lambda c: c.name)
-def test_videos_are_refused(compressor):
-    model, inputs = tiny.qwen2_vl(), tiny.qwen2_vl_inputs()
-    videos = {"pixel_values_videos": inputs["pixel_values"], "video_grid_thw": inputs["image_grid_thw"]}
-    words = {name: inputs[name] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
-    with compress(model, compressor):
-        for arguments in (words | videos, inputs | videos):
-            with pytest.raises(VistokError, match="pixel_values_videos"):
-                model.generate(**arguments, max_new_tokens=2)
-            with pytest.raises(VistokError, match="pixel_values_videos"):
-                model(**arguments)
 
 
 @BOTH

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib import import_module
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 from tests.projectors import tiny
-from vistok.errors import VistokError
+from vistok.eval.answers.questions import read_questions, scene_questions
+from vistok.eval.harnesses.lmms import tasks
+from vistok.eval.harnesses.lmms.tasks import write_scenes_task
 from vistok.projectors import VtcCls, compress
 from vistok.projectors.apply.compress import active
 
@@ -59,30 +62,57 @@ def compressed_loss(model, inputs):
 
 @pytest.fixture
 def harness(monkeypatch):
-    """A stand-in for lmms-eval with its plugin hook and a ``llava_hf`` that builds a toy model."""
+    """A stand-in for lmms-eval with the chat class of ``llava_hf`` that builds a toy model."""
 
     class LlavaHf:
-        def __init__(self, pretrained: str, batch_size: int = 1):
+        def __init__(self, pretrained: str, device: str, device_map: str, batch_size: int = 1):
             self.model, self.pretrained, self.batch_size = tiny.llava(), pretrained, batch_size
+            self.places = device, device_map
+            self._image_processor = SimpleNamespace(chat_template=None)
 
-    folder = ModuleType("lmms_eval.models")
-    folder.__path__ = []
-    module = ModuleType("lmms_eval.models.llava_hf")
-    module.LlavaHf = LlavaHf
-    for name, value in {"lmms_eval": ModuleType("lmms_eval"), folder.__name__: folder, module.__name__: module}.items():
-        monkeypatch.setitem(sys.modules, name, value)
+    names = ["lmms_eval", "lmms_eval.models", "lmms_eval.models.chat", "lmms_eval.models.chat.llava_hf"]
+    modules = {name: ModuleType(name) for name in names}
+    for name in names[:-1]:
+        modules[name].__path__ = []
+    modules[names[-1]].LlavaHf = LlavaHf
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
     plugin = "vistok.eval.harnesses.lmms"
-    ((name, kind),) = import_module(f"{plugin}.models").AVAILABLE_MODELS.items()
+    name, kind = next(iter(import_module(f"{plugin}.models").AVAILABLE_MODELS.items()))
     yield getattr(import_module(f"{plugin}.models.{name}"), kind)
     sys.modules.pop(f"{plugin}.models.{name}")
 
 
 def test_lmms_eval_takes_the_compressor_from_its_model_arguments(harness):
-    lm = harness(method="vtc-cls", keep="25%", pretrained="any", batch_size=1)
+    """tests/eval/test_lmms_eval.py has the real package, where it is installed."""
+    lm = harness(method="vtc-cls", keep="25%", pretrained="any", batch_size=1, device="cpu", device_map="")
     inputs = tiny.llava_inputs(pictures=(1,), lengths=((4, 3),))
     lm.compression.compressor.start = -2
     lm.model.generate(**inputs, max_new_tokens=1)
     assert lm.compression.last.after == [9]
     assert lm.pretrained == "any"
-    with pytest.raises(VistokError, match="did you mean"):
+    assert lm.places == ("cpu", "cpu")  # transformers refuses an empty device map
+    assert harness.is_simple
+    assert not lm.is_simple  # the chat class's requests
+    assert "<image>" in lm._image_processor.chat_template
+
+
+def test_what_is_refused_ends_lmms_evals_run(harness):
+    """lmms-eval logs an error and goes on: an exception would be a wrong answer, and the exit code 0."""
+    with pytest.raises(SystemExit, match="did you mean"):
         harness(method="vtccls", pretrained="any")
+    lm = harness(method="vtc-cls", keep=1000, pretrained="any")
+    with pytest.raises(SystemExit, match="1000 tokens"):
+        lm.model.generate(**tiny.llava_inputs(), max_new_tokens=1)
+
+
+@pytest.mark.parametrize("per_scene", [1, 3])
+def test_the_task_of_scenes_holds_what_vqa_asks(tmp_path, per_scene):
+    path = write_scenes_task(tmp_path / "task", side=16, scenes=2, per_scene=per_scene)
+    mine, theirs = read_questions(path), scene_questions(16, 2, per_scene)
+    assert [(a.question, a.answers) for a in mine] == [(a.question, a.answers) for a in theirs]
+    assert len(list(path.parent.glob("*.png"))) == 2
+    line = json.loads(path.read_text().splitlines()[0])
+    assert tasks.picture(line)[0].size == (16, 16)
+    assert tasks.question(line) == theirs[0].question
+    assert tasks.score(line, [theirs[0].answers[0].upper()]) == {"accuracy": 1.0}

@@ -245,6 +245,90 @@ def mistral3(attention: str = "sdpa"):
     return _built(Mistral3ForConditionalGeneration, config, attention)
 
 
+def _cohere2(**more):
+    return _text(dict, model_type="cohere2", sliding_window=16, **more)
+
+
+def aya_vision(attention: str = "sdpa"):
+    from transformers import AyaVisionConfig, AyaVisionForConditionalGeneration
+
+    config = AyaVisionConfig(vision_config=_siglip(), text_config=_cohere2(), image_token_index=IMAGE)
+    return _built(AyaVisionForConditionalGeneration, config, attention)
+
+
+def cohere2_vision(attention: str = "sdpa"):
+    from transformers import Cohere2VisionConfig, Cohere2VisionForConditionalGeneration
+
+    config = Cohere2VisionConfig(
+        vision_config=_siglip(), text_config=_cohere2(), image_token_id=IMAGE, alignment_intermediate_size=64
+    )
+    return _built(Cohere2VisionForConditionalGeneration, config, attention)
+
+
+def glm4v(attention: str = "sdpa"):
+    from transformers import Glm4vConfig, Glm4vForConditionalGeneration
+
+    vision = {"depth": 5, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 4}
+    config = Glm4vConfig(
+        vision_config=vision | {"out_hidden_size": 48, "image_size": SIDE},
+        text_config=_text(dict, rope_parameters={"rope_type": "default", "mrope_section": [2, 2, 2]}),
+        image_token_id=IMAGE,
+        video_token_id=97,
+        image_start_token_id=96,
+        image_end_token_id=95,
+        video_start_token_id=94,
+        video_end_token_id=93,
+    )
+    return _built(Glm4vForConditionalGeneration, config, attention)
+
+
+def lfm2_vl(attention: str = "sdpa"):
+    from transformers import Lfm2VlConfig, Lfm2VlForConditionalGeneration, Siglip2VisionConfig
+
+    vision = Siglip2VisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        patch_size=PATCH,
+        num_patches=GRID**2,
+        vision_use_head=False,
+    )
+    kinds = ["conv", "full_attention", "conv", "full_attention"]
+    text = _text(dict, model_type="lfm2", layer_types=kinds, block_auto_adjust_ff_dim=False)
+    config = Lfm2VlConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, projector_hidden_size=64)
+    return _built(Lfm2VlForConditionalGeneration, config, attention)
+
+
+def perception_lm(attention: str = "sdpa"):
+    from transformers import LlamaConfig, PerceptionLMConfig, PerceptionLMForConditionalGeneration, TimmWrapperConfig
+
+    tower = {"img_size": [SIDE, SIDE], "patch_size": PATCH, "embed_dim": 32, "depth": 5, "num_heads": 4}
+    tower |= {"global_pool": "", "ref_feat_shape": [GRID, GRID], "use_post_transformer_norm": False}
+    vision = TimmWrapperConfig(architecture="vit_pe_core_large_patch14_336", model_args=tower)
+    config = PerceptionLMConfig(
+        vision_config=vision,
+        text_config=_text(LlamaConfig),
+        image_token_id=IMAGE,
+        video_token_id=97,
+        projector_pooling_ratio=2,
+    )
+    return _built(PerceptionLMForConditionalGeneration, config, attention)
+
+
+def fast_vlm(attention: str = "sdpa"):
+    from transformers import FastVlmConfig, FastVlmForConditionalGeneration, Qwen2Config, TimmWrapperConfig
+
+    tower = {"layers": [1, 1, 1, 1], "embed_dims": [32, 32, 32, 32], "mlp_ratios": [1, 1, 1, 1]}
+    vision = TimmWrapperConfig(architecture="fastvit_mci0", hidden_size=64, model_args=tower)
+    config = FastVlmConfig(vision_config=vision, text_config=_text(Qwen2Config), image_token_index=IMAGE)
+    model = _built(FastVlmForConditionalGeneration, config, attention)
+    for parameter in model.model.vision_tower.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)  # by timm all places look alike
+    return model
+
+
 def prompts(rows: list[list[int]], lengths: list[tuple[int, int]], left: bool = True) -> dict[str, Tensor]:
     """Prompts of one row each: text, the placeholders of each of its pictures with one word between, text."""
     generator = torch.Generator().manual_seed(3)
@@ -313,7 +397,7 @@ def qwen2_vl_inputs(grids=((1, 4, 6), (1, 6, 4)), lengths=((4, 3), (2, 6)), left
     }
 
 
-qwen2_5_vl_inputs = qwen3_vl_inputs = qwen2_vl_inputs
+qwen2_5_vl_inputs = qwen3_vl_inputs = glm4v_inputs = qwen2_vl_inputs
 
 
 def llava_onevision_inputs(
@@ -375,3 +459,42 @@ def mistral3_inputs(
     inputs = prompts([[w // block] * (h // block) for h, w in sizes], list(lengths), left)
     values = pixels(len(sizes), 3, 24, 24, seed=seed)
     return inputs | {"pixel_values": values, "image_sizes": torch.tensor(sizes)}
+
+
+def _tiled(pictures, tokens, lengths, left, seed, side=SIDE):
+    inputs = prompts([[tokens] * n for n in pictures], list(lengths), left)
+    return inputs | {"pixel_values": pixels(sum(pictures), 3, side, side, seed=seed)}
+
+
+def aya_vision_inputs(tiles=(1, 2), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0) -> dict[str, Tensor]:
+    """A batch for :func:`aya_vision`: tiles of all rows one after the other."""
+    return _tiled(tiles, GRID**2 // 4, lengths, left, seed)
+
+
+cohere2_vision_inputs = aya_vision_inputs
+
+
+def fast_vlm_inputs(pictures=(1, 2), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0) -> dict[str, Tensor]:
+    """A batch for :func:`fast_vlm`: pictures whose sides its tower divides by 32."""
+    return _tiled(pictures, 16, lengths, left, seed, side=128)
+
+
+def perception_lm_inputs(tiles=(1, 1), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0) -> dict[str, Tensor]:
+    """A batch for :func:`perception_lm`: tiles of a row side by side, as many in each."""
+    inputs = prompts([[GRID**2 // 4] * n for n in tiles], list(lengths), left)
+    return inputs | {"pixel_values": pixels(len(tiles), tiles[0], 3, SIDE, SIDE, seed=seed)}
+
+
+def lfm2_vl_inputs(
+    shapes=((4, 6), (6, 2)), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0
+) -> dict[str, Tensor]:
+    """A batch for :func:`lfm2_vl`, with one picture of the given rows and columns of patches in each row."""
+    inputs = prompts([[h * w // 4] for h, w in shapes], list(lengths), left)
+    most = max(h * w for h, w in shapes)
+    mask = torch.stack([(torch.arange(most) < h * w).long() for h, w in shapes])
+    values = pixels(len(shapes), most, 3 * PATCH**2, seed=seed)
+    return inputs | {
+        "pixel_values": values,
+        "pixel_attention_mask": mask,
+        "spatial_shapes": torch.tensor(shapes),
+    }

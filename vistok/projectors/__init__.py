@@ -19,6 +19,7 @@ _NAMES = {
     "Coverage": f"{_METHODS}.coverage",
     "Dart": f"{_METHODS}.dart",
     "DivPrune": f"{_METHODS}.divprune",
+    "DyCoke": f"{_METHODS}.dycoke",
     "FAMILIES": "vistok.models.families",
     "FasterVLM": f"{_METHODS}.fastervlm",
     "FastV": f"{_METHODS}.fastv",

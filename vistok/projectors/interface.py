@@ -39,11 +39,13 @@ class Compressor:
     Attributes:
         name: how the command line calls it.
         trained: whether it has weights of its own, which a name and a share cannot give.
+        temporal: whether it compares the frames of a video, and has nothing to say about a picture.
         newlines: which row ends of a picture in crops stay: of rows with a survivor, all, or none.
     """
 
     name: ClassVar[str] = ""
     trained: ClassVar[bool] = False
+    temporal: ClassVar[bool] = False
     newlines: ClassVar[Literal["rows", "all", "none"]] = "rows"
 
     def needs(self, layers: int) -> Needs:
@@ -53,6 +55,10 @@ class Compressor:
     def select(self, image: ImageTokens) -> list[Kept] | Tensor:
         """The tokens to keep of each view, or finished features [n, D] that go to the language model as they are."""
         raise NotImplementedError
+
+    def select_frames(self, frames: list[ImageTokens]) -> list[list[Kept] | Tensor]:
+        """The tokens to keep of each frame of a video; each as a picture unless a method looks along time."""
+        return [self.select(frame) for frame in frames]
 
 
 class LayerCompressor:
@@ -64,6 +70,7 @@ class LayerCompressor:
 
     name: ClassVar[str] = ""
     trained: ClassVar[bool] = False
+    temporal: ClassVar[bool] = False
 
     def layers(self, total: int, earliest: int) -> tuple[int, ...]:
         """The layers from which on fewer tokens are seen, ascending.

@@ -20,6 +20,7 @@ COMPRESSORS = Registry(
         "vispruner": f"{_METHODS}.vispruner:VisPruner",
         "cdpruner": f"{_METHODS}.cdpruner:CDPruner",
         "holov": f"{_METHODS}.holov:HoloV",
+        "dycoke": f"{_METHODS}.dycoke:DyCoke",
         "coverage": f"{_METHODS}.coverage:Coverage",
         "correlation": f"{_METHODS}.correlation:CorrelationGuided",
         "tokenpacker": f"{_LEARNED}.tokenpacker:TokenPacker",

@@ -35,7 +35,9 @@ def family(request, tmp_path_factory):
 
 def test_every_family_is_tested():
     alike = {"smolvlm", "paligemma"}  # Idefics3 under a processor with a dependency of its own; Gemma 3 with a prefix
-    assert set(FAMILIES) - alike == set(folders.PROCESSORS)
+    # Tested as models alone, in tests/projectors: no processor of theirs is made at toy size yet.
+    alone = {"aya_vision", "cohere2_vision", "glm4v", "lfm2_vl", "perception_lm", "fast_vlm"}
+    assert set(FAMILIES) - alike - alone == set(folders.PROCESSORS)
 
 
 def test_compress(family, tmp_path):

@@ -78,7 +78,8 @@ def method_names(methods: str) -> list[str]:
         VistokError: an unknown name, or a method that must be trained.
     """
     if methods == "all":
-        return [name for name in COMPRESSORS if not compressor_class(name).trained]
+        kinds = {name: compressor_class(name) for name in COMPRESSORS}
+        return [name for name, kind in kinds.items() if not (kind.trained or kind.temporal)]
     if methods == "none":
         return []
     names = [name.strip() for name in methods.split(",")]

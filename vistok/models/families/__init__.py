@@ -31,6 +31,12 @@ FAMILIES = Registry(
         "idefics3": f"{_HERE}.idefics3:Idefics3",
         "smolvlm": f"{_HERE}.idefics3:Idefics3",
         "mistral3": f"{_HERE}.mistral3:Mistral3",
+        "aya_vision": f"{_HERE}.aya_vision:AyaVision",
+        "cohere2_vision": f"{_HERE}.cohere2_vision:Cohere2Vision",
+        "glm4v": f"{_HERE}.glm4v:Glm4v",
+        "lfm2_vl": f"{_HERE}.lfm2_vl:Lfm2Vl",
+        "perception_lm": f"{_HERE}.perception_lm:PerceptionLM",
+        "fast_vlm": f"{_HERE}.fast_vlm:FastVlm",
     },
     "vistok.families",
 )

@@ -19,6 +19,21 @@ def attention_layers(tower: nn.Module) -> list[nn.Module]:
     return [module for module in tower.modules() if hasattr(module, "q_proj") and hasattr(module, "k_proj")]
 
 
+def check_layers(tower: str, layers: tuple[int, ...], total: int) -> None:
+    """Whether a tower has the layers whose attention is asked for.
+
+    Raises:
+        VistokError: it has not.
+    """
+    absent = [layer for layer in layers if not 0 <= layer < total]
+    if absent:
+        has = f"offers {total} layers to read attention from, not layer {absent[0]}" if total else "has none to read"
+        raise VistokError(
+            f"attention is wanted of {tower}, which {has}: choose another layer, or a method that reads none "
+            "(divprune, tome, uniform, random)."
+        )
+
+
 @contextmanager
 def captured_attention(tower: nn.Module, layers: tuple[int, ...], has_cls: bool) -> Iterator[dict[int, LayerAttention]]:
     """Collect keys of some layers during the tower's forward, and the CLS query or, without a CLS token, all queries.
@@ -35,12 +50,7 @@ def captured_attention(tower: nn.Module, layers: tuple[int, ...], has_cls: bool)
         VistokError: the tower has no such layer, or projects queries and keys together.
     """
     modules = attention_layers(tower)
-    absent = [layer for layer in layers if not 0 <= layer < len(modules)]
-    if absent:
-        raise VistokError(
-            f"{type(tower).__name__} offers {len(modules)} layers to read attention from, not layer {absent[0]}: "
-            "choose another layer, or a method that reads none (divprune, tome, uniform, random)."
-        )
+    check_layers(type(tower).__name__, layers, len(modules))
     queries: dict[int, Tensor] = {}
     keys: dict[int, Tensor] = {}
     found: dict[int, LayerAttention] = {}
@@ -68,11 +78,14 @@ def captured_attention(tower: nn.Module, layers: tuple[int, ...], has_cls: bool)
 
 
 class Seen(NamedTuple):
-    """What entered an attention module: states [V, S, C] or [S, C], and cosines and sines of its positions."""
+    """What entered an attention module: states [V, S, C] or [S, C], and its rotary positions.
+
+    These are cosines and sines, each [S, d]; in towers of timm one tensor of both.
+    """
 
     module: nn.Module
     states: Tensor
-    rotary: tuple[Tensor, Tensor] | None
+    rotary: Any
 
     def queries_and_keys(self) -> tuple[Tensor, Tensor]:
         """Queries and keys as they meet, rotated where the tower rotates them, [V, S, H*d] each."""
@@ -100,7 +113,7 @@ def seen_by(modules: list[nn.Module], layers: tuple[int, ...]) -> Iterator[dict[
 
     def keep(layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        found[layer] = Seen(module, states, kwargs.get("position_embeddings"))
+        found[layer] = Seen(module, states, kwargs.get("position_embeddings", kwargs.get("rope")))
 
     handles = [
         modules[layer].register_forward_pre_hook(partial(keep, layer), with_kwargs=True) for layer in set(layers)

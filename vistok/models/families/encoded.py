@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.models.families.attention import LayerAttention
-from vistok.models.families.capture import Seen, attention_layers, seen_by
+from vistok.models.families.capture import Seen, attention_layers, check_layers, seen_by
 from vistok.models.families.family import Ask, Family, Picture
 from vistok.models.families.plan import single_view_plan
 from vistok.models.families.tokens import ImageTokens
@@ -53,12 +53,13 @@ class EncodedFamily(Family):
     def pictures(self, model: nn.Module, inputs: dict[str, Any], ask: Ask) -> Iterator[Picture]:
         base = model.base_model
         modules = self.modules(base)
-        needs = ask(len(modules))
+        needs = ask(len(modules) or 24)  # what a tower without attention is asked for as well is refused below
         if needs.states:
             raise VistokError(
                 f"{model.config.model_type} has tokens that the tower's hidden states do not match: choose a method "
                 "that reads none, such as vtc-cls or divprune."
             )
+        check_layers(model.config.model_type, needs.attention, len(modules))
         layers = {layer: self.layer(base, layer) for layer in needs.attention}
         with seen_by(modules, tuple(layers.values())) as seen:
             tiles = self.tiles(base, inputs)

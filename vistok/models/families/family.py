@@ -83,6 +83,21 @@ class Family:
         """
         raise NotImplementedError
 
+    def videos(self, model: nn.Module, inputs: dict[str, Any], ask: Ask) -> Iterator[list[Picture]]:
+        """As :meth:`pictures`, for videos: the frames of each.
+
+        Raises:
+            VistokError: videos of this family are not described.
+        """
+        raise VistokError(
+            f"videos of {model.config.model_type} are not compressed: pass their frames as pictures, or remove the "
+            "compressor first."
+        )
+
+    def encoded_videos(self, features: list[Tensor], levels: list[list[Tensor]]) -> Any:
+        """Encoded frames of videos as ``mm_encoder_outputs`` takes them."""
+        return self.encoded(features, levels)
+
     def encoded(self, features: list[Tensor], levels: list[list[Tensor]]) -> Any:
         """Encoded pictures as ``mm_encoder_outputs`` takes them.
 

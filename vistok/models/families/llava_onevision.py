@@ -69,6 +69,26 @@ class LlavaOnevision(LlavaNext):
             shape = (int(height // shrink), int(width // shrink))
             yield shrunk(base, views.of(slice(1, count)), partial(canvas_map, grid, canvas, shape), shape)
 
+    def videos(self, model: nn.Module, inputs: dict[str, Any], ask: Ask) -> Iterator[list[Picture]]:
+        """Frames are shrunk to half their sides after the projector; a newline ends a video."""
+        base = model.base_model
+        layer, strategy = feature_settings(base, inputs)
+        pixels = inputs["pixel_values_videos"]
+        output = run_tower(base.vision_tower, pixels.flatten(0, 1), layer, ask(tower_layers(base)))
+        grid = square(output.features.shape[1] - (strategy == "default"))
+        shape = tuple(-(-side // 2) for side in grid)
+        count = pixels.shape[1]
+        for first in range(0, len(output.features), count):
+            frames = [output.of(slice(i, i + 1)) for i in range(first, first + count)]
+            pictures = [shrunk(base, frame, partial(halved, grid, shape), shape) for frame in frames]
+            plans = [single_view_plan(shape[0] * shape[1], newline=i == count - 1) for i in range(count)]
+            yield [(image, plan) for (image, _), plan in zip(pictures, plans, strict=True)]
+
+    def encoded_videos(self, features: list[Tensor], levels: list[list[Tensor]]) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        return BaseModelOutputWithPooling(pooler_output=torch.cat(features)[None])
+
 
 def shrunk(base: nn.Module, crops: TowerOutput, shrink: Any, shape: tuple[int, int]) -> tuple[ImageTokens, Plan]:
     """The shrunk canvas of a picture's crops, with a newline after each row."""
@@ -94,3 +114,9 @@ def canvas_map(grid: tuple[int, int], canvas: Canvas, shape: tuple[int, int], va
     flat = whole.reshape(1, -1, *whole.shape[-2:])
     small = F.interpolate(flat, shape, mode="bilinear")
     return small.view(1, *whole.shape[:-2], shape[0] * shape[1])
+
+
+def halved(grid: tuple[int, int], shape: tuple[int, int], values: Tensor) -> Tensor:
+    """Values of a frame [1, ..., P] shrunk bilinearly to a grid of another shape, [1, ..., N]."""
+    flat = values.reshape(1, -1, *grid)
+    return F.interpolate(flat, shape, mode="bilinear").reshape(*values.shape[:-1], shape[0] * shape[1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from vistok.models.families.attention import LayerAttention
 from vistok.models.families.capture import Seen
 from vistok.models.families.encoded import EncodedFamily, Tile, group_mean
+from vistok.models.families.family import Ask, Picture
 
 
 class Qwen2VL(EncodedFamily):
@@ -21,6 +24,16 @@ class Qwen2VL(EncodedFamily):
     def position_offset(self, model: nn.Module) -> Tensor | int:
         delta = model.base_model.rope_deltas
         return 0 if delta is None else delta
+
+    def videos(self, model: nn.Module, inputs: dict[str, Any], ask: Ask) -> Iterator[list[Picture]]:
+        """To the tower each frame (two of the film) is a picture."""
+        grids = inputs["video_grid_thw"]
+        frames = grids.repeat_interleave(grids[:, 0], 0)
+        frames[:, 0] = 1
+        pixels = {"pixel_values": inputs["pixel_values_videos"], "image_grid_thw": frames}
+        pictures = self.pictures(model, pixels, ask)
+        for count in grids[:, 0].tolist():
+            yield list(islice(pictures, count))
 
     def modules(self, base: nn.Module) -> list[nn.Module]:
         return [block.attn for block in base.visual.blocks]

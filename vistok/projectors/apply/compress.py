@@ -27,12 +27,23 @@ from vistok.projectors.apply.limits import Prompt, shorter_limits, with_whole_pr
 from vistok.projectors.apply.prompts import columns_of, hide_old_placeholders, pad_id, positions_in
 from vistok.projectors.apply.report import Report
 from vistok.projectors.apply.shrink import Shrunk, gathered, shrink_prompts, untouched
-from vistok.projectors.interface import Compressor, LayerCompressor
+from vistok.projectors.interface import Compressor, ImageTokens, LayerCompressor
 
 __all__ = ["Compression", "Report", "active", "compress"]
 
 _SETTINGS = ("vision_feature_layer", "vision_feature_select_strategy", "vision_aspect_ratio")
-_PICTURES = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images")
+_PIXELS = ("pixel_values", "pixel_values_videos")
+_GRIDS = {False: ("image_grid_thw",), True: ("video_grid_thw", "second_per_grid_ts")}  # by whether they are of videos
+_PICTURES = (
+    *_PIXELS,
+    "image_sizes",
+    "image_sizes_videos",
+    *_GRIDS[False],
+    *_GRIDS[True],
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "batch_num_images",
+)
 
 
 class Compression(Attachment):
@@ -119,16 +130,14 @@ class Compression(Attachment):
     def _begin(self, kwargs: dict[str, Any]) -> None:
         """A new call: nothing of an older one is told, and what cannot be thinned is refused."""
         self.last = Report()
-        if kwargs.get("pixel_values_videos") is not None:
-            raise VistokError(
-                "pixel_values_videos are not compressed yet: pass pictures, or remove the compressor first."
-            )
+        if all(kwargs.get(name) is not None for name in _PIXELS):
+            raise VistokError("pictures and videos in one call are not compressed: give them in turns of their own.")
 
     def _concerns(self, kwargs: dict[str, Any]) -> bool:
         """Whether a call has pictures, or a cache that was shortened."""
         cache = given_cache(kwargs)
         past = cache is not None and int(cache.get_seq_length()) > 0
-        return kwargs.get("pixel_values") is not None or (past and history_of(cache) is not None)
+        return _has_pixels(kwargs) or (past and history_of(cache) is not None)
 
     def _before_forward(
         self, model: nn.Module, args: tuple, kwargs: dict[str, Any]
@@ -163,15 +172,15 @@ class Compression(Attachment):
         if mask is not None and mask.ndim != 2:
             raise VistokError("compression needs the attention mask as [batch, tokens], as the processor returns it.")
         turn = turn_of(ids, mask, given_cache(kwargs), generated)
-        token = self.model.config.image_token_id
+        token = self._token(kwargs)
         places = (turn.new_ids == token) & turn.new_mask.bool()
         if turn.start and not bool(places.any()):  # pictures of earlier turns
             kwargs = {name: value for name, value in kwargs.items() if name not in _PICTURES}
-        has_pictures = kwargs.get("pixel_values") is not None
+        has_pictures = _has_pixels(kwargs)
         if self._pruning is not None and turn.start and has_pictures:
             name = self.compressor.name
             raise VistokError(f"{name} ranks a prompt in one piece: start without the cache for new pictures.")
-        grids = None
+        grids: dict[str, Tensor] = {}
         if has_pictures and self._pruning is None:
             new, grids, kwargs = self._thinned(turn, kwargs, places, left)
         else:
@@ -197,18 +206,25 @@ class Compression(Attachment):
 
     def _thinned(
         self, turn: Turn, kwargs: dict[str, Any], places: Tensor, left: bool
-    ) -> tuple[Shrunk, Tensor | None, dict[str, Any]]:
+    ) -> tuple[Shrunk, dict[str, Tensor], dict[str, Any]]:
         """Encode the pictures: the columns of the new part that stay, grids of its pictures, and the arguments."""
-        described = list(self.family.pictures(self.model, kwargs, self.compressor.needs))
+        videos, token = kwargs.get("pixel_values_videos") is not None, self._token(kwargs)
+        if videos:
+            groups = list(self.family.videos(self.model, kwargs, self.compressor.needs))
+        else:
+            groups = [[picture] for picture in self.family.pictures(self.model, kwargs, self.compressor.needs)]
+        grids = {name: torch.as_tensor(kwargs[name]) for name in _GRIDS[videos] if kwargs.get(name) is not None}
+        wholes = [sum(len(plan.tokens) for _, plan in group) for group in groups]
+        if turn.start and sum(wholes) != int(places.sum()):
+            mine = new_pictures(turn, wholes, token)
+            groups = [groups[i] for i in mine]
+            grids = {name: grid[mine] for name, grid in grids.items()}
+        described = [picture for group in groups for picture in group]
         totals = [len(plan.tokens) for _, plan in described]
-        token, grids = self.model.config.image_token_id, kwargs.get("image_grid_thw")
-        if turn.start and sum(totals) != int(places.sum()):
-            mine = new_pictures(turn, totals, token)
-            described, totals = ([values[i] for i in mine] for values in (described, totals))
-            grids = None if grids is None else grids[mine]
         self._give_text(turn, places, described, totals)
+        chosen = [kept for group in groups for kept in self._chosen([image for image, _ in group], videos)]
         newlines = self.compressor.newlines
-        pictures = [pack(image, plan, self.compressor.select(image), newlines) for image, plan in described]
+        pictures = [pack(image, plan, kept, newlines) for (image, plan), kept in zip(described, chosen, strict=True)]
         layouts = [(image.grid, image.canvas) for image, _ in described]
         new = shrink_prompts(turn.new_ids, turn.new_mask, token, totals, [p.offsets for p in pictures], left)
         visual = new.mask.sum(1) - (turn.new_mask.bool() & ~places).sum(1)
@@ -223,16 +239,32 @@ class Compression(Attachment):
             family=self.model.config.model_type,
         )
         kwargs = {name: value for name, value in kwargs.items() if name not in (*_PICTURES, *_SETTINGS)}
-        encoded = self.family.encoded([p.features for p in pictures], [p.levels for p in pictures])
-        return new, grids, kwargs | {"mm_encoder_outputs": {"image": encoded}}
+        encode = self.family.encoded_videos if videos else self.family.encoded
+        encoded = encode([p.features for p in pictures], [p.levels for p in pictures])
+        return new, grids, kwargs | {"mm_encoder_outputs": {"video" if videos else "image": encoded}}
+
+    def _chosen(self, images: list[ImageTokens], video: bool) -> list[Any]:
+        """What the compressor keeps of a picture, or of each frame of a video."""
+        return self.compressor.select_frames(images) if video else [self.compressor.select(images[0])]
+
+    def _token(self, kwargs: dict[str, Any]) -> int:
+        """Id of the placeholders that a call's pictures or videos fill."""
+        config = self.model.config
+        return config.image_token_id if kwargs.get("pixel_values_videos") is None else config.video_token_id
 
     def _give_text(self, turn: Turn, places: Tensor, described: list[Picture], totals: list[int]) -> None:
         """Tell each picture the text of its prompt."""
         ends = torch.tensor(totals).cumsum(0) if totals else torch.zeros(0)
         rows = torch.searchsorted(places.sum(1).cumsum(0).cpu(), ends)
-        text = turn.mask.bool() & (turn.ids != self.model.config.image_token_id)
+        text = turn.mask.bool() & ~self._visual(turn.ids)
         for (image, _), row in zip(described, rows.clamp(max=len(text) - 1).tolist(), strict=True):
             image.text = self.family.embed(self.model, turn.ids[row, text[row]][None])[0].detach()
+
+    def _visual(self, ids: Tensor) -> Tensor:
+        """Which tokens are placeholders of pictures or videos."""
+        config = self.model.config
+        visual = ids == config.image_token_id
+        return visual if getattr(config, "video_token_id", None) is None else visual | (ids == config.video_token_id)
 
     def _before_base(self, base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         name = self.compressor.name
@@ -241,7 +273,7 @@ class Compression(Attachment):
         ids, mask, cache = kwargs.get("input_ids"), kwargs.get("attention_mask"), given_cache(kwargs)
         if ids is None:
             return
-        visual = ids == self.model.config.image_token_id
+        visual = self._visual(ids)
         if cache is not None and cache.get_seq_length() > 0:
             if ids.shape[1] > 1 and bool(visual.any()):
                 raise VistokError(f"{name} ranks a prompt in one piece: leave out prefill chunks and filled caches.")
@@ -262,6 +294,11 @@ class Compression(Attachment):
         lengths = pruned.lengths(self._pruning.count)
         family = self.model.config.model_type
         self.last = Report(pruned.visual.sum(1).tolist(), after, kept, [], after, lengths, family)
+
+
+def _has_pixels(kwargs: dict[str, Any]) -> bool:
+    """Whether a call has pictures or videos."""
+    return any(kwargs.get(name) is not None for name in _PIXELS)
 
 
 def active(model: nn.Module) -> Compression | None:

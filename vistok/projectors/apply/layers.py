@@ -34,16 +34,18 @@ class LayerPruning:
 
     def __init__(self, decoder: nn.Module, method: LayerCompressor, hook: Any, earliest: int) -> None:
         layers = decoder.layers
-        self.method, self.norm = method, decoder.norm
+        self.method = method
         self.first = method.layers(len(layers), earliest)
         self.count = len(layers)
-        for first in self.first:
-            if not hasattr(layers[first - 1].self_attn, "q_proj"):
-                name = type(layers[first - 1].self_attn).__name__
-                raise VistokError(f"{method.name} cannot read the queries of {name}: choose another method.")
         kinds = getattr(decoder.config, "layer_types", None) or ()
         if any(kind != "full_attention" for kind in kinds[self.first[0] :]):
             raise VistokError(f"{method.name} needs layers of full attention from layer {self.first[0]} on.")
+        for first in self.first:
+            attention = getattr(layers[first - 1], "self_attn", layers[first - 1])
+            if not hasattr(attention, "q_proj"):
+                name = type(attention).__name__
+                raise VistokError(f"{method.name} cannot read the queries of {name}: choose another method.")
+        self.norm = decoder.norm
         self._running: Pruned | None = None  # during a prefill
         self._normed: dict[int, tuple[nn.Module, Tensor]] = {}
         for first in self.first:

@@ -36,7 +36,7 @@ def positions_in(
     turn: Turn,
     shrunk: Shrunk,
     new: Shrunk,
-    grids: Tensor | None,
+    grids: dict[str, Tensor],
     given: Tensor | None,
     original: bool,
 ) -> tuple[Tensor, Tensor | None]:
@@ -47,7 +47,7 @@ def positions_in(
         turn: the conversation.
         shrunk: its columns.
         new: those of its new part, as columns of that.
-        grids: of the new pictures, for models with three-dimensional positions.
+        grids: of the new pictures or videos, by the names that models with three-dimensional positions give them.
         given: positions that the caller gave, [B, S].
         original: whether each token keeps its number.
 
@@ -65,11 +65,13 @@ def positions_in(
         return offset, shrunk.take(whole, 0)
     base, ids = model.base_model, turn.new_ids
     before = (turn.mask[:, : turn.start].sum(1, keepdim=True) + offset).long()
-    if grids is None:
+    if not grids:
         axes = positions_of(turn.new_mask).expand(3, -1, -1)
     else:
-        types = (ids == model.config.image_token_id).int()
-        axes, delta = base.get_rope_index(ids, types, image_grid_thw=grids, attention_mask=turn.new_mask)
+        videos = "video_grid_thw" in grids
+        token = model.config.video_token_id if videos else model.config.image_token_id
+        types = (ids == token).int() * (2 if videos else 1)
+        axes, delta = base.get_rope_index(ids, types, **grids, attention_mask=turn.new_mask)
         offset = offset + delta
     base.rope_deltas = offset + turn.mask.sum(1, keepdim=True) - shrunk.mask.sum(1, keepdim=True)
     text = positions_of(shrunk.mask)

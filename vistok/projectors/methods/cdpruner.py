@@ -3,11 +3,13 @@
 The kernel is the cosine of the projected features, scaled on both sides by a token's relevance; the greedy choice takes
 the token with the largest conditional variance. The release reads the relevance in CLIP's joint space, which the towers
 of multimodal models have lost; here it is the cosine of the features with the mean embedding of the prompt's text, and
-equal for all tokens where there is no text. Relevance is scaled in each view by itself, so that pictures of a batch do
-not mix; the release scales over all views of a call.
+equal for all tokens where there is no text, with a warning. Relevance is scaled in each view by itself, so that
+pictures of a batch do not mix; the release scales over all views of a call.
 """
 
 from __future__ import annotations
+
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +87,13 @@ class CDPruner(Compressor):
     def select(self, image: ImageTokens) -> list[Kept]:
         features, counts = image.features.float(), budget(self.keep, image.valid)
         relevance = torch.ones_like(image.valid, dtype=torch.float32)
-        if image.text is not None and len(image.text):
+        if image.text is None or not len(image.text):
+            warnings.warn(
+                "cdpruner was given no text, so that all tokens bear on it alike: pass the question with the picture.",
+                UserWarning,
+                2,
+            )
+        else:
             likeness = F.normalize(features, dim=-1) @ F.normalize(image.text.float().mean(0), dim=-1)
             least = likeness.masked_fill(~image.valid, torch.inf).amin(1, keepdim=True)
             most = likeness.masked_fill(~image.valid, -torch.inf).amax(1, keepdim=True)

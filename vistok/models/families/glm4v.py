@@ -1,0 +1,12 @@
+"""GLM-4.1V: pictures of any size, with positions of three axes, seen after the tower's 2x2 merging."""
+
+from __future__ import annotations
+
+from vistok.models.families.family import Family
+from vistok.models.families.qwen2_vl import Qwen2VL
+
+
+class Glm4v(Qwen2VL):
+    """``glm4v``, whose tower and positions are laid out as Qwen2-VL's; its videos fill placeholders of pictures."""
+
+    videos = Family.videos
