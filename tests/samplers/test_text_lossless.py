@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from tests.samplers.tiny import tiny, tiny_head
+from tests.samplers.tiny import tiny, tiny_head, tiny_prompt_tokens, tiny_transfer
 from vistok.samplers import (
     Branching,
     Chain,
@@ -19,11 +19,13 @@ from vistok.samplers import (
     DynamicBudget,
     DynamicLayers,
     EagleHead,
+    ExtraRowDrafter,
     IndependentChains,
     Noise,
     Prompt,
     PromptLookup,
     SamplingParams,
+    SparseTrees,
     StochasticBeam,
     TextTarget,
     TokenRecycling,
@@ -86,6 +88,10 @@ def draft(policy) -> DraftModel:
     return DraftModel(model(1), policy)
 
 
+ONE_HOT = TreeVerifier(OneHot(), frozenset({LawKind.DETERMINISTIC}))
+SPARSE = SparseTrees(
+    {1: [((0,), 2), ((1,), 1)], 2: [((0,), 3), ((0, 0), 2), ((0, 1), 1)], 3: [((0,), 1), ((1,), 3), ((1, 0), 2)]}, 3
+)
 INDEPENDENT, WITHOUT = frozenset({LawKind.INDEPENDENT}), frozenset({LawKind.WITHOUT_REPLACEMENT})
 CASES = {
     "chain, exact": lambda: (draft(Chain(3)), ExactChain()),
@@ -103,8 +109,10 @@ CASES = {
     "eagle head, eagle-1 tree, recursive": lambda: (EagleHead(tiny_head(SIZE), StaticTree(TREE)), None),
     "eagle head, eagle-2 tree, match": lambda: (EagleHead(tiny_head(SIZE), DynamicTree(5, 2, 2)), None),
     "recycling, match": lambda: (TokenRecycling(TREE), None),
-    "recycling, one-hot": lambda: (TokenRecycling(TREE), TreeVerifier(OneHot(), frozenset({LawKind.DETERMINISTIC}))),
+    "recycling, one-hot": lambda: (TokenRecycling(TREE), ONE_HOT),
     "lookup, match": lambda: (PromptLookup(3, 2), None),
+    "prompt tokens, match": lambda: (ExtraRowDrafter(tiny_prompt_tokens(), SPARSE), None),
+    "hidden transfer, one-hot": lambda: (ExtraRowDrafter(tiny_transfer(), SPARSE), ONE_HOT),
 }
 
 
