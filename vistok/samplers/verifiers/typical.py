@@ -1,8 +1,8 @@
 """Typical acceptance (Medusa, arXiv 2401.10774), as parallel prompt decoding was published with (arXiv 2405.18628).
 
 A draft passes if its probability exceeds min(threshold, alpha exp(-H)), H the entropy of the target's law: where the
-target is unsure, much is good enough. The longest path wins, of several the likeliest; the most likely token follows it.
-Nothing is drawn, so the target's law is not kept: lossy at any temperature but 0, where it is greedy matching.
+target is unsure, much is good enough. The longest path wins, of several the likeliest, and the most likely token stands
+behind it. Nothing is drawn, so the law of the target is not kept: lossy, but at temperature 0, where it is greedy.
 """
 
 from __future__ import annotations
