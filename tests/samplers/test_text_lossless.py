@@ -6,6 +6,7 @@ The law is exact: every sequence of five tokens from a vocabulary of three is sc
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from scipy.stats import chi2
 
 from tests.samplers.tiny import tiny, tiny_head, tiny_prompt_tokens, tiny_transfer
 from vistok.samplers import (
+    Aded,
     Branching,
     Chain,
+    Datastore,
     DraftModel,
     DynamicBudget,
     DynamicLayers,
@@ -24,6 +27,7 @@ from vistok.samplers import (
     Noise,
     Prompt,
     PromptLookup,
+    Rasd,
     SamplingParams,
     SparseTrees,
     StochasticBeam,
@@ -92,6 +96,7 @@ ONE_HOT = TreeVerifier(OneHot(), frozenset({LawKind.DETERMINISTIC}))
 SPARSE = SparseTrees(
     {1: [((0,), 2), ((1,), 1)], 2: [((0,), 3), ((0, 0), 2), ((0, 1), 1)], 3: [((0,), 1), ((1,), 3), ((1, 0), 2)]}, 3
 )
+STORE = Datastore.of_texts([[0, 1, 2, 1, 0, 0, 2, 1], [2, 2, 1, 0, 1, 1, 2, 0, 2]])
 INDEPENDENT, WITHOUT = frozenset({LawKind.INDEPENDENT}), frozenset({LawKind.WITHOUT_REPLACEMENT})
 CASES = {
     "chain, exact": lambda: (draft(Chain(3)), ExactChain()),
@@ -112,6 +117,10 @@ CASES = {
     "recycling, one-hot": lambda: (TokenRecycling(TREE), ONE_HOT),
     "lookup, match": lambda: (PromptLookup(3, 2), None),
     "prompt tokens, match": lambda: (ExtraRowDrafter(tiny_prompt_tokens(), SPARSE), None),
+    "aded, match": lambda: (Aded(iterations=20, top_k=6, choices=6), None),
+    "retrieval fused into branches, mixed": lambda: (Rasd(draft(Branching((1, 1))), STORE, first=2), None),
+    "retrieval fused into a chain, mixed": lambda: (Rasd(draft(Chain(3)), STORE, retrieved=6, least=0.1), None),
+    "retrieval fused into picks, match": lambda: (Rasd(draft(DynamicTree(4, 1, 2)), STORE), None),
     "hidden transfer, one-hot": lambda: (ExtraRowDrafter(tiny_transfer(), SPARSE), ONE_HOT),
 }
 
@@ -154,6 +163,19 @@ def test_a_draft_that_is_shown_by_its_probability_is_caught():
 
 def test_candidates_in_the_wrong_order_are_caught():
     assert p_value(draft(BeamByProbability(2, 1)), None, "plain", batch=6000) < 1e-6
+
+
+class AllDrawn(Rasd):
+    """Says of what was retrieved that it was drawn from the draft model's law."""
+
+    def propose(self, run):
+        tree = super().propose(run)
+        return replace(tree, drawn=torch.full_like(tree.tokens, 9))
+
+
+def test_retrieved_drafts_tested_as_if_drawn_are_caught():
+    broken = AllDrawn(draft(Branching((1,))), STORE, first=3)
+    assert p_value(broken, None, "plain", batch=6000) < 1e-6
 
 
 def test_relaxation_by_embeddings_is_caught_and_says_so():

@@ -8,6 +8,7 @@ from typing import Any
 from vistok.registry import lazy_attributes
 
 _EXPORTS = {
+    "vistok.samplers.drafters.aded": ("Aded",),
     "vistok.samplers.drafters.plain": ("Autoregressive",),
     "vistok.samplers.drafters.jacobi": ("SpeculativeJacobi",),
     "vistok.samplers.drafters.eagle": ("Eagle",),
@@ -15,15 +16,18 @@ _EXPORTS = {
     "vistok.samplers.drafters.draft_model": ("DraftModel",),
     "vistok.samplers.drafters.extra_rows": ("ExtraRowDrafter",),
     "vistok.samplers.drafters.lookup": ("PromptLookup",),
+    "vistok.samplers.drafters.rasd": ("Rasd",),
     "vistok.samplers.drafters.text": ("TextDrafter",),
     "vistok.samplers.drafters.recycling": ("Recycling", "TokenRecycling"),
     "vistok.samplers.verifiers.lantern": ("Lantern",),
     "vistok.samplers.policies.chains": ("Chain", "IndependentChains"),
     "vistok.samplers.policies.dynamic": ("DynamicTree",),
     "vistok.samplers.policies.dyspec": ("DynamicBudget", "DynamicLayers"),
+    "vistok.samplers.policies.retrieval": ("Datastore",),
     "vistok.samplers.policies.rsd": ("Branching", "StochasticBeam"),
     "vistok.samplers.policies.sparse": ("SparseTrees", "best_sparse_trees"),
     "vistok.samplers.policies.static": ("StaticTree",),
+    "vistok.samplers.policies.trigrams": ("Trigrams",),
     "vistok.samplers.policies.trees": ("TREE_2_2_2", "best_tree"),
     "vistok.samplers.verifiers.typical": ("TypicalTree",),
     "vistok.samplers.constraints": ("Constrained", "Constraint"),

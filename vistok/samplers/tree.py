@@ -19,6 +19,7 @@ class LawKind(Enum):
     INDEPENDENT = "drawn independently from the draft law"
     WITHOUT_REPLACEMENT = "drawn without replacement from the draft law"
     DETERMINISTIC = "picked by a rule, such as the most likely ones"
+    MIXED = "drawn without replacement from the draft law, then picked by a rule"
     STALE = "drawn from the target's law of an earlier pass"
 
 
@@ -158,6 +159,8 @@ class TokenTree:
         laws: ``laws[b, i]`` is the law that the children of node i were drawn from, [B, N, V]; None where there is
             none.
         extra: rows that the target forwards beside the nodes.
+        drawn: how many children of each node, the first ones, were drawn from its law, int64 [B, N]; None where they
+            are all of one kind.
     """
 
     tokens: Tensor
@@ -165,6 +168,7 @@ class TokenTree:
     kind: LawKind = LawKind.DETERMINISTIC
     laws: Tensor | None = None
     extra: ExtraRows | None = None
+    drawn: Tensor | None = None
 
     @property
     def nodes(self) -> int:

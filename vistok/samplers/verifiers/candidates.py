@@ -33,7 +33,9 @@ class Rule(Protocol):
     """How the candidates of one node are tested. A state holds tensors that begin with the batch axis."""
 
     def enter(self, p: Tensor, q: Tensor | None, candidates: Tensor) -> State:
-        """The state before the first test: laws p, q [B, V] of the target and the draft; candidates to come [B]."""
+        """The state before the first test: laws p, q [B, V] of the target and the draft; how many of the candidates to
+        come were drawn from q, [B].
+        """
 
     def test(self, state: State, token: Tensor, uniform: Tensor) -> tuple[Tensor, State]:
         """Test the next candidate, int64 [B], with a uniform [B]: accepted bool [B], and the state if it is not."""
@@ -83,6 +85,26 @@ class OneHot:
 
     def law(self, state: State) -> Tensor:
         return state[0]
+
+
+class MixedRejection(RecursiveRejection):
+    """Test what was drawn without replacement as ``RecursiveRejection`` does, and what a rule picked then as ``OneHot``
+    does, on the law that the former left.
+    """
+
+    def __init__(self):
+        super().__init__(replacement=False)
+
+    def enter(self, p: Tensor, q: Tensor | None, candidates: Tensor) -> State:
+        return p, q, candidates
+
+    def test(self, state: State, token: Tensor, uniform: Tensor) -> tuple[Tensor, State]:
+        p, q, left = state
+        at, drawn = token[:, None], (left > 0)[:, None]
+        accepted, (rest, others) = super().test((p, q), token, uniform)
+        picked = uniform < p.gather(1, at)[:, 0]
+        rest = torch.where(drawn, rest, without(p, at))
+        return torch.where(drawn[:, 0], accepted, picked), (rest, torch.where(drawn, others, q), left - 1)
 
 
 class KSequential:
@@ -159,6 +181,7 @@ def walk_tree(
     uniforms: Tensor,
     going: Tensor | None = None,
     halts: Halts | None = None,
+    drawn: Tensor | None = None,
 ) -> Walk:
     """Follow each tree from the root, testing the children of the current node in order, until none is accepted.
 
@@ -171,6 +194,7 @@ def walk_tree(
         uniforms: one for each test, used in order, [B, M].
         going: trees that are walked at all, bool [B]; all if None.
         halts: ends walks early; where it does, ``law`` is certain of the token that was accepted last.
+        drawn: how many of each node's children were drawn from ``q``, int64 [B, N]; all if None.
     """
     batch = len(tokens)
     here = torch.arange(batch, device=tokens.device)
@@ -184,7 +208,8 @@ def walk_tree(
     host = tokens.device.type == "cpu"  # asking whether to go on costs nothing there
     for level in range(1, shape.height + 1):
         candidates = children[here, node]
-        state = rule.enter(p, None if q is None else q[here, node], (candidates >= 0).sum(1))
+        from_q = (candidates >= 0).sum(1) if drawn is None else drawn[here, node]
+        state = rule.enter(p, None if q is None else q[here, node], from_q)
         moved = torch.zeros_like(alive)
         for rank in range(children.shape[2]):
             child = candidates[:, rank]
@@ -305,6 +330,7 @@ def walk_run(tree: TokenTree, scores: Scores, run: Run, rule: Rule) -> Verdict:
         rule,
         run.uniform(root, ACCEPT, most),
         *pace(run),
+        tree.drawn,
     )
     return kept_path(tree.tokens, walk.path, draw(walk.law, run.uniform(root, RESIDUAL)[:, 0]))
 
@@ -356,4 +382,6 @@ def exact_tree(kind: LawKind) -> TreeVerifier | SampleMatch:
     """The lossless verifier of trees that accepts most for a kind of drafts."""
     if kind in (LawKind.INDEPENDENT, LawKind.WITHOUT_REPLACEMENT):
         return TreeVerifier(RecursiveRejection(kind is LawKind.INDEPENDENT), frozenset({kind}))
+    if kind is LawKind.MIXED:
+        return TreeVerifier(MixedRejection(), frozenset({kind}))
     return SampleMatch()
