@@ -74,8 +74,9 @@ def p_value(drafter, verifier, name: str, seed: int = 0, batch: int = 2000) -> f
     prompt = Prompt.of(PROMPT.expand(batch, -1))
     drafter.bind(model(0), prompt, law, LENGTH)
     reader = drafter.read if drafter.reads_prompt else None
-    target = TextTarget(model(0), prompt, LENGTH, drafter.nodes, drafter.features, reader)
     verifier = verifier or exact_tree(drafter.kind)
+    features = drafter.features or getattr(verifier, "features", False)
+    target = TextTarget(model(0), prompt, LENGTH, drafter.nodes, features, reader)
     assert verifier.lossless or isinstance(verifier, RelaxedTree)
     tokens, _ = decode(target, drafter, verifier, law, Noise(seed, torch.arange(batch)))
     place = SIZE ** torch.arange(LENGTH - 1, -1, -1)

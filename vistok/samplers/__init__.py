@@ -9,6 +9,7 @@ from vistok.registry import lazy_attributes
 
 _EXPORTS = {
     "vistok.samplers.drafters.aded": ("Aded",),
+    "vistok.samplers.drafters.lexical_units": ("LexicalUnits",),
     "vistok.samplers.drafters.plain": ("Autoregressive",),
     "vistok.samplers.drafters.jacobi": ("SpeculativeJacobi",),
     "vistok.samplers.drafters.eagle": ("Eagle",),
@@ -29,6 +30,8 @@ _EXPORTS = {
     "vistok.samplers.policies.static": ("StaticTree",),
     "vistok.samplers.policies.trigrams": ("Trigrams",),
     "vistok.samplers.policies.trees": ("TREE_2_2_2", "best_tree"),
+    "vistok.samplers.verifiers.confidence": ("KeepAll",),
+    "vistok.samplers.verifiers.judge": ("Judge",),
     "vistok.samplers.verifiers.typical": ("TypicalTree",),
     "vistok.samplers.constraints": ("Constrained", "Constraint"),
     "vistok.samplers.continuous": ("ContinuousSpeculative", "MaskedAutoregressive"),

@@ -309,6 +309,8 @@ class Verifier(Protocol):
         accepts: kinds of drafts for which its rule is meant.
         trees: it judges trees; if not, chains only.
         lossless: the decided tokens follow the target's law exactly.
+
+    A verifier that wants the target's final features in the scores of text says ``features = True`` as well.
     """
 
     accepts: frozenset[LawKind]

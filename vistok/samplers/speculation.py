@@ -123,7 +123,8 @@ class Speculation:
         drafter.bind(model, prompt, params, length, self.tokenizer)
         verifier = self.verifier or (Draw() if self.drafter is None else exact_tree(drafter.kind))
         reader = drafter.read if drafter.reads_prompt else None
-        target = TextTarget(model, prompt, length, drafter.nodes, drafter.features, reader)
+        features = drafter.features or getattr(verifier, "features", False)
+        target = TextTarget(model, prompt, length, drafter.nodes, features, reader)
         seed = 0 if params.greedy else int(torch.randint(2**62, ()))
         tokens, self.stats = decode(
             target,

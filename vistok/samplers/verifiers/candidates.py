@@ -182,6 +182,7 @@ def walk_tree(
     going: Tensor | None = None,
     halts: Halts | None = None,
     drawn: Tensor | None = None,
+    spared: Tensor | None = None,
 ) -> Walk:
     """Follow each tree from the root, testing the children of the current node in order, until none is accepted.
 
@@ -195,6 +196,7 @@ def walk_tree(
         going: trees that are walked at all, bool [B]; all if None.
         halts: ends walks early; where it does, ``law`` is certain of the token that was accepted last.
         drawn: how many of each node's children were drawn from ``q``, int64 [B, N]; all if None.
+        spared: nodes that are accepted whatever the rule says, bool [B, N]; none if None.
     """
     batch = len(tokens)
     here = torch.arange(batch, device=tokens.device)
@@ -218,6 +220,8 @@ def walk_tree(
                 break
             token = tokens[here, child.clamp(min=0)]
             accepted, rejected = rule.test(state, token, uniforms[here, tests.clamp(max=uniforms.shape[1] - 1)])
+            if spared is not None:
+                accepted = accepted | spared[here, child.clamp(min=0)]
             tests = tests + testing
             state = tuple(
                 torch.where((testing & ~accepted).view(-1, *[1] * (old.ndim - 1)), new, old)
@@ -318,8 +322,8 @@ def pace(run: Run) -> tuple[Tensor | None, Halts | None]:
     return (run.decided < run.length, run.halts) if run.stepwise else (None, None)
 
 
-def walk_run(tree: TokenTree, scores: Scores, run: Run, rule: Rule) -> Verdict:
-    """Walk the tree of a run by a rule, and draw one token behind the accepted path."""
+def walk_run(tree: TokenTree, scores: Scores, run: Run, rule: Rule, spared: Tensor | None = None) -> Verdict:
+    """Walk the tree of a run by a rule, and draw one token behind the accepted path; see ``walk_tree``."""
     root = torch.zeros(1, dtype=torch.int64, device=tree.tokens.device)
     most = torch.arange(tree.shape.height * tree.shape.children.shape[2], device=root.device)
     walk = walk_tree(
@@ -331,6 +335,7 @@ def walk_run(tree: TokenTree, scores: Scores, run: Run, rule: Rule) -> Verdict:
         run.uniform(root, ACCEPT, most),
         *pace(run),
         tree.drawn,
+        spared,
     )
     return kept_path(tree.tokens, walk.path, draw(walk.law, run.uniform(root, RESIDUAL)[:, 0]))
 
@@ -378,10 +383,15 @@ class SampleMatch:
         return kept_path(tree.tokens, path, token)
 
 
+def exact_rule(kind: LawKind) -> Rule:
+    """The lossless rule of one candidate after the other for a kind of drafts that was not drawn from stale laws."""
+    if kind is LawKind.DETERMINISTIC:
+        return OneHot()
+    return MixedRejection() if kind is LawKind.MIXED else RecursiveRejection(kind is LawKind.INDEPENDENT)
+
+
 def exact_tree(kind: LawKind) -> TreeVerifier | SampleMatch:
     """The lossless verifier of trees that accepts most for a kind of drafts."""
-    if kind in (LawKind.INDEPENDENT, LawKind.WITHOUT_REPLACEMENT):
-        return TreeVerifier(RecursiveRejection(kind is LawKind.INDEPENDENT), frozenset({kind}))
-    if kind is LawKind.MIXED:
-        return TreeVerifier(MixedRejection(), frozenset({kind}))
+    if kind in (LawKind.INDEPENDENT, LawKind.WITHOUT_REPLACEMENT, LawKind.MIXED):
+        return TreeVerifier(exact_rule(kind), frozenset({kind}))
     return SampleMatch()
