@@ -62,3 +62,25 @@ class RowNetwork(nn.Module):
 def nested(ahead: int) -> Tensor:
     """The usual sight: each row sees itself and those before it, bool [m, m]."""
     return torch.ones(ahead, ahead, dtype=torch.bool).tril()
+
+
+class Placeholders(RowNetwork):
+    """Rows that enter as one token of the model's own table (lexical unit decoding).
+
+    Args:
+        table: the model's token embeddings; not a part of this module.
+        token: that the model was taught to fill.
+        ahead: rows behind a token.
+    """
+
+    arxiv: ClassVar[str] = "2405.15208"
+
+    def __init__(self, table: nn.Embedding, token: int, ahead: int):
+        super().__init__()
+        self._table = (table,)  # in a tuple, so that it is not registered here as well
+        self.token, self.ahead, self.hidden_size = token, ahead, table.weight.shape[1]
+        self.register_buffer("sees", nested(ahead), persistent=False)
+
+    def states(self, attached: Tensor, which: Tensor) -> Tensor:
+        """The token's embedding, whatever stands before."""
+        return self._table[0].weight[self.token].expand(*attached.shape[:2], -1)

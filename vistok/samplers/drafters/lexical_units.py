@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from vistok.errors import VistokError
-from vistok.models.heads.prompt_tokens import PromptTokens
+from vistok.models.heads.extra_rows import Placeholders
 from vistok.ops.tree import PADDING
 from vistok.samplers.drafters.extra_rows import hang, predictions
 from vistok.samplers.drafters.text import TextDrafter
@@ -47,14 +47,14 @@ class LexicalUnits(TextDrafter):
         Raises:
             VistokError: the target has no such token.
         """
-        table = model.get_input_embeddings().weight
-        if not 0 <= self.placeholder < len(table):
+        table = model.get_input_embeddings()
+        size = len(table.weight)
+        if not 0 <= self.placeholder < size:
             raise VistokError(
-                f"the placeholder is token {self.placeholder}, but the model's are 0 to {len(table) - 1}: name the "
-                "token that it was trained with."
+                f"the placeholder is token {self.placeholder}, but the model has 0 to {size - 1}: name the token that "
+                "it was trained with."
             )
-        row = table[self.placeholder].detach()
-        self._rows = PromptTokens(row.expand(self.ahead, -1), attention="decoder").to(row.device)
+        self._rows = Placeholders(table, self.placeholder, self.ahead)
 
     def start(self, run: Run, prefill: Scores) -> None:
         """Begin without drafts."""
