@@ -39,7 +39,7 @@ _EXPORTS = {
     "vistok.samplers.targets.causal_lm": ("Prompt", "TextTarget"),
     "vistok.samplers.speculation": ("Speculation", "TextOutput", "generate"),
     "vistok.samplers.interface": ("AutoregressiveSampler", "DraftHead", "DraftPolicy", "Sampler"),
-    "vistok.samplers.named": ("SAMPLERS", "parse_sampler", "sampler_options"),
+    "vistok.samplers.named": ("SAMPLERS", "TEXT_DRAFTERS", "parse_sampler", "sampler_options"),
     "vistok.samplers.params": ("SamplingParams",),
     "vistok.samplers.noise": ("Noise",),
     "vistok.samplers.stats": ("Stats",),

@@ -64,7 +64,7 @@ def text(
             raise VistokError(f"'{model}' reads {target.config.max_position_embeddings} tokens: shorten the prompts.")
         texts = held_out_prompts(tokenizer, prompts, prompt_tokens, seed)
     sampling = temperature > 0
-    entries = standard_entries(target, small, sampling)
+    entries = standard_entries(target, small, sampling, tokenizer)
     if methods is not None:
         entries = choose_entries(entries, [word.strip() for word in methods.split(",")], "method")
     options = {"max_new_tokens": new_tokens, "do_sample": sampling, "pad_token_id": tokenizer.pad_token_id}

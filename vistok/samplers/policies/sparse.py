@@ -87,6 +87,12 @@ class SparseTrees:
         return self
 
     @staticmethod
+    def best(accuracy: Sequence[Sequence[float]], limit: int, first: int = CANDIDATES) -> SparseTrees:
+        """The trees that ``best_sparse_trees`` finds."""
+        found = best_sparse_trees(accuracy, limit, first)
+        return SparseTrees({s: [(path, looks) for path, looks, _ in tree] for s, tree in found.items()}, len(accuracy))
+
+    @staticmethod
     def chains(ahead: int) -> SparseTrees:
         """One candidate for each position, every node looking as far as the root."""
         return SparseTrees({s: [((0,) * d, ahead) for d in range(1, s + 1)] for s in range(1, ahead + 1)}, ahead)
@@ -137,16 +143,19 @@ def _products(accuracy: Sequence[Sequence[float]], path: Path = (), value: float
     return found
 
 
-def best_sparse_trees(accuracy: Sequence[Sequence[float]], limit: int) -> dict[int, list[tuple[Path, int, float]]]:
+def best_sparse_trees(
+    accuracy: Sequence[Sequence[float]], limit: int, first: int = CANDIDATES
+) -> dict[int, list[tuple[Path, int, float]]]:
     """The published search for the trees whose steps are accepted furthest, with at most so many rows below the root.
 
-    The tree of state 1 has ten candidates; sizes of the others are tried from limit / (m + 1) to limit / 2. Nodes lose
+    Sizes of the trees behind that of state 1 are tried from limit / (m + 1) to limit / 2. Nodes lose
     predictions, the least missed first, until candidates and predictions fit; a node keeps one. (The root's m come on
     top, as published.) Of the sizes, those count that accept most in the long run of states.
 
     Args:
         accuracy: entry [d][r]: how often candidate r of depth d is right, d from 0 to m - 1.
         limit: rows of a step beside the root and its predictions.
+        first: candidates of state 1, ten as published.
 
     Returns:
         Of each state its nodes, best first: rank path, how far it looks ahead, how often it is the last one accepted.
@@ -154,9 +163,10 @@ def best_sparse_trees(accuracy: Sequence[Sequence[float]], limit: int) -> dict[i
     Raises:
         VistokError: fewer than two rows for each candidate of state 1.
     """
-    ahead, first = len(accuracy), min(CANDIDATES, len(accuracy[0]))
-    if limit < 2 * first:
-        raise VistokError(f"sparse trees need at least {2 * first} rows, two for each candidate, got {limit}.")
+    ahead, first = len(accuracy), min(first, len(accuracy[0]))
+    least = max(2 * first, ahead + 1)
+    if limit < least:
+        raise VistokError(f"sparse trees need at least {least} rows, two for each candidate of state 1, got {limit}.")
     sized = SizedTrees(accuracy, limit)
     sizes = [(first,)]
     for _ in range(ahead - 1):
