@@ -12,11 +12,12 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from tests.samplers.tiny import tiny, tiny_head, tiny_prompt_tokens, tiny_transfer
+from tests.samplers.tiny import tiny, tiny_clover, tiny_head, tiny_prompt_tokens, tiny_transfer
 from vistok.samplers import (
     Aded,
     Branching,
     Chain,
+    CloverHead,
     Datastore,
     DraftModel,
     DynamicBudget,
@@ -114,6 +115,7 @@ CASES = {
     "eagle-2 tree, match": lambda: (draft(DynamicTree(5, 2, 2)), None),
     "eagle head, eagle-1 tree, recursive": lambda: (EagleHead(tiny_head(SIZE), StaticTree(TREE)), None),
     "eagle head, eagle-2 tree, match": lambda: (EagleHead(tiny_head(SIZE), DynamicTree(5, 2, 2)), None),
+    "clover, branching, recursive": lambda: (CloverHead(tiny_clover(SIZE), Branching((2, 1))), None),
     "recycling, match": lambda: (TokenRecycling(TREE), None),
     "recycling, one-hot": lambda: (TokenRecycling(TREE), ONE_HOT),
     "lookup, match": lambda: (PromptLookup(3, 2), None),

@@ -19,6 +19,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from vistok.models.heads.clover import Clover
 from vistok.models.heads.eagle import Eagle, EagleConfig
 from vistok.models.heads.hidden_transfer import HiddenTransfer, HiddenTransferConfig
 from vistok.models.heads.prompt_tokens import PromptTokens
@@ -60,6 +61,15 @@ def tiny_head(vocabulary: int = VOCABULARY, width: int = 16, **options) -> Eagle
     network = Eagle(config).eval().requires_grad_(False).double()
     for weight in network.parameters():
         weight.mul_(3)  # laws far from uniform
+    return network
+
+
+def tiny_clover(vocabulary: int = VOCABULARY, width: int = 16) -> Clover:
+    """Random sequential heads for ``tiny``."""
+    torch.manual_seed(8)
+    network = Clover(EagleConfig(vocabulary, width, 24, 4, num_key_value_heads=2)).eval().requires_grad_(False).double()
+    for weight in network.parameters():
+        weight.mul_(2)
     return network
 
 

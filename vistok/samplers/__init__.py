@@ -12,6 +12,7 @@ _EXPORTS = {
     "vistok.samplers.drafters.lexical_units": ("LexicalUnits",),
     "vistok.samplers.drafters.plain": ("Autoregressive",),
     "vistok.samplers.drafters.jacobi": ("SpeculativeJacobi",),
+    "vistok.samplers.drafters.clover": ("CloverHead",),
     "vistok.samplers.drafters.eagle": ("Eagle",),
     "vistok.samplers.drafters.eagle_head": ("EagleHead",),
     "vistok.samplers.drafters.draft_model": ("DraftModel",),

@@ -1,8 +1,8 @@
 """What the names of text drafters stand for: functions of a target, its tokenizer and a draft model.
 
 Each returns a drafter, or None where what it needs is not there: a draft model, or weights that were trained for the
-target. Another package adds one by an entry point of the group ``vistok.text_drafters``: it then goes by its name, and is
-a row of ``vistok bench text``.
+target. Another package adds one by an entry point of the group ``vistok.text_drafters``: it then goes by its name, and
+is a row of ``vistok bench text``.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ TASKS = Registry(
     "training task",
     {
         "captions": f"{_HERE}.scenes.captions:CaptionTask",
+        "clover": f"{_HERE}.clover:CloverTask",
         "eagle": f"{_HERE}.eagle:EagleTask",
         "flextok": f"{_HERE}.flextok:FlexTokTask",
         "hidden-transfer": f"{_HERE}.extra_rows:HiddenTransferTask",

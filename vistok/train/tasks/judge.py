@@ -110,12 +110,12 @@ class JudgeTask(Task):
         )
         torch.manual_seed(recipe.seed)
         mined = [self._mine(ids) for ids in self._passages()]
-        held_out = mined[::8]
-        train = [pair for number, pair in enumerate(mined) if number % 8] or held_out
+        mined = [pair for pair in mined if len(pair[0])]
+        if len(mined) < 2:
+            raise VistokError("the draft model says hardly anything that the target does not: mine more passages.")
+        train, held_out = [pair for number, pair in enumerate(mined) if number % 8], mined[::8]
         self.features, self.harmless = (torch.cat(part) for part in zip(*train, strict=True))
         self.held_out = tuple(torch.cat(part) for part in zip(*held_out, strict=True))
-        if not len(self.features):
-            raise VistokError("no token of the draft model differs from the target's: mine more passages.")
         head = JudgeHead(JudgeConfig(self.target.config.hidden_size))
         self.model = JudgeObjective(head, float(self.harmless.mean()))
 

@@ -125,7 +125,7 @@ class LexicalUnitsTask(Task):
         torch.manual_seed(recipe.seed)
         teacher = copy.deepcopy(lm)
         self.tokenizer.add_special_tokens({"additional_special_tokens": [PLACEHOLDER]})
-        lm.resize_token_embeddings(len(self.tokenizer))
+        lm.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
         token = self.tokenizer.convert_tokens_to_ids(PLACEHOLDER)
         self.model = LexicalUnitsObjective(lm, teacher, token, self.data.ahead, self.data.threshold)
         self.tokens = self._encode("train")
