@@ -1,7 +1,7 @@
 """Train Clover's sequential heads for a frozen language model (arXiv 2405.00263).
 
 Every head learns the target's law at the place that it stands for, on text of the corpus, its states formed from those
-of the heads before as in drafting. Against the paper: the law is learnt, not the text's own token (as Clover-2 distils).
+of the heads before as in drafting. Against the paper, but as in Clover-2, the law is learnt and not the text alone.
 """
 
 from __future__ import annotations

@@ -162,14 +162,16 @@ class TextTask(Task):
             starts.append(self._order(epoch)[number])
         return {"input_ids": self._samples(torch.stack(starts), self.tokens)}
 
+    def _held_out(self) -> Tensor:
+        tokens = self._encode(documents("held-out"))
+        starts = torch.linspace(0, len(tokens) - self.length - 1, self.eval_samples).long()
+        return self._samples(starts, tokens)
+
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Cross-entropy on modules that were held out; of a draft model also how well it knows its target."""
-        tokens = self._encode(documents("held-out"))
         count = self.eval_samples
-        starts = torch.linspace(0, len(tokens) - self.length - 1, count).long()
-        device = self.model.lm.device
-        batches = self._samples(starts, tokens).to(device).split(16)
+        batches = self._held_out().to(self.model.lm.device).split(16)
         text = TextObjective(self.model.lm).eval()
         figures = {"held_out_loss": sum(float(text(ids)[0]) * len(ids) for ids in batches) / count}
         if self.model.teacher is not None:
