@@ -137,28 +137,31 @@ class JudgeTask(Task):
             raise VistokError(f"no passage has {self.data.prompt} tokens: ask for shorter prompts.")
         return torch.tensor(found)
 
-    def _continued(self, ids: Tensor, length: int) -> Tensor:
-        size = length - ids.shape[1]
+    def _continued(self, ids: Tensor, mask: Tensor, size: int) -> Tensor:
         limits = {"min_new_tokens": size, "max_new_tokens": size, "do_sample": False, "pad_token_id": 0}
-        return self.target.generate(ids, attention_mask=torch.ones_like(ids), **limits)
+        return self.target.generate(ids, attention_mask=mask, **limits)
 
     @torch.no_grad()
     def _mine(self, prompt: Tensor) -> tuple[Tensor, Tensor]:
         """Features at swapped tokens [S, H], and whether the swaps were harmless [S]."""
         length = len(prompt) + self.data.continuation
-        whole = self._continued(prompt[None], length)
-        said = self.draft(whole).logits[0, :-1].argmax(-1)
+        whole = self._continued(prompt[None], torch.ones_like(prompt[None]), self.data.continuation)[0]
+        said = self.draft(whole[None]).logits[0, :-1].argmax(-1)
         # The last quarter is left alone: what follows a swap must have room to differ.
         places = torch.arange(len(prompt), length - self.data.continuation // 4)
-        places = places[said[places - 1] != whole[0, places]][: self.data.swaps]
-        as_it_was, features, harmless = syntax(self.tokenizer.decode(whole[0])), [], []
-        for place in places.tolist():
-            swapped = torch.cat([whole[:, :place], said[None, place - 1 : place]], 1)
-            features.append(self.target.model(swapped).last_hidden_state[0, -1])
-            code = self.tokenizer.decode(self._continued(swapped, length)[0])
-            harmless.append(float(syntax(code) == as_it_was))
-        empty = torch.empty(0, self.target.config.hidden_size)
-        return torch.stack(features) if features else empty, torch.tensor(harmless)
+        places = places[said[places - 1] != whole[places]][: self.data.swaps]
+        if not len(places):
+            return torch.empty(0, self.target.config.hidden_size), torch.empty(0)
+        swapped = whole.repeat(len(places), 1).scatter(1, places[:, None], said[places - 1, None])
+        features = self.target.model(swapped).last_hidden_state[torch.arange(len(places)), places]
+        columns = torch.arange(length)
+        pad = length - 1 - places[:, None]  # texts that end in the swap, flush on the right
+        ids, mask = swapped.gather(1, (columns - pad).clamp(min=0)), columns >= pad
+        found = self._continued(ids, mask.long(), int(pad.max()))
+        as_it_was = syntax(self.tokenizer.decode(whole))
+        texts = [row[start : start + length] for row, start in zip(found, pad[:, 0].tolist(), strict=True)]
+        harmless = [float(syntax(self.tokenizer.decode(text)) == as_it_was) for text in texts]
+        return features, torch.tensor(harmless)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Examples, in a new order each time they have all been seen."""
