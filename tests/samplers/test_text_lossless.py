@@ -25,6 +25,7 @@ from vistok.samplers import (
     EagleHead,
     ExtraRowDrafter,
     IndependentChains,
+    NestedDraft,
     Noise,
     Prompt,
     PromptLookup,
@@ -122,6 +123,10 @@ CASES = {
     "lookup, match": lambda: (PromptLookup(3, 2), None),
     "prompt tokens, match": lambda: (ExtraRowDrafter(tiny_prompt_tokens(), SPARSE), None),
     "sorted draft, recursive": lambda: (SortedDraft(model(1), (1, 2), 3, 0.6), None),
+    "draft model with prompt tokens, match": lambda: (
+        NestedDraft(model(1), ExtraRowDrafter(tiny_prompt_tokens())),
+        None,
+    ),
     "aded, match": lambda: (Aded(iterations=20, top_k=6, choices=6), None),
     "retrieval fused into branches, mixed": lambda: (Rasd(draft(Branching((1, 1))), STORE, first=2), None),
     "retrieval fused into a chain, mixed": lambda: (Rasd(draft(Chain(3)), STORE, retrieved=6, least=0.1), None),

@@ -10,6 +10,7 @@ from vistok.registry import lazy_attributes
 _EXPORTS = {
     "vistok.samplers.drafters.aded": ("Aded",),
     "vistok.samplers.drafters.lexical_units": ("LexicalUnits",),
+    "vistok.samplers.drafters.nested": ("NestedDraft",),
     "vistok.samplers.drafters.plain": ("Autoregressive",),
     "vistok.samplers.drafters.jacobi": ("SpeculativeJacobi",),
     "vistok.samplers.drafters.clover": ("CloverHead",),

@@ -62,12 +62,21 @@ def _shallow(module: nn.Module) -> nn.Module:
     return twin
 
 
-class _Exit:
-    """One exit and what it has read of each text."""
+class Reader:
+    """A draft model that reads texts as they grow.
+
+    Args:
+        model: a causal LM.
+        length: most rows of a text.
+        end: most tokens of a text.
+
+    Attributes:
+        seen: tokens that it has read of each, int64 [B]; None before the first.
+    """
 
     def __init__(self, model: nn.Module, length: int, end: int):
         self.lm = CachedLM(model, length, end=end)
-        self.seen: Tensor | None = None  # tokens read, int64 [B]
+        self.seen: Tensor | None = None
 
     def logits(self, text: Tensor, size: Tensor) -> Tensor:
         """Logits [B, V] behind the first ``size`` tokens of each text, reading what is new to it."""
@@ -136,7 +145,7 @@ class SortedDraft(TextDrafter):
         check_model(self.model, 1)
         self.kind = kind_of(params, LawKind.INDEPENDENT)
         end = prompt.ids.shape[1] + length
-        self._exits = [_Exit(each, end + 2 * self.nodes, end) for each in self.models]
+        self._exits = [Reader(each, end + 2 * self.nodes, end) for each in self.models]
         self._prompt = prompt
 
     @property
