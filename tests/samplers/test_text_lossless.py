@@ -36,11 +36,12 @@ from vistok.samplers import (
     StochasticBeam,
     TextTarget,
     TokenRecycling,
+    TypicalTree,
 )
 from vistok.samplers.loop import decode
 from vistok.samplers.policies.dynamic import DynamicTree
 from vistok.samplers.policies.static import StaticTree
-from vistok.samplers.tree import LawKind
+from vistok.samplers.tree import LawKind, TokenTree
 from vistok.samplers.verifiers.candidates import (
     KSequential,
     OneHot,
@@ -135,13 +136,37 @@ CASES = {
 }
 
 
+# One of each kind runs always.
+LATER = {
+    "retrieval fused into a chain, mixed",
+    "retrieval fused into picks, match",
+    "draft model with prompt tokens, match",
+    "recycling, one-hot",
+}
+SLOW = pytest.mark.slow(reason="all kinds together, and large samples, take minutes")
+
+
 @pytest.mark.parametrize("name", LAWS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=SLOW) if case in LATER else case for case in CASES])
 def test_tokens_follow_the_joint_law(case, name):
     found = [p_value(*CASES[case](), name)]
     if found[0] < 1e-2:  # a second seed, before calling it biased
         found.append(p_value(*CASES[case](), name, seed=1))
     assert min(found) > 1e-5 and max(found) > 1e-2, found
+
+
+# The tree search and the fusing of these run in Python, text by text.
+BY_HAND = ("aded", "retrieval")
+
+
+@SLOW
+@pytest.mark.parametrize("case", CASES)
+def test_large_samples_follow_the_joint_law(case):
+    """100,000 texts of each, in batches of many."""
+    parts = 4 if case.startswith(BY_HAND) else 10
+    found = [p_value(*CASES[case](), "processed", seed, 5000 if parts == 4 else 10_000) for seed in range(parts)]
+    statistic = -2 * torch.tensor(found).double().clamp(min=1e-300).log().sum()  # Fisher's
+    assert chi2.sf(float(statistic), 2 * parts) > 1e-4, found
 
 
 class ShownByProbability(Chain):
@@ -185,7 +210,69 @@ class AllDrawn(Rasd):
 
 def test_retrieved_drafts_tested_as_if_drawn_are_caught():
     broken = AllDrawn(draft(Branching((1,))), STORE, first=3)
-    assert p_value(broken, None, "plain", batch=6000) < 1e-6
+    assert p_value(broken, None, "plain", batch=2500) < 1e-6
+
+
+class SeenRows(TokenTree):
+    """Nodes see the extra rows."""
+
+    def rows(self):
+        depth, seen = super().rows()
+        seen = seen.clone()
+        seen[:, : self.nodes, self.nodes :] = True
+        return depth, seen
+
+
+class Intruding(ExtraRowDrafter):
+    def propose(self, run):
+        return SeenRows(**vars(super().propose(run)))
+
+
+class UniformLaws(SortedDraft):
+    """Hands on other laws than those of the exits that drew."""
+
+    def _laws(self, run, laws):
+        return super()._laws(run, [torch.full_like(law, 1 / SIZE) for law in laws])
+
+
+class Forgetful(RecursiveRejection):
+    """A rejected candidate leaves no trace."""
+
+    def test(self, state, token, uniform):
+        return super().test(state, token, uniform)[0], state
+
+
+class ForgetfulOneHot(OneHot):
+    """A rejected candidate keeps its probability."""
+
+    def test(self, state, token, uniform):
+        return super().test(state, token, uniform)[0], state
+
+
+class Claimed(TypicalTree):
+    """Wears the label that the test of losslessness asks for."""
+
+    lossless = True
+
+
+TWINS = {
+    "nodes that see extra rows": lambda: (Intruding(tiny_prompt_tokens(), SPARSE), None),
+    "laws of another exit": lambda: (UniformLaws(model(1), (1, 2), 2, 0.1), None),
+    "heads judged by a rule that forgets": lambda: (
+        CloverHead(tiny_clover(SIZE), Branching((2, 1))),
+        TreeVerifier(Forgetful(False), WITHOUT),
+    ),
+    "tri-grams judged by a rule that forgets": lambda: (
+        Aded(iterations=20, top_k=6, choices=6),
+        TreeVerifier(ForgetfulOneHot(), frozenset({LawKind.DETERMINISTIC})),
+    ),
+    "typical acceptance": lambda: (draft(Branching((2, 2))), Claimed(0.05, 0.1)),
+}
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_sabotaged_twins_are_caught(twin):
+    assert p_value(*TWINS[twin](), "plain", batch=3000) < 1e-6
 
 
 def test_relaxation_by_embeddings_is_caught_and_says_so():
