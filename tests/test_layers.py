@@ -19,7 +19,7 @@ LAYERS = (
     ("models", "tokenizers"),
     ("zoo", "data"),
     ("ops",),
-    ("errors", "progress", "files", "jobs", "runtime", "registry"),
+    ("errors", "progress", "files", "jobs", "runtime", "registry", "moved"),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 FACADES = {"vistok", "vistok.__main__"}  # the package's own names and ``python -m vistok``

@@ -8,9 +8,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vistok import moved
+
 if TYPE_CHECKING:
     from vistok.pipelines import pipeline
     from vistok.projectors import compress
+
+moved.install()
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "compress", "pipeline"]

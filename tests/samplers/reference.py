@@ -22,7 +22,7 @@ def speculate(
         steps += 1
         p = target(tokens)
         for width in widths:
-            accepted, p = choose(p, draft(tokens), width, random)
+            accepted, p = verify(p, draft(tokens), width, random)
             if accepted is None:
                 break
             tokens.append(accepted)
@@ -31,7 +31,7 @@ def speculate(
     return tokens[:length], steps
 
 
-def choose(p: np.ndarray, q: np.ndarray, width: int, random: np.random.Generator) -> tuple[int | None, np.ndarray]:
+def verify(p: np.ndarray, q: np.ndarray, width: int, random: np.random.Generator) -> tuple[int | None, np.ndarray]:
     """Tests ``width`` drafts of q in turn; returns the accepted one, or None and the law that is left of p."""
     for _ in range(width):
         x = sample(q, random)

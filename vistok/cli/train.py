@@ -17,7 +17,7 @@ def train(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Train a model by a recipe: on a CPU, a GPU, or many with `accelerate launch -m vistok train ...`.
+    """Train a model by a recipe: on a CPU, a GPU, or many with `torchrun --nproc-per-node 2 -m vistok train ...`.
 
     A recipe names a task, the network's shape, and pictures: scenes of the embedded world, or a folder of your own
     (docs/training.md). Kill the run at any moment: the same command goes on from the last checkpoint.
@@ -32,7 +32,10 @@ def train(
     from vistok.train.trainer import Trainer
 
     directory = out if out is not None else Path("runs") / loaded.name
-    metrics = Trainer(loaded, build_task(loaded), directory).train()
+    trainer = Trainer(loaded, build_task(loaded), directory)
+    metrics = trainer.train()
+    if not trainer.accelerator.is_main_process:
+        return
     if not output_json(metrics, json, indent=None):
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         print(f"{loaded.name}: {figures}; weights in {directory / 'export'}")

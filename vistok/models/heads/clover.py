@@ -43,7 +43,7 @@ class AttentionDecoder(nn.Module):
 
 
 class Clover(_Drafter):
-    """The network, with the interface of ``Eagle``: slot j pairs state j with the token behind it."""
+    """The network, with the interface of ``EagleNetwork``: slot j pairs state j with the token behind it."""
 
     arxiv: ClassVar[str] = "2405.00263"
     family = "clover"
@@ -64,7 +64,7 @@ class Clover(_Drafter):
     def forward(
         self, features: Tensor, tokens: Tensor, cache: KVCache, slots: Tensor | None = None, draft: Tensor | None = None
     ) -> Tensor:
-        """The states behind tokens; arguments as of ``Eagle.forward``. Features of drafts are states already."""
+        """The states behind tokens; arguments as of ``EagleNetwork.forward``. Features of drafts are states already."""
         rope, visible = self._rotations(features, cache, slots), draft_mask(cache, features.shape[1], draft)
         if draft is None:
             features = self.augment(features, rope, cache, visible)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.models.heads.eagle import Eagle, EagleConfig
+from vistok.models.heads.eagle import EagleConfig, EagleNetwork
 from vistok.models.llamagen import LlamaGen
 from vistok.models.text_encoder import TextEncoder
 from vistok.ops import combine_guidance
@@ -85,7 +85,7 @@ class EagleObjective(nn.Module):
         noise: uniform noise on the features that are read, over the length of the sequence (EAGLE's augmentation).
     """
 
-    def __init__(self, drafter: Eagle, head: nn.Module, guidance: float, token_weight: float, noise: float):
+    def __init__(self, drafter: EagleNetwork, head: nn.Module, guidance: float, token_weight: float, noise: float):
         super().__init__()
         self.drafter, self.head = drafter, head.requires_grad_(False)
         self.guidance, self.token_weight, self.noise = guidance, token_weight, noise
@@ -142,7 +142,7 @@ class EagleTask(PictureTask):
             "grid": target.grid,
             "cls_token_num": target.cls_token_num,
         }
-        drafter = Eagle(read_options(EagleConfig, recipe.model, "model", shape))
+        drafter = EagleNetwork(read_options(EagleConfig, recipe.model, "model", shape))
         drafter.embed_tokens.weight.data.copy_(self.gpt.output.weight)  # where LANTERN's began, and frozen there too
         drafter.embed_tokens.requires_grad_(False)
         self.model = EagleObjective(
