@@ -14,8 +14,10 @@ of one kind of prompts or of all:
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -158,15 +160,19 @@ def named_entries(model: nn.Module, tokenizer: Any | None, draft: nn.Module | No
 
 
 def corpus_entries(tokenizer: Any, draft: nn.Module | None) -> list[Entry]:
-    """Returns entries whose drafters know a part of the modules that models train on."""
-    texts = [tokenizer(text, verbose=False).input_ids for text in documents("train")[::CORPUS]]
-    found = {
-        "aded, corpus": Aded(Trigrams.of_texts(texts)),
-        "static tri-grams, corpus": Aded(Trigrams.of_texts(texts), boost=0.0),
+    """Returns entries whose drafters know a part of the modules that models train on, which they read when they run."""
+
+    @functools.cache
+    def texts() -> list[list[int]]:
+        return [tokenizer(text, verbose=False).input_ids for text in documents("train")[::CORPUS]]
+
+    found: dict[str, Callable[[], TextDrafter]] = {
+        "aded, corpus": lambda: Aded(Trigrams.of_texts(texts())),
+        "static tri-grams, corpus": lambda: Aded(Trigrams.of_texts(texts()), boost=0.0),
     }
     if draft is not None:
-        found["rasd, corpus"] = Rasd(DraftModel(draft, Chain(4)), Datastore.of_texts(texts, tokenizer))
-    return [Entry(name, {"custom_generate": Speculation(drafter)}) for name, drafter in found.items()]
+        found["rasd, corpus"] = lambda: Rasd(DraftModel(draft, Chain(4)), Datastore.of_texts(texts(), tokenizer))
+    return [Entry(name, lambda make=make: {"custom_generate": Speculation(make())}) for name, make in found.items()]
 
 
 def _constant_assistant(draft: nn.Module, tokens: int) -> nn.Module:
@@ -221,7 +227,7 @@ def continue_in_turn(
     Returns:
         A trial of each entry, whose results are a ``Continuation`` of each prompt.
     """
-    trials = [Trial(entry) for entry in entries]
+    trials = [Trial(replace(e, method=e.method()) if callable(e.method) else e) for e in entries]
 
     def decode(trial: Trial, unit: tuple[int, Text]) -> Continuation:
         number, text = unit
