@@ -107,11 +107,7 @@ class CloverTask(Task):
         heads.embed_tokens.weight.data.copy_(lm.get_input_embeddings().weight)
         heads.embed_tokens.requires_grad_(False)
         self.model = CloverObjective(lm, heads, self.data.depths, self.data.decay)
-        self.tokens = self._encode("train")
-
-    def _encode(self, split: str) -> Tensor:
-        encoded = self.tokenizer.backend_tokenizer.encode_batch(text.documents(split))
-        return torch.cat([torch.tensor(each.ids, dtype=torch.int64) for each in encoded])
+        self.tokens = text.encoded(self.tokenizer, "train")
 
     def _samples(self, tokens: Tensor, count: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -126,13 +122,8 @@ class CloverTask(Task):
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Loss and acceptances on held-out modules."""
-        ids = self._samples(self._encode("held-out"), self.data.eval_samples, 1).to(self.model.lm.device)
-        found = [self.model(part) for part in ids.split(16)]
-        figures = {"held_out_loss": float(torch.stack([loss for loss, _ in found]).mean())}
-        return figures | {
-            f"held_out_{name}": float(torch.stack([metrics[name] for _, metrics in found]).mean())
-            for name in found[0][1]
-        }
+        ids = self._samples(text.encoded(self.tokenizer, "held-out"), self.data.eval_samples, 1)
+        return text.held_out_figures(self.model, zip(ids.to(self.model.lm.device).split(16), strict=True))
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the heads, with a card."""

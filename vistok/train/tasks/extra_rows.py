@@ -139,15 +139,11 @@ class AheadTask(Task):
         if self.data.continuation <= network.ahead:
             raise VistokError(f"a continuation must be longer than the {network.ahead} tokens that rows predict.")
         self.model = AheadObjective(lm, network, self.data.decay)
-        self.tokens = self._encode("train")
+        self.tokens = text.encoded(self.tokenizer, "train")
 
     def network(self, lm: LlamaForCausalLM) -> RowNetwork:
         """The rows, untrained."""
         raise NotImplementedError
-
-    def _encode(self, split: str) -> Tensor:
-        encoded = self.tokenizer.backend_tokenizer.encode_batch(text.documents(split))
-        return torch.cat([torch.tensor(each.ids, dtype=torch.int64) for each in encoded])
 
     @torch.no_grad()
     def _passages(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
@@ -171,16 +167,9 @@ class AheadTask(Task):
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Loss and accuracies on held-out modules."""
-        passages = self._passages(self._encode("held-out"), self.data.eval_samples, 1)
-        found = [
-            self.model(ids, cuts)
-            for ids, cuts in zip(passages["input_ids"].split(16), passages["cuts"].split(16), strict=True)
-        ]
-        figures = {"held_out_loss": float(torch.stack([loss for loss, _ in found]).mean())}
-        return figures | {
-            f"held_out_{name}": float(torch.stack([metrics[name] for _, metrics in found]).mean())
-            for name in found[0][1]
-        }
+        passages = self._passages(text.encoded(self.tokenizer, "held-out"), self.data.eval_samples, 1)
+        batches = zip(passages["input_ids"].split(16), passages["cuts"].split(16), strict=True)
+        return text.held_out_figures(self.model, batches)
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the rows, with a card."""

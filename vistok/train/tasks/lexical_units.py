@@ -128,11 +128,7 @@ class LexicalUnitsTask(Task):
         lm.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
         token = self.tokenizer.convert_tokens_to_ids(PLACEHOLDER)
         self.model = LexicalUnitsObjective(lm, teacher, token, self.data.ahead, self.data.threshold)
-        self.tokens = self._encode("train")
-
-    def _encode(self, split: str) -> Tensor:
-        encoded = self.tokenizer.backend_tokenizer.encode_batch(text.documents(split))
-        return torch.cat([torch.tensor(each.ids, dtype=torch.int64) for each in encoded])
+        self.tokens = text.encoded(self.tokenizer, "train")
 
     def _samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
         data, generator = self.data, torch.Generator().manual_seed(seed)
@@ -148,15 +144,9 @@ class LexicalUnitsTask(Task):
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Losses and lengths on held-out modules."""
-        device = self.model.lm.device
-        samples = self._samples(self._encode("held-out"), self.data.eval_samples, 1)
-        parts = zip(samples["input_ids"].split(16), samples["cuts"].split(16), strict=True)
-        found = [self.model(ids.to(device), cuts.to(device)) for ids, cuts in parts]
-        figures = {"held_out_loss": float(torch.stack([loss for loss, _ in found]).mean())}
-        return figures | {
-            f"held_out_{name}": float(torch.stack([metrics[name] for _, metrics in found]).mean())
-            for name in found[0][1]
-        }
+        samples = self._samples(text.encoded(self.tokenizer, "held-out"), self.data.eval_samples, 1)
+        parts = (samples[name].to(self.model.lm.device).split(16) for name in ("input_ids", "cuts"))
+        return text.held_out_figures(self.model, zip(*parts, strict=True))
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the model as transformers does, in half precision, with its tokenizer."""

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 from vistok.errors import VistokError
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.text import TextObjective, TextTask
+from vistok.train.tasks.text import TextObjective, TextTask, held_out_figures
 
 
 class SortedObjective(TextObjective):
@@ -78,10 +78,4 @@ class SortedTextTask(TextTask):
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Mean loss and acceptance of each exit on held-out modules."""
-        batches = self._held_out().to(self.model.lm.device).split(16)
-        found = [self.model(ids) for ids in batches]
-        figures = {"held_out_loss": float(torch.stack([loss for loss, _ in found]).mean())}
-        return figures | {
-            f"held_out_{name}": float(torch.stack([metrics[name] for _, metrics in found]).mean())
-            for name in found[0][1]
-        }
+        return held_out_figures(self.model, zip(self._held_out().to(self.model.lm.device).split(16), strict=True))
