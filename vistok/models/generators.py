@@ -8,7 +8,11 @@ GENERATORS = Registry(
     "generator family",
     {
         "llamagen": "vistok.models.llamagen:FAMILY",
+        "controlar": "vistok.models.controlar:FAMILY",
         "mar": "vistok.models.mar:FAMILY",
+        "xar": "vistok.models.xar:FAMILY",
+        "enat": "vistok.models.enat:FAMILY",
+        "maskgit": "vistok.models.maskgit:FAMILY",
     },
     "vistok.generators",
 )

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from vistok.samplers.loop import Target
     from vistok.samplers.params import SamplingParams
 
-TARGETS = Registry("target", {"llamagen": "vistok.samplers.targets.llamagen:ImageTarget"}, "vistok.targets")
+TARGETS = Registry(
+    "target",
+    {
+        "llamagen": "vistok.samplers.targets.llamagen:ImageTarget",
+        "controlar": "vistok.samplers.targets.controlar:ControlTarget",
+    },
+    "vistok.targets",
+)
 
 
 def target_of(model: nn.Module, condition: Condition, params: SamplingParams, nodes: int) -> Target:

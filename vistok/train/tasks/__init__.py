@@ -17,7 +17,9 @@ TASKS = Registry(
     {
         "captions": f"{_HERE}.scenes.captions:CaptionTask",
         "clover": f"{_HERE}.clover:CloverTask",
+        "controlar": f"{_HERE}.controlar:ControlARTask",
         "eagle": f"{_HERE}.eagle:EagleTask",
+        "enat": f"{_HERE}.masked:ENATTask",
         "flextok": f"{_HERE}.flextok:FlexTokTask",
         "hidden-transfer": f"{_HERE}.extra_rows:HiddenTransferTask",
         "judge": f"{_HERE}.judge:JudgeTask",
@@ -26,6 +28,7 @@ TASKS = Registry(
         "llamagen": f"{_HERE}.llamagen:LlamaGenTask",
         "llamagen-sequence": f"{_HERE}.llamagen_sequence:LlamaGenSequenceTask",
         "mar": f"{_HERE}.mar:MARTask",
+        "maskgit": f"{_HERE}.masked:MaskGITTask",
         "one-d-piece": f"{_HERE}.one_d_piece:OneDPieceTask",
         "prompt-tokens": f"{_HERE}.extra_rows:PromptTokensTask",
         "scenes-features": f"{_HERE}.scenes.features:SceneFeaturesTask",
@@ -37,6 +40,7 @@ TASKS = Registry(
         "vqa-anyres": f"{_HERE}.scenes.vqa_anyres:AnyresTask",
         "vqa-pvc": f"{_HERE}.scenes.vqa_pvc:PvcTask",
         "vqa-tokenpacker": f"{_HERE}.scenes.vqa_tokenpacker:TokenPackerTask",
+        "xar": f"{_HERE}.xar:XARTask",
     },
     "vistok.tasks",
 )
