@@ -6,34 +6,44 @@ The law is exact: every sequence of five tokens from a vocabulary of three is sc
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
 from scipy.stats import chi2
 
-from tests.samplers.tiny import tiny, tiny_head
+from tests.samplers.tiny import tiny, tiny_clover, tiny_head, tiny_prompt_tokens, tiny_transfer
 from vistok.models.heads.eagle import EagleConfig
 from vistok.models.heads.eagle3 import Eagle3Network
 from vistok.samplers import (
+    Aded,
     Branching,
     Chain,
+    CloverHead,
+    Datastore,
     DraftModel,
     DynamicBudget,
     DynamicLayers,
     EagleHead,
+    ExtraRowDrafter,
     IndependentChains,
+    NestedDraft,
     Noise,
     Prompt,
     PromptLookup,
+    Rasd,
     SamplingParams,
+    SortedDraft,
+    SparseTrees,
     StochasticBeam,
     TextTarget,
     TokenRecycling,
+    TypicalTree,
 )
 from vistok.samplers.loop import decode
 from vistok.samplers.policies.dynamic import DynamicTree
 from vistok.samplers.policies.static import StaticTree
-from vistok.samplers.tree import LawKind
+from vistok.samplers.tree import LawKind, TokenTree
 from vistok.samplers.verifiers.candidates import (
     KSequential,
     OneHot,
@@ -70,8 +80,9 @@ def p_value(drafter, verifier, name: str, seed: int = 0, batch: int = 2000) -> f
     prompt = Prompt.of(PROMPT.expand(batch, -1))
     drafter.bind(model(0), prompt, law, LENGTH)
     reader = drafter.read if drafter.reads_prompt else None
-    target = TextTarget(model(0), prompt, LENGTH, drafter.nodes, drafter.features, reader)
     verifier = verifier or exact_tree(drafter.kind)
+    features = drafter.features or getattr(verifier, "features", False)
+    target = TextTarget(model(0), prompt, LENGTH, drafter.nodes, features, reader)
     assert verifier.lossless or isinstance(verifier, RelaxedTree)
     tokens, _ = decode(target, drafter, verifier, law, Noise(seed, torch.arange(batch)))
     place = SIZE ** torch.arange(LENGTH - 1, -1, -1)
@@ -97,6 +108,11 @@ def third_head() -> Eagle3Network:
     return head
 
 
+ONE_HOT = TreeVerifier(OneHot(), frozenset({LawKind.DETERMINISTIC}))
+SPARSE = SparseTrees(
+    {1: [((0,), 2), ((1,), 1)], 2: [((0,), 3), ((0, 0), 2), ((0, 1), 1)], 3: [((0,), 1), ((1,), 3), ((1, 0), 2)]}, 3
+)
+STORE = Datastore.of_texts([[0, 1, 2, 1, 0, 0, 2, 1], [2, 2, 1, 0, 1, 1, 2, 0, 2]])
 INDEPENDENT, WITHOUT = frozenset({LawKind.INDEPENDENT}), frozenset({LawKind.WITHOUT_REPLACEMENT})
 CASES = {
     "chain, exact": lambda: (draft(Chain(3)), ExactChain()),
@@ -114,19 +130,55 @@ CASES = {
     "eagle head, eagle-1 tree, recursive": lambda: (EagleHead(tiny_head(SIZE), StaticTree(TREE)), None),
     "eagle head, eagle-2 tree, match": lambda: (EagleHead(tiny_head(SIZE), DynamicTree(5, 2, 2)), None),
     "eagle-3 head of two tokens, eagle-1 tree, recursive": lambda: (EagleHead(third_head(), StaticTree(TREE)), None),
+    "clover, branching, recursive": lambda: (CloverHead(tiny_clover(SIZE), Branching((2, 1))), None),
     "recycling, match": lambda: (TokenRecycling(TREE), None),
-    "recycling, one-hot": lambda: (TokenRecycling(TREE), TreeVerifier(OneHot(), frozenset({LawKind.DETERMINISTIC}))),
+    "recycling, one-hot": lambda: (TokenRecycling(TREE), ONE_HOT),
     "lookup, match": lambda: (PromptLookup(3, 2), None),
+    "prompt tokens, match": lambda: (ExtraRowDrafter(tiny_prompt_tokens(), SPARSE), None),
+    "sorted draft, recursive": lambda: (SortedDraft(model(1), (1, 2), 3, 0.6), None),
+    "draft model with prompt tokens, match": lambda: (
+        NestedDraft(model(1), ExtraRowDrafter(tiny_prompt_tokens())),
+        None,
+    ),
+    "aded, match": lambda: (Aded(iterations=20, top_k=6, choices=6), None),
+    "retrieval fused into branches, mixed": lambda: (Rasd(draft(Branching((1, 1))), STORE, first=2), None),
+    "retrieval fused into a chain, mixed": lambda: (Rasd(draft(Chain(3)), STORE, retrieved=6, least=0.1), None),
+    "retrieval fused into picks, match": lambda: (Rasd(draft(DynamicTree(4, 1, 2)), STORE), None),
+    "hidden transfer, one-hot": lambda: (ExtraRowDrafter(tiny_transfer(), SPARSE), ONE_HOT),
 }
 
 
+# One of each kind runs always.
+LATER = {
+    "retrieval fused into a chain, mixed",
+    "retrieval fused into picks, match",
+    "draft model with prompt tokens, match",
+    "recycling, one-hot",
+}
+SLOW = pytest.mark.slow(reason="all kinds together, and large samples, take minutes")
+
+
 @pytest.mark.parametrize("name", LAWS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=SLOW) if case in LATER else case for case in CASES])
 def test_tokens_follow_the_joint_law(case, name):
     found = [p_value(*CASES[case](), name)]
     if found[0] < 1e-2:  # a second seed, before calling it biased
         found.append(p_value(*CASES[case](), name, seed=1))
     assert min(found) > 1e-5 and max(found) > 1e-2, found
+
+
+# The tree search and the fusing of these run in Python, text by text.
+BY_HAND = ("aded", "retrieval")
+
+
+@SLOW
+@pytest.mark.parametrize("case", CASES)
+def test_large_samples_follow_the_joint_law(case):
+    """100,000 texts of each, in batches of many."""
+    parts = 4 if case.startswith(BY_HAND) else 10
+    found = [p_value(*CASES[case](), "processed", seed, 5000 if parts == 4 else 10_000) for seed in range(parts)]
+    statistic = -2 * torch.tensor(found).double().clamp(min=1e-300).log().sum()  # Fisher's
+    assert chi2.sf(float(statistic), 2 * parts) > 1e-4, found
 
 
 class ShownByProbability(Chain):
@@ -158,6 +210,81 @@ def test_a_draft_that_is_shown_by_its_probability_is_caught():
 
 def test_candidates_in_the_wrong_order_are_caught():
     assert p_value(draft(BeamByProbability(2, 1)), None, "plain", batch=6000) < 1e-6
+
+
+class AllDrawn(Rasd):
+    """Says of what was retrieved that it was drawn from the draft model's law."""
+
+    def propose(self, run):
+        tree = super().propose(run)
+        return replace(tree, drawn=torch.full_like(tree.tokens, 9))
+
+
+def test_retrieved_drafts_tested_as_if_drawn_are_caught():
+    broken = AllDrawn(draft(Branching((1,))), STORE, first=3)
+    assert p_value(broken, None, "plain", batch=2500) < 1e-6
+
+
+class SeenRows(TokenTree):
+    """Nodes see the extra rows."""
+
+    def rows(self):
+        depth, seen = super().rows()
+        seen = seen.clone()
+        seen[:, : self.nodes, self.nodes :] = True
+        return depth, seen
+
+
+class Intruding(ExtraRowDrafter):
+    def propose(self, run):
+        return SeenRows(**vars(super().propose(run)))
+
+
+class UniformLaws(SortedDraft):
+    """Hands on other laws than those of the exits that drew."""
+
+    def _laws(self, run, laws):
+        return super()._laws(run, [torch.full_like(law, 1 / SIZE) for law in laws])
+
+
+class Forgetful(RecursiveRejection):
+    """A rejected candidate leaves no trace."""
+
+    def test(self, state, token, uniform):
+        return super().test(state, token, uniform)[0], state
+
+
+class ForgetfulOneHot(OneHot):
+    """A rejected candidate keeps its probability."""
+
+    def test(self, state, token, uniform):
+        return super().test(state, token, uniform)[0], state
+
+
+class Claimed(TypicalTree):
+    """Wears the label that the test of losslessness asks for."""
+
+    lossless = True
+
+
+TWINS = {
+    "nodes that see extra rows": lambda: (Intruding(tiny_prompt_tokens(), SPARSE), None),
+    "laws of another exit": lambda: (UniformLaws(model(1), (1, 2), 2, 0.1), None),
+    "heads judged by a rule that forgets": lambda: (
+        CloverHead(tiny_clover(SIZE), Branching((2, 1))),
+        TreeVerifier(Forgetful(False), WITHOUT),
+    ),
+    "tri-grams judged by a rule that forgets": lambda: (
+        Aded(iterations=20, top_k=6, choices=6),
+        TreeVerifier(ForgetfulOneHot(), frozenset({LawKind.DETERMINISTIC})),
+    ),
+    "typical acceptance": lambda: (draft(Branching((2, 2))), Claimed(0.05, 0.1)),
+}
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_sabotaged_twins_are_caught(twin):
+    assert p_value(*TWINS[twin](), "plain", batch=3000) < 1e-6
 
 
 def test_relaxation_by_embeddings_is_caught_and_says_so():

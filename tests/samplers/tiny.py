@@ -19,7 +19,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from vistok.models.heads.clover import Clover
 from vistok.models.heads.eagle import EagleConfig, EagleNetwork
+from vistok.models.heads.hidden_transfer import HiddenTransfer, HiddenTransferConfig
+from vistok.models.heads.prompt_tokens import PromptTokens
 
 VOCABULARY = 23
 SIZES = {
@@ -61,6 +64,30 @@ def tiny_head(vocabulary: int = VOCABULARY, width: int = 16, **options) -> Eagle
     return network
 
 
+def tiny_clover(vocabulary: int = VOCABULARY, width: int = 16) -> Clover:
+    """Random sequential heads for ``tiny``."""
+    torch.manual_seed(8)
+    network = Clover(EagleConfig(vocabulary, width, 24, 4, num_key_value_heads=2)).eval().requires_grad_(False).double()
+    for weight in network.parameters():
+        weight.mul_(2)
+    return network
+
+
 def prompt(batch: int = 1, length: int = 7, seed: int = 0) -> torch.Tensor:
     """Random prompts, int64 [B, L]."""
     return torch.randint(1, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_prompt_tokens(ahead: int = 3, group: int = 1, width: int = 16, attention: str = "ensemble") -> PromptTokens:
+    """Random prompt tokens for ``tiny``."""
+    generator = torch.Generator().manual_seed(6)
+    return PromptTokens(torch.randn(ahead * group, width, generator=generator) / 3, group, attention).double()
+
+
+def tiny_transfer(ahead: int = 3, width: int = 16) -> HiddenTransfer:
+    """Random transfer maps for ``tiny``, in front of its last layer."""
+    torch.manual_seed(7)
+    network = HiddenTransfer(HiddenTransferConfig(width, 1, ahead)).eval().requires_grad_(False)
+    for weight in network.parameters():
+        weight += torch.randn_like(weight) / 4
+    return network.double()

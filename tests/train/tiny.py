@@ -19,6 +19,9 @@ SMALL = {
     "vocabulary": 512,
     "own": {"share": 0.5, "count": 4, "every": 2, "iterations": 4},
     "eval_samples": 2,
+    "prompt": 6,
+    "passages": 4,
+    "swaps": 2,
 }
 NEW_VQ = {"codebook_size": 64, "codebook_dim": 16, "channels": 32, "channel_mult": [1, 1, 2], "res_blocks": 1}
 FROM_NOTHING = {  # what the recipes' comments say, where new weights take another way through a task

@@ -28,10 +28,12 @@ class Scores(NamedTuple):
     Attributes:
         logits: guided logits behind every node, [B, N, V].
         hidden: final features of the nodes, [B, N, D]; with guidance [2B, N, D], the unconditional ones behind.
+        extra: logits behind the tree's extra rows, [B, M, V]; None where it has none.
     """
 
     logits: Tensor
     hidden: Tensor | None = None
+    extra: Tensor | None = None
 
 
 class Verdict(NamedTuple):
@@ -281,7 +283,7 @@ class Drafter(Protocol):
     Attributes:
         kind: how its drafts are chosen.
         chain: every tree is a chain.
-        nodes: most nodes of a tree, the root included.
+        nodes: most nodes of a tree, the root and extra rows included.
         forwards: calls of a draft network so far.
     """
 
@@ -307,6 +309,8 @@ class Verifier(Protocol):
         accepts: kinds of drafts for which its rule is meant.
         trees: it judges trees; if not, chains only.
         lossless: the decided tokens follow the target's law exactly.
+
+    A verifier that wants the target's final features in the scores of text says ``features = True`` as well.
     """
 
     accepts: frozenset[LawKind]

@@ -10,6 +10,7 @@ from vistok.registry import Option, Registry
 if TYPE_CHECKING:
     from vistok.samplers.interface import Sampler
 
+_BUILDERS = "vistok.samplers.text_drafters"
 SAMPLERS = Registry(
     "sampler",
     {
@@ -24,6 +25,20 @@ SAMPLERS = Registry(
         "masked": "vistok.samplers.masked:Masked",
     },
     "vistok.samplers",
+)
+
+TEXT_DRAFTERS = Registry(
+    "text drafter",
+    {
+        "lookup": f"{_BUILDERS}:lookup",
+        "recycling": f"{_BUILDERS}:recycling",
+        "draft": f"{_BUILDERS}:draft_model",
+        "ppd": f"{_BUILDERS}:prompt_tokens",
+        "hidden-transfer": f"{_BUILDERS}:hidden_transfer",
+        "aded": f"{_BUILDERS}:aded",
+        "rasd": f"{_BUILDERS}:rasd",
+    },
+    "vistok.text_drafters",
 )
 
 

@@ -133,7 +133,8 @@ class Speculation:
         drafter.bind(model, words, params, length, self.tokenizer)
         verifier = self.verifier or (Draw() if self.drafter is None else exact_tree(drafter.kind))
         reader = drafter.read if drafter.reads_prompt else None
-        wanted = (model, prompt, length, drafter.nodes, drafter.features, reader)
+        features = drafter.features or getattr(verifier, "features", False)
+        wanted = (model, prompt, length, drafter.nodes, features, reader)
         target = TextTarget(*wanted) if inputs is None else PictureTarget(*wanted, inputs)
         seed = 0 if params.greedy else int(torch.randint(2**62, ()))
         tokens, self.stats = decode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -18,6 +19,7 @@ class LawKind(Enum):
     INDEPENDENT = "drawn independently from the draft law"
     WITHOUT_REPLACEMENT = "drawn without replacement from the draft law"
     DETERMINISTIC = "picked by a rule, such as the most likely ones"
+    MIXED = "drawn without replacement from the draft law, then picked by a rule"
     STALE = "drawn from the target's law of an earlier pass"
 
 
@@ -114,6 +116,39 @@ class TreeShape:
 
 
 @dataclass(frozen=True)
+class ExtraRows:
+    """Rows that ride along in a target's forward pass, M of each sequence, and never enter its cache.
+
+    Each hangs on a node: it sees what that node sees, the node, and the extra rows that ``sees`` names. Nodes see none.
+
+    Attributes:
+        attach: the nodes, int64 [B or 1, M]; -1 for a row that does not exist.
+        offset: positions behind that node, int64 [B or 1, M].
+        sees: entry (i, j): row i sees row j; bool [B or 1, M, M], true where i = j.
+        states: what the rows enter with [B, M, H], from the states of their nodes in front of that layer, [B, M, H].
+        layer: the decoder layer that they enter in front of; 0 for the place of token embeddings. What the layers
+            before make of them is thrown away.
+    """
+
+    attach: Tensor
+    offset: Tensor
+    sees: Tensor
+    states: Callable[[Tensor], Tensor]
+    layer: int = 0
+
+    @property
+    def count(self) -> int:
+        """Rows M."""
+        return self.attach.shape[1]
+
+    def enter(self, states: Tensor, nodes: int) -> Tensor:
+        """States [B, N + M, H] of nodes and extra rows with those of the extra rows put in."""
+        at = self.attach.clamp(min=0)[..., None].expand(len(states), -1, states.shape[-1])
+        entering = self.states(states[:, :nodes].gather(1, at))
+        return torch.cat([states[:, :nodes], entering.to(states.dtype)], 1)
+
+
+@dataclass(frozen=True)
 class TokenTree:
     """A draft.
 
@@ -123,14 +158,36 @@ class TokenTree:
         kind: how the drafts were chosen.
         laws: ``laws[b, i]`` is the law that the children of node i were drawn from, [B, N, V]; None where there is
             none.
+        extra: rows that the target forwards beside the nodes.
+        drawn: how many children of each node, the first ones, were drawn from its law, int64 [B, N]; None where they
+            are all of one kind.
     """
 
     tokens: Tensor
     shape: TreeShape
     kind: LawKind = LawKind.DETERMINISTIC
     laws: Tensor | None = None
+    extra: ExtraRows | None = None
+    drawn: Tensor | None = None
 
     @property
     def nodes(self) -> int:
         """Nodes N, the root included."""
         return self.tokens.shape[1]
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """How far below the root nodes and extra rows stand, int64 [B or 1, N + M], and who sees whom among them, bool
+        [B or 1, N + M, N + M].
+        """
+        depth, seen = self.shape.depth, self.shape.ancestors
+        if self.extra is None:
+            return depth, seen
+        extra = self.extra
+        batch = max(len(part) for part in (seen, extra.attach, extra.sees))
+        depth, seen = depth.expand(batch, -1), seen.expand(batch, -1, -1)
+        at, exists = extra.attach.expand(batch, -1).clamp(min=0), extra.attach >= 0
+        below = depth.gather(1, at) + extra.offset
+        path = seen.gather(1, at[..., None].expand(-1, -1, self.nodes)) & exists[..., None]
+        sees = extra.sees.expand(batch, -1, -1)
+        nodes = torch.nn.functional.pad(seen, (0, extra.count))
+        return torch.cat([depth, below], 1), torch.cat([nodes, torch.cat([path, sees], 2)], 1)

@@ -69,7 +69,7 @@ def text(
         texts = held_out_prompts(tokenizer, prompts, prompt_tokens, seed)
     sampling = temperature > 0
     network = None if head is None else load_head(head, target)
-    entries = standard_entries(target, small, sampling, network)
+    entries = standard_entries(target, small, sampling, tokenizer, network)
     if methods is not None:
         entries = choose_entries(entries, [word.strip() for word in methods.split(",")], "method")
     options = {"max_new_tokens": new_tokens, "do_sample": sampling, "pad_token_id": tokenizer.pad_token_id}

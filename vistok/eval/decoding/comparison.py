@@ -26,7 +26,7 @@ class Entry:
 
     Attributes:
         name: of the method and its options.
-        method: what the comparison runs: a sampler, or options of ``generate``.
+        method: what the comparison runs: a sampler, or options of ``generate``, or a function that makes these.
         lossless: whether its tokens follow the model's distribution exactly.
     """
 

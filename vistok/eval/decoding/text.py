@@ -14,32 +14,43 @@ of one kind of prompts or of all:
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vistok.data.text import documents
 from vistok.eval.decoding.comparison import Column, Entry, Figure, Row, Trial, run_in_turn
 from vistok.eval.decoding.estimate import paired_estimate, ratio_estimate
 from vistok.eval.decoding.prompts import Text
 from vistok.models.heads.eagle import EagleNetwork
 from vistok.models.heads.eagle3 import Eagle3Network
+from vistok.models.heads.judge import JudgeHead
+from vistok.samplers.drafters.aded import Aded
 from vistok.samplers.drafters.draft_model import DraftModel
 from vistok.samplers.drafters.eagle_head import EagleHead
 from vistok.samplers.drafters.lookup import PromptLookup
+from vistok.samplers.drafters.rasd import Rasd
 from vistok.samplers.drafters.recycling import TokenRecycling
 from vistok.samplers.loop import Verifier
+from vistok.samplers.named import TEXT_DRAFTERS
 from vistok.samplers.policies.chains import Chain, IndependentChains
 from vistok.samplers.policies.dynamic import DynamicTree
 from vistok.samplers.policies.dyspec import DynamicBudget, DynamicLayers
+from vistok.samplers.policies.retrieval import Datastore
 from vistok.samplers.policies.rsd import Branching, StochasticBeam
 from vistok.samplers.policies.trees import best_tree
+from vistok.samplers.policies.trigrams import Trigrams
 from vistok.samplers.speculation import Speculation, TextDrafter
+from vistok.samplers.text_drafters import trained_for
 from vistok.samplers.tree import LawKind
 from vistok.samplers.verifiers.candidates import KSequential, SampleMatch, TreeVerifier
 from vistok.samplers.verifiers.exact import ExactChain
+from vistok.samplers.verifiers.judge import Judge
 from vistok.samplers.verifiers.relaxed import RelaxedTree, nearest_codes
 
 ALL = "all"  # the kind of a row over all prompts
@@ -60,6 +71,9 @@ RECYCLING = [[0.732, 0.051, 0.028, 0.017, 0.013, 0.009, 0.007, 0.004]] * 10
 HEAD_TREES = {"chain 3": Chain(3), "tree 6": DynamicTree(6, 3, 2), "tree 16": DynamicTree(16, 3, 4)}
 
 
+CORPUS = 8  # one module in so many is read
+
+
 class Continuation(NamedTuple):
     """What a way to decode made of a prompt.
 
@@ -76,7 +90,11 @@ class Continuation(NamedTuple):
 
 
 def standard_entries(
-    model: nn.Module, draft: nn.Module | None, sampling: bool, head: EagleNetwork | Eagle3Network | None = None
+    model: nn.Module,
+    draft: nn.Module | None,
+    sampling: bool,
+    tokenizer: Any | None = None,
+    head: EagleNetwork | Eagle3Network | None = None,
 ) -> list[Entry]:
     """Returns what a comparison runs; plain generate comes first.
 
@@ -84,6 +102,7 @@ def standard_entries(
         model: the target.
         draft: a small model with its tokenizer; what needs one is left out without.
         sampling: tokens are drawn; else decoding is greedy, which all lossless rules do alike.
+        tokenizer: the target's; what needs a corpus is left out without.
         head: an EAGLE head of the target.
     """
 
@@ -100,6 +119,9 @@ def standard_entries(
     if head is not None:
         found += [ours(f"head, {name}", EagleHead(head, policy)) for name, policy in HEAD_TREES.items()]
     found.append(ours("recycling auto", TokenRecycling("auto")))
+    found += named_entries(model, tokenizer, draft)
+    if tokenizer is not None:
+        found += corpus_entries(tokenizer, draft)
     if draft is None:
         return found
     independent = frozenset({LawKind.INDEPENDENT})
@@ -125,11 +147,44 @@ def standard_entries(
         if name.startswith("independent"):
             found.append(ours(f"{name}, recursive", DraftModel(draft, policy)))
         found.append(ours(f"{name}, match", DraftModel(draft, policy), SampleMatch()))
+    judge = trained_for(model, "judge")
+    if judge is not None:
+        for threshold in (0.5, 0.8):
+            rule = Judge(JudgeHead.from_pretrained(judge), threshold)
+            found.append(ours(f"judge {threshold}, chain 4", DraftModel(draft, Chain(4)), rule))
     neighbours = nearest_codes(model.get_input_embeddings().weight, 10)
     for delta in (0.1, 0.3):
         relaxed = RelaxedTree(neighbours, 10, delta)
         found.append(ours(f"relaxed {delta}, branching", DraftModel(draft, Branching((3, 2, 1, 1))), relaxed))
     return found
+
+
+def named_entries(model: nn.Module, tokenizer: Any | None, draft: nn.Module | None) -> list[Entry]:
+    """Returns an entry for every drafter that goes by a name, other packages' too, and has none of its own above."""
+    found = []
+    for name in TEXT_DRAFTERS:
+        if name in ("lookup", "recycling", "draft"):
+            continue
+        drafter = TEXT_DRAFTERS[name](model, tokenizer, draft)
+        if drafter is not None:
+            found.append(Entry(name, {"custom_generate": Speculation(drafter)}))
+    return found
+
+
+def corpus_entries(tokenizer: Any, draft: nn.Module | None) -> list[Entry]:
+    """Returns entries whose drafters know a part of the modules that models train on, which they read when they run."""
+
+    @functools.cache
+    def texts() -> list[list[int]]:
+        return [tokenizer(text, verbose=False).input_ids for text in documents("train")[::CORPUS]]
+
+    found: dict[str, Callable[[], TextDrafter]] = {
+        "aded, corpus": lambda: Aded(Trigrams.of_texts(texts())),
+        "static tri-grams, corpus": lambda: Aded(Trigrams.of_texts(texts()), boost=0.0),
+    }
+    if draft is not None:
+        found["rasd, corpus"] = lambda: Rasd(DraftModel(draft, Chain(4)), Datastore.of_texts(texts(), tokenizer))
+    return [Entry(name, lambda make=make: {"custom_generate": Speculation(make())}) for name, make in found.items()]
 
 
 def _constant_assistant(draft: nn.Module, tokens: int) -> nn.Module:
@@ -184,7 +239,7 @@ def continue_in_turn(
     Returns:
         A trial of each entry, whose results are a ``Continuation`` of each prompt.
     """
-    trials = [Trial(entry) for entry in entries]
+    trials = [Trial(replace(e, method=e.method()) if callable(e.method) else e) for e in entries]
 
     def decode(trial: Trial, unit: tuple[int, Text]) -> Continuation:
         number, text = unit

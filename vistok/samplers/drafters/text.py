@@ -25,7 +25,7 @@ class TextDrafter:
     Attributes:
         kind: how drafts are chosen, which decides the verifier; may be set by ``bind``.
         chain: every tree is a chain.
-        nodes: most nodes of a tree, the root included.
+        nodes: most nodes of a tree, the root and extra rows included.
         forwards: calls of a draft network in this run.
         features: it wants the target's final features, of the prompt and of every node, in the scores; or the states
             that enter these layers of the target, side by side.

@@ -8,8 +8,9 @@ stored without their padding. Which models this holds for is asked in ``vistok.s
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,10 @@ from torch import Tensor, nn
 
 from vistok.models.huggingface import cache_argument
 from vistok.ops import KVCache
-from vistok.samplers.targets.features import entering
+from vistok.samplers.targets.features import decoder_layers, states_entering
+
+if TYPE_CHECKING:
+    from vistok.samplers.tree import ExtraRows
 
 
 def layer_windows(config: Any) -> dict[str, tuple[str, int | None]] | None:
@@ -64,6 +68,28 @@ def text_model(model: nn.Module) -> nn.Module:
     """The text model within a causal LM; the whole where it names none (or calls its output layer so)."""
     decoder = model.get_decoder()
     return decoder if hasattr(decoder, "config") else model
+
+
+@contextmanager
+def extra_rows(model: nn.Module, extra: ExtraRows, nodes: int) -> Iterator[None]:
+    """Puts the states of extra rows, which stand behind ``nodes`` rows, into every call of the model in the block."""
+
+    def embedded(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return extra.enter(output, nodes)
+
+    def before(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
+        if inputs:
+            return (extra.enter(inputs[0], nodes), *inputs[1:]), named
+        return inputs, named | {"hidden_states": extra.enter(named["hidden_states"], nodes)}
+
+    if extra.layer == 0:
+        hook = model.get_input_embeddings().register_forward_hook(embedded)
+    else:
+        hook = decoder_layers(text_model(model))[extra.layer].register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class CachedLM:
@@ -136,17 +162,22 @@ class CachedLM:
         self.cache.advance(width if int(count.min()) == width else count)
         return logits.gather(1, place[:, None, None].expand(-1, 1, logits.shape[-1]))
 
-    def forward(self, tokens: Tensor, depth: Tensor, seen: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, depth: Tensor, seen: Tensor, extra: ExtraRows | None = None) -> Tensor:
         """Run rows behind the cached ones; they stay uncommitted until the cache advances or commits.
 
         Args:
             tokens: int64 [B, T].
             depth: of the rows below the last cached token that all of them see, less one, int64 [B or 1, T].
             seen: bool [B or 1, T, M], which of the last M rows, the new ones included, each row sees.
+            extra: rows without tokens behind the T, which ``depth`` and ``seen`` count as well.
 
         Returns:
-            Logits [B, T, V].
+            Logits [B, T, V], those of extra rows behind.
         """
+        if extra is not None:
+            nodes, tokens = tokens.shape[1], F.pad(tokens, (0, extra.count))
+            with extra_rows(self.model, extra, nodes):
+                return self.forward(tokens, depth, seen)
         slots, cache = seen.shape[2], self.cache
         earlier = slots - tokens.shape[1]
         prefix = cache.lengths - earlier
@@ -168,7 +199,7 @@ class CachedLM:
         }
         self.forwards += 1
         layers = self.features if isinstance(self.features, tuple) else ()
-        with entering(self.decoder, layers) as found:
+        with states_entering(self.decoder, layers) as found:
             logits = self._logits(tokens, arguments, keep)
         if layers:
             self.hidden = torch.cat([found[layer] for layer in layers], -1)

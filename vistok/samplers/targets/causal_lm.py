@@ -60,7 +60,7 @@ class TextTarget:
         model: loaded by transformers.
         prompt: what it continues.
         length: new tokens to decide.
-        nodes: most nodes of a tree, for which the cache has room.
+        nodes: most nodes of a tree with its extra rows, for which the cache has room.
         features: the scores hold the final features of the rows as well, or the states that enter these layers.
         reader: is given the real tokens of the prompts [M] and the logits behind them [M, V], piece by piece.
 
@@ -103,9 +103,10 @@ class TextTarget:
         self.lm.features = self.features
 
     def forward(self, tree: TokenTree, decided: Tensor) -> Scores:
-        """Logits behind each node."""
-        logits = self.lm.forward(tree.tokens, tree.shape.depth, tree.shape.ancestors)
-        return Scores(logits, self.lm.hidden if self.features else None)
+        """Logits behind each node, and behind each extra row."""
+        logits = self.lm.forward(tree.tokens, *tree.rows(), tree.extra)
+        hidden = self.lm.hidden[:, : tree.nodes] if self.features else None
+        return Scores(logits[:, : tree.nodes], hidden, None if tree.extra is None else logits[:, tree.nodes :])
 
     def commit(self, verdict: Verdict, least: int, rows: int | None) -> None:
         """Keep the accepted path of every sequence."""

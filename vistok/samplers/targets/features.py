@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vistok.errors import VistokError
+
 
 @contextmanager
-def entering(decoder: nn.Module, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+def states_entering(decoder: nn.Module, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
     """The states [B, T, D] that enter layers of a decoder during its forward, by layer.
 
     Args:
@@ -34,6 +36,15 @@ def entering(decoder: nn.Module, layers: Iterable[int]) -> Iterator[dict[int, Te
 
 
 def decoder_layers(decoder: nn.Module) -> nn.ModuleList:
-    """The layers of a decoder: the list of modules in it with the most entries."""
-    lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList)]
-    return getattr(decoder, "layers", None) or max(lists, key=len)
+    """The layers of a decoder.
+
+    Raises:
+        VistokError: it does not hold them in one list.
+    """
+    count = decoder.config.get_text_config(decoder=True).num_hidden_layers
+    for module in decoder.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise VistokError(
+        f"{type(decoder).__name__} holds no list of its {count} layers, whose inner states are asked for."
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vistok.errors import VistokError
 from vistok.models.interface import Condition
 from vistok.models.llamagen import DecodeState, LlamaGen
 from vistok.ops import combine_guidance
@@ -48,7 +49,13 @@ class ImageTarget:
         return Scores(self._logits(hidden[:, -1:], 0), hidden)
 
     def forward(self, tree: TokenTree, decided: Tensor) -> Scores:
-        """Guided logits behind each node, and the nodes' features."""
+        """Guided logits behind each node, and the nodes' features.
+
+        Raises:
+            VistokError: the tree has extra rows.
+        """
+        if tree.extra is not None:
+            raise VistokError("extra rows ride along in the target of text alone: take a drafter without them.")
         depth = tree.shape.depth
         # Draft nodes beyond the picture exist only in sequences that are about to finish; nothing reads their logits.
         positions = (decided[:, None] - 1 + depth).clamp(0, self.length - 1)

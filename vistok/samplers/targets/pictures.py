@@ -20,7 +20,7 @@ from vistok.models.huggingface import cache_argument, given_cache
 from vistok.models.pruned import Pruned, pruned_cache
 from vistok.samplers.loop import Scores
 from vistok.samplers.targets.causal_lm import Prompt, TextTarget
-from vistok.samplers.targets.features import entering
+from vistok.samplers.targets.features import states_entering
 from vistok.samplers.tree import TokenTree
 
 
@@ -97,7 +97,7 @@ class PictureTarget(TextTarget):
         layers = self.features if isinstance(self.features, tuple) else ()
         handle = backbone.register_forward_hook(lambda module, args, output: final.append(output.last_hidden_state))
         try:
-            with entering(backbone, layers) as found:
+            with states_entering(backbone, layers) as found:
                 output = model(**arguments, return_dict=True)
         finally:
             handle.remove()

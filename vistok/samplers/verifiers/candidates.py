@@ -33,7 +33,9 @@ class Rule(Protocol):
     """How the candidates of one node are tested. A state holds tensors that begin with the batch axis."""
 
     def enter(self, p: Tensor, q: Tensor | None, candidates: Tensor) -> State:
-        """The state before the first test: laws p, q [B, V] of the target and the draft; candidates to come [B]."""
+        """The state before the first test: laws p, q [B, V] of the target and the draft; how many of the candidates to
+        come were drawn from q, [B].
+        """
 
     def test(self, state: State, token: Tensor, uniform: Tensor) -> tuple[Tensor, State]:
         """Test the next candidate, int64 [B], with a uniform [B]: accepted bool [B], and the state if it is not."""
@@ -83,6 +85,26 @@ class OneHot:
 
     def law(self, state: State) -> Tensor:
         return state[0]
+
+
+class MixedRejection(RecursiveRejection):
+    """Test what was drawn without replacement as ``RecursiveRejection`` does, and what a rule picked then as ``OneHot``
+    does, on the law that the former left.
+    """
+
+    def __init__(self):
+        super().__init__(replacement=False)
+
+    def enter(self, p: Tensor, q: Tensor | None, candidates: Tensor) -> State:
+        return p, q, candidates
+
+    def test(self, state: State, token: Tensor, uniform: Tensor) -> tuple[Tensor, State]:
+        p, q, left = state
+        at, drawn = token[:, None], (left > 0)[:, None]
+        accepted, (rest, others) = super().test((p, q), token, uniform)
+        picked = uniform < p.gather(1, at)[:, 0]
+        rest = torch.where(drawn, rest, without(p, at))
+        return torch.where(drawn[:, 0], accepted, picked), (rest, torch.where(drawn, others, q), left - 1)
 
 
 class KSequential:
@@ -159,6 +181,8 @@ def walk_tree(
     uniforms: Tensor,
     going: Tensor | None = None,
     halts: Halts | None = None,
+    drawn: Tensor | None = None,
+    spared: Tensor | None = None,
 ) -> Walk:
     """Follow each tree from the root, testing the children of the current node in order, until none is accepted.
 
@@ -171,6 +195,8 @@ def walk_tree(
         uniforms: one for each test, used in order, [B, M].
         going: trees that are walked at all, bool [B]; all if None.
         halts: ends walks early; where it does, ``law`` is certain of the token that was accepted last.
+        drawn: how many of each node's children were drawn from ``q``, int64 [B, N]; all if None.
+        spared: nodes that are accepted whatever the rule says, bool [B, N]; none if None.
     """
     batch = len(tokens)
     here = torch.arange(batch, device=tokens.device)
@@ -184,7 +210,8 @@ def walk_tree(
     host = tokens.device.type == "cpu"  # asking whether to go on costs nothing there
     for level in range(1, shape.height + 1):
         candidates = children[here, node]
-        state = rule.enter(p, None if q is None else q[here, node], (candidates >= 0).sum(1))
+        from_q = (candidates >= 0).sum(1) if drawn is None else drawn[here, node]
+        state = rule.enter(p, None if q is None else q[here, node], from_q)
         moved = torch.zeros_like(alive)
         for rank in range(children.shape[2]):
             child = candidates[:, rank]
@@ -193,6 +220,8 @@ def walk_tree(
                 break
             token = tokens[here, child.clamp(min=0)]
             accepted, rejected = rule.test(state, token, uniforms[here, tests.clamp(max=uniforms.shape[1] - 1)])
+            if spared is not None:
+                accepted = accepted | spared[here, child.clamp(min=0)]
             tests = tests + testing
             state = tuple(
                 torch.where((testing & ~accepted).view(-1, *[1] * (old.ndim - 1)), new, old)
@@ -293,8 +322,8 @@ def pace(run: Run) -> tuple[Tensor | None, Halts | None]:
     return (run.decided < run.length, run.halts) if run.stepwise else (None, None)
 
 
-def walk_run(tree: TokenTree, scores: Scores, run: Run, rule: Rule) -> Verdict:
-    """Walk the tree of a run by a rule, and draw one token behind the accepted path."""
+def walk_run(tree: TokenTree, scores: Scores, run: Run, rule: Rule, spared: Tensor | None = None) -> Verdict:
+    """Walk the tree of a run by a rule, and draw one token behind the accepted path; see ``walk_tree``."""
     root = torch.zeros(1, dtype=torch.int64, device=tree.tokens.device)
     most = torch.arange(tree.shape.height * tree.shape.children.shape[2], device=root.device)
     walk = walk_tree(
@@ -305,6 +334,8 @@ def walk_run(tree: TokenTree, scores: Scores, run: Run, rule: Rule) -> Verdict:
         rule,
         run.uniform(root, ACCEPT, most),
         *pace(run),
+        tree.drawn,
+        spared,
     )
     return kept_path(tree.tokens, walk.path, draw(walk.law, run.uniform(root, RESIDUAL)[:, 0]))
 
@@ -352,8 +383,15 @@ class SampleMatch:
         return kept_path(tree.tokens, path, token)
 
 
+def exact_rule(kind: LawKind) -> Rule:
+    """The lossless rule of one candidate after the other for a kind of drafts that was not drawn from stale laws."""
+    if kind is LawKind.DETERMINISTIC:
+        return OneHot()
+    return MixedRejection() if kind is LawKind.MIXED else RecursiveRejection(kind is LawKind.INDEPENDENT)
+
+
 def exact_tree(kind: LawKind) -> TreeVerifier | SampleMatch:
     """The lossless verifier of trees that accepts most for a kind of drafts."""
-    if kind in (LawKind.INDEPENDENT, LawKind.WITHOUT_REPLACEMENT):
-        return TreeVerifier(RecursiveRejection(kind is LawKind.INDEPENDENT), frozenset({kind}))
+    if kind in (LawKind.INDEPENDENT, LawKind.WITHOUT_REPLACEMENT, LawKind.MIXED):
+        return TreeVerifier(exact_rule(kind), frozenset({kind}))
     return SampleMatch()

@@ -206,30 +206,3 @@ def check_relaxation(k: int, bound: float, mode: str, residual: str) -> None:
         )
     if mode == "multiplicative" and bound < 1:
         raise VistokError(f"the multiplicative bound must be at least 1, which is exact, got {bound}.")
-
-
-def confidence_span(probability: Tensor, threshold: float) -> Tensor:
-    """How many leading tokens a decoder that trusts itself keeps (lexical unit decoding): the first, and those that
-    follow it while each is at least as probable as the threshold; [B, m] to int64 [B]. The target is not asked, so this
-    is lossy.
-    """
-    sure = probability >= threshold
-    sure[:, 0] = True
-    return sure.long().cumprod(1).sum(1)
-
-
-def judged_span(exact: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """How many leading drafts survive when a linear head may overrule the exact rule (judge decoding, arXiv
-    2501.19309); lossy.
-
-    Args:
-        exact: which drafts the exact rule accepts, bool [B, m].
-        hidden: the target's features at the drafts, [B, m, D].
-        weight, bias: of the head, [D] and [1].
-        threshold: least probability of being correct.
-
-    Returns:
-        Drafts that are kept, int64 [B], and the head's probabilities [B, m].
-    """
-    score = torch.sigmoid(hidden @ weight + bias)
-    return (exact | (score > threshold)).long().cumprod(1).sum(1), score

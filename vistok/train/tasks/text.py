@@ -9,6 +9,7 @@ here on corpus text instead of sampled text).
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,20 @@ def train_tokenizer(texts: list[str], vocabulary: int, length: int) -> PreTraine
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, model_max_length=length
     )
+
+
+def encoded(tokenizer: PreTrainedTokenizerFast, split: str) -> Tensor:
+    """The texts of a split behind one another, int64 [n]."""
+    found = tokenizer.backend_tokenizer.encode_batch(documents(split))
+    return torch.cat([torch.tensor(each.ids, dtype=torch.int64) for each in found])
+
+
+def held_out_figures(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> dict[str, float]:
+    """Mean loss and metrics of an objective over batches of its arguments."""
+    found = [model(*batch) for batch in batches]
+    loss = {"held_out_loss": float(torch.stack([loss for loss, _ in found]).mean())}
+    means = {name: torch.stack([metrics[name] for _, metrics in found]).mean() for name in found[0][1]}
+    return loss | {f"held_out_{name}": float(value) for name, value in means.items()}
 
 
 class TextObjective(nn.Module):
@@ -162,14 +177,16 @@ class TextTask(Task):
             starts.append(self._order(epoch)[number])
         return {"input_ids": self._samples(torch.stack(starts), self.tokens)}
 
+    def _held_out(self) -> Tensor:
+        tokens = self._encode(documents("held-out"))
+        starts = torch.linspace(0, len(tokens) - self.length - 1, self.eval_samples).long()
+        return self._samples(starts, tokens)
+
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Cross-entropy on modules that were held out; of a draft model also how well it knows its target."""
-        tokens = self._encode(documents("held-out"))
         count = self.eval_samples
-        starts = torch.linspace(0, len(tokens) - self.length - 1, count).long()
-        device = self.model.lm.device
-        batches = self._samples(starts, tokens).to(device).split(16)
+        batches = self._held_out().to(self.model.lm.device).split(16)
         text = TextObjective(self.model.lm).eval()
         figures = {"held_out_loss": sum(float(text(ids)[0]) * len(ids) for ids in batches) / count}
         if self.model.teacher is not None:

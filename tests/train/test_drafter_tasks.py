@@ -1,0 +1,122 @@
+"""Training tasks of text drafters: what they learn from, and that what they write drafts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.train.tiny import texts, tiny
+from vistok.errors import VistokError
+from vistok.models.heads.clover import Clover
+from vistok.models.heads.hidden_transfer import HiddenTransfer
+from vistok.models.heads.judge import JudgeHead
+from vistok.models.heads.prompt_tokens import PromptTokens
+from vistok.samplers import Chain, CloverHead, DraftModel, ExtraRowDrafter, Judge, KeepAll, LexicalUnits, SortedDraft
+from vistok.samplers.speculation import generate
+from vistok.train.tasks import build_task, text
+from vistok.train.tasks.extra_rows import rows_forward
+from vistok.train.tasks.judge import syntax
+from vistok.zoo.transformers import load_causal_lm
+
+OPTIONS = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+
+
+@pytest.fixture(autouse=True)
+def corpus(monkeypatch):
+    monkeypatch.setattr(text, "documents", texts)
+
+
+def trained(case: str, folder):
+    """A task after one step, whose weights are in a folder."""
+    task = build_task(tiny(case))
+    batch = task.batch(2, slice(0, 4))
+    parts = [task.batch(2, slice(at, at + 2)) for at in (0, 2)]
+    shapes = {name: value.shape for name, value in batch.items()}
+    assert shapes == {name: torch.cat([part[name] for part in parts]).shape for name in batch}
+    assert all(torch.equal(value, task.batch(2, slice(0, 4))[name]) for name, value in batch.items())
+    before = {name: value.clone() for name, value in task.model.named_parameters()}
+    loss, _ = task.model.train()(**batch)
+    loss.backward()
+    moved = [name for name, value in task.model.named_parameters() if value.grad is not None]
+    assert moved and all(torch.isfinite(task.model.get_parameter(name).grad).all() for name in moved)
+    assert all(torch.equal(value, before[name]) for name, value in task.model.named_parameters())
+    task.export(folder, {"held_out_loss": float(loss.detach())}, 1)
+    assert json.loads((folder / "card.json").read_text())["metrics"]
+    return task, moved
+
+
+@pytest.mark.parametrize(("case", "loader"), [("text-mini-ppd", PromptTokens), ("text-mini-transfer", HiddenTransfer)])
+def test_extra_rows_learn_alone_and_draft(tmp_path, case, loader):
+    task, moved = trained(case, tmp_path)
+    assert all(name.startswith("network.") for name in moved)
+    found = loader.from_pretrained(str(tmp_path))
+    share = sum(p.numel() for p in found.parameters()) / sum(p.numel() for p in task.model.lm.parameters())
+    assert share <= 0.001 or loader is HiddenTransfer
+    ids = task.batch(0, slice(0, 1))["input_ids"][:, :20]
+    out = generate(task.model.lm, ids, ExtraRowDrafter(found), **OPTIONS)
+    assert torch.equal(out.sequences, task.model.lm.generate(ids, **OPTIONS))
+
+
+def test_what_a_row_learns_is_what_it_says_in_decoding(tmp_path):
+    """A row at the end of a text in training, and behind the root of a tree in decoding."""
+    task = build_task(tiny("text-mini-ppd"))
+    ids = task.batch(0, slice(0, 1))["input_ids"]
+    with torch.no_grad():
+        _, found = rows_forward(task.model.lm, task.model.network, ids, torch.tensor([[ids.shape[1] - 1]]))
+
+    class Recording(ExtraRowDrafter):
+        def observe(self, run, tree, scores, verdict):
+            super().observe(run, tree, scores, verdict)
+            self.first = getattr(self, "first", scores.extra)
+
+    drafter = Recording(task.model.network.requires_grad_(False))
+    # The first new token is the text's last, so the root of the first tree is the token whose rows were trained.
+    generate(task.model.lm, ids[:, :-1], drafter, **OPTIONS)
+    if int(task.model.lm(ids[:, :-1]).logits[0, -1].argmax()) == int(ids[0, -1]):
+        assert torch.allclose(drafter.first[0, :3], found[0, 0], atol=1e-3)
+
+
+def test_lexical_units_are_taught_with_a_token_of_their_own(tmp_path):
+    trained("text-mini-lud", tmp_path)
+    model, tokenizer = load_causal_lm(str(tmp_path))
+    token = tokenizer.convert_tokens_to_ids("<|placeholder|>")
+    assert token == len(tokenizer) - 1 == model.config.vocab_size - 1
+    ids = tokenizer("a red circle", return_tensors="pt").input_ids
+    assert generate(model, ids, LexicalUnits(token), KeepAll(), **OPTIONS).sequences.shape[1] == ids.shape[1] + 12
+
+
+def test_a_judge_reads_what_its_target_gives(tmp_path):
+    task, _ = trained("text-mini-judge", tmp_path)
+    head = JudgeHead.from_pretrained(str(tmp_path))
+    ids = task.tokenizer("def read(self):\n", return_tensors="pt").input_ids
+    out = generate(task.target, ids, DraftModel(task.draft, Chain(3)), Judge(head), **OPTIONS)
+    assert out.stats.lengths.tolist() == [12]
+
+
+def test_syntax_is_blind_to_names_constants_comments_and_cut_lines():
+    code = "def f(a):\n    return a + 1\n\nx = f(2)\n"
+    assert syntax(code) == syntax("def g(b):  # why\n    return b + 7\n\ny = g(3)\nfor i in") != ""
+    assert syntax(code) != syntax(code.replace("+", "-"))
+
+
+def test_clover_heads_learn_alone_and_draft(tmp_path):
+    task, moved = trained("text-mini-clover", tmp_path)
+    assert all(name.startswith("heads.") and "embed_tokens" not in name for name in moved)
+    heads = Clover.from_pretrained(str(tmp_path))
+    ids = task.batch(0, slice(0, 1))["input_ids"][:, :20]
+    out = generate(task.model.lm, ids, CloverHead(heads), **OPTIONS)
+    assert torch.equal(out.sequences, task.model.lm.generate(ids, **OPTIONS))
+
+
+def test_every_exit_learns_and_drafts(tmp_path):
+    task, _ = trained("text-mini-sorted-draft", tmp_path)
+    draft, _ = load_causal_lm(str(tmp_path))
+    ids = task.batch(0, slice(0, 1))["input_ids"][:, :20]
+    out = generate(task.model.teacher, ids, SortedDraft(draft, (1, 2, 3), threshold=0.0), **OPTIONS)
+    assert torch.equal(out.sequences, task.model.teacher.generate(ids, **OPTIONS))
+    recipe = tiny("text-mini-sorted-draft")
+    with pytest.raises(VistokError, match="rise to 3"):
+        build_task(replace(recipe, init=recipe.init | {"exits": [1, 2]}))
