@@ -12,6 +12,7 @@ TASKS = {
     "captions": ("captions", "CaptionTask"),
     "eagle": ("eagle", "EagleTask"),
     "flextok": ("flextok", "FlexTokTask"),
+    "janus": ("janus", "JanusTask"),
     "kl": ("kl", "KLTask"),
     "llamagen": ("llamagen", "LlamaGenTask"),
     "llamagen-sequence": ("llamagen_sequence", "LlamaGenSequenceTask"),
