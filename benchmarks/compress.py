@@ -25,8 +25,8 @@ import torch
 from vistok.projectors import compressor_class
 from vistok.projectors.apply.layout import pack
 from vistok.projectors.cost import prefill_flops
-from vistok.projectors.families import llava_pictures
-from vistok.projectors.interface import Compressor, Needs
+from vistok.projectors.families import family_of
+from vistok.projectors.interface import Needs
 
 METHODS = ("vtc-cls", "visionzip", "divprune", "prumerge", "tome", "coverage", "uniform", "random")
 TEXT_TOKENS = 60
@@ -66,11 +66,9 @@ def timed(run: Callable[[], object], repeats: int, device: str) -> float:
     return statistics.median(seconds)
 
 
-class ReadsAll(Compressor):
-    """Asks for the queries and keys of every layer, so that one run of the tower serves all methods."""
-
-    def needs(self, layers: int) -> Needs:
-        return Needs(attention=tuple(range(layers)))
+def every_layer(layers: int) -> Needs:
+    """The queries and keys of every layer, so that one run of the tower serves all methods."""
+    return Needs(attention=tuple(range(layers)))
 
 
 def selection(pictures: list, method: str, keep: float, repeats: int, device: str) -> float:
@@ -113,7 +111,7 @@ def main() -> None:
     model = build(args.tower_layers, args.llm_layers, args.device, getattr(torch, args.dtype))
     pixels = torch.randn(args.batch, 3, 336, 336, device=args.device, dtype=model.dtype)
     tower = timed(lambda: model.model.vision_tower(pixels, output_hidden_states=[-2]), args.repeats, args.device)
-    pictures = list(llava_pictures(model.model, {"pixel_values": pixels}, ReadsAll()))
+    pictures = list(family_of(model).pictures(model, {"pixel_values": pixels}, every_layer))
     for image, _ in pictures:
         image.project = torch.nn.Identity()
     for keep in args.keep:

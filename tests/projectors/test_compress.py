@@ -12,21 +12,27 @@ from tests.projectors import tiny
 from vistok.errors import VistokError
 from vistok.models.huggingface import given_cache
 from vistok.projectors import (
+    CDPruner,
     Compressor,
     CorrelationGuided,
     Coverage,
+    Dart,
     DivPrune,
     FastV,
     GlobalCom2,
+    HoloV,
     Kept,
+    LayerCompressor,
     PruMerge,
     Random,
     ToMe,
     Uniform,
     VisionZip,
+    VisPruner,
     VtcCls,
     compress,
 )
+from vistok.projectors.apply.compress import active
 
 NEW = {"max_new_tokens": 5, "do_sample": False}
 KEEP_ALL = [
@@ -39,7 +45,11 @@ KEEP_ALL = [
     Uniform(1.0),
     Random(1.0),
     Coverage(1.0),
+    VisPruner(1.0),
+    CDPruner(1.0),
+    HoloV(1.0),
     FastV(1.0),
+    Dart(1.0),
 ]
 FEWER = [
     VtcCls(0.25),
@@ -54,7 +64,11 @@ FEWER = [
     Random(0.2),
     Coverage(0.25),
     CorrelationGuided(similarity=0.5),
+    VisPruner(0.3),
+    CDPruner(9),
+    HoloV(0.3),
     FastV(0.25),
+    Dart(0.25),
 ]
 
 
@@ -120,8 +134,9 @@ def test_rows_of_a_batch_do_not_mix(name, compressor, request):
     with compress(model, compressor) as compression:
         batch = model.generate(**inputs, **settings)
         before, after = compression.last.before, compression.last.after
+        assert len(after) >= 2
         assert all(n < m for n, m in zip(after, before, strict=True))
-        if not isinstance(compressor, FastV):
+        if not isinstance(compressor, LayerCompressor):
             assert sum(before) == int((inputs["input_ids"] == tiny.IMAGE).sum())
         start = 0
         for row in range(2):
@@ -330,8 +345,8 @@ def test_copies_and_pickles_stay_compressed(compressor):
     handle = compress(model, compressor)
     for other in (copy.deepcopy(model), pickle.loads(pickled)):
         assert torch.equal(other.generate(**inputs, **NEW), fewer)
-        assert isinstance(other, type(model).__mro__[2])
-        vars(other)["_vistok_compression"].remove()
+        assert type(other) is type(model)
+        active(other).remove()
         assert torch.equal(other.generate(**inputs, **NEW), plain)
         assert torch.equal(model.generate(**inputs, **NEW), fewer)
     handle.remove()
@@ -396,7 +411,7 @@ def test_refusals_say_what_to_do(llava):
         compress(llava, FastV(4, layer=9))
     assert not llava._forward_pre_hooks
     with compress(llava, VtcCls(4)):
-        with pytest.raises(VistokError, match="compressed already"):
+        with pytest.raises(VistokError, match="has a compressor already"):
             compress(llava, VtcCls(4))
         with pytest.raises(VistokError, match="no inputs_embeds"):
             llava.generate(pixel_values=inputs["pixel_values"], inputs_embeds=torch.zeros(1, 4, 48))
@@ -406,8 +421,3 @@ def test_refusals_say_what_to_do(llava):
             llava.generate(**inputs, **NEW, assistant_model=llava)
     with compress(llava, FastV(4)), pytest.raises(VistokError, match="labels"):
         llava(**inputs, labels=inputs["input_ids"])
-    model = tiny.qwen2_vl()
-    with compress(model, VtcCls(4)), pytest.raises(VistokError, match="no CLS token"):
-        model.generate(**tiny.qwen2_vl_inputs(), **NEW)
-    with pytest.raises(VistokError, match="three-dimensional"):
-        compress(model, FastV(4))

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from vistok.errors import VistokError
+from vistok.models.families.attention import LayerAttention
+from vistok.models.families.plan import crops_plan, single_view_plan, unpadded
 from vistok.projectors import (
     COMPRESSORS,
     CorrelationGuided,
@@ -24,9 +26,8 @@ from vistok.projectors import (
     VtcCls,
     compressor_class,
 )
-from vistok.projectors.apply.layout import crops_plan, pack, single_view_plan, unpadded
+from vistok.projectors.apply.layout import pack
 from vistok.projectors.apply.shrink import shrink_prompts
-from vistok.projectors.attention import LayerAttention
 from vistok.projectors.interface import LEADING, TRAILING, Canvas, ImageTokens, Kept
 from vistok.projectors.methods.baselines import lattice
 from vistok.projectors.methods.coverage import cell_of_patch

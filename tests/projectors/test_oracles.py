@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import get_vision_window_index
 
 from tests.projectors import tiny
 from vistok.errors import VistokError
+from vistok.models.families import attention as attention_module
+from vistok.models.families import family_of
+from vistok.models.families.capture import attention_layers, captured_attention
 from vistok.projectors import (
     DivPrune,
     FastV,
     GlobalCom2,
+    Needs,
     PruMerge,
     TokenPacker,
     ToMe,
@@ -19,7 +26,6 @@ from vistok.projectors import (
     VtcCls,
     compress,
 )
-from vistok.projectors.capture import captured_attention
 
 NEW = {"max_new_tokens": 5, "do_sample": False}
 
@@ -38,7 +44,7 @@ def test_cls_rows_are_those_of_eager_attention(name):
     with captured_attention(tower, (0, 2, 4), has_cls=True) as found:
         tower(pixel_values=pixels)
     for layer, attention in found.items():
-        torch.testing.assert_close(attention.cls_attention(), weights[layer][:, :, 0, 1:], atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(attention.saliency(), weights[layer][:, :, 0, 1:], atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("left", [True, False])
@@ -176,6 +182,66 @@ def test_a_tower_without_cls():
         with compress(model, DivPrune(5)) as compression:
             model(**inputs)
         assert compression.last.after == [5, 5, 5]
-        for compressor in (VtcCls(5), VisionZip(5), PruMerge(), GlobalCom2(0.5)):
-            with compress(model, compressor), pytest.raises(VistokError, match="no CLS token"):
+        for compressor in (VtcCls(5), VisionZip(5), PruMerge(5), GlobalCom2(5 / 36)):
+            with compress(model, compressor) as compression:
                 model(**inputs)
+            assert compression.last.after == [5, 5, 5], compressor.name
+
+
+TOWERS = {
+    "llava_onevision": lambda base: base.vision_tower,
+    "gemma3": lambda base: base.vision_tower,
+    "idefics3": lambda base: base.vision_model,
+    "mistral3": lambda base: base.vision_tower,
+    "qwen2_vl": lambda base: base.visual,
+    "qwen2_5_vl": lambda base: base.visual,
+    "qwen3_vl": lambda base: base.visual,
+}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+@torch.no_grad()
+def test_attention_received_is_that_of_eager_weights(name, monkeypatch):
+    """Without a CLS token, a token's score is the mean attention that its patches receive in their picture."""
+    model, inputs = getattr(tiny, name)("eager"), getattr(tiny, f"{name}_inputs")()
+    for parameter in TOWERS[name](model.model).parameters():
+        parameter.mul_(0.5)  # the size of trained weights: large logits would magnify rounding
+    monkeypatch.setattr(attention_module, "BLOCK", 5)
+    family, last = family_of(model), 4
+    weights = []
+    modules = family.modules(model.model) if hasattr(family, "modules") else attention_layers(TOWERS[name](model.model))
+    plain = sys.modules[type(modules[0]).__module__].eager_attention_forward
+
+    def eager(module, *args, **kwargs):
+        out = plain(module, *args, **kwargs)
+        if module is modules[last]:
+            weights.append(out[1])
+        return out
+
+    monkeypatch.setattr(sys.modules[type(modules[0]).__module__], "eager_attention_forward", eager)
+    pictures = [image for image, _ in family.pictures(model, inputs, lambda layers: Needs(attention=(last,)))]
+    received = torch.cat([image.attention[last].saliency().mean(1).flatten() for image in pictures])
+    if name == "llava_onevision":  # the canvas of its first picture is shrunk
+        expected = torch.cat([row.mean(0).mean(0) for w in weights for row in w])
+        thumbnail = pictures[0].attention[last].saliency().mean(1).flatten()
+        torch.testing.assert_close(thumbnail, expected[: len(thumbnail)], atol=1e-6, rtol=1e-4)
+        return
+    if name.startswith("qwen"):  # a call a picture; four patches that lie together are a token
+        columns = torch.cat([w[0].mean(0).mean(0) for w in weights])
+        expected = columns.view(-1, 4).mean(1)
+        if name == "qwen2_5_vl":
+            grids = inputs["image_grid_thw"]
+            window, _ = get_vision_window_index(grids, spatial_merge_size=2, window_size=16, patch_size=4)
+            expected = expected[window.argsort()]
+    elif name == "mistral3":  # one sequence, in which a picture sees itself
+        expected = []
+        (w,), start = weights, 0
+        for h, width in ((4, 6), (6, 4)):
+            mine = w[0, :, start : start + h * width, start : start + h * width].mean(0).mean(0)
+            expected.append(mine.view(h // 2, 2, width // 2, 2).mean((1, 3)).flatten())
+            start += h * width
+        expected = torch.cat(expected)
+    else:
+        (w,) = weights
+        expected = w.mean(1).mean(1).view(-1, 3, 2, 3, 2).mean((2, 4)).flatten()
+    torch.testing.assert_close(received, expected, atol=1e-6, rtol=1e-4)

@@ -111,6 +111,140 @@ def qwen2_vl(attention: str = "sdpa"):
     return _built(Qwen2VLForConditionalGeneration, config, attention)
 
 
+def qwen2_5_vl(attention: str = "sdpa"):
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    vision = {"depth": 5, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 4}
+    config = Qwen2_5_VLConfig(
+        vision_config=vision | {"out_hidden_size": 48, "window_size": 16, "fullatt_block_indexes": [2, 4]},
+        text_config=_text(dict, rope_parameters={"rope_type": "default", "mrope_section": [2, 2, 2]}),
+        image_token_id=IMAGE,
+        video_token_id=97,
+        vision_start_token_id=96,
+        vision_end_token_id=95,
+    )
+    return _built(Qwen2_5_VLForConditionalGeneration, config, attention)
+
+
+def qwen3_vl(attention: str = "sdpa"):
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    vision = {"depth": 5, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 4}
+    config = Qwen3VLConfig(
+        vision_config=vision
+        | {"out_hidden_size": 48, "deepstack_visual_indexes": [1, 3], "num_position_embeddings": 64},
+        text_config=_text(dict, head_dim=12, rope_parameters={"rope_type": "default", "mrope_section": [2, 2, 2]}),
+        image_token_id=IMAGE,
+        video_token_id=97,
+        vision_start_token_id=96,
+        vision_end_token_id=95,
+    )
+    return _built(Qwen3VLForConditionalGeneration, config, attention)
+
+
+def _siglip(**more):
+    from transformers import SiglipVisionConfig
+
+    return SiglipVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        image_size=SIDE,
+        patch_size=PATCH,
+        vision_use_head=False,
+        **more,
+    )
+
+
+def llava_onevision(attention: str = "sdpa"):
+    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config
+
+    config = LlavaOnevisionConfig(
+        vision_config=_siglip(),
+        text_config=_text(Qwen2Config),
+        image_token_index=IMAGE,
+        video_token_index=97,
+        image_grid_pinpoints=PINPOINTS,
+        vision_aspect_ratio="anyres_max_2",
+        tie_word_embeddings=False,
+    )
+    return _built(LlavaOnevisionForConditionalGeneration, config, attention)
+
+
+def gemma3(attention: str = "sdpa"):
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    config = Gemma3Config(
+        vision_config=_siglip(),
+        text_config=_text(dict, head_dim=12, sliding_window=16, sliding_window_pattern=2),
+        mm_tokens_per_image=9,
+        image_token_index=IMAGE,
+        boi_token_index=96,
+        eoi_token_index=95,
+    )
+    model = _built(Gemma3ForConditionalGeneration, config, attention)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.5)  # zeros until trained
+    return model
+
+
+def paligemma(attention: str = "sdpa"):
+    from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
+
+    text = _text(dict, head_dim=12, model_type="gemma")
+    config = PaliGemmaConfig(vision_config=_siglip(), text_config=text, image_token_index=IMAGE, projection_dim=48)
+    return _built(PaliGemmaForConditionalGeneration, config, attention)
+
+
+def _idefics3(config_class, model_class, vision_class, attention):
+    from transformers import LlamaConfig
+
+    vision = vision_class(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        image_size=SIDE,
+        patch_size=PATCH,
+    )
+    config = config_class(
+        vision_config=vision, text_config=_text(LlamaConfig), image_token_id=IMAGE, scale_factor=2, pad_token_id=PAD
+    )
+    return _built(model_class, config, attention)
+
+
+def idefics3(attention: str = "sdpa"):
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration
+    from transformers.models.idefics3 import Idefics3VisionConfig
+
+    return _idefics3(Idefics3Config, Idefics3ForConditionalGeneration, Idefics3VisionConfig, attention)
+
+
+def smolvlm(attention: str = "sdpa"):
+    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
+    from transformers.models.smolvlm import SmolVLMVisionConfig
+
+    return _idefics3(SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMVisionConfig, attention)
+
+
+def mistral3(attention: str = "sdpa"):
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration, MistralConfig, PixtralVisionConfig
+
+    vision = PixtralVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        image_size=2 * SIDE,
+        patch_size=PATCH,
+    )
+    text = _text(MistralConfig, head_dim=12, sliding_window=None)
+    config = Mistral3Config(
+        vision_config=vision, text_config=text, image_token_index=IMAGE, spatial_merge_size=2, vision_feature_layer=-1
+    )
+    return _built(Mistral3ForConditionalGeneration, config, attention)
+
+
 def prompts(rows: list[list[int]], lengths: list[tuple[int, int]], left: bool = True) -> dict[str, Tensor]:
     """Prompts of one row each: text, the placeholders of each of its pictures with one word between, text."""
     generator = torch.Generator().manual_seed(3)
@@ -150,7 +284,7 @@ def llava_next_inputs(
     """A batch for :func:`llava_next`, with one picture of the given height and width in each row."""
     from transformers.image_processing_utils import select_best_resolution
 
-    from vistok.projectors.apply.layout import unpadded
+    from vistok.models.families.plan import unpadded
 
     counts, views = [], []
     for size in sizes:
@@ -177,3 +311,67 @@ def qwen2_vl_inputs(grids=((1, 4, 6), (1, 6, 4)), lengths=((4, 3), (2, 6)), left
         "image_grid_thw": torch.tensor(grids),
         "mm_token_type_ids": (inputs["input_ids"] == IMAGE).int(),
     }
+
+
+qwen2_5_vl_inputs = qwen3_vl_inputs = qwen2_vl_inputs
+
+
+def llava_onevision_inputs(
+    sizes=((40, 40), (24, 24)), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0
+) -> dict[str, Tensor]:
+    """A batch for :func:`llava_onevision`: a canvas that is shrunk, and one that is not."""
+    from transformers.image_processing_utils import select_best_resolution
+
+    from vistok.models.families.plan import unpadded
+
+    counts, views = [], []
+    for size in sizes:
+        height, width = (n // PATCH for n in select_best_resolution(size, PINPOINTS))
+        top, bottom, left_, right = unpadded((height, width), size)
+        rows, cols = bottom - top, right - left_
+        ratio = (rows * cols / (2 * GRID**2)) ** 0.5
+        if ratio > 1.1:
+            rows, cols = int(rows // ratio), int(cols // ratio)
+        counts.append([GRID**2 + rows * (cols + 1)])
+        views.append(1 + height * width // GRID**2)
+    padded = pixels(len(sizes), max(views), 3, SIDE, SIDE, seed=seed)
+    return prompts(counts, list(lengths), left) | {"pixel_values": padded, "image_sizes": torch.tensor(sizes)}
+
+
+def _typed(pictures, tokens, lengths, left, seed, types):
+    inputs = prompts([[tokens] * n for n in pictures], list(lengths), left)
+    inputs["token_type_ids"] = types(inputs)
+    return inputs | {"pixel_values": pixels(sum(pictures), 3, SIDE, SIDE, seed=seed)}
+
+
+def gemma3_inputs(pictures=(1, 2), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0) -> dict[str, Tensor]:
+    """A batch for :func:`gemma3`, whose types say which tokens are pictures."""
+    return _typed(pictures, 9, lengths, left, seed, lambda x: (x["input_ids"] == IMAGE).int())
+
+
+def paligemma_inputs(pictures=(1, 2), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0) -> dict[str, Tensor]:
+    """A batch for :func:`paligemma`; all of the prompt is prefix."""
+    return _typed(pictures, GRID**2, lengths, left, seed, lambda x: torch.zeros_like(x["input_ids"]))
+
+
+def idefics3_inputs(tiles=(1, 3), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0) -> dict[str, Tensor]:
+    """A batch for :func:`idefics3`: tiles of a row side by side, those that are missing black."""
+    inputs = prompts([[GRID**2 // 4] * n for n in tiles], list(lengths), left)
+    values = pixels(len(tiles), max(tiles), 3, SIDE, SIDE, seed=seed)
+    for row, n in zip(values, tiles, strict=True):
+        row[n:] = 0.0
+    mask = torch.ones(len(tiles), max(tiles), SIDE, SIDE, dtype=torch.int64)
+    return inputs | {"pixel_values": values, "pixel_attention_mask": mask}
+
+
+smolvlm_inputs = idefics3_inputs
+
+
+def mistral3_inputs(
+    sizes=((16, 24), (24, 16)), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0
+) -> dict[str, Tensor]:
+    """A batch for :func:`mistral3`, with one picture in each row and a break after each row of its tokens."""
+    block = 2 * PATCH
+    inputs = prompts([[w // block] * (h // block) for h, w in sizes], list(lengths), left)
+    values = pixels(len(sizes), 3, 24, 24, seed=seed)
+    return inputs | {"pixel_values": values, "image_sizes": torch.tensor(sizes)}

@@ -1,75 +1,47 @@
 """Visual-token compressors for multimodal language models, and the one call that puts them into a Hugging Face model.
 
 One small file a method, usable on bare tensors, and :func:`vistok.compress` for models. ``COMPRESSORS`` maps the name
-that the command line uses to the class.
+that the command line uses to the class. Names are imported on first use.
 """
 
 from __future__ import annotations
 
-from vistok.errors import unknown_name
-from vistok.projectors.apply.compress import Compression, compress
-from vistok.projectors.interface import Compressor, ImageTokens, Kept, Needs
-from vistok.projectors.learned.tokenpacker import TokenPacker
-from vistok.projectors.methods.baselines import Random, Uniform
-from vistok.projectors.methods.correlation import CorrelationGuided
-from vistok.projectors.methods.coverage import Coverage
-from vistok.projectors.methods.divprune import DivPrune
-from vistok.projectors.methods.fastv import FastV
-from vistok.projectors.methods.globalcom2 import GlobalCom2
-from vistok.projectors.methods.prumerge import PruMerge
-from vistok.projectors.methods.tome import ToMe
-from vistok.projectors.methods.visionzip import VisionZip
-from vistok.projectors.methods.vtc_cls import VtcCls
+from vistok.registry import lazy_attributes
 
-COMPRESSORS: dict[str, type] = {
-    cls.name: cls
-    for cls in (
-        VtcCls,
-        GlobalCom2,
-        VisionZip,
-        DivPrune,
-        PruMerge,
-        ToMe,
-        FastV,
-        Coverage,
-        CorrelationGuided,
-        TokenPacker,
-        Uniform,
-        Random,
-    )
+_APPLY, _METHODS, _TOKENS = "vistok.projectors.apply", "vistok.projectors.methods", "vistok.models.families.tokens"
+_NAMES = {
+    "CDPruner": f"{_METHODS}.cdpruner",
+    "COMPRESSORS": "vistok.projectors.registry",
+    "Canvas": _TOKENS,
+    "Compression": f"{_APPLY}.compress",
+    "Compressor": "vistok.projectors.interface",
+    "CorrelationGuided": f"{_METHODS}.correlation",
+    "Coverage": f"{_METHODS}.coverage",
+    "Dart": f"{_METHODS}.dart",
+    "DivPrune": f"{_METHODS}.divprune",
+    "FAMILIES": "vistok.models.families",
+    "FasterVLM": f"{_METHODS}.fastervlm",
+    "FastV": f"{_METHODS}.fastv",
+    "GlobalCom2": f"{_METHODS}.globalcom2",
+    "HoloV": f"{_METHODS}.holov",
+    "ImageTokens": _TOKENS,
+    "Kept": _TOKENS,
+    "LayerAttention": "vistok.models.families.attention",
+    "LayerCompressor": "vistok.projectors.interface",
+    "LayerView": "vistok.projectors.interface",
+    "Needs": _TOKENS,
+    "Plan": "vistok.models.families.plan",
+    "PruMerge": f"{_METHODS}.prumerge",
+    "Random": f"{_METHODS}.baselines",
+    "Report": f"{_APPLY}.report",
+    "ToMe": f"{_METHODS}.tome",
+    "TokenPacker": "vistok.projectors.learned.tokenpacker",
+    "Uniform": f"{_METHODS}.baselines",
+    "VisPruner": f"{_METHODS}.vispruner",
+    "VisionZip": f"{_METHODS}.visionzip",
+    "VtcCls": f"{_METHODS}.vtc_cls",
+    "compress": f"{_APPLY}.compress",
+    "compressor_class": "vistok.projectors.registry",
 }
-
-
-def compressor_class(name: str) -> type:
-    """The compressor of a name.
-
-    Raises:
-        VistokError: no compressor is called so; the sentence names the nearest.
-    """
-    if name not in COMPRESSORS:
-        raise unknown_name("compression method", name, list(COMPRESSORS))
-    return COMPRESSORS[name]
-
-
-__all__ = [
-    "COMPRESSORS",
-    "Compression",
-    "Compressor",
-    "CorrelationGuided",
-    "Coverage",
-    "DivPrune",
-    "FastV",
-    "GlobalCom2",
-    "ImageTokens",
-    "Kept",
-    "Needs",
-    "PruMerge",
-    "Random",
-    "ToMe",
-    "TokenPacker",
-    "Uniform",
-    "VisionZip",
-    "VtcCls",
-    "compress",
-    "compressor_class",
-]
+__all__ = list(_NAMES)
+__getattr__, __dir__ = lazy_attributes(__name__, _NAMES)

@@ -1,103 +1,36 @@
-"""What a compressor sees of one picture, and what it hands back.
+"""What a compressor of visual tokens is: one that thins pictures before the language model, or one that works inside.
 
-A compressor looks at one picture at a time, so pictures of a batch cannot mix. A picture is one or several views: one
-for LLaVA-1.5, a thumbnail followed by crops for LLaVA-NeXT. A patch of view v is named by its raster index 0..N-1.
+A :class:`Compressor` looks at one picture at a time, so pictures of a batch cannot mix. A :class:`LayerCompressor`
+drops tokens between two layers of the language model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+import sys
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.projectors.attention import LayerAttention
+from vistok.models.families.tokens import LEADING, TRAILING, Canvas, ImageTokens, Kept, Needs
 
-LEADING, TRAILING = -1, -2  # places of tokens that stand for no single patch: before and after all others
-
-
-class Needs(NamedTuple):
-    """Layers of the vision tower that a compressor reads, as :class:`ImageTokens` offers them.
-
-    Attributes:
-        attention: layers 0..L-1 whose CLS query and keys are wanted.
-        states: indices into the tower's hidden states 0..L, where entry i is the input of layer i.
-    """
-
-    attention: tuple[int, ...] = ()
-    states: tuple[int, ...] = ()
-
-
-class Canvas(NamedTuple):
-    """Where the crops of a picture lie: rows x cols crops, of whose patches a rectangle shows picture, not padding."""
-
-    rows: int
-    cols: int
-    top: int
-    bottom: int
-    left: int
-    right: int
-
-
-@dataclass
-class ImageTokens:
-    """The visual tokens of one picture before they are thinned.
-
-    Attributes:
-        hidden: what the projector would get, [V, N, C], without CLS.
-        grid: rows and columns of tokens of a view, N = rows * cols.
-        project: the model's projector, [..., C] -> [..., D].
-        layers: number of layers L of the vision tower.
-        valid: tokens that show picture, not padding, bool [V, N].
-        cls: the CLS token at the same layer, [V, 1, C], or None where the projector could not take one.
-        canvas: layout of views 1.., which are crops of view 0; None for a single view.
-        newline: embedding that ends each row of crops, [D], or None.
-        attention: :class:`LayerAttention` by layer, as asked for by ``needs``.
-        states: hidden states by index, [V, N, C_tower], as asked for by ``needs``.
-    """
-
-    hidden: Tensor
-    grid: tuple[int, int]
-    project: Callable[[Tensor], Tensor]
-    layers: int
-    valid: Tensor
-    cls: Tensor | None = None
-    canvas: Canvas | None = None
-    newline: Tensor | None = None
-    attention: dict[int, LayerAttention] = field(default_factory=dict)
-    states: dict[int, Tensor] = field(default_factory=dict)
-    _features: Tensor | None = None
-
-    @property
-    def features(self) -> Tensor:
-        """All tokens as the language model would get them, [V, N, D]; projected once."""
-        if self._features is None:
-            self._features = self.project(self.hidden)
-        return self._features
-
-    def project_kept(self, kept: list[Kept]) -> Tensor:
-        """Projected tokens of all views in the order of ``kept``, [n, D]; nothing is projected twice."""
-        if self._features is not None and all(view.tokens is None for view in kept):
-            return torch.cat([row[view.index] for row, view in zip(self._features, kept, strict=True)])
-        tokens = [
-            row[view.index] if view.tokens is None else view.tokens for row, view in zip(self.hidden, kept, strict=True)
-        ]
-        return self.project(torch.cat(tokens)[None])[0]
-
-
-class Kept(NamedTuple):
-    """The tokens kept of one view, in any order.
-
-    Attributes:
-        index: the patch that each token stands for, int64 [n]; ``LEADING`` or ``TRAILING`` for none in particular.
-        tokens: what the projector gets for them, [n, C]; ``hidden[index]`` if None.
-    """
-
-    index: Tensor
-    tokens: Tensor | None = None
+__all__ = [
+    "LEADING",
+    "TRAILING",
+    "Canvas",
+    "Compressor",
+    "ImageTokens",
+    "Kept",
+    "LayerCompressor",
+    "LayerView",
+    "Needs",
+    "budget",
+    "check_keep",
+    "everything",
+    "top_tokens",
+]
 
 
 class Compressor:
@@ -105,10 +38,12 @@ class Compressor:
 
     Attributes:
         name: how the command line calls it.
+        trained: whether it has weights of its own, which a name and a share cannot give.
         newlines: which row ends of a picture in crops stay: of rows with a survivor, all, or none.
     """
 
     name: ClassVar[str] = ""
+    trained: ClassVar[bool] = False
     newlines: ClassVar[Literal["rows", "all", "none"]] = "rows"
 
     def needs(self, layers: int) -> Needs:
@@ -118,6 +53,79 @@ class Compressor:
     def select(self, image: ImageTokens) -> list[Kept] | Tensor:
         """The tokens to keep of each view, or finished features [n, D] that go to the language model as they are."""
         raise NotImplementedError
+
+
+class LayerCompressor:
+    """Base of compressors that drop visual tokens inside the language model.
+
+    Attributes:
+        name: how the command line calls it.
+    """
+
+    name: ClassVar[str] = ""
+    trained: ClassVar[bool] = False
+
+    def layers(self, total: int, earliest: int) -> tuple[int, ...]:
+        """The layers from which on fewer tokens are seen, ascending.
+
+        Args:
+            total: number of layers of the language model.
+            earliest: the first that may see fewer; 1 but in models that add to their tokens in their first layers.
+
+        Raises:
+            VistokError: the model has no such layers.
+        """
+        raise NotImplementedError
+
+    def select(self, view: LayerView) -> Tensor:
+        """The visual tokens that the layer and those behind it still see, bool [B, S]."""
+        raise NotImplementedError
+
+
+@dataclass
+class LayerView:
+    """What a :class:`LayerCompressor` sees of the prompts at a layer.
+
+    Attributes:
+        layer: the first that will see fewer tokens.
+        states: what enters it, [B, S, D].
+        visual: visual tokens, bool [B, S].
+        present: tokens, not padding, bool [B, S].
+        last: column of each prompt's last token, int64 [B].
+        attention: the attention module of the layer before.
+        normed: what entered that module, [B, S, D].
+        rotary: cosines and sines of the positions, [B, S, d].
+        norm: the language model's last norm.
+    """
+
+    layer: int
+    states: Tensor
+    visual: Tensor
+    present: Tensor
+    last: Tensor
+    attention: nn.Module
+    normed: Tensor
+    rotary: tuple[Tensor, Tensor]
+    norm: nn.Module
+
+    def keys(self) -> Tensor:
+        """Rotated keys of the layer before, [B, Hkv, S, d]."""
+        return self._rotated("k", self.normed, self.rotary)
+
+    def last_query(self) -> Tensor:
+        """Rotated query of each prompt's last token in the layer before, [B, H, d]."""
+        rows = torch.arange(len(self.last), device=self.last.device)
+        rotary = tuple(t[rows, self.last][:, None] for t in self.rotary)
+        return self._rotated("q", self.normed[rows, self.last][:, None], rotary)[:, :, 0]
+
+    def _rotated(self, name: str, x: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
+        attention = self.attention
+        y = getattr(attention, f"{name}_proj")(x).unflatten(-1, (-1, attention.head_dim))
+        if hasattr(attention, f"{name}_norm"):
+            y = getattr(attention, f"{name}_norm")(y)
+        y = y.transpose(1, 2)
+        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # layouts differ between families
+        return rotate(y, y, *rotary)[0]
 
 
 def check_keep(keep: int | float) -> int | float:

@@ -6,7 +6,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from vistok.projectors.interface import Canvas
+from vistok.errors import VistokError
+from vistok.models.families.tokens import Canvas
 
 _DROPPED = (24, 24, 32, 190)
 _EDGE = (255, 214, 64, 255)
@@ -34,6 +35,28 @@ def kept_map(index: Tensor, grid: tuple[int, int], canvas: Canvas | None = None)
     crops = flat[height * width :].view(canvas.rows, canvas.cols, height, width).transpose(1, 2)
     full = crops.reshape(canvas.rows * height, canvas.cols * width)
     return full[canvas.top : canvas.bottom, canvas.left : canvas.right]
+
+
+def tiles_map(kept: list[Tensor], grid: tuple[int, int], tiles: tuple[int, int]) -> Tensor:
+    """Kept tokens of a picture in tiles, which are row by row its first views, as one map.
+
+    Args:
+        kept: index of the kept tokens of each tile, as in ``Report.kept``; those of a thumbnail behind them are left
+            out.
+        grid: rows and columns of tokens of a tile.
+        tiles: rows and columns of tiles.
+
+    Returns:
+        bool [rows, columns].
+
+    Raises:
+        VistokError: there are fewer tiles than that.
+    """
+    rows, cols = tiles
+    if len(kept) < rows * cols:
+        raise VistokError(f"the model saw {len(kept)} tiles, and the picture makes {rows}x{cols}: no overlay is drawn.")
+    maps = torch.stack([kept_map(index, grid) for index in kept[: rows * cols]]).unflatten(0, (rows, cols))
+    return maps.transpose(1, 2).reshape(rows * grid[0], cols * grid[1])
 
 
 def overlay(picture: Image.Image, kept: Tensor, least_side: int = 336) -> Image.Image:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from tests.projectors import tiny
+from tests.projectors import folders, tiny
 from vistok.errors import VistokError
 from vistok.eval.answers.ask import build_compressor, parse_keep
 from vistok.projectors import GlobalCom2, VtcCls
@@ -65,29 +65,7 @@ def test_keep_as_written():
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
-
-    words = ["<pad>", "<s>", "<unk>", *(f"w{i}" for i in range(3, tiny.IMAGE)), "<image>"]
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", unk_token="<unk>", extra_special_tokens={}
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    size = {"height": tiny.SIDE, "width": tiny.SIDE}
-    images = CLIPImageProcessor(size={"shortest_edge": tiny.SIDE}, crop_size=size)
-    processor = LlavaProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=tiny.PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
-    folder = tmp_path_factory.mktemp("llava")
-    tiny.llava().save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return folders.save("llava", tmp_path_factory.mktemp("llava"))
 
 
 def test_command(model_folder, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.golden.case import Case
-from vistok.projectors.apply.layout import unpadded
+from vistok.models.families.plan import unpadded
 from vistok.projectors.interface import Canvas
 from vistok.projectors.methods.globalcom2 import choose_in_crops, released_packing
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.golden.case import Case
-from vistok.projectors.attention import LayerAttention
+from vistok.models.families.attention import LayerAttention
 from vistok.projectors.methods.prumerge import merge_into, outlier_count
 
 SYSTEM = "prumerge"

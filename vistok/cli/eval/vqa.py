@@ -53,13 +53,21 @@ def vqa(
         plot_keep_curves,
         read_questions,
         scene_questions,
+        usable,
     )
+    from vistok.eval.answers.prompts import check_question
 
     names, shares = method_names(methods), parse_shares(keep)
-    asked = None if questions is None else read_questions(questions)
+    refused: list[str] = []
+    asked = None if questions is None else read_questions(questions, refused)
     network, processor = load(model, device, dtype)
     if asked is None:
         asked = scene_questions(scene_side(network.config), scenes, per_scene)
+    for question in asked:
+        check_question(processor, question.question)
+    asked = usable(network, processor, asked, refused)
+    for sentence in refused:
+        typer.echo(f"left out, {sentence}", err=True)
     points = keep_curves(
         network, processor, asked, names, shares, SCORERS[scorer], batch_size, max_new_tokens, positions
     )

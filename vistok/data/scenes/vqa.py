@@ -169,6 +169,12 @@ def question_tokens(drawn: list[list[Question]]) -> tuple[Tensor, Tensor]:
 
 
 def scene_side(config: Any) -> int:
-    """Side of the pictures that a model of this configuration sees whole: its tower's, or its largest canvas's."""
+    """Side of the pictures that a model of this configuration sees whole: its tower's, or its largest canvas's.
+
+    Models that take any size (Qwen-VL) get 64, at which the scenes are drawn for the embedded models.
+    """
     pinpoints = getattr(config, "image_grid_pinpoints", None)
-    return max(min(point) for point in pinpoints) if pinpoints else config.vision_config.image_size
+    if pinpoints:
+        return max(min(point) for point in pinpoints)
+    side = getattr(config.vision_config, "image_size", 64)
+    return side if isinstance(side, int) else min(side)

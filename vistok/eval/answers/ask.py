@@ -14,12 +14,25 @@ from PIL import Image
 from torch import Tensor
 
 from vistok.errors import VistokError
+from vistok.eval.answers.prompts import model_inputs, prompt_for
+from vistok.models.families import FAMILIES
 from vistok.models.huggingface import given_cache
-from vistok.projectors import COMPRESSORS, FastV, TokenPacker, compress, compressor_class
+from vistok.projectors import TokenPacker, compress, compressor_class
 from vistok.projectors.apply.compress import Report, active
 from vistok.projectors.cost import prefill_flops
 from vistok.projectors.learned.tokenpacker import CONFIG_FILE as PACKER_FILE
-from vistok.projectors.overlay import kept_map, overlay
+from vistok.projectors.overlay import kept_map, overlay, tiles_map
+
+__all__ = [
+    "Answer",
+    "ask",
+    "build_compressor",
+    "check_trained",
+    "kept_overlay",
+    "load",
+    "parse_keep",
+    "prompt_for",
+]
 
 
 @dataclass(frozen=True)
@@ -28,8 +41,8 @@ class Answer:
 
     Attributes:
         text: what the model said.
-        visual_tokens: visual tokens that the language model saw; with FastV, those that stayed.
-        prompt_tokens: of the whole prompt as the language model saw it; with FastV, in its first layers.
+        visual_tokens: visual tokens that the language model saw; those that stayed where it drops them itself.
+        prompt_tokens: of the whole prompt as the first layer of the language model saw it.
         prefill_seconds: from pixels to the first new token.
         prefill_flops: of the language model.
         cache_bytes: of the key-value cache after the last token.
@@ -71,14 +84,25 @@ def build_compressor(name: str, keep: int | float | None = None) -> Any:
         VistokError: unknown name, a method that needs weights, or ``keep`` where the method has no such choice.
     """
     kind = compressor_class(name)
-    parameters = inspect.signature(kind).parameters
-    if name == COMPRESSORS["tokenpacker"].name:
-        raise VistokError("tokenpacker is a trained projector: use TokenPacker.from_checkpoint from Python.")
+    check_trained(kind)
     if keep is None:
         return kind()
-    if "keep" not in parameters:
+    if "keep" not in inspect.signature(kind).parameters:
         raise VistokError(f"{name} chooses the number of tokens by itself: leave keep out.")
     return kind(keep=keep)
+
+
+def check_trained(kind: type) -> None:
+    """Refuse a method that has weights of its own, which a name cannot give.
+
+    Raises:
+        VistokError: it has.
+    """
+    if kind.trained:
+        raise VistokError(
+            f"{kind.name} is a trained projector: use a model that has it (such as {kind.name}-mini), or "
+            f"{kind.__name__}.from_checkpoint from Python."
+        )
 
 
 def load(name: str, device: str | None = None, dtype: str = "float32") -> tuple[Any, Any]:
@@ -94,34 +118,15 @@ def load(name: str, device: str | None = None, dtype: str = "float32") -> tuple[
     Raises:
         VistokError: there is no such model, or it cannot be read.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
     import vistok.projectors.learned.pvc_llava  # noqa: F401 - makes its model type known
-    from vistok.progress import quiet_transformers
-    from vistok.zoo.registry import hub_id, resolve
+    from vistok.zoo.registry import is_embedded, resolve
+    from vistok.zoo.transformers import load_image_text
 
-    remote = hub_id(name) is not None and not Path(name).exists()
-    source = name if remote else str(resolve(name))
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        with quiet_transformers():
-            model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype))
-        processor = AutoProcessor.from_pretrained(source)
-        model = model.to(device).eval()
-        if (Path(source) / PACKER_FILE).exists():
-            compress(model, TokenPacker.from_pretrained(source).to(model.device, model.dtype))
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise VistokError(f"cannot load '{name}' as a multimodal model: {reason}") from error
+    model, processor = load_image_text(name, device, dtype)
+    folder = resolve(name) if is_embedded(name) else Path(name).expanduser()
+    if (folder / PACKER_FILE).exists():
+        compress(model, TokenPacker.from_pretrained(folder).to(model.device, model.dtype))
     return model, processor
-
-
-def prompt_for(processor: Any, question: str) -> str:
-    """The processor's own chat with one picture and a question, or LLaVA-1.5's where it has none."""
-    if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    return f"USER: {getattr(processor, 'image_token', '<image>')}\n{question} ASSISTANT:"
 
 
 def ask(
@@ -139,10 +144,10 @@ def ask(
     Returns:
         The answer, and what the compressor did (empty without one).
     """
-    inputs = processor(images=picture, text=prompt_for(processor, question), return_tensors="pt").to(model.device)
-    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    inputs = model_inputs(model, processor, [picture], [question])
     length = inputs["input_ids"].shape[1]
     visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    config = model.config.get_text_config()
     settings = {"do_sample": False, "return_dict_in_generate": True}
     with nullcontext(active(model)) if compressor is None else compress(model, compressor) as compression:
         started = _now(model)
@@ -150,30 +155,33 @@ def ask(
         seconds = _now(model) - started
         output = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
     report = Report() if compression is None else compression.last
-    kept = sum(report.after) if report.after else visual
-    config = model.config.get_text_config()
-    seen = length if isinstance(compressor, FastV) else length - visual + kept
-    layers = config.num_hidden_layers
-    full = compressor.layer if isinstance(compressor, FastV) else 0
-    flops = prefill_flops(config, [length] * full + [length - visual + kept] * (layers - full))
+    (lengths,) = report.lengths or [[length] * config.num_hidden_layers]
+    (kept,) = report.visual or [visual]
     text = processor.decode(output.sequences[0, length:], skip_special_tokens=True).strip()
-    return Answer(text, kept, seen, seconds, flops, _cache_bytes(given_cache(output))), report
+    flops = prefill_flops(config, lengths)
+    return Answer(text, kept, lengths[0], seconds, flops, _cache_bytes(given_cache(output))), report
 
 
 def kept_overlay(processor: Any, picture: Image.Image, report: Report) -> Image.Image:
     """The picture as the model saw it, with the patches that stayed.
 
     Args:
-        processor: cuts a single view out of the picture; crops cover it as a whole.
+        processor: the model's; where it cuts a view out of the picture, the view is drawn, else the whole picture.
         picture: the original.
-        report: of the call.
+        report: of a call with this picture alone.
 
     Raises:
         VistokError: the method makes tokens of no place, or drops them inside the model.
     """
-    if not report.layouts or not bool((report.kept[0] >= 0).any()):
+    if not report.layouts or not any(bool((kept >= 0).any()) for kept in report.kept):
         raise VistokError("this method does not tell which patches it kept: leave the overlay out.")
     grid, canvas = report.layouts[0]
+    family = FAMILIES[report.family]()
+    arranged = family.arrangement(processor.image_processor, picture, len(report.layouts))
+    if arranged is not None:
+        return overlay(picture, tiles_map(report.kept, grid, arranged))
+    if len(report.layouts) > 1:  # a thumbnail, and behind it the map of the whole picture
+        return overlay(picture, kept_map(report.kept[-1], report.layouts[-1][0]))
     if canvas is None:
         pixels = processor.image_processor(images=picture, return_tensors="pt")["pixel_values"]
         picture = _denormalised(processor, pixels.reshape(-1, *pixels.shape[-3:])[0])

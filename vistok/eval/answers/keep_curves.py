@@ -7,7 +7,6 @@ stand the language model's prefill FLOPs and key-value cache (``vistok.projector
 from __future__ import annotations
 
 import inspect
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,29 +16,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from vistok.errors import VistokError
-from vistok.eval.answers.ask import prompt_for
+from vistok.eval.answers.ask import check_trained
+from vistok.eval.answers.prompts import model_inputs
+from vistok.eval.answers.questions import Asked, read_questions, scene_questions
 from vistok.eval.plots import new_figure
 from vistok.progress import progress
-from vistok.projectors import COMPRESSORS, FastV, compress, compressor_class
+from vistok.projectors import COMPRESSORS, compress, compressor_class
 from vistok.projectors.apply.compress import Compression, active
 from vistok.projectors.cost import kv_cache_bytes, prefill_flops
 
+__all__ = [
+    "Asked",
+    "Point",
+    "keep_curves",
+    "method_names",
+    "parse_shares",
+    "plot_keep_curves",
+    "read_questions",
+    "scene_questions",
+    "usable",
+]
+
 COLOURS = [f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9)]  # matplotlib's, without the grey of the baselines
 SEEDS = 3  # draws that the random baseline is averaged over
-TIMED = 16  # prompts of a batch whose prefill is timed
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question about a picture, the answers that count as right, and its kind."""
-
-    picture: Image.Image
-    question: str
-    answers: tuple[str, ...]
-    kind: str = ""
+TIMED = 16  # prompts of the batch whose prefill is timed
 
 
 @dataclass(frozen=True)
@@ -69,69 +71,19 @@ class Point:
         return asdict(self)
 
 
-def scene_questions(side: int, scenes: int, each: int) -> list[Asked]:
-    """Questions about held-out scenes, evenly over kinds and answers.
-
-    Args:
-        side: of the pictures in pixels.
-        scenes: how many pictures.
-        each: questions about each.
-    """
-    from vistok.data.images import to_pil
-    from vistok.data.scenes import render, sample_scenes
-    from vistok.data.scenes.splits import HELD_OUT
-    from vistok.data.scenes.vqa import draw_questions
-
-    drawn = sample_scenes(scenes, HELD_OUT)
-    rows = zip(to_pil(render(drawn, side)), draw_questions(drawn, each), strict=True)
-    return [Asked(picture, q.text, (q.answer,), q.kind) for picture, row in rows for q in row]
-
-
-def read_questions(path: str | Path) -> list[Asked]:
-    """Questions of a JSONL file: ``image`` (a path, relative to the file), ``question``, ``answers`` or ``answer``.
-
-    Raises:
-        VistokError: no such file, or a line without the entries.
-    """
-    from vistok.data.images import load_image
-
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise VistokError(f"cannot read the questions '{path}': {error.strerror}.") from error
-    asked = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            answers = entry["answers"] if "answers" in entry else [entry["answer"]]
-            where, question = path.parent / entry["image"], str(entry["question"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise VistokError(f"line {number} of '{path}' needs an image, a question and answers.") from error
-        asked.append(Asked(load_image(where), question, tuple(map(str, answers)), str(entry.get("type", ""))))
-    if not asked:
-        raise VistokError(f"the question file '{path}' is empty.")
-    return asked
-
-
 def method_names(methods: str) -> list[str]:
     """``all`` training-free methods, ``none``, or those of a list with commas.
 
     Raises:
         VistokError: an unknown name, or a method that must be trained.
     """
-    trained = COMPRESSORS["tokenpacker"].name
     if methods == "all":
-        return [name for name in COMPRESSORS if name != trained]
+        return [name for name in COMPRESSORS if not compressor_class(name).trained]
     if methods == "none":
         return []
     names = [name.strip() for name in methods.split(",")]
     for name in names:
-        compressor_class(name)
-    if trained in names:
-        raise VistokError("tokenpacker is a trained projector: evaluate a model that has it, such as tokenpacker-mini.")
+        check_trained(compressor_class(name))
     return names
 
 
@@ -171,7 +123,7 @@ def keep_curves(
         score: of an answer against the right ones.
         batch_size: prompts at a time.
         max_new_tokens: of an answer.
-        positions: of the kept tokens, see :func:`vistok.projectors.apply.compress`.
+        positions: of the kept tokens, see :func:`vistok.compress`.
 
     Raises:
         VistokError: methods for a model that has a compressor already.
@@ -186,11 +138,13 @@ def keep_curves(
             continue
         for share in shares:
             if share < 1.0:
-                seeds = [{"seed": seed} for seed in range(SEEDS)] if name == "random" else [{}]
+                drawn = "seed" in inspect.signature(kind).parameters
+                seeds = [{"seed": seed} for seed in range(SEEDS)] if drawn else [{}]
                 runs.append((name, share, [kind(keep=share, **seed) for seed in seeds]))
     batches = [
         _inputs(model, processor, asked[start : start + batch_size]) for start in range(0, len(asked), batch_size)
     ]
+    timed = _inputs(model, processor, asked[: min(TIMED, batch_size)])
     points = []
     with progress("methods", len(runs)) as advance:
         for name, share, compressors in runs:
@@ -198,19 +152,43 @@ def keep_curves(
             for compressor in compressors:
                 attached = nullcontext(active(model)) if compressor is None else compress(model, compressor, positions)
                 with attached as compression:
-                    found.append(_point(model, processor, asked, batches, compression, score, max_new_tokens))
+                    found.append(_point(model, processor, asked, batches, timed, compression, score, max_new_tokens))
             points.append(Point(name, share, **_mean(found)))
             advance()
     return points
 
 
+def usable(model: Any, processor: Any, asked: Sequence[Asked], refused: list[str]) -> list[Asked]:
+    """The questions that a model's processor takes: one bad picture does not end a run.
+
+    Args:
+        model, processor: see ``vistok.eval.answers.ask.load``.
+        asked: the questions.
+        refused: takes a sentence for each question that is left out.
+
+    Raises:
+        VistokError: it takes none of them.
+    """
+    good, verdicts = [], {}
+    for a in asked:
+        shape = a.picture.size  # what a processor can take depends on nothing else
+        if shape not in verdicts:
+            try:
+                model_inputs(model, processor, [a.picture], ["?"])
+                verdicts[shape] = None
+            except VistokError as error:
+                verdicts[shape] = str(error)
+        if verdicts[shape] is None:
+            good.append(a)
+        else:
+            refused.append(f"{a.source or a.question}: {verdicts[shape]}")
+    if not good:
+        raise VistokError(f"none of the {len(asked)} questions can be asked; {refused[-1]}")
+    return good
+
+
 def _inputs(model: Any, processor: Any, asked: Sequence[Asked]) -> dict[str, Any]:
-    texts = [prompt_for(processor, a.question) for a in asked]
-    inputs = processor(
-        images=[a.picture for a in asked], text=texts, padding=True, padding_side="left", return_tensors="pt"
-    ).to(model.device)
-    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-    return inputs
+    return model_inputs(model, processor, [a.picture for a in asked], [a.question for a in asked])
 
 
 def _point(
@@ -218,27 +196,27 @@ def _point(
     processor: Any,
     asked: Sequence[Asked],
     batches: list[dict[str, Any]],
+    timed: dict[str, Any],
     compression: Compression | None,
     score: Callable[[str, Sequence[str]], float],
     max_new_tokens: int,
 ) -> dict[str, Any]:
     """Figures of the model as it is now, with a compressor at work or none."""
     config, image = model.config.get_text_config(), model.config.image_token_id
-    method = None if compression is None else compression.compressor
-    full = method.layer if isinstance(method, FastV) else 0
     scores, kept, flops, cache = [], [], [], []
     for batch in batches:
         tokens = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
         new = tokens[:, batch["input_ids"].shape[1] :]
         texts = processor.batch_decode(new, skip_special_tokens=True)
         scores += [score(text.strip(), a.answers) for text, a in zip(texts, asked[len(scores) :], strict=False)]
-        visual = (batch["input_ids"] == image).sum(1).tolist()
-        after = visual if compression is None else compression.last.after
-        for total, seen, left in zip(batch["attention_mask"].sum(1).tolist(), visual, after, strict=True):
-            lengths = [total] * full + [total - seen + left] * (config.num_hidden_layers - full)
-            kept.append(left)
-            flops.append(prefill_flops(config, lengths))
-            cache.append(kv_cache_bytes(config, lengths))
+        if compression is None:
+            kept += (batch["input_ids"] == image).sum(1).tolist()
+            lengths = [[total] * config.num_hidden_layers for total in batch["attention_mask"].sum(1).tolist()]
+        else:
+            kept += compression.last.visual
+            lengths = compression.last.lengths
+        flops += [prefill_flops(config, layers) for layers in lengths]
+        cache += [kv_cache_bytes(config, layers) for layers in lengths]
     kinds: dict[str, list[float]] = {}
     for a, value in zip(asked, scores, strict=True):
         kinds.setdefault(a.kind, []).append(value)
@@ -248,16 +226,15 @@ def _point(
         "visual_tokens": statistics.fmean(kept),
         "prefill_flops": statistics.fmean(flops),
         "cache_bytes": statistics.fmean(cache),
-        "prefill_seconds": _prefill_seconds(model, batches[0]),
+        "prefill_seconds": _prefill_seconds(model, timed),
     }
 
 
 def _prefill_seconds(model: Any, batch: dict[str, Any]) -> float:
-    """Seconds a prompt from pixels to the first token, of the first prompts of a batch; median of three.
+    """Seconds a prompt from pixels to the first token, of a batch; median of three.
 
     Processor time on a CPU, where other processes would count as well; time on the clock on a GPU.
     """
-    batch = {name: value[:TIMED] for name, value in batch.items()}
     cuda = model.device.type == "cuda"
     clock = time.perf_counter if cuda else time.process_time
     seconds = []

@@ -2,248 +2,289 @@
 
 Pictures are encoded and thinned once, prompt and mask are shortened to match, and the encoded pictures are passed on,
 so that the key-value cache, positions and beams of transformers all see a short prompt. Sequences come back with the
-prompt as it was given. The model keeps its class name, so it still saves as what it is.
+prompt as it was given, and a cache remembers what it holds, so that a conversation can go on.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.models.attach import Attachment, attached, unwrapped
+from vistok.models.families import FAMILIES, family_of
+from vistok.models.families.family import Picture
 from vistok.models.huggingface import given_cache
+from vistok.projectors.apply.history import History, Turn, history_of, new_pictures, turn_of
 from vistok.projectors.apply.layers import LayerPruning
-from vistok.projectors.apply.layout import Packed, pack
-from vistok.projectors.apply.shrink import Shrunk, positions_of, shrink_prompts
-from vistok.projectors.families import FAMILIES, FLAT_FEATURES, M_ROPE
-from vistok.projectors.interface import Canvas, Compressor
-from vistok.projectors.methods.fastv import FastV
+from vistok.projectors.apply.layout import pack
+from vistok.projectors.apply.limits import Prompt, shorter_limits, with_whole_prompts
+from vistok.projectors.apply.prompts import columns_of, hide_old_placeholders, pad_id, positions_in
+from vistok.projectors.apply.report import Report
+from vistok.projectors.apply.shrink import Shrunk, gathered, shrink_prompts, untouched
+from vistok.projectors.interface import Compressor, LayerCompressor
 
-_STATE = "_vistok_compression"
-_PIXELS = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
+__all__ = ["Compression", "Report", "active", "compress"]
 
-
-@dataclass
-class Report:
-    """What the last call did.
-
-    Attributes:
-        before: visual tokens of each picture without compression.
-        after: with it; for FastV, of each prompt from its layer on.
-        kept: which tokens of each picture stayed (see ``Packed.index``); for FastV, which columns of each prompt.
-        layouts: grid of tokens of a view and layout of the crops, of each picture; none for FastV.
-    """
-
-    before: list[int] = field(default_factory=list)
-    after: list[int] = field(default_factory=list)
-    kept: list[Tensor] = field(default_factory=list)
-    layouts: list[tuple[tuple[int, int], Canvas | None]] = field(default_factory=list)
+_SETTINGS = ("vision_feature_layer", "vision_feature_select_strategy", "vision_aspect_ratio")
+_PICTURES = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "batch_num_images")
 
 
-class _Compressed:
-    """Mixed into the class of a compressed model."""
-
-    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
-        state: Compression = self.__dict__[_STATE]
-        return state._generate(super().generate, inputs, generation_config, *args, **kwargs)
-
-    def __reduce_ex__(self, protocol: int) -> Any:
-        # The mixed class cannot be imported by name, so pickle and deepcopy rebuild it from the original one.
-        return _rebuild, (type(self).__mro__[2],), vars(self)
-
-
-@cache
-def _compressed_class(original: type) -> type:
-    names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": original.__doc__}
-    return type(original.__name__, (_Compressed, original), names)
-
-
-def _rebuild(original: type) -> nn.Module:
-    mixed = _compressed_class(original)
-    return mixed.__new__(mixed)
-
-
-class Compression:
+class Compression(Attachment):
     """A model at work with a compressor, until :meth:`remove`; also a context manager.
 
     Attributes:
         last: :class:`Report` of the last call.
     """
 
-    def __init__(self, model: nn.Module, compressor: Compressor | FastV, positions: str) -> None:
-        self.model = model
+    slot = "compressor"
+
+    def __init__(self, model: nn.Module, compressor: Compressor | LayerCompressor, positions: str) -> None:
+        self.family = family_of(model)
         self.compressor = compressor
         self.positions = positions
         self.last = Report()
-        self._family = model.config.model_type
         self._names = tuple(inspect.signature(type(model).forward).parameters)[1:]
-        base = model.base_model
-        in_layers = isinstance(compressor, FastV)
-        self._pruning = LayerPruning(base.language_model, compressor) if in_layers else None
-        self._hooks = [model.register_forward_pre_hook(_outer_hook, with_kwargs=True)]
-        if in_layers:
-            self._hooks += [
-                base.register_forward_pre_hook(self._before_base, with_kwargs=True),
-                base.register_forward_hook(self._after_base),
-            ]
-        elif self._family in FLAT_FEATURES:
-            self._hooks.append(base.register_forward_pre_hook(_flatten_features, with_kwargs=True))
-        model.__dict__[_STATE] = self
-        model.__class__ = _compressed_class(type(model))
+        self._generating = False
+        self._prompt_width: int | None = None  # during generate: candidates of assisted decoding follow the prompt
+        self._pending: History | None = None
+        self._pruning: LayerPruning | None = None
+        super().__init__(model)
+        try:
+            self.before(model, self._before_forward)
+            self.after(model, self._after_forward)
+            if isinstance(compressor, LayerCompressor):
+                self._pruning = LayerPruning(
+                    self.family.backbone(model), compressor, self.before, self.family.earliest_drop(model)
+                )
+                self.before(model.base_model, self._before_base)
+                self.after(model.base_model, self._after_base)
+            elif self.family.features == "flat":
+                self.before(model.base_model, _flatten_features)
+        except VistokError:
+            self.remove()
+            raise
 
-    def remove(self) -> None:
-        """Give the model back as it was."""
-        if self.model.__dict__.get(_STATE) is not self:
-            return
-        for hook in self._hooks:
-            hook.remove()
-        if self._pruning is not None:
-            self._pruning.remove()
-        del self.model.__dict__[_STATE]
-        self.model.__class__ = type(self.model).__mro__[2]
-
-    def __enter__(self) -> Compression:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.remove()
-
-    def _generate(self, plain: Any, inputs: Tensor | None, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+    def generate(
+        self,
+        plain: Callable[..., Any],
+        inputs: Tensor | None = None,
+        generation_config: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        names = list(inspect.signature(type(self.model).generate).parameters)[3:]
+        kwargs |= dict(zip(names, args, strict=False))
         if inputs is not None:
             kwargs["input_ids"] = inputs
-        if kwargs.get("pixel_values") is None or self._pruning is not None:
-            return plain(None, generation_config, *args, **kwargs)
-        if kwargs.get("assistant_model") is not None:
+        self._begin(kwargs)
+        if not self._concerns(kwargs):
+            return self._run(plain, generation_config, kwargs)
+        if kwargs.get("assistant_model") is not None and self._pruning is None:
             raise VistokError("a compressed model cannot draft with an assistant model: leave assistant_model out.")
-        old = kwargs.get("input_ids")
+        given = kwargs.get("input_ids")
         with torch.no_grad():
-            kwargs = self._shortened(kwargs, left=True)
-        length = old.shape[1]
-        saved = length - kwargs["input_ids"].shape[1]
-        kwargs, generation_config = _shorter_limits(kwargs, generation_config, saved)
-        output = plain(None, generation_config, *args, **kwargs)
-        sequences = output if isinstance(output, Tensor) else output.sequences
-        prompts = old.repeat_interleave(len(sequences) // len(old), 0)
-        sequences = torch.cat([prompts, sequences[:, length - saved :]], 1)
+            kwargs, history = self._shortened(kwargs, generated=True, left=True)
+        prompt = Prompt(given, kwargs["input_ids"].shape[1])
+        self._prompt_width = prompt.short
+        saved = given.shape[1] - prompt.short
+        if saved or bool((kwargs["input_ids"] != given).any()):
+            own = self.model.generation_config
+            kwargs, generation_config = shorter_limits(kwargs, generation_config, own, saved)
+            kwargs = with_whole_prompts(kwargs, prompt)
+        cache = given_cache(kwargs)
+        output = self._run(plain, generation_config, kwargs)
+        sequences = prompt.whole(output if isinstance(output, Tensor) else output.sequences)
+        cache = cache if isinstance(output, Tensor) else given_cache(output)
+        history.ordered = _beams(kwargs, generation_config, self.model.generation_config) == 1
+        history.repeated(len(sequences) // len(given)).keep_with(cache)
         if isinstance(output, Tensor):
             return sequences
         output.sequences = sequences
         return output
 
-    def _forward(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    def _run(self, plain: Callable[..., Any], config: Any, kwargs: dict[str, Any]) -> Any:
+        self._generating = True
+        try:
+            return plain(None, config, **kwargs)
+        finally:
+            self._generating = False
+            self._prompt_width = None
+
+    def _begin(self, kwargs: dict[str, Any]) -> None:
+        """A new call: nothing of an older one is told, and what cannot be thinned is refused."""
+        self.last = Report()
+        if kwargs.get("pixel_values_videos") is not None:
+            raise VistokError(
+                "pixel_values_videos are not compressed yet: pass pictures, or remove the compressor first."
+            )
+
+    def _concerns(self, kwargs: dict[str, Any]) -> bool:
+        """Whether a call has pictures, or a cache that was shortened."""
+        cache = given_cache(kwargs)
+        past = cache is not None and int(cache.get_seq_length()) > 0
+        return kwargs.get("pixel_values") is not None or (past and history_of(cache) is not None)
+
+    def _before_forward(
+        self, model: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]] | None:
+        if self._generating:
+            return None
+        self._pending = None
         kwargs = dict(zip(self._names, args, strict=False)) | kwargs
+        self._begin(kwargs)
         if self._pruning is not None:
             if kwargs.get("labels") is not None:
-                raise VistokError("fastv drops tokens inside the model, so there is no loss: leave labels out.")
+                name = self.compressor.name
+                raise VistokError(f"{name} drops tokens inside the model, so there is no loss: leave labels out.")
             return None
-        if kwargs.get("pixel_values") is None:
+        if not self._concerns(kwargs):
             return None
         mask = kwargs.get("attention_mask")
         left = mask is not None and not bool(mask[:, 0].all())
-        return (), self._shortened(kwargs, left)
+        kwargs, self._pending = self._shortened(kwargs, generated=False, left=left)
+        return (), kwargs
 
-    def _shortened(self, kwargs: dict[str, Any], left: bool) -> dict[str, Any]:
-        """Arguments of a call with its pictures encoded and its prompts shortened."""
-        ids, mask, mask_given = _checked(kwargs)
-        if kwargs.get("pixel_values_videos") is not None:
-            raise VistokError("videos are not compressed yet: pass pictures, or remove the compressor first.")
-        pictures, totals = self._encode(kwargs)
+    def _after_forward(self, model: nn.Module, args: tuple, output: Any) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None and not isinstance(output, tuple):
+            pending.keep_with(given_cache(output))
+
+    def _shortened(self, kwargs: dict[str, Any], generated: bool, left: bool) -> tuple[dict[str, Any], History]:
+        """Arguments of a call with its pictures encoded and its prompts shortened, and what its cache will hold."""
+        ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
+        if ids is None or kwargs.get("inputs_embeds") is not None:
+            raise VistokError("compression shortens token ids: pass input_ids, and no inputs_embeds.")
+        if mask is not None and mask.ndim != 2:
+            raise VistokError("compression needs the attention mask as [batch, tokens], as the processor returns it.")
+        turn = turn_of(ids, mask, given_cache(kwargs), generated)
         token = self.model.config.image_token_id
-        shrunk = shrink_prompts(ids, mask, token, totals, [p.offsets for p in pictures], left)
-        kwargs = {name: value for name, value in kwargs.items() if name not in _PIXELS}
-        if self._family in M_ROPE:
-            kwargs["position_ids"] = self._rotary_positions(kwargs, ids, mask, shrunk)
-        elif self.positions == "original" or kwargs.get("position_ids") is not None:
+        places = (turn.new_ids == token) & turn.new_mask.bool()
+        if turn.start and not bool(places.any()):  # pictures of earlier turns
+            kwargs = {name: value for name, value in kwargs.items() if name not in _PICTURES}
+        has_pictures = kwargs.get("pixel_values") is not None
+        if self._pruning is not None and turn.start and has_pictures:
+            name = self.compressor.name
+            raise VistokError(f"{name} ranks a prompt in one piece: start without the cache for new pictures.")
+        grids = None
+        if has_pictures and self._pruning is None:
+            new, grids, kwargs = self._thinned(turn, kwargs, places, left)
+        else:
+            new = gathered(turn.new_mask) if left else untouched(turn.new_mask)
+        shrunk = turn.joined(new)
+        original = self.positions == "original"
+        if self._pruning is not None and self.family.position_axes == 3:  # the prompt is whole: the model counts itself
+            offset, positions = turn.history.offset, None
+        else:
             given = kwargs.get("position_ids")
-            kwargs["position_ids"] = shrunk.take(positions_of(mask) if given is None else given, 0)
-        for name, fill in (("labels", -100), ("mm_token_type_ids", 0), ("token_type_ids", 0)):
-            if kwargs.get(name) is not None:
-                kwargs[name] = shrunk.take(kwargs[name], fill)
-        kwargs["input_ids"] = shrunk.take(ids, self._pad_id())
-        if mask_given or not bool(shrunk.mask.all()) or self.positions == "original":
-            kwargs["attention_mask"] = shrunk.mask.to(mask.dtype)
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
+            offset, positions = positions_in(self.model, self.family, turn, shrunk, new, grids, given, original)
+        by_token = columns_of(turn, shrunk, kwargs, pad_id(self.model))
+        if positions is not None:
+            by_token["position_ids"] = positions
+        if turn.start and has_pictures:
+            hide_old_placeholders(by_token, token, new.mask.shape[1])
+        if not generated:
+            by_token = {name: value[..., -new.mask.shape[1] :] for name, value in by_token.items()}
+        kwargs |= by_token
+        if mask is not None or original or not bool(shrunk.mask.all()):
+            kwargs["attention_mask"] = shrunk.mask.to(turn.mask.dtype)
+        return kwargs, History(turn.ids, turn.mask.long(), shrunk, offset)
 
-        # Only the features: a full output would keep the tower's hidden states alive through decoding.
-        features = BaseModelOutputWithPooling(pooler_output=[p.features for p in pictures])
-        kwargs["mm_encoder_outputs"] = {"image": features}
-        return kwargs
+    def _thinned(
+        self, turn: Turn, kwargs: dict[str, Any], places: Tensor, left: bool
+    ) -> tuple[Shrunk, Tensor | None, dict[str, Any]]:
+        """Encode the pictures: the columns of the new part that stay, grids of its pictures, and the arguments."""
+        described = list(self.family.pictures(self.model, kwargs, self.compressor.needs))
+        totals = [len(plan.tokens) for _, plan in described]
+        token, grids = self.model.config.image_token_id, kwargs.get("image_grid_thw")
+        if turn.start and sum(totals) != int(places.sum()):
+            mine = new_pictures(turn, totals, token)
+            described, totals = ([values[i] for i in mine] for values in (described, totals))
+            grids = None if grids is None else grids[mine]
+        self._give_text(turn, places, described, totals)
+        newlines = self.compressor.newlines
+        pictures = [pack(image, plan, self.compressor.select(image), newlines) for image, plan in described]
+        layouts = [(image.grid, image.canvas) for image, _ in described]
+        new = shrink_prompts(turn.new_ids, turn.new_mask, token, totals, [p.offsets for p in pictures], left)
+        visual = new.mask.sum(1) - (turn.new_mask.bool() & ~places).sum(1)
+        layers = self.model.config.get_text_config().num_hidden_layers
+        self.last = Report(
+            before=totals,
+            after=[len(p.features) for p in pictures],
+            kept=[p.index for p in pictures],
+            layouts=layouts,
+            visual=visual.tolist(),
+            lengths=[[total] * layers for total in turn.joined(new).mask.sum(1).tolist()],
+            family=self.model.config.model_type,
+        )
+        kwargs = {name: value for name, value in kwargs.items() if name not in (*_PICTURES, *_SETTINGS)}
+        encoded = self.family.encoded([p.features for p in pictures], [p.levels for p in pictures])
+        return new, grids, kwargs | {"mm_encoder_outputs": {"image": encoded}}
 
-    def _encode(self, inputs: dict[str, Any]) -> tuple[list[Packed], list[int]]:
-        pictures, totals, layouts = [], [], []
-        for image, plan in FAMILIES[self._family](self.model.base_model, inputs, self.compressor):
-            pictures.append(pack(image, plan, self.compressor.select(image), self.compressor.newlines))
-            totals.append(len(plan.tokens))
-            layouts.append((image.grid, image.canvas))
-        self.last = Report(totals, [len(p.features) for p in pictures], [p.index for p in pictures], layouts)
-        return pictures, totals
-
-    def _rotary_positions(self, kwargs: dict[str, Any], ids: Tensor, mask: Tensor, shrunk: Shrunk) -> Tensor:
-        """Positions of the kept tokens as of the whole prompt, text's own first: [4, B, S']."""
-        base = self.model.base_model
-        grid, types = kwargs.pop("image_grid_thw"), kwargs.get("mm_token_type_ids")
-        if types is None:
-            types = (ids == self.model.config.image_token_id).int()
-        positions, delta = base.get_rope_index(ids, types, image_grid_thw=grid, attention_mask=mask)
-        base.rope_deltas = delta + (mask.shape[1] - shrunk.mask.shape[1])
-        return torch.cat([positions_of(shrunk.mask)[None], shrunk.take(positions, 0)])
-
-    def _pad_id(self) -> int:
-        text = self.model.config.get_text_config()
-        pad = getattr(text, "pad_token_id", None)
-        return 0 if pad is None else pad
+    def _give_text(self, turn: Turn, places: Tensor, described: list[Picture], totals: list[int]) -> None:
+        """Tell each picture the text of its prompt."""
+        ends = torch.tensor(totals).cumsum(0) if totals else torch.zeros(0)
+        rows = torch.searchsorted(places.sum(1).cumsum(0).cpu(), ends)
+        text = turn.mask.bool() & (turn.ids != self.model.config.image_token_id)
+        for (image, _), row in zip(described, rows.clamp(max=len(text) - 1).tolist(), strict=True):
+            image.text = self.family.embed(self.model, turn.ids[row, text[row]][None])[0].detach()
 
     def _before_base(self, base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        ids, mask, cache_ = kwargs.get("input_ids"), kwargs.get("attention_mask"), given_cache(kwargs)
-        if cache_ is not None and cache_.get_seq_length() > 0:
-            if ids is not None and ids.shape[1] > 1 and bool((ids == self.model.config.image_token_id).any()):
-                raise VistokError("fastv ranks a prompt in one piece: leave out prefill chunks and filled caches.")
-            return
-        self._pruning.forget()
+        name = self.compressor.name
+        self._pruning.end()
+        kwargs = dict(zip(inspect.signature(type(base).forward).parameters, (base, *args), strict=False)) | kwargs
+        ids, mask, cache = kwargs.get("input_ids"), kwargs.get("attention_mask"), given_cache(kwargs)
         if ids is None:
             return
         visual = ids == self.model.config.image_token_id
+        if cache is not None and cache.get_seq_length() > 0:
+            if ids.shape[1] > 1 and bool(visual.any()):
+                raise VistokError(f"{name} ranks a prompt in one piece: leave out prefill chunks and filled caches.")
+            return
         if not bool(visual.any()):
             return
         if mask is not None and mask.ndim != 2:
-            raise VistokError("fastv needs the attention mask of the prompt as [batch, tokens].")
-        self._pruning.begin(visual, mask)
+            raise VistokError(f"{name} needs the attention mask of the prompt as [batch, tokens].")
+        self._pruning.begin(visual, mask, self._prompt_width or ids.shape[1])
 
     def _after_base(self, base: nn.Module, args: tuple, output: Any) -> None:
-        pruning = self._pruning
-        if pruning._prompt is not None:
-            visual = pruning._prompt[0]
-            kept = [row[ok] for row, ok in zip(pruning.columns, pruning.present, strict=True)]
-            after = [int(mine[row].sum()) for mine, row in zip(visual, kept, strict=True)]
-            self.last = Report(visual.sum(1).tolist(), after, kept)
-        pruning.end()
+        pruned = self._pruning.end(given_cache(output))
+        if pruned is None:
+            return
+        last = list(pruned.stages.values())[-1]
+        kept = [row[ok] for row, ok in zip(*last, strict=True)]
+        after = [int(mine[row].sum()) for mine, row in zip(pruned.visual, kept, strict=True)]
+        lengths = pruned.lengths(self._pruning.count)
+        family = self.model.config.model_type
+        self.last = Report(pruned.visual.sum(1).tolist(), after, kept, [], after, lengths, family)
 
 
 def active(model: nn.Module) -> Compression | None:
     """What a model is compressed with at the moment."""
-    return model.__dict__.get(_STATE)
+    return attached(model, Compression.slot)
 
 
 def compress(
-    model: nn.Module, compressor: Compressor | FastV, positions: Literal["compact", "original"] = "compact"
+    model: nn.Module, compressor: Compressor | LayerCompressor, positions: Literal["compact", "original"] = "compact"
 ) -> Compression:
     """Let a multimodal model of transformers run on fewer visual tokens.
 
     ``model.generate(**inputs)`` and ``model(**inputs)`` take what they always took, the processor's output included.
     ``generate`` returns the prompts as they were given, followed by what is new; ``model(...)`` returns logits of the
-    shortened prompts, and a loss over shortened labels.
+    shortened prompts, and a loss over shortened labels. A cache may be given again with the next turn of a
+    conversation.
 
     Args:
-        model: LLaVA, LLaVA-NeXT, InternVL, Qwen2-VL or Qwen2.5-VL for conditional generation; a PEFT model of one.
+        model: one of the families of ``vistok.projectors.families.FAMILIES`` for conditional generation; a PEFT model
+            of one.
         compressor: which tokens to keep.
         positions: "compact" numbers the shortened prompt from 0, "original" lets each token keep its number. Models
-            with three-dimensional positions (Qwen) and FastV always keep the original ones.
+            with three-dimensional positions (Qwen) and methods inside the language model always keep the original ones.
 
     Returns:
         A handle with ``remove()`` and ``last``; as a context manager it removes itself.
@@ -251,28 +292,17 @@ def compress(
     Raises:
         VistokError: the model or the compressor cannot be used so.
     """
-    if hasattr(model, "_orig_mod"):
-        raise VistokError("compress the model first, then torch.compile it: a compiled model cannot be changed.")
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    if _STATE in getattr(model, "__dict__", {}):
-        raise VistokError("this model is compressed already: remove() that compressor first.")
+    model = unwrapped(model)
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if kind not in FAMILIES or not hasattr(model, "generate"):
         raise VistokError(f"cannot compress '{kind}': supported for generation are {', '.join(FAMILIES)}.")
     if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
         raise VistokError("this transformers takes no encoded pictures in forward: install a newer one (5.23 has it).")
-    if not isinstance(compressor, (Compressor, FastV)):
+    if not isinstance(compressor, (Compressor, LayerCompressor)):
         raise VistokError(f"{compressor!r} is no compressor: pass one such as vistok.projectors.VtcCls(keep=64).")
     if positions not in ("compact", "original"):
         raise VistokError(f"positions is '{positions}': choose 'compact' or 'original'.")
-    if isinstance(compressor, FastV) and kind in M_ROPE:
-        raise VistokError("fastv does not know three-dimensional positions: use divprune, tome, uniform or random.")
     return Compression(model, compressor, positions)
-
-
-def _outer_hook(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-    return model.__dict__[_STATE]._forward(args, kwargs)
 
 
 def _flatten_features(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
@@ -286,24 +316,6 @@ def _flatten_features(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
     return args, kwargs | {"mm_encoder_outputs": outputs | {"image": flat}}
 
 
-def _checked(kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, bool]:
-    """Ids and mask of a call, and whether it gave the mask."""
-    ids, mask, past = kwargs.get("input_ids"), kwargs.get("attention_mask"), given_cache(kwargs)
-    if ids is None or kwargs.get("inputs_embeds") is not None:
-        raise VistokError("compression shortens token ids: pass input_ids, and no inputs_embeds.")
-    if past is not None and past.get_seq_length() > 0:
-        raise VistokError("pictures cannot be added to a cache that already holds tokens: start without the cache.")
-    if mask is not None and mask.ndim != 2:
-        raise VistokError("compression needs the attention mask as [batch, tokens], as the processor returns it.")
-    return ids, torch.ones_like(ids) if mask is None else mask, mask is not None
-
-
-def _shorter_limits(kwargs: dict[str, Any], config: Any, saved: int) -> tuple[dict[str, Any], Any]:
-    """Limits that count the prompt, lowered by what it lost, so that as many new tokens fit as before."""
-    limits = {name: kwargs[name] - saved for name in ("max_length", "min_length") if kwargs.get(name)}
-    if config is not None and saved:
-        config = copy.deepcopy(config)
-        for name in ("max_length", "min_length"):
-            if getattr(config, name, None):
-                setattr(config, name, max(getattr(config, name) - saved, 0))
-    return kwargs | limits, config
+def _beams(kwargs: dict[str, Any], config: Any, own: Any) -> int:
+    """Number of beams of a call of ``generate``."""
+    return next((n for n in (kwargs.get("num_beams"), getattr(config, "num_beams", None), own.num_beams) if n), 1)

@@ -1,155 +1,205 @@
-"""Hooks that prune visual tokens between two layers of a decoder: what :class:`FastV` needs to run in a model.
+"""Hooks that drop visual tokens between two layers of a decoder: what a :class:`LayerCompressor` needs to run.
 
-Layers from K on get the kept tokens only, with the rotary positions they had; the cache of those layers is short, and
-their masks are the full ones at the kept columns. Rows that keep fewer than others are padded on the left.
+Layers from a stage on get the kept tokens only, with the rotary positions they had; the cache of those layers is short,
+and their masks are the full ones at the kept columns. Rows that keep fewer than others are padded on the left. What was
+kept belongs to the cache, so that several may be in use at a time.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.models.huggingface import given_cache
-from vistok.projectors.methods.fastv import FastV, last_query_attention, rank_visual
+from vistok.projectors.interface import LayerCompressor, LayerView
+
+_PRUNED = "_vistok_pruned"  # on a cache
+
+
+class Stage(NamedTuple):
+    """Columns of the prompts that the layers of a stage see, int64 [B, S'], and which are tokens, bool [B, S']."""
+
+    columns: Tensor
+    present: Tensor
+
+
+@dataclass
+class Pruned:
+    """What was kept of a batch of prompts.
+
+    Attributes:
+        visual, present: of the whole prompts, bool [B, S].
+        prompt: number of columns that are prompt; candidates of assisted decoding follow them.
+        stages: by first layer, ascending.
+    """
+
+    visual: Tensor
+    present: Tensor
+    prompt: int
+    stages: dict[int, Stage] = field(default_factory=dict)
+
+    def stage(self, layer: int) -> Stage | None:
+        """What a layer sees; None for everything."""
+        return next((stage for first, stage in reversed(self.stages.items()) if first <= layer), None)
+
+    def lengths(self, layers: int) -> list[list[int]]:
+        """Tokens of each prompt in each layer, [B][layers]."""
+        stages = [self.stage(layer) for layer in range(layers)]
+        return torch.stack([(self if s is None else s).present.sum(1) for s in stages], 1).tolist()
+
+    def last(self) -> Tensor:
+        """Column of each prompt's last token, int64 [B]."""
+        present = self.present[:, : self.prompt]
+        return present.shape[1] - 1 - present.flip(1).int().argmax(1)
+
+
+def pruned_cache(cache: Any) -> Pruned | None:
+    """What was dropped from a cache."""
+    return getattr(cache, _PRUNED, None)
 
 
 class LayerPruning:
-    """Runs :class:`FastV` in a decoder until :meth:`remove`.
+    """Runs a compressor in a decoder.
 
     Args:
-        decoder: module with ``layers`` of the Llama family (``self_attn.q_proj``, ``k_proj``, half-split rotary
-            positions given to each layer).
+        decoder: module with ``layers`` of the Llama family (``self_attn.q_proj``, ``k_proj``, rotary positions given to
+            each layer).
         method: what to keep and where.
+        hook: registers a forward hook, as :meth:`vistok.models.attach.Attachment.before` does.
+        earliest: the first layer that may see fewer tokens.
 
-    Attributes:
-        columns: columns of the last prompt that stayed, int64 [B, S'], or None before the first.
-        present: which of them are tokens, not padding, bool [B, S'].
+    Raises:
+        VistokError: the decoder cannot run it.
     """
 
-    def __init__(self, decoder: nn.Module, method: FastV) -> None:
+    def __init__(self, decoder: nn.Module, method: LayerCompressor, hook: Any, earliest: int) -> None:
         layers = decoder.layers
-        if method.layer >= len(layers):
-            raise VistokError(f"layer {method.layer} of {len(layers)}: give fastv a layer from 1 to {len(layers) - 1}.")
-        ranking = layers[method.layer - 1].self_attn
-        if not hasattr(ranking, "q_proj"):
-            raise VistokError(f"fastv cannot read the queries of {type(ranking).__name__}: choose another method.")
-        self.method = method
-        self.columns: Tensor | None = None
-        self.present: Tensor | None = None
-        self._prompt: tuple[Tensor, Tensor] | None = None  # visual, present: bool [B, S]; only during a prefill
-        self._full = 0
-        self._positions: tuple[Tensor, Tensor] | None = None
-        self._handles = [ranking.register_forward_pre_hook(self._rank, with_kwargs=True)]
-        self._handles += [
-            layer.register_forward_pre_hook(self._shorten, with_kwargs=True) for layer in layers[method.layer :]
-        ]
+        self.method, self.norm = method, decoder.norm
+        self.first = method.layers(len(layers), earliest)
+        self.count = len(layers)
+        for first in self.first:
+            if not hasattr(layers[first - 1].self_attn, "q_proj"):
+                name = type(layers[first - 1].self_attn).__name__
+                raise VistokError(f"{method.name} cannot read the queries of {name}: choose another method.")
+        kinds = getattr(decoder.config, "layer_types", None) or ()
+        if any(kind != "full_attention" for kind in kinds[self.first[0] :]):
+            raise VistokError(f"{method.name} needs layers of full attention from layer {self.first[0]} on.")
+        self._running: Pruned | None = None  # during a prefill
+        self._normed: dict[int, tuple[nn.Module, Tensor]] = {}
+        for first in self.first:
+            hook(layers[first - 1].self_attn, self._remember)
+        for index in range(self.first[0], len(layers)):
+            hook(layers[index], self._shorten)
 
-    def remove(self) -> None:
-        """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
-
-    def begin(self, visual: Tensor, attention_mask: Tensor | None) -> None:
+    def begin(self, visual: Tensor, attention_mask: Tensor | None, prompt: int) -> None:
         """Announce a prefill.
 
         Args:
             visual: which tokens are visual, bool [B, S].
             attention_mask: 0 at padding, [B, S], or None.
+            prompt: number of columns that are prompt.
         """
         present = torch.ones_like(visual) if attention_mask is None else attention_mask.bool()
-        self._prompt = (visual & present, present)
-        self._full = visual.shape[1]
-        self.columns = None
+        self._running = Pruned(visual & present, present, prompt)
 
-    def end(self) -> None:
-        """The prefill is over; what follows decodes."""
-        self._prompt = None
-        self._positions = None
+    def end(self, cache: Any | None = None) -> Pruned | None:
+        """The forward is over; returns what a prefill kept, which belongs to its cache from now on."""
+        done, self._running = self._running, None
+        self._normed.clear()
+        if done is not None and cache is not None:
+            setattr(cache, _PRUNED, done)
+        return done
 
-    def forget(self) -> None:
-        """The next forward has nothing to do with the last prompt."""
-        self.end()
-        self.columns = self.present = None
+    def _remember(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self._running is not None:
+            hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            self._normed[attention.layer_idx + 1] = (attention, hidden)
 
-    def _rank(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self._prompt is None:
-            return
-        visual, present = self._prompt
-        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        cos, sin = (t.expand(len(hidden), -1, -1) for t in kwargs["position_embeddings"])
-        last = present.shape[1] - 1 - present.flip(1).int().argmax(1)  # the last token of each row
-        rows = torch.arange(len(hidden), device=hidden.device)
-        query = attention.q_proj(hidden[rows, last]).unflatten(-1, (-1, attention.head_dim))
-        keys = attention.k_proj(hidden).unflatten(-1, (-1, attention.head_dim))
-        if hasattr(attention, "q_norm"):
-            query, keys = attention.q_norm(query), attention.k_norm(keys)
-        query = _rotate(query, cos[rows, last][:, None], sin[rows, last][:, None])
-        keys = _rotate(keys.transpose(1, 2), cos[:, None], sin[:, None])
-        self._choose(last_query_attention(query, keys, present), visual, present)
-        self._positions = tuple(_at(t, self.columns) for t in (cos, sin))
+    def _shorten(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        cache, index = given_cache(kwargs), layer.self_attn.layer_idx
+        pruned = self._running or pruned_cache(cache)
+        if pruned is None:
+            return None
+        if getattr(cache, "is_compileable", False):
+            raise VistokError(
+                f"{self.method.name} needs a cache that grows by layer: leave cache_implementation at its default."
+            )
+        hidden, kwargs = args[0], dict(kwargs)
+        if self._running is not None:
+            if index in self.first:
+                hidden = self._choose(index, hidden, kwargs["position_embeddings"])
+            stage = pruned.stage(index)
+            rotary = kwargs["position_embeddings"]
+            kwargs["position_embeddings"] = tuple(_at(t.expand(len(hidden), -1, -1), stage.columns) for t in rotary)
+            past = 0
+        else:
+            stage = _of_rows(pruned.stage(index), len(hidden))
+            past = cache.get_seq_length(index)
+        mask = kwargs.get("attention_mask")
+        if mask is not None or not bool(stage.present.all()):
+            full = pruned.present.shape[1]
+            prefill = self._running is not None
+            kwargs["attention_mask"] = _short_mask(mask, stage, full, past + hidden.shape[1], hidden.shape[1], prefill)
+        return (hidden, *args[1:]), kwargs
 
-    def _choose(self, attention: Tensor, visual: Tensor, present: Tensor) -> None:
-        stays = present & ~visual
-        for row, scores, mine in zip(stays, attention, visual, strict=True):
-            row[rank_visual(scores, mine, self.method.count(int(mine.sum())))] = True
+    def _choose(self, index: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Let the method choose among what is left, and shorten the states [B, S, D] to it."""
+        running = self._running
+        before = running.stage(index)
+        rotary = tuple(t.expand(len(hidden), -1, -1) for t in rotary)
+        visual, present, last = running.visual, running.present, running.last()
+        if before is not None:
+            visual = visual.gather(1, before.columns) & before.present
+            present = before.present
+            last = (before.columns == last[:, None]).int().argmax(1)
+            rotary = tuple(_at(t, before.columns) for t in rotary)
+        attention, normed = self._normed.pop(index)
+        view = LayerView(index, hidden, visual, present, last, attention, normed, rotary, self.norm)
+        stays = present & (~visual | self.method.select(view))
         lengths = stays.sum(1)
         width = int(lengths.max())
         # A stable sort by "stays" keeps the order of tokens and puts those that stay last, padding before them.
-        self.columns = stays.int().sort(dim=1, stable=True).indices[:, -width:]
-        self.present = torch.arange(width, device=stays.device) >= width - lengths[:, None]
+        chosen = stays.int().sort(dim=1, stable=True).indices[:, -width:]
+        there = torch.arange(width, device=stays.device) >= width - lengths[:, None]
+        columns = chosen if before is None else before.columns.gather(1, chosen)
+        running.stages[index] = Stage(columns, there)
+        return _at(hidden, chosen)
 
-    def _shorten(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        if self.columns is None:
-            return None
-        hidden, kwargs = args[0], dict(kwargs)
-        cache, index = given_cache(kwargs), layer.self_attn.layer_idx
-        if getattr(cache, "is_compileable", False):
-            raise VistokError("fastv needs a cache that grows by layer: leave cache_implementation at its default.")
-        if self._prompt is not None:
-            if index == self.method.layer:
-                hidden = _at(hidden, self.columns)
-            kwargs["position_embeddings"] = self._positions
-            past = 0
-        else:
-            past = cache.get_seq_length(index) if cache is not None else 0
-        mask = kwargs.get("attention_mask")
-        if mask is not None or not bool(self.present.all()):
-            kwargs["attention_mask"] = self._short_mask(mask, past + hidden.shape[1], hidden.shape[1])
-        return (hidden, *args[1:]), kwargs
 
-    def _short_mask(self, mask: Tensor | None, keys: int, queries: int) -> Tensor:
-        """The layer's mask over the kept columns and what was generated since."""
-        present = nn.functional.pad(self.present, (0, keys - self.present.shape[1]), value=True)  # [B, keys]
-        if mask is not None and mask.ndim == 2:
-            return mask.new_ones(present.shape) * present
-        if mask is None:
-            line = torch.arange(keys, device=present.device)
-            allowed = (line[None, :] <= line[keys - queries :, None])[None, None]
-        else:
-            rows = len(present)
-            mask = mask.expand(rows, -1, -1, -1)
-            if self._prompt is not None:
-                mask = mask.gather(2, self.columns[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
-            index = self.columns[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1)
-            mask = torch.cat([mask.gather(3, index), mask[..., self._full :]], -1)
-            allowed = mask if mask.dtype == torch.bool else mask == 0
-        allowed = allowed & present[:, None, None]
-        own = torch.eye(keys, dtype=torch.bool, device=present.device)[keys - queries :]
-        allowed = allowed | own  # a padded query sees itself: a row without any key would be NaN
-        if mask is None or mask.dtype == torch.bool:
-            return allowed
-        return torch.zeros_like(allowed, dtype=mask.dtype).masked_fill(~allowed, torch.finfo(mask.dtype).min)
+def _of_rows(stage: Stage, rows: int) -> Stage:
+    """The stage of a cache whose rows were repeated since."""
+    repeats = rows // len(stage.columns)
+    return stage if repeats == 1 else Stage(*(t.repeat_interleave(repeats, 0) for t in stage))
+
+
+def _short_mask(mask: Tensor | None, stage: Stage, full: int, keys: int, queries: int, prefill: bool) -> Tensor:
+    """A layer's mask [B, 1, Q, K] over the kept columns of ``full`` ones and what was generated since."""
+    present = nn.functional.pad(stage.present, (0, keys - stage.present.shape[1]), value=True)  # [B, keys]
+    if mask is not None and mask.ndim == 2:  # of FlashAttention
+        tail = mask[:, full:].bool()
+        return torch.cat([present[:, : keys - tail.shape[1]], tail], 1).to(mask.dtype)
+    if mask is None:
+        line = torch.arange(keys, device=present.device)
+        allowed = (line[None, :] <= line[keys - queries :, None])[None, None]
+    else:
+        mask = mask.expand(len(present), -1, -1, -1)
+        if prefill:
+            mask = mask.gather(2, stage.columns[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
+        index = stage.columns[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1)
+        mask = torch.cat([mask.gather(3, index), mask[..., full:]], -1)
+        allowed = mask if mask.dtype == torch.bool else mask == 0
+    allowed = allowed & present[:, None, None]
+    own = torch.eye(keys, dtype=torch.bool, device=present.device)[keys - queries :]
+    allowed = allowed | own  # a padded query sees itself: a row without any key would be NaN
+    if mask is None or mask.dtype == torch.bool:
+        return allowed
+    return torch.zeros_like(allowed, dtype=mask.dtype).masked_fill(~allowed, torch.finfo(mask.dtype).min)
 
 
 def _at(x: Tensor, columns: Tensor) -> Tensor:
     """[B, S, C] -> [B, S', C]."""
     return x.gather(1, columns[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions in the half-split layout of the Llama family."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], -1) * sin

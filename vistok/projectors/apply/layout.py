@@ -1,8 +1,4 @@
-"""Where each visual token of a prompt comes from, and which of them stay: the packing of LLaVA-1.5 and LLaVA-NeXT.
-
-A plan lists, for every placeholder of a picture, the token that fills it. Thinning a picture is then a choice of
-placeholders, so that unpadding and row ends are worked out in one place.
-"""
+"""Which placeholders of a picture stay, and what fills them."""
 
 from __future__ import annotations
 
@@ -12,9 +8,9 @@ import torch
 from torch import Tensor
 
 from vistok.errors import VistokError
-from vistok.projectors.interface import LEADING, TRAILING, Canvas, ImageTokens, Kept
+from vistok.models.families.plan import NEWLINE, Plan
+from vistok.projectors.interface import LEADING, TRAILING, ImageTokens, Kept
 
-NEWLINE = -1  # in a plan
 ROW_END = -3  # in what was packed
 
 
@@ -26,75 +22,13 @@ class Packed(NamedTuple):
         offsets: placeholder of the picture that each token takes the place of, 0..T-1, ascending, float64 [n] on the
             CPU; half a place before the first or after the last where it stands for none.
         index: token that each is, as in a plan; ``LEADING`` or ``TRAILING`` for none, ``ROW_END`` for a row end.
+        levels: what is added to them in later layers, [n, D] each (see ``ImageTokens.levels``).
     """
 
     features: Tensor
     offsets: Tensor
     index: Tensor
-
-
-def unpadded(canvas: tuple[int, int], size: tuple[int, int], digits: int | None = 7) -> tuple[int, int, int, int]:
-    """The part of a canvas that a centred picture fills.
-
-    Args:
-        canvas: height and width.
-        size: height and width of the original picture.
-        digits: to round to before truncation, as transformers does; None truncates, as the original LLaVA.
-
-    Returns:
-        top, bottom, left, right.
-    """
-    (height, width), (original_height, original_width) = canvas, size
-
-    def cut(full: int, length: float) -> tuple[int, int]:
-        padding = (full - int(length if digits is None else round(length, digits))) // 2
-        return padding, full - padding
-
-    if original_width / original_height > width / height:
-        return (*cut(height, original_height * (width / original_width)), 0, width)
-    return (0, height, *cut(width, original_width * (height / original_height)))
-
-
-class Plan(NamedTuple):
-    """The placeholders of one picture.
-
-    Attributes:
-        tokens: what fills each: token n of view v as v * N + n, or ``NEWLINE``, int64 [T] on the CPU.
-        row: row of the crops that each belongs to, -1 outside of them, int64 [T].
-    """
-
-    tokens: Tensor
-    row: Tensor
-
-    def valid(self, views: int, tokens: int) -> Tensor:
-        """Tokens that the plan uses, bool [views, tokens]."""
-        used = torch.zeros(views * tokens, dtype=torch.bool)
-        used[self.tokens[self.tokens != NEWLINE]] = True
-        return used.view(views, tokens)
-
-
-def single_view_plan(tokens: int, newline: bool = False) -> Plan:
-    """Plan of a picture of one view: its tokens, and a row end if the model adds one."""
-    plan = torch.arange(tokens + newline)
-    plan[tokens:] = NEWLINE
-    return Plan(plan, torch.zeros_like(plan))
-
-
-def crops_plan(grid: tuple[int, int], canvas: Canvas) -> Plan:
-    """Plan of a thumbnail and crops: the thumbnail, then the unpadded canvas row by row, each with a row end.
-
-    Args:
-        grid: rows and columns of patches of a view.
-        canvas: layout of the crops.
-    """
-    height, width = grid
-    ids = torch.arange(canvas.rows * canvas.cols * height * width) + height * width
-    ids = ids.view(canvas.rows, canvas.cols, height, width).transpose(1, 2)
-    ids = ids.reshape(canvas.rows * height, canvas.cols * width)[canvas.top : canvas.bottom, canvas.left : canvas.right]
-    ids = torch.cat([ids, torch.full((len(ids), 1), NEWLINE)], 1)
-    rows = torch.arange(len(ids))[:, None].expand_as(ids)
-    thumbnail = torch.arange(height * width)
-    return Plan(torch.cat([thumbnail, ids.flatten()]), torch.cat([torch.full_like(thumbnail, -1), rows.flatten()]))
+    levels: list[Tensor]
 
 
 def _kept_newlines(plan: Plan, kept: Tensor, policy: str) -> Tensor:
@@ -127,8 +61,10 @@ def pack(image: ImageTokens, plan: Plan, kept: list[Kept] | Tensor, newlines: st
         VistokError: a compressor kept nothing.
     """
     if isinstance(kept, Tensor):
+        if image.levels:
+            raise VistokError("finished features lack the levels that this model adds in later layers.")
         spread = torch.linspace(0, len(plan.tokens) - 1, len(kept), dtype=torch.float64)
-        return Packed(kept, spread, torch.full((len(kept),), TRAILING))
+        return Packed(kept, spread, torch.full((len(kept),), TRAILING), [])
     if sum(len(view.index) for view in kept) == 0:
         raise VistokError("a compressor must keep at least one token of every picture.")
     width = image.hidden.shape[1]
@@ -149,4 +85,6 @@ def pack(image: ImageTokens, plan: Plan, kept: list[Kept] | Tensor, newlines: st
     features = image.project_kept(kept)
     if len(ends):
         features = torch.cat([features, image.newline.to(features).expand(len(ends), -1)])
-    return Packed(features[order.to(features.device)], offsets[order], index[order])
+    there = order.to(features.device)
+    levels = [level[there] for level in image.kept_levels(kept)]
+    return Packed(features[there], offsets[order], index[order], levels)

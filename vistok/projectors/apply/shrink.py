@@ -76,6 +76,17 @@ def shrink_prompts(
     return Shrunk(columns.to(input_ids.device), new_mask.to(input_ids.device))
 
 
+def gathered(mask: Tensor) -> Shrunk:
+    """All tokens of the prompts, with the padding of [B, S] on the left."""
+    order = mask.int().sort(dim=1, stable=True)
+    return Shrunk(order.indices, order.values.long())
+
+
+def untouched(mask: Tensor) -> Shrunk:
+    """All columns of the prompts [B, S] where they are."""
+    return Shrunk(torch.arange(mask.shape[1], device=mask.device).expand(len(mask), -1), mask.long())
+
+
 def positions_of(mask: Tensor) -> Tensor:
     """Position of each token as transformers counts them: from 0 at the first token of a row, [B, S]."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -35,6 +35,7 @@ class TokenPacker(nn.Module, Compressor):
     """
 
     name = "tokenpacker"
+    trained = True
 
     def __init__(
         self,

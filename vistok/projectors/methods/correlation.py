@@ -61,7 +61,7 @@ class CorrelationGuided(Compressor):
 
     def select(self, image: ImageTokens) -> list[Kept]:
         shallow, deep = (image.attention[layer] for layer in (self._shallow(image.layers), image.layers - 2))
-        local, glob = (F.normalize(layer.cls_attention().mean(1), p=1, dim=1) for layer in (shallow, deep))
+        local, glob = (F.normalize(layer.saliency().mean(1), p=1, dim=1) for layer in (shallow, deep))
         density = information_density(deep.patch_keys(), image.valid, self.similarity, self.duplicates)
         sizes = image.valid.sum(1)
         counts = torch.minimum((density.clamp(min=self.least) * sizes).round().clamp(min=1), sizes).long().tolist()

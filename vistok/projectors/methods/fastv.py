@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vistok.errors import VistokError
-from vistok.projectors.interface import check_keep
+from vistok.projectors.interface import LayerCompressor, LayerView, check_keep
 
 
 def rank_visual(attention: Tensor, visual: Tensor, count: int) -> Tensor:
@@ -46,24 +46,39 @@ def last_query_attention(query: Tensor, keys: Tensor, visible: Tensor) -> Tensor
     return logits.masked_fill(~visible[:, None, None], -torch.inf).softmax(-1).flatten(1, 2).mean(1)
 
 
-class FastV:
+class FastV(LayerCompressor):
     """Drop visual tokens inside the language model.
 
     Args:
         keep: visual tokens of a prompt that stay (int), or their share (float).
-        layer: K, the first layer that sees fewer; 1..layers-1.
+        layer: K, the first layer that sees fewer, 1..layers-1; 2, or the first that the model allows, if None.
     """
 
     name = "fastv"
 
-    def __init__(self, keep: int | float = 0.25, layer: int = 2) -> None:
+    def __init__(self, keep: int | float = 0.25, layer: int | None = None) -> None:
         self.keep = check_keep(keep)
-        if layer < 1:
+        if layer is not None and layer < 1:
             raise VistokError(f"layer is {layer}: FastV ranks by the layer before it, so give at least 1.")
         self.layer = layer
+
+    def layers(self, total: int, earliest: int) -> tuple[int, ...]:
+        layer = max(2, earliest) if self.layer is None else self.layer
+        if not earliest <= layer < total:
+            raise VistokError(f"layer {layer} of {total}: give fastv a layer from {earliest} to {total - 1}.")
+        return (layer,)
 
     def count(self, visual: int) -> int:
         """How many of a prompt's visual tokens stay."""
         if isinstance(self.keep, int):
             return min(self.keep, visual)
         return min(visual, max(1, round(self.keep * visual)))
+
+    def select(self, view: LayerView) -> Tensor:
+        columns = torch.arange(view.visual.shape[1], device=view.last.device)
+        visible = view.present & (columns <= view.last[:, None])
+        attention = last_query_attention(view.last_query(), view.keys(), visible)
+        stays = torch.zeros_like(view.visual)
+        for row, scores, visual in zip(stays, attention, view.visual, strict=True):
+            row[rank_visual(scores, visual, self.count(int(visual.sum())))] = True
+        return stays

@@ -157,7 +157,7 @@ class GlobalCom2(Compressor):
     def select(self, image: ImageTokens) -> list[Kept] | Tensor:
         if self.keep == 1.0:
             return everything(image)
-        scores = image.attention[image.layers - 1].cls_logits().mean(1)  # [V, N]
+        scores = image.attention[image.layers - 1].log_saliency().mean(1)  # [V, N]
         best = scores[0].topk(max(1, int(scores.shape[1] * self.keep))).indices
         if image.canvas is None:
             return [Kept(best.sort().values)]

@@ -88,16 +88,16 @@ class ToMe(Compressor):
     def select(self, image: ImageTokens) -> list[Kept]:
         counts = budget(self.keep, image.valid)
         return [
-            self._merge_view(hidden, valid.nonzero().squeeze(1), count)
+            self._merge_view(hidden, valid.nonzero().squeeze(1), count, image.width)
             for hidden, valid, count in zip(image.hidden, image.valid, counts, strict=True)
         ]
 
     @staticmethod
-    def _merge_view(hidden: Tensor, places: Tensor, count: int) -> Kept:
+    def _merge_view(hidden: Tensor, places: Tensor, count: int, width: int) -> Kept:
         x, index = hidden[places][None], places
         size = torch.ones_like(x[..., :1])
         while x.shape[1] > count:
-            x, size, source = merge_tokens(x, size, x, x.shape[1] - count)
+            x, size, source = merge_tokens(x, size, x[..., :width], x.shape[1] - count)
             order = index[source[0]].argsort()  # raster order again, so that even and odd stay neighbours
             index, x, size = index[source[0]][order], x[:, order], size[:, order]
         return Kept(index, x[0])

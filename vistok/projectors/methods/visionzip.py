@@ -78,7 +78,7 @@ class VisionZip(Compressor):
         if counts == image.valid.sum(1).tolist():
             return everything(image)
         layer = image.attention[image.layers - 2]
-        scores, metric = layer.cls_attention().sum(1), layer.mean_keys()
+        scores, metric = layer.saliency().sum(1), layer.mean_keys()
         merged = [round(n * CONTEXTUAL_SHARE) if self.contextual is None else min(self.contextual, n) for n in counts]
         with_cls = [image.cls is not None and n > m for n, m in zip(counts, merged, strict=True)]
         patches = [n - m - c for n, m, c in zip(counts, merged, with_cls, strict=True)]

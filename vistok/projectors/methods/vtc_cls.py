@@ -62,7 +62,7 @@ class VtcCls(Compressor):
     def scores(self, image: ImageTokens) -> Tensor:
         """[V, N]."""
         layers = ensemble_layers(image.layers, self.start)
-        return vtc_cls_scores(torch.stack([image.attention[layer].cls_attention() for layer in layers]))
+        return vtc_cls_scores(torch.stack([image.attention[layer].saliency() for layer in layers]))
 
     def select(self, image: ImageTokens) -> list[Kept]:
         counts = budget(self.keep, image.valid)

@@ -19,7 +19,7 @@ class VistokLlavaHf(LlavaHf):
     Args:
         method: name of the compressor.
         keep: tokens of a view (64) or share of them (25% or 0.25); the method's own if None.
-        positions: as in :func:`vistok.projectors.apply.compress`.
+        positions: as in :func:`vistok.compress`.
         arguments: lmms-eval's own for ``llava_hf``.
     """
 

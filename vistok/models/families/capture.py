@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.projectors.attention import LayerAttention
+from vistok.models.families.attention import LayerAttention
 
 
 def attention_layers(tower: nn.Module) -> list[nn.Module]:
@@ -19,7 +21,7 @@ def attention_layers(tower: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def captured_attention(tower: nn.Module, layers: tuple[int, ...], has_cls: bool) -> Iterator[dict[int, LayerAttention]]:
-    """Collect the first query and all keys of some layers during the tower's forward.
+    """Collect keys of some layers during the tower's forward, and the CLS query or, without a CLS token, all queries.
 
     Args:
         tower: vision tower.
@@ -44,7 +46,7 @@ def captured_attention(tower: nn.Module, layers: tuple[int, ...], has_cls: bool)
     found: dict[int, LayerAttention] = {}
 
     def keep_query(layer: int, module: nn.Module, args: tuple, output: Tensor) -> None:
-        queries[layer] = output[:, :1]
+        queries[layer] = output[:, :1] if has_cls else output
 
     def keep_keys(layer: int, module: nn.Module, args: tuple, output: Tensor) -> None:
         keys[layer] = output
@@ -63,3 +65,48 @@ def captured_attention(tower: nn.Module, layers: tuple[int, ...], has_cls: bool)
             handle.remove()
     for layer in layers:
         found[layer] = LayerAttention(queries[layer], keys[layer], modules[layer].num_heads, has_cls)
+
+
+class Seen(NamedTuple):
+    """What entered an attention module: states [V, S, C] or [S, C], and cosines and sines of its positions."""
+
+    module: nn.Module
+    states: Tensor
+    rotary: tuple[Tensor, Tensor] | None
+
+    def queries_and_keys(self) -> tuple[Tensor, Tensor]:
+        """Queries and keys as they meet, rotated where the tower rotates them, [V, S, H*d] each."""
+        states = self.states if self.states.ndim == 3 else self.states[None]
+        if hasattr(self.module, "qkv"):
+            q, k, _ = self.module.qkv(states).chunk(3, -1)
+        else:
+            q, k = self.module.q_proj(states), self.module.k_proj(states)
+        if self.rotary is not None:
+            q, k = (self._rotated(x) for x in (q, k))
+        return q, k
+
+    def _rotated(self, x: Tensor) -> Tensor:
+        """Half-split rotary positions, as all towers with free sizes have them."""
+        x = x.unflatten(-1, (self.module.num_heads, -1)).float()
+        cos, sin = (t.float().unsqueeze(-2) for t in self.rotary)
+        first, second = x.chunk(2, -1)
+        return (x * cos + torch.cat([-second, first], -1) * sin).flatten(-2)
+
+
+@contextmanager
+def seen_by(modules: list[nn.Module], layers: tuple[int, ...]) -> Iterator[dict[int, Seen]]:
+    """What enters some of a tower's attention modules during its forward, by layer."""
+    found: dict[int, Seen] = {}
+
+    def keep(layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        found[layer] = Seen(module, states, kwargs.get("position_embeddings"))
+
+    handles = [
+        modules[layer].register_forward_pre_hook(partial(keep, layer), with_kwargs=True) for layer in set(layers)
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

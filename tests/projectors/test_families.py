@@ -1,0 +1,124 @@
+"""Every method on every family, on tiny random models of the real classes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from tests.projectors import tiny
+from vistok.errors import VistokError
+from vistok.projectors import COMPRESSORS, DivPrune, FastV, ToMe, Uniform, VisionZip, compress
+from vistok.projectors.families import FAMILIES
+
+NEW = {"max_new_tokens": 4, "do_sample": False}
+LOGITS = {"output_logits": True, "return_dict_in_generate": True}
+METHODS = [name for name in COMPRESSORS if not COMPRESSORS[name].trained]
+# Gemma 3's sliding layers forget what lies behind their window.
+HOLES = {(method, "gemma3"): "full attention" for method in ("fastv", "dart")}
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def family(request):
+    return request.param, getattr(tiny, request.param)(), getattr(tiny, f"{request.param}_inputs")
+
+
+@torch.no_grad()
+def test_every_method(family):
+    """Fewer tokens in a padded batch, in one generated token; or a sentence, where the table has a hole."""
+    name, model, make = family
+    inputs = make()
+    for method in METHODS:
+        compressor = COMPRESSORS[method]()
+        if (method, name) in HOLES:
+            with pytest.raises(VistokError, match=HOLES[method, name]):
+                compress(model, compressor)
+            continue
+        with compress(model, compressor) as compression:
+            tokens = model.generate(**inputs, max_new_tokens=1, do_sample=False)
+        report = compression.last
+        assert tokens.shape[1] == inputs["input_ids"].shape[1] + 1, method
+        assert sum(report.before) == int((inputs["input_ids"] == tiny.IMAGE).sum()), method
+        assert sum(report.after) == sum(report.visual), method
+        assert method == "correlation" or sum(report.after) < sum(report.before), method
+
+
+@torch.no_grad()
+def test_all_tokens_give_what_the_plain_model_gives(family):
+    _, model, make = family
+    inputs = make()
+    plain = model.generate(**inputs, **NEW, **LOGITS)
+    for compressor in (Uniform(1.0), ToMe(1.0), VisionZip(1.0)):
+        with compress(model, compressor):
+            got = model.generate(**inputs, **NEW, **LOGITS)
+        assert torch.equal(got.sequences, plain.sequences)
+        torch.testing.assert_close(torch.stack(got.logits), torch.stack(plain.logits), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_fewer_tokens_are_some_of_the_models_own(family):
+    """What stands at the kept placeholders are the picture's features in order, with the levels that they have."""
+    name, model, make = family
+    inputs = _first_row(name, make())
+    seen = {}
+    backbone = FAMILIES[name]().backbone(model)
+    hook = backbone.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    try:
+        model(**inputs)
+        full, visual = dict(seen), inputs["input_ids"][0] == tiny.IMAGE
+        with compress(model, DivPrune(0.5)) as compression:
+            model(**inputs)
+    finally:
+        hook.remove()
+    every, after = full["inputs_embeds"][0][visual], sum(compression.last.after)
+    kept = seen["inputs_embeds"][0]
+    distance = torch.cdist(kept, every, compute_mode="donot_use_mm_for_euclid_dist")
+    distance = distance[distance.min(1).values < 1e-5]
+    assert len(distance) == after
+    places = distance.argmin(1)
+    once = (distance < 1e-5).sum(1) == 1  # ends of rows are all alike
+    assert bool((places[once].diff() > 0).all())
+    levels, short = (call.get("deepstack_visual_embeds") or [] for call in (full, seen))
+    assert len(levels) == len(short) == (2 if name == "qwen3_vl" else 0)
+    for level, mine in zip(levels, short, strict=True):
+        torch.testing.assert_close(mine, level[places])
+
+
+@pytest.mark.parametrize("compressor", [DivPrune(0.4), ToMe(0.5), FastV(3)], ids=lambda c: c.name)
+@torch.no_grad()
+def test_rows_of_a_batch_do_not_mix(family, compressor):
+    """A row with others gives what it gives alone, whatever its padding."""
+    name, model, make = family
+    if (compressor.name, name) in HOLES:
+        pytest.skip("a hole of the table")
+    inputs = make()
+    with compress(model, compressor):
+        batch = model.generate(**inputs, **NEW, **LOGITS)
+        alone = model.generate(**_first_row(name, inputs), **NEW, **LOGITS)
+    new = torch.stack(batch.logits)[:, 0]
+    torch.testing.assert_close(new, torch.stack(alone.logits)[:, 0], atol=5e-5, rtol=1e-4)
+
+
+def _first_row(name, inputs):
+    present = inputs["attention_mask"][0].bool()
+    row = {}
+    for key, value in inputs.items():
+        if value.shape[:2] == inputs["input_ids"].shape:
+            row[key] = value[:1, present]
+        elif key == "pixel_values" and "image_grid_thw" in inputs:
+            row[key] = value[: int(inputs["image_grid_thw"][0].prod())]
+        else:
+            row[key] = value[:1]
+    return row
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(family, dtype):
+    _, model, make = family
+    half = copy.deepcopy(model).to(dtype)
+    inputs = make()
+    inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+    for compressor in (VisionZip(0.5), ToMe(0.5)):
+        with compress(half, compressor):
+            assert half.generate(**inputs, **NEW).shape[1] == inputs["input_ids"].shape[1] + 4

@@ -1,0 +1,78 @@
+"""From pictures and questions to the inputs of a multimodal model, through its own processor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vistok.errors import VistokError
+
+_PLACEHOLDERS = ("image_token", "video_token", "boi_token", "eoi_token", "image_start_token", "image_end_token")
+
+
+def prompt_for(processor: Any, question: str) -> str:
+    """The processor's own chat with one picture and a question, or LLaVA-1.5's where it has none.
+
+    Raises:
+        VistokError: the question holds a placeholder of a picture.
+    """
+    check_question(processor, question)
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return f"USER: {getattr(processor, 'image_token', '<image>')}\n{question} ASSISTANT:"
+
+
+def check_question(processor: Any, question: str) -> None:
+    """Refuse a question with a token in it that stands for a picture.
+
+    Raises:
+        VistokError: it has one; the sentence names it.
+    """
+    tokens = {"<image>", *(getattr(processor, name, None) for name in _PLACEHOLDERS)}
+    for token in sorted(token for token in tokens if isinstance(token, str) and token):
+        if token in question:
+            raise VistokError(
+                f"the question '{_short(question)}' contains '{token}', which stands for a picture: leave it out, the "
+                "picture's place is before the question."
+            )
+
+
+def model_inputs(
+    model: Any, processor: Any, pictures: Sequence[Image.Image], questions: Sequence[str]
+) -> dict[str, Any]:
+    """Inputs of ``generate`` for one picture and one question a prompt, padded on the left.
+
+    Args:
+        model, processor: see :func:`vistok.eval.answers.ask.load`.
+        pictures: RGB.
+        questions: as many.
+
+    Raises:
+        VistokError: the processor refuses a picture, or a question holds a placeholder.
+    """
+    texts = [prompt_for(processor, question) for question in questions]
+    try:
+        inputs = processor(
+            images=[[picture] for picture in pictures],
+            text=texts,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        )
+    except (ValueError, RuntimeError, ArithmeticError, IndexError) as error:
+        sizes = ", ".join(sorted({f"{p.width}x{p.height}" for p in pictures}))
+        reason = str(error).strip().partition("\n")[0]
+        raise VistokError(f"the model's processor refuses a picture of {sizes} pixels: {reason}") from error
+    inputs = inputs.to(model.device)
+    return {
+        name: value.to(model.dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+
+
+def _short(text: str, length: int = 60) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
