@@ -29,6 +29,8 @@ class TokenSpec:
         length: tokens of an image.
         layout: ``grid`` in raster order, or ``sequence``, ordered from coarse to fine.
         patch: positions of the tokenizer's grid along a side of a token.
+        row: tokens of a row of a grid that is no square; 0 for a square.
+        special: how many of the ``size`` are no codes but forced by a layout, such as line ends; they come last.
     """
 
     kind: Literal["codes", "vectors"]
@@ -36,10 +38,14 @@ class TokenSpec:
     length: int
     layout: Literal["grid", "sequence"] = "grid"
     patch: int = 1
+    row: int = 0
+    special: int = 0
 
     @property
     def line(self) -> int:
         """Tokens of a row; a sequence is one row."""
+        if self.row:
+            return self.row
         return self.length if self.layout == "sequence" else round(self.length**0.5)
 
 

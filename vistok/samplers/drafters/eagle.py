@@ -51,7 +51,7 @@ def drafter_of(drafter: EagleNetwork | str, model: nn.Module) -> EagleNetwork:
         VistokError: the name leads nowhere, or the network was made for another target.
     """
     tokens, weight = model.tokens, next(model.parameters())
-    grid = tokens.line
+    grid = getattr(model, "rope_grid", tokens.line)
     if isinstance(drafter, str):
         drafter = _load(drafter, grid, model.prefix, weight.dtype, weight.device)
     own = drafter.config

@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from vistok.samplers.loop import Target
     from vistok.samplers.params import SamplingParams
 
-TARGETS = Registry("target", {"llamagen": "vistok.samplers.targets.llamagen:ImageTarget"}, "vistok.targets")
+_CODES = "vistok.samplers.targets.codes:CodeTarget"
+TARGETS = Registry(
+    "target",
+    {
+        "llamagen": "vistok.samplers.targets.llamagen:ImageTarget",
+        "janus": _CODES,
+        "emu3": _CODES,
+        "chameleon": _CODES,
+    },
+    "vistok.targets",
+)
 
 
 def target_of(model: nn.Module, condition: Condition, params: SamplingParams, nodes: int) -> Target:

@@ -32,12 +32,8 @@ def check_model(model: nn.Module, length: int) -> None:
     name, config = type(model).__name__, model.config.get_text_config(decoder=True)
     if model.config.is_encoder_decoder:
         raise VistokError(f"{name} is an encoder-decoder: speculation needs a decoder-only model.")
+    check_attention(config)
     attention = config._attn_implementation
-    if attention not in ATTENTION:
-        raise VistokError(
-            f"the attention implementation '{attention}' takes no tree mask: load the model with "
-            f"attn_implementation='{ATTENTION[0]}'."
-        )
     reason = _by_config(model, config)
     if reason is None:
         known = _found.setdefault(model, {})
@@ -55,6 +51,15 @@ def check_model(model: nn.Module, length: int) -> None:
         raise VistokError(
             f"{name} has {positions} positions, but prompt and new tokens are {length}: shorten the prompt or "
             "max_new_tokens."
+        )
+
+
+def check_attention(config: Any) -> None:
+    """Raise VistokError if the kernel that a text config names takes no mask of a tree."""
+    if config._attn_implementation not in ATTENTION:
+        raise VistokError(
+            f"the attention implementation '{config._attn_implementation}' takes no tree mask: load the model with "
+            f"attn_implementation='{ATTENTION[0]}'."
         )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vistok.data.scenes import captions, render, sample_scenes
 from vistok.data.scenes.language import vocabulary
 from vistok.data.scenes.splits import HELD_OUT
-from vistok.models.janus import TOKENIZER_PREFIX, janus_vq_config, janus_vq_state
+from vistok.models.codes.janus_vq import TOKENIZER_PREFIX, janus_vq_config, janus_vq_state
 from vistok.models.text_encoder import PAD, UNK
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card
