@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vistok.pipelines import pipeline
     from vistok.projectors import compress
+    from vistok.samplers import accelerate
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compress", "pipeline"]
+__all__ = ["__version__", "accelerate", "compress", "pipeline"]
 
-_LAZY = {"compress": "vistok.projectors", "pipeline": "vistok.pipelines"}
+_LAZY = {"accelerate": "vistok.samplers", "compress": "vistok.projectors", "pipeline": "vistok.pipelines"}
 _MODULES = ("data", "eval", "models", "ops", "projectors", "samplers", "tokenizers", "train", "zoo")
 
 

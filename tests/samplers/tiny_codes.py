@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-K, SIDE = 7, 3  # codes, and codes of a row of Janus and Anole
+K, SIDE = 9, 3  # codes, and codes of a row of Janus and Anole
 TEXT = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -15,7 +15,17 @@ TEXT = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
-EMU3 = ["<|extra_200|>", "<|extra_201|>", "<|image end|>", "<|image start|>", "<|image token|>", "*", "2", "4", "<image>"]
+EMU3 = [
+    "<|extra_200|>",
+    "<|extra_201|>",
+    "<|image end|>",
+    "<|image start|>",
+    "<|image token|>",
+    "*",
+    "2",
+    "4",
+    "<image>",
+]
 DEFAULTS = {"temperature": None, "top_k": None, "top_p": None}
 
 
@@ -31,7 +41,13 @@ def _finish(model, scale=3.0):
 
 @functools.cache
 def janus(attention="sdpa"):
-    from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
+    from transformers import (
+        JanusConfig,
+        JanusForConditionalGeneration,
+        JanusVisionConfig,
+        JanusVQVAEConfig,
+        LlamaConfig,
+    )
 
     torch.manual_seed(0)
     vision = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "mlp_ratio": 1.0, "depth": 1}
@@ -103,7 +119,7 @@ def chameleon(attention="sdpa"):
 
     torch.manual_seed(2)
     letters = "ABCDEFGHIJ"
-    order = [3, 0, 6, 1, 5, 2, 4]  # ids are not in the order of the codes
+    order = [3, 0, 6, 8, 1, 5, 2, 7, 4]  # ids are not in the order of the codes
     words = {f"IMGIMG{letters[code]}Z": 4 + place for place, code in enumerate(order)} | {"<image>": 25}
     config = ChameleonConfig(
         vocab_size=30,

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from vistok.errors import VistokError
+from vistok.models.heads.eagle import BEYOND
 from vistok.models.heads.eagle import Eagle as EagleNetwork
-from vistok.ops import pack_linears
+from vistok.ops import pack_linears, rope_1d
 from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.interface import AutoregressiveSampler, DraftPolicy
 from vistok.samplers.params import SamplingParams
@@ -66,6 +67,9 @@ def drafter_of(drafter: EagleNetwork | str, model: nn.Module) -> EagleNetwork:
             raise VistokError(
                 f"the drafter's {what} is {mine}, but the model's is {theirs}: name the drafter of this model."
             )
+    slots = model.prefix + tokens.length + BEYOND
+    if not grid and len(drafter.rope) < slots:  # rotations reach as far as the picture
+        drafter.rope = rope_1d(slots, own.head_dim, own.rope_theta).to(drafter.rope)
     return drafter
 
 

@@ -104,7 +104,9 @@ class Lantern(AutoregressiveSampler):
         """
         neighbours = self.neighbours.to(next(model.parameters()).device)
         special = model.tokens.special
-        if special and len(neighbours) == model.tokens.size - special:  # tokens that are no codes look like nothing else
+        if (
+            special and len(neighbours) == model.tokens.size - special
+        ):  # tokens that are no codes look like nothing else
             own = torch.arange(len(neighbours), model.tokens.size, device=neighbours.device)
             neighbours = torch.cat([neighbours, own[:, None].expand(-1, neighbours.shape[1])])
         if len(neighbours) != model.tokens.size:

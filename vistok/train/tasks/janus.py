@@ -56,7 +56,11 @@ def build_janus(vq: VQTokenizer, processor: nn.Module, side: int, shape: dict) -
     from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, LlamaConfig
 
     words, width, patch = processor.tokenizer, shape["hidden_size"], vq.config.downsample
-    special = {"pad_token_id": words.pad_token_id, "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    special = {
+        "pad_token_id": words.pad_token_id,
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+    }
     vision = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "mlp_ratio": 1.0, "depth": 1}
     length = (side // patch) ** 2
     config = JanusConfig(

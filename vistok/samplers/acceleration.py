@@ -50,7 +50,9 @@ class Acceleration(Attachment):
     slot: ClassVar[str] = "sampler"
     stats: Stats | None = None
 
-    def _run(self, generator: nn.Module, sampler: AutoregressiveSampler, condition: Any, params: SamplingParams) -> Tensor:
+    def _run(
+        self, generator: nn.Module, sampler: AutoregressiveSampler, condition: Any, params: SamplingParams
+    ) -> Tensor:
         """Drawn tokens [B, n], by the sampler; the seed is drawn from torch's own."""
         prepared = sampler.prepare(generator, _Codebook(generator) if isinstance(generator, CodeGenerator) else None)
         seed = 0 if params.greedy else int(torch.randint(2**62, ()))
@@ -155,9 +157,11 @@ class PictureAcceleration(Acceleration):
                 f"a picture is drawn by temperature, top_k, top_p and guidance_scale alone, but the call asks for {names}, "
                 "which would read codes as tokens of a text: leave its option out."
             )
-        cut = {"greedy": True} if params.greedy else {
-            "temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p
-        }
+        cut = (
+            {"greedy": True}
+            if params.greedy
+            else {"temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p}
+        )
         return SamplingParams(guidance, **cut)
 
 
@@ -229,9 +233,7 @@ class GeneratorAcceleration(Acceleration):
         Returns:
             Codes, int64 [B, n].
         """
-        params = SamplingParams(
-            guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p, greedy=not do_sample
-        )
+        params = SamplingParams(guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p, greedy=not do_sample)
         return self._run(self.model, self.sampler, Condition(inputs, attention_mask), params)
 
 
