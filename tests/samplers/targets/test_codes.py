@@ -8,7 +8,7 @@ from scipy.stats import chi2
 
 import vistok
 from tests.samplers.tiny import tiny_head
-from tests.samplers.tiny_codes import K, MODELS, call, emu3_allowed
+from tests.samplers.tiny_codes import MODELS, K, call, emu3_allowed
 from vistok.samplers import Autoregressive, Eagle, Lantern, Recycling, SpeculativeJacobi
 
 SPECIAL = {"janus": 0, "emu3": 4, "chameleon": 1}
@@ -134,7 +134,7 @@ def test_drawn_pictures_follow_the_law(kind, name):
         drawn = model.generate(**arguments)
     prompt = 0 if kind == "janus" else arguments["input_ids"].shape[1]
     width = len(next(iter(law)))
-    seen = {cell: 0 for cell in law}
+    seen = dict.fromkeys(law, 0)
     for row in drawn[:, prompt : prompt + width].tolist():
         seen[tuple(row)] += 1  # a KeyError is a token of probability zero
     cells = [(seen[cell], count * p) for cell, p in law.items() if count * p >= 5]
