@@ -31,13 +31,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vistok.data.images import ImageFolder
-from vistok.eval.processes import processes
 from vistok.eval.sets.extractors import Extractor, load_extractor
 from vistok.eval.sets.features import extract_features
 from vistok.eval.sets.frechet import frechet_distance
 from vistok.eval.sets.pictures import FolderPictures
 from vistok.eval.sets.statistics import FeatureStatistics
 from vistok.models.vision.inception import FidInception, load_inception
+from vistok.runtime import processes
 
 Result = TypeVar("Result")
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vistok import moved
+
 if TYPE_CHECKING:
     from vistok.pipelines import pipeline
     from vistok.projectors import compress
     from vistok.samplers import accelerate
+
+moved.install()
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "accelerate", "compress", "pipeline"]

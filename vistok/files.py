@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one, and what a name says about the file or folder that it names."""
+"""Writing files so that nobody ever sees half of one, what a name says about the file or folder, and lines of JSON."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ def is_folder_target(path: str | Path, suffixes: Collection[str] = IMAGE_SUFFIXE
         return True
     if suffix in suffixes:
         return False
+    known = [each for each in (".png", ".jpg", ".webp") if each in suffixes] or sorted(suffixes)
     if _OTHER_FILES.fullmatch(suffix) or path.is_file():
         raise VistokError(
             f"'{path}' cannot be written as a {suffix or 'file without a suffix'}: end the name in "
-            f"{' or '.join(sorted(suffixes)[:6])}, or name a folder."
+            f"{' or '.join(known)}, or name a folder."
         )
     return True
 
@@ -140,3 +141,38 @@ def _plain(value: Any) -> Any:
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         return _plain(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json_lines(path: str | Path, what: str = "file") -> list[tuple[int, dict[str, Any]]]:
+    """Returns the objects of a file with one JSON object a line, each with the number of its line.
+
+    A line ends with a line feed and nothing else: other separators, such as U+2028, are text. Blank lines, carriage
+    returns and a byte order mark are passed over.
+
+    Args:
+        path: the file, in UTF-8.
+        what: what the file is, for sentences, e.g. ``"captions file"``.
+
+    Raises:
+        VistokError: the file cannot be read, is no UTF-8 text, holds no line, or a line is no JSON object.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise VistokError(f"cannot read the {what} '{path}': {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise VistokError(f"the {what} '{path}' is no UTF-8 text (byte {error.start}): save it as UTF-8.") from None
+    records = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise VistokError(f"line {number} of '{path}' is not JSON ({error}): write one object a line.") from None
+        if not isinstance(record, dict):
+            raise VistokError(f"line {number} of '{path}' is no JSON object: write one {{...}} a line.")
+        records.append((number, record))
+    if not records:
+        raise VistokError(f"the {what} '{path}' is empty.")
+    return records

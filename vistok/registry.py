@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import sys
+import types
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, NamedTuple
 
 from vistok.errors import VistokError, unknown_name
+
+SCALARS = (bool, int, float, str)  # types of options that a text can give, in the order in which it is tried
+
+
+class Option(NamedTuple):
+    """An option that a text can give.
+
+    Attributes:
+        types: what it may be, of ``SCALARS``.
+        default: None where there is none.
+    """
+
+    types: tuple[type, ...]
+    default: Any
+
+    def parse(self, text: str) -> Any:
+        """Returns the value that a text stands for.
+
+        Raises:
+            ValueError: it is none of the types.
+        """
+        for kind in self.types:
+            if kind is bool and text in ("true", "false"):
+                return text == "true"
+            try:
+                if kind is not bool:
+                    return kind(text)
+            except ValueError:
+                continue
+        raise ValueError(text)
 
 
 class Registry(Mapping[str, Any]):
@@ -63,6 +97,55 @@ class Registry(Mapping[str, Any]):
                 f"the {self.kind} '{name}' of '{self.plugins[name].value}' cannot be imported ({error}): "
                 "repair or uninstall that package."
             ) from error
+
+    def options(self, name: str) -> dict[str, Option]:
+        """Returns the options of the dataclass of a name that a text can give.
+
+        Raises:
+            VistokError: no object has this name.
+        """
+        kind = self[name]
+        if not dataclasses.is_dataclass(kind):
+            return {}
+        hints = typing.get_type_hints(kind)
+        found = {}
+        for field in dataclasses.fields(kind):
+            hint = hints[field.name]
+            union = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+            scalars = tuple(each for each in SCALARS if each in union)
+            if field.init and scalars:
+                found[field.name] = Option(scalars, None if field.default is dataclasses.MISSING else field.default)
+        return found
+
+    def build(self, text: str, own: Mapping[str, Any] | None = None) -> Any:
+        """Returns an instance of the dataclass that a text names, with options behind colons: ``kid:subset_size=50``.
+
+        Args:
+            text: a name and options.
+            own: options that suit the occasion; those of them that the object has take the place of its defaults.
+
+        Raises:
+            VistokError: an unknown name or option (the sentence names the nearest), or a value of another type.
+        """
+        name, *rest = re.split(r":(?=[\w-]+=)", text)
+        if ":" in name:
+            raise VistokError(f"'{text}' does not name a {self.kind}: options are written as in name:option=value.")
+        known = self.options(name)
+        options = {key: value for key, value in (own or {}).items() if key in known}
+        for entry in rest:
+            key, _, value = entry.partition("=")
+            key = key.replace("-", "_")
+            if key not in known:
+                if not known:
+                    raise VistokError(f"the {self.kind} '{name}' has no options: leave {key} out.")
+                raise unknown_name(f"option of the {self.kind} '{name}'", key, list(known))
+            try:
+                options[key] = known[key].parse(value)
+            except ValueError:
+                told = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}
+                kinds = " or ".join(told[each] for each in known[key].types)
+                raise VistokError(f"{key} of the {self.kind} '{name}' is {kinds}, not '{value}'.") from None
+        return self[name](**options)
 
     def __iter__(self) -> Iterator[str]:
         return iter((*self.table, *self.plugins))

@@ -21,7 +21,9 @@ from vistok.data.scenes.vqa import (
 )
 from vistok.projectors import Compressor, Kept, compress
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.vqa import PATCH_CLASSES, VqaTask, patch_targets, scene_targets, thinned
+from vistok.train.tasks.scenes.packing import thinned
+from vistok.train.tasks.scenes.tower import PATCH_CLASSES, patch_targets, scene_targets
+from vistok.train.tasks.scenes.vqa import VqaTask
 
 SMALL = {
     "vision": {
@@ -43,7 +45,7 @@ SMALL = {
 
 
 def recipe(**data) -> Recipe:
-    data = {"seed": 1, "questions": 3, "eval_scenes": 64} | data
+    data = {"seed": 1, "questions": 3, "eval_pictures": 64} | data
     return Recipe(name="small", task="vqa", steps=1, batch_size=2, model=SMALL, data=data)
 
 

@@ -113,3 +113,17 @@ def test_another_tokenizer_is_refused():
     _file().check_tokenizer("renamed", DIGEST)
     with pytest.raises(VistokError, match=r"was made by 'vq-mini' \(weights .*\), not by 'other'"):
         _file().check_tokenizer("other", "0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size", "culprit"),
+    [
+        (torch.rand(4), 8, "float32"),
+        (torch.zeros(2, 2, dtype=torch.long), 8, r"\[2, 2\]"),
+        (torch.zeros(4, dtype=torch.long), 0, "of 0 codes"),
+        (torch.zeros(4, dtype=torch.long), 2**32, "4294967296 codes"),
+    ],
+)
+def test_what_is_no_row_of_indices_is_refused(tokens, size, culprit):
+    with pytest.raises(VistokError, match=culprit):
+        TokenFile("x", "ab" * 32, size, (4,), tokens).to_bytes()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +19,15 @@ from safetensors.torch import save_file
 
 from vistok.data.images import ImageFolder
 from vistok.errors import VistokError
-from vistok.eval.sets.distribution import Options, check_metrics, evaluate_sets, open_set, resize_of
+from vistok.eval.sets.distribution import (
+    check_metrics,
+    check_stored,
+    evaluate_sets,
+    extract_sets,
+    open_set,
+    parse_metrics,
+    resize_of,
+)
 from vistok.eval.sets.extractors import Extractor, load_extractor
 from vistok.eval.sets.features import extract_features
 from vistok.eval.sets.frechet import frechet_distance
@@ -84,6 +94,39 @@ def test_another_job_in_the_same_folder_is_refused(pictures, weights, tmp_path):
         extract(pictures, weights, tmp_path, batch_size=5)
 
 
+@pytest.mark.parametrize("same_time", [False, True])
+def test_features_of_pictures_that_were_painted_again_are_not_taken_for_theirs(weights, tmp_path, same_time):
+    """Uncompressed pictures keep their names and sizes; a picture of another size is seen even at the same time."""
+    (tmp_path / "in").mkdir()
+
+    def paint(level: int, side: int = 16) -> None:
+        path = tmp_path / "in" / "0.ppm"
+        Image.new("RGB", (side, side), (level, 0, 0)).save(path)
+        os.utime(path, ns=(0, 0 if same_time else 1000 * level))
+
+    paint(10)
+    first = extract(tmp_path / "in", weights, tmp_path / "out")
+    assert extract(tmp_path / "in", weights, tmp_path / "out").computed == 0
+    paint(20, side=17 if same_time else 16)
+    with pytest.raises(VistokError, match=r"another job .*pictures"):
+        extract(tmp_path / "in", weights, tmp_path / "out")
+    assert not torch.equal(extract(tmp_path / "in", weights, tmp_path / "new").load(), first.load())
+
+
+def test_the_digest_of_a_protocol_is_the_same_on_every_machine(pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / pictures.name, copy_function=shutil.copyfile)
+    here, there = FolderPictures(pictures), FolderPictures(tmp_path / pictures.name)
+    assert here.digest == there.digest and here.fingerprint != there.fingerprint
+
+
+def test_features_that_are_no_numbers_end_the_extraction(pictures, weights, tmp_path):
+    extractor = load_extractor("scenes-features", weights)
+    broken = replace(extractor, prepare=lambda images: extractor.prepare(images) * float("nan"))
+    with pytest.raises(VistokError, match="NaN or infinity"):
+        extract_features(FolderPictures(pictures), broken, tmp_path, workers=0)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
 def test_an_unreadable_picture_is_one_sentence_also_from_a_worker(pictures, weights, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "broken.png").write_bytes(b"not a picture")
@@ -128,12 +171,36 @@ def test_bfloat16_is_another_protocol(pictures, weights, tmp_path):
     with pytest.raises(VistokError, match=r"another job .*precision"):
         extract_features(source, fast, tmp_path / "exact", batch_size=4, shard_size=12, workers=0)
     save_statistics(tmp_path / "ref.npz", FeatureStatistics.of(features), exact.name, exact.weights, exact.resize)
-    sides = [open_set(tmp_path / "ref.npz", exact, tmp_path, ("features",), False)]
-    assert sides[0].stored.precision == "float32"
+    stored = open_set(tmp_path / "ref.npz")
+    check_stored(stored, exact)
     with pytest.raises(VistokError, match="give --precision float32"):
-        open_set(tmp_path / "ref.npz", fast, tmp_path, ("features",), False)
+        check_stored(stored, fast)
     with pytest.raises(VistokError, match="did you mean bfloat16"):
         load_extractor("scenes-features", weights, precision="bflot16")
+
+
+@pytest.mark.parametrize(
+    ("name", "mend"),
+    [("a.npy", "numpy.savez"), ("a.zip", "unpack"), ("a.png", "folder that it lies in"), ("a.bin", "a folder")],
+)
+def test_files_that_are_no_set_of_pictures_are_told_what_to_give(tmp_path, name, mend):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(VistokError, match=rf"{name}' is a file: .*{mend}"):
+        open_set(tmp_path / name)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_batch_is_named(tmp_path, save):
+    save(tmp_path / "batch.npz", np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8))
+    data = bytearray((tmp_path / "batch.npz").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 64] = bytes(64)
+    (tmp_path / "batch.npz").write_bytes(data)
+    source = NpzPictures(tmp_path / "batch.npz")
+    try:
+        source.batch(0, 9)  # a stored array has no checksum of its parts
+    except VistokError as error:
+        assert "batch.npz" in str(error)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -166,25 +233,24 @@ def test_a_folder_and_its_batch_file_have_the_same_distance(pictures, weights, t
     (tmp_path / "b").mkdir()
     for i, picture in enumerate(array):
         Image.fromarray(picture).save(tmp_path / "b" / f"{i:02d}.png")
-    values = []
+    values, metrics = [], parse_metrics("fid,kid:subset_size=20,precision,vendi")
     for side in ("b", "b.npz"):
-        sets = [
-            open_set(path, network, tmp_path / f"work-{side}-{i}", ("features",), True, workers=0)
-            for i, path in enumerate((pictures, tmp_path / side))
-        ]
-        (result,) = evaluate_sets(*sets, network, ["fid"])
+        sets = [open_set(path) for path in (pictures, tmp_path / side)]
+        sets = extract_sets(*sets, network, tmp_path / f"work-{side}", metrics, workers=0)
+        result, kid, precision, vendi = evaluate_sets(*sets, network, metrics)
         values.append(result.value)
     assert values[0] == pytest.approx(values[1], rel=1e-6)
     assert result.protocol.metric == "fd-scenes-features" and result.protocol.samples == 30
-    kid, precision = evaluate_sets(*sets, network, ["kid", "precision"], Options(kid_subset_size=20))
-    assert kid.std is not None and "recall" in precision.details
+    assert kid.std is not None and "recall" in precision.details and 1 <= vendi.value <= 30
+    assert kid.protocol.options == ("subsets=100", "subset_size=20", "order=reference-first")
+    assert precision.protocol.reference and not vendi.protocol.reference
 
 
 def test_metrics_are_bound_to_their_networks():
     with pytest.raises(VistokError, match="sfid is defined on the inception extractor"):
-        check_metrics(["sfid"], "scenes-features")
+        check_metrics(parse_metrics("sfid"), "scenes-features")
     with pytest.raises(VistokError, match="did you mean fid"):
-        check_metrics(["fidd"], "inception")
+        parse_metrics("fidd")
     with pytest.raises(VistokError, match="unknown resize convention"):
         load_extractor("dinov2", None, "tf1")
 
@@ -213,6 +279,12 @@ def test_wrong_or_missing_inception_weights_name_the_right_files(tmp_path):
     save_file({"fc.weight": torch.zeros(1000, 2048)}, tmp_path / "torchvision.safetensors")
     with pytest.raises(VistokError, match="pt_inception-2015-12-05"):
         load_inception(tmp_path / "torchvision.safetensors")
+
+
+def test_a_torchscript_inception_is_called_by_its_name(tmp_path):
+    torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / "inception-2015-12-05.pt")
+    with pytest.raises(VistokError, match=r"TorchScript.*pt_inception-2015-12-05"):
+        load_inception(tmp_path / "inception-2015-12-05.pt")
 
 
 @pytest.fixture(scope="module")
@@ -248,34 +320,78 @@ def test_the_weights_digest_does_not_depend_on_the_file_format(inception_file, t
     assert len(digests) == 1
 
 
-def tiny_clip(folder):
-    from transformers import CLIPConfig, CLIPModel
-
-    torch.manual_seed(0)
-    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CLIPConfig(
-        text_config=size | {"vocab_size": 99},
-        vision_config=size | {"image_size": 32, "patch_size": 8},
-        projection_dim=12,
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """Folders of networks that transformers knows, with random weights."""
+    from transformers import (
+        CLIPConfig,
+        CLIPModel,
+        Dinov2Config,
+        Dinov2Model,
+        SiglipConfig,
+        SiglipModel,
+        YolosConfig,
+        YolosForObjectDetection,
     )
-    CLIPModel(config).save_pretrained(folder)
-
-
-def test_dinov2_and_clip_load_from_a_folder(tmp_path):
-    from transformers import Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
-    config = Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
-    Dinov2Model(config).save_pretrained(tmp_path / "dinov2")
-    tiny_clip(tmp_path / "clip")
+    root = tmp_path_factory.mktemp("networks")
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text, vision = size | {"vocab_size": 99}, size | {"image_size": 32, "patch_size": 8}
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
+    clip.save_pretrained(root / "clip")
+    SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(root / "siglip")
+    Dinov2Model(Dinov2Config(**size, image_size=28, patch_size=14)).save_pretrained(root / "dinov2")
+    labels = {"num_labels": 80, "image_size": [32, 32], "patch_size": 16, "num_detection_tokens": 5}
+    YolosForObjectDetection(YolosConfig(**size, **labels)).save_pretrained(root / "yolos")
+    clip.save_pretrained(root / "half-clip", state_dict=clip.vision_model.state_dict(prefix="vision_model."))
+    return root
+
+
+def test_dinov2_and_clip_load_from_a_folder(networks):
     picture = torch.randint(0, 256, (3, 50, 40), dtype=torch.uint8)
-    for name, dim in (("dinov2", 24), ("clip", 12)):
-        extractor = load_extractor(name, tmp_path / name)
+    for name, dim in (("dinov2", 16), ("clip", 12)):
+        extractor = load_extractor(name, networks / name)
         features = extractor([picture, picture])["features"]
         assert features.shape == (2, dim)
         assert torch.equal(features[0], features[1])
-    with pytest.raises(VistokError, match="does not exist"):
-        load_extractor("clip", tmp_path / "absent" / "folder" / "deep")
+    with pytest.raises(VistokError, match="absent"):
+        load_extractor("clip", networks / "absent" / "folder" / "deep")
+
+
+def load_network(kind: str, folder) -> None:
+    if kind == "mask2former":
+        from vistok.eval.geneval.mask2former import Mask2FormerDetector
+
+        Mask2FormerDetector(folder)
+    elif kind == "clip score":
+        from vistok.eval.clip_score import ClipModel
+
+        ClipModel(folder)
+    else:
+        load_extractor(kind, folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "named"),
+    [
+        ("clip", "dinov2", "dinov2"),
+        ("clip", "siglip", "siglip"),
+        ("clip", "half-clip", "text_model"),
+        ("clip score", "siglip", "siglip"),
+        ("clip score", "clip", "tokenizer"),
+        ("dinov2", "clip", "clip"),
+        ("dinov2", "yolos", "yolos"),
+        ("dinov2", "timm/resnet18.a1_in1k", "no DINOv2"),
+        ("mask2former", "yolos", "yolos"),
+        ("mask2former", "clip", "clip"),
+    ],
+)
+def test_another_network_or_half_of_one_is_refused_by_name(networks, kind, given, named):
+    folder = given if given.startswith("timm/") else networks / given
+    with pytest.raises(VistokError, match=named) as caught:
+        load_network(kind, folder)
+    assert given in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_memory_of_statistics_does_not_grow_with_the_pictures(pictures, weights, tmp_path):

@@ -18,7 +18,7 @@ from vistok.eval.geneval import (
     TASKS,
     DetectedColours,
     Detection,
-    Options,
+    ScoringOptions,
     coco_prompts,
     evaluate_folder,
     read_folders,
@@ -30,7 +30,7 @@ from vistok.eval.geneval import (
     write_prompt_folder,
     write_report,
 )
-from vistok.eval.geneval.mask2former import mask_boxes
+from vistok.eval.geneval.mask2former import BACKGROUNDS, colour_crop, mask_boxes
 from vistok.eval.geneval.metadata import COCO_CLASSES
 from vistok.eval.geneval.summary import read_summary, wilson_interval
 
@@ -48,7 +48,7 @@ class StubDetector:
 
     name = "stub"
     class_names = ("circle", "ring")
-    options = Options(threshold=0.5, counting_threshold=0.5)
+    options = ScoringOptions(threshold=0.5, counting_threshold=0.5)
     calls = 0
 
     def detect(self, images):
@@ -103,11 +103,66 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(generated, tmp_path):
     assert (first.calls, second.calls) == (4, 2)
     assert resumed.records == whole.records
     with pytest.raises(VistokError, match="another job"):
-        evaluate(generated, tmp_path / "work", options=Options(threshold=0.1))
+        evaluate(generated, tmp_path / "work", options=ScoringOptions(threshold=0.1))
     metadata = tmp_path / "metadata.jsonl"
     write_metadata(metadata, [RED_CIRCLE | {"prompt": "one red circle"}, TWO_RINGS])
     with pytest.raises(VistokError, match=r"another job .*prompts"):
         evaluate(generated, tmp_path / "work", metadata=metadata)
+
+
+def test_pictures_that_were_painted_again_are_judged_again(tmp_path):
+    """Uncompressed or not: a picture of the same name and size is another one when it was written later."""
+    root = tmp_path / "out"
+    write_prompt_folder(root, 0, RED_CIRCLE, [picture(0, "red")])
+    path = root / "00000" / "samples" / "0000.png"
+    _, first = evaluate(root, tmp_path / "work")
+    size = path.stat().st_size
+    data = bytearray(path.read_bytes())
+    write_prompt_folder(root, 0, RED_CIRCLE, [picture(0, "blue")])
+    path.write_bytes(path.read_bytes()[:size].ljust(size, b"\0"))
+    assert first.summary.overall == 1 and len(data) == path.stat().st_size
+    with pytest.raises(VistokError, match=r"another job .*pictures"):
+        evaluate(root, tmp_path / "work")
+    _, second = evaluate(root, tmp_path / "new")
+    assert second.summary.overall == 0
+
+
+def test_another_classifier_of_colours_is_another_job(generated, tmp_path):
+    evaluate(generated, tmp_path / "work")
+    named = DetectedColours(COLOURS)
+    named.name = "clip 0123"
+    with pytest.raises(VistokError, match=r"another job .*colours"):
+        evaluate_folder(generated, StubDetector(), named, tmp_path / "work")
+    report = evaluate_folder(generated, StubDetector(), named, tmp_path / "other")
+    assert "colours=clip 0123" in report.protocol.options
+
+
+def test_prompts_without_pictures_are_named_or_count_as_wrong(generated, tmp_path):
+    metadata = tmp_path / "metadata.jsonl"
+    records = [RED_CIRCLE, TWO_RINGS, RED_CIRCLE | {"tag": "single_object", "prompt": "a photo of a ring"}]
+    write_metadata(metadata, records)
+    with pytest.raises(VistokError, match=r'1 of the 3 prompts.*00002 "a photo of a ring".*--missing-wrong'):
+        evaluate(generated, tmp_path / "work", metadata=metadata)
+    _, report = evaluate(generated, tmp_path / "work", metadata=metadata, missing_wrong=True)
+    assert report.summary.tasks["single_object"].accuracy == 0 and report.summary.tasks["single_object"].images == 2
+    assert report.summary.overall == pytest.approx(1 / 3) and "counted wrong" in report.protocol.reference
+    write_report(report, tmp_path / "report")
+    assert "has no picture" in (tmp_path / "report" / "failures.txt").read_text()
+
+
+def test_what_the_score_does_not_show_is_told(generated, tmp_path):
+    (generated / "00001" / "samples" / "0001.png").unlink()
+    (generated / "00001" / "samples" / "0001.jpg").write_bytes(b"x")
+    _, report = evaluate(generated, tmp_path / "work")
+    told = "; ".join(report.notes)
+    assert "single_object, two_object" in told and "1 of 2 prompts have fewer pictures" in told and "1 file" in told
+
+
+def test_two_folders_of_one_prompt_are_refused(generated):
+    write_prompt_folder(generated, 0, RED_CIRCLE, [picture(0, "red")]).rename(generated / "0")
+    write_prompt_folder(generated, 0, RED_CIRCLE, [picture(0, "red")])
+    with pytest.raises(VistokError, match="both prompt 0"):
+        read_folders(generated)
 
 
 def test_rewritten_prompts_are_judged_by_the_official_line_and_labelled(generated, tmp_path):
@@ -138,6 +193,45 @@ def test_folders_that_cannot_be_scored_say_why(tmp_path, damage):
     expected = {"no folder": "there is no", "no prompts": "no GenEval set", "no pictures": "no pictures"}
     with pytest.raises(VistokError, match=expected.get(damage, "no metadata.jsonl")):
         read_folders(root)
+
+
+ITEM = {"class": "dog", "count": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"exclude": None}, "'exclude' is None"),
+        ({"exclude": ITEM}, "'exclude' is"),
+        ({"exclude": [None]}, "every item"),
+        ({"exclude": [ITEM | {"count": 0}]}, "at least 1"),
+        ({"include": None}, "at least one object"),
+        ({"include": []}, "at least one object"),
+        ({"include": ["dog"]}, "every item"),
+        ({"include": [{"class": ["dog"], "count": 1}]}, "every item"),
+        ({"include": [ITEM | {"count": 0}]}, "at least 1"),
+        ({"include": [ITEM | {"count": -1}]}, "at least 1"),
+        ({"include": [ITEM | {"count": True}]}, "at least 1"),
+        ({"include": [ITEM | {"count": 1.0}]}, "at least 1"),
+        ({"include": [ITEM | {"color": None}]}, "color .* None"),
+        ({"include": [ITEM | {"color": ["red", "blue"]}]}, "color"),
+        ({"include": [ITEM | {"colour": "red"}]}, "'dog' has colour"),
+        ({"include": [ITEM, ITEM | {"position": "left of"}]}, "position .*'left of'"),
+        ({"include": [ITEM, ITEM | {"position": None}]}, "position .*None"),
+        ({"include": [ITEM, ITEM | {"position": ["left of"]}]}, "position"),
+        ({"include": [ITEM, ITEM | {"position": ["left of", "0"]}]}, "position"),
+        ({"include": [ITEM, ITEM | {"position": ["left of", 1]}]}, "earlier item"),
+        ({"include": [ITEM | {"position": ["left of", -1]}]}, "earlier item"),
+        ({"include": [ITEM, ITEM | {"position": [["left of"], 0]}]}, "earlier item"),
+        ({"prompt": None}, "prompt is None"),
+        ({"tag": ["colors"]}, "its tag"),
+    ],
+)
+def test_metadata_that_ask_for_nothing_or_for_what_is_not_understood_are_named(tmp_path, change, message):
+    record = {"tag": "position", "prompt": "x", "include": [ITEM]}
+    write_metadata(tmp_path / "m.jsonl", [record, record | change])
+    with pytest.raises(VistokError, match=rf"line 2 .*{message}"):
+        read_metadata(tmp_path / "m.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -229,10 +323,30 @@ def test_the_exact_detector_scores_ground_truth_pictures_through_the_same_code()
     assert not any(record["correct"] for record in score_images(wrong, detector, colours))
 
 
+def test_the_exact_detector_takes_pictures_of_several_sizes():
+    from vistok.data.images import to_pil
+    from vistok.data.scenes import render, sample_scenes
+    from vistok.eval.geneval.detectors import SceneDetector
+
+    scenes = sample_scenes(2, seed=5)
+    small, large = (to_pil(render(scenes, side)) for side in (64, 128))
+    mixed = SceneDetector().detect([small[0], large[1], small[1]])
+    assert mixed == [SceneDetector().detect([image])[0] for image in (small[0], large[1], small[1])]
+
+
 def test_boxes_of_masks():
     masks = torch.zeros(2, 6, 7, dtype=torch.bool)
     masks[0, 2:4, 1:6] = True
     assert mask_boxes(masks).tolist() == [[1, 2, 6, 4], [0, 0, 0, 0]]
+
+
+def test_the_background_of_a_colour_crop_is_grey_or_the_pictures_own():
+    image, mask = Image.new("RGB", (4, 4), (1, 2, 3)), np.zeros((4, 4), dtype=bool)
+    mask[0, 0] = True
+    grey, own = (colour_crop(image, (0.0, 0.0, 6.0, 4.0), mask, BACKGROUNDS[name]) for name in ("grey", "original"))
+    assert [crop.getpixel((0, 0)) for crop in (grey, own)] == [(1, 2, 3)] * 2
+    assert grey.getpixel((3, 3)) == (153, 153, 153) and own.getpixel((3, 3)) == (1, 2, 3)
+    assert grey.getpixel((5, 0)) == own.getpixel((5, 0)) == (0, 0, 0)
 
 
 @pytest.fixture
@@ -261,6 +375,11 @@ def test_clipscore_of_pictures_with_captions(clip_folder, tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
     plain = clip_scores(ClipModel(clip_folder), [image, image], ["a dog", "a zebra"], weight=1.0)
     assert plain.shape == (2,) and (plain >= 0).all() and (plain <= 1 + 1e-6).all()
+
+    broken = ClipModel(clip_folder)
+    broken.model.text_projection.weight.fill_(float("nan"))
+    with pytest.raises(VistokError, match="NaN"):
+        clip_scores(broken, [image], ["a dog"])
 
     (tmp_path / "pictures").mkdir()
     image.save(tmp_path / "pictures" / "a.png")
@@ -304,4 +423,10 @@ def test_mask2former_and_clip_from_folders_judge_a_picture(clip_folder, tmp_path
     (found,) = detector.detect([image])
     assert found and all(d.mask.shape == (60, 90) and d.label in COCO_CLASSES for d in found)
     named = colours.colours(image, "dog", found[:3])
+    next(detector.model.parameters()).fill_(float("nan"))
+    with pytest.raises(VistokError, match="NaN"):
+        detector.detect([image])
+    assert "grey" in colours.name
+    with pytest.raises(VistokError, match="did you mean original"):
+        load_detector(str(tmp_path / "mask2former"), str(clip_folder), "orginal")
     assert len(named) == 3 and set(named) <= set(colours.colour_names)

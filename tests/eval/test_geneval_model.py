@@ -24,7 +24,7 @@ from vistok.samplers import SamplingParams
 class StubPipe:
     """Paints the index of each sample."""
 
-    model = SimpleNamespace(config=SimpleNamespace(block_size=4))
+    model = SimpleNamespace(tokens=SimpleNamespace(length=4))
 
     def __init__(self, name: str = "stub"):
         self.name = self.digest = name

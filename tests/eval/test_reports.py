@@ -15,7 +15,6 @@ from vistok.cli.eval import app
 from vistok.errors import VistokError
 from vistok.eval.answers import scorers
 from vistok.eval.answers.benchmarks import score_answers
-from vistok.eval.decoding.estimate import DecodeRecord, ideal_speed_up, ratio_estimate, speed_up, summarise_decoding
 from vistok.eval.protocol import Protocol, Result, compare
 from vistok.eval.reconstruction.metrics import psnr, quantise, reconstruction_quality, ssim
 from vistok.models.vision.inception import fold_batch_norms
@@ -45,8 +44,14 @@ def test_results_of_different_protocols_are_refused(change):
 
 
 def test_results_survive_json():
-    original = Result("a", 1.5, Protocol("kid", options=("kid_subsets=100",)), 0.1, {"x": 2.0})
+    original = Result("a", 1.5, Protocol("precision", options=("neighbours=3",)), 0.1, {"x": 2.0})
     assert Result.from_json(json.loads(json.dumps(original.to_json()))) == original
+
+
+def test_results_of_the_first_version_stand_beside_those_of_today():
+    now = Protocol("kid", options=("subsets=100", "subset_size=1000", "order=reference-first"))
+    old = {"metric": "kid", "options": ["kid_subsets=100", "kid_subset_size=1000"]}
+    assert Result.from_json({"name": "a", "value": 1.0, "protocol": old}).protocol == now
 
 
 def test_a_known_psnr_and_the_quality_of_a_perfect_reconstruction():
@@ -122,47 +127,6 @@ def test_answer_files(tmp_path):
         score_answers(write_answers(tmp_path / "b.jsonl", {"answer": "a"}), "exact")
 
 
-def test_decoding_figures_of_a_hand_trace():
-    """Two sequences: 10 tokens in 4 forwards (one token emitted past the end), 6 tokens in 4 forwards."""
-    records = [
-        DecodeRecord(10, 4, (3, 4, 1, 3), proposed=16, accepted=7, seconds=2.0),
-        DecodeRecord(6, 4, (1, 1, 2, 2), proposed=16, accepted=2, seconds=2.0),
-    ]
-    summary = summarise_decoding(records)
-    assert summary.step_compression.value == 16 / 8
-    assert summary.mean_accepted_length.value == 17 / 8
-    assert summary.acceptance_rate.value == 9 / 32
-    assert summary.tokens_per_second.value == 4
-    assert summary.step_compression.low == 1.5 and summary.step_compression.high == 2.5
-    assert ideal_speed_up(3, 4, 0.125) == 2
-
-
-def test_autoregressive_decoding_has_compression_one_and_no_acceptance():
-    summary = summarise_decoding([DecodeRecord(5, 5, (1,) * 5)])
-    assert str(summary.mean_accepted_length) == "1.00 [1.00, 1.00]"
-    assert summary.acceptance_rate is None and summary.tokens_per_second is None
-
-
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
-    random = np.random.default_rng(0)
-    hits = 0
-    for seed in range(200):
-        forwards = random.integers(5, 15, 60)
-        tokens = random.poisson(2.0 * forwards)
-        estimate = ratio_estimate(tokens, forwards, resamples=300, seed=seed)
-        hits += estimate.low <= 2.0 <= estimate.high
-    assert 0.88 <= hits / 200 <= 0.99
-
-
-def test_speed_up_and_bad_traces():
-    estimate = speed_up([2.0, 2.2, 1.8], [1.0, 1.0, 1.0])
-    assert estimate.value == pytest.approx(2) and estimate.low < 2 < estimate.high
-    with pytest.raises(VistokError, match="at least one"):
-        summarise_decoding([])
-    with pytest.raises(VistokError, match="without a target forward"):
-        summarise_decoding([DecodeRecord(0, 0)])
-
-
 @pytest.fixture
 def runner(tmp_path):
     random = np.random.default_rng(0)
@@ -204,11 +168,11 @@ def test_reconstruction_and_answers_commands(runner, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("fid", "nowhere", "nowhere"), "inception extractor needs its weights"),
+        (("fid", "nowhere", "nowhere"), "no folder"),
         (("fid", "a", "b", "--extractor", "incepton"), "did you mean inception"),
         (("stats", "a", "-o", "b.json"), "written as .npz"),
         (("reconstruction", "nowhere", "nowhere"), "no folder"),
-        (("answers", "nowhere.jsonl", "--benchmark", "pope"), "cannot read the answers"),
+        (("answers", "nowhere.jsonl", "--benchmark", "pope"), "cannot read the answer"),
         (("geneval", "--images", "nowhere"), "no folder"),
         (("compare", "nowhere.json"), "no"),
     ],
@@ -216,6 +180,11 @@ def test_reconstruction_and_answers_commands(runner, tmp_path):
 def test_bad_input_is_a_user_error(runner, arguments, message):
     outcome = runner(*arguments)
     assert isinstance(outcome.exception, VistokError) and message in str(outcome.exception), outcome.output
+
+
+def test_inception_needs_its_weights(runner, tmp_path):
+    outcome = runner("fid", tmp_path / "real", tmp_path / "fake")
+    assert "inception extractor needs its weights" in str(outcome.exception)
 
 
 def test_every_command_has_json_and_an_example(runner):

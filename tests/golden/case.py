@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+CENSUS = "golden"  # the property under which a test records the system and kind of its case
+
 
 class Outputs(UserDict[str, Tensor]):
     """Expected tensors by name; remembers which were never looked at, so that an adapter cannot skip one."""

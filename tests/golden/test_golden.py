@@ -1,7 +1,8 @@
 """Runs every golden case through the adapter of its system and kind.
 
-Cases are found under ``../shared/golden`` beside the repository, or in the folder named by ``VISTOK_GOLDEN``.
-Adapters are the modules of ``tests/golden/adapters``; a case without one is skipped, by name.
+Cases are found under ``../shared/golden`` beside the repository, or in the folder named by ``VISTOK_GOLDEN``; where
+there is none, the tests are skipped, but on CI they fail. Adapters are the modules of ``tests/golden/adapters``; a case
+without one is skipped, and counted at the end of the run (``tests/conftest.py``).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.golden import adapters
-from tests.golden.case import Case
+from tests.golden.case import CENSUS, Case
 
 DEFAULT_FOLDER = Path(__file__).resolve().parents[3] / "shared" / "golden"
 
@@ -27,6 +28,8 @@ def find_cases() -> list:
     paths = sorted(folder.rglob("*.json"))
     if not paths and named:
         raise pytest.UsageError(f"VISTOK_GOLDEN names '{named}', which holds no golden case")
+    if not paths and os.environ.get("CI"):
+        raise pytest.UsageError(f"CI must not pass without the golden cases: '{folder}' is absent")
     if not paths:
         reason = f"no golden cases: '{folder}' is absent (set VISTOK_GOLDEN to the folder that holds them)"
         return [pytest.param(None, id="no-cases", marks=pytest.mark.skip(reason=reason))]
@@ -49,8 +52,9 @@ def load_adapters() -> tuple[dict[str, dict[str, Callable[[Case], None]]], dict[
 
 
 @pytest.mark.parametrize("path", find_cases())
-def test_golden(path: Path) -> None:
+def test_golden(path: Path, record_property: Callable[[str, object], None]) -> None:
     case = Case(path)
+    record_property(CENSUS, [case.system, case.kind])
     found, broken = load_adapters()
     if case.system in broken:
         raise broken[case.system]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -33,11 +35,22 @@ def test_left_pad_moves_valid_rows_to_the_end_and_clears_the_rest(lengths, dtype
 
 
 def test_shapes_and_mask(encoder):
-    features, mask = encoder(["a red circle", "", "a red circle left of a blue square, a red square"])
+    with pytest.warns(UserWarning, match="has 13 tokens.*the first 8"):
+        features, mask = encoder(["a red circle", "", "a red circle left of a blue square, a red square"])
     assert features.shape == (3, 8, encoder.dim) and mask.dtype == torch.bool
     assert mask.sum(1).tolist() == [4, 1, 8]  # the end token counts, and long captions are cut
     assert mask[:, -1].all()
     assert not features[~mask].any()
+
+
+@pytest.mark.parametrize("words", [6, 7, 8, 9, 40])
+def test_a_caption_that_does_not_fit_is_said_to_be_cut(encoder, words):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        encoder(["a red circle", " ".join(["a"] * words)])
+    cut = [str(each.message) for each in said]
+    assert len(cut) == (words + 1 > encoder.max_length)  # the end token counts
+    assert all(f"has {words + 1} tokens" in each and "first 8" in each and "'a a a" in each for each in cut)
 
 
 def test_features_depend_on_the_words_and_not_on_the_batch(encoder):

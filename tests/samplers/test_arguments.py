@@ -81,3 +81,20 @@ def test_a_generation_config_counts_like_options():
     config = GenerationConfig(**OPTIONS, penalty_alpha=0.6, top_k=4)
     with pytest.raises(VistokError, match="penalty_alpha"):
         generate(tiny(), prompt(), PromptLookup(), generation_config=config)
+
+
+def test_a_picture_is_refused_and_its_model_still_speaks():
+    """``generate`` encodes pictures itself: what is refused is named as the caller named it."""
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from vistok.zoo import resolve
+
+    folder = resolve("llava-mini")
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    inputs = processor(images=Image.new("RGB", (64, 64), "red"), text="<image> what color?", return_tensors="pt")
+    with pytest.raises(VistokError, match="ignore pixel_values: leave it out, or decode without"):
+        model.generate(**inputs, max_new_tokens=2, do_sample=False, custom_generate=Speculation(PromptLookup()))
+    inputs = processor.tokenizer("what color is the circle?", return_tensors="pt")
+    plain = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    assert torch.equal(generate(model, inputs, PromptLookup(), max_new_tokens=5, do_sample=False).sequences, plain)

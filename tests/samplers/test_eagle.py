@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import Eagle, Eagle3, EagleConfig
+from vistok.models.heads.eagle import Eagle3Network, EagleConfig, EagleNetwork
 from vistok.models.interface import Condition
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.samplers import Autoregressive, Noise, SamplingParams
@@ -43,28 +43,28 @@ def write(folder, state, config=None, name="pytorch_model.bin"):
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    return Eagle(EagleConfig(24, 16, 24, 2, grid=4, cls_token_num=3)).eval()
+    return EagleNetwork(EagleConfig(24, 16, 24, 2, grid=4, cls_token_num=3)).eval()
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
 def test_a_published_drafter_loads_strictly(tmp_path, network, name):
     assert set(network.state_dict()) == LLAMAGEN_KEYS
     folder = write(tmp_path / "drafter", network.state_dict(), name=name)
-    loaded = Eagle.from_pretrained(folder, grid=4, cls_token_num=3)
+    loaded = EagleNetwork.from_pretrained(folder, grid=4, cls_token_num=3)
     assert loaded.config == network.config
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
     state = network.state_dict()
     state["layers.0.input_layernorm.weight"] = torch.ones(16)
     with pytest.raises(VistokError, match=r"unexpected layers\.0\.input_layernorm\.weight"):
-        Eagle.from_pretrained(write(tmp_path / "more", state))
+        EagleNetwork.from_pretrained(write(tmp_path / "more", state))
     del state["layers.0.input_layernorm.weight"], state["fc.bias"]
     with pytest.raises(VistokError, match=r"lacks fc.bias"):
-        Eagle.from_pretrained(write(tmp_path / "less", state))
+        EagleNetwork.from_pretrained(write(tmp_path / "less", state))
 
 
 def test_a_saved_drafter_loads_with_its_own_shape(tmp_path, network):
     network.save_pretrained(tmp_path, torch.float16)
-    loaded = Eagle.from_pretrained(str(tmp_path), grid=9, cls_token_num=9)
+    loaded = EagleNetwork.from_pretrained(str(tmp_path), grid=9, cls_token_num=9)
     assert loaded.config == network.config
 
 
@@ -72,18 +72,18 @@ def test_folders_that_hold_no_drafter_are_refused(tmp_path, network):
     (tmp_path / "config.json").write_text("{}")
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(VistokError, match="does not say the shape"):
-        Eagle.from_pretrained(str(tmp_path))
+        EagleNetwork.from_pretrained(str(tmp_path))
     (tmp_path / "config.json").write_text("]")
     with pytest.raises(VistokError, match="not JSON"):
-        Eagle.from_pretrained(str(tmp_path))
+        EagleNetwork.from_pretrained(str(tmp_path))
 
 
 def test_an_eagle3_file_without_embedding_takes_the_targets(tmp_path):
     torch.manual_seed(0)
-    network = Eagle3(EagleConfig(24, 16, 24, 2, draft_vocab_size=10))
+    network = Eagle3Network(EagleConfig(24, 16, 24, 2, draft_vocab_size=10))
     state = {key: value for key, value in network.state_dict().items() if key != "embed_tokens.weight"}
     assert {"d2t", "t2d", "midlayer.hidden_norm.weight", "norm.weight", "lm_head.weight"} <= set(state)
-    loaded = Eagle3.from_pretrained(write(tmp_path / "third", state, PUBLISHED | {"draft_vocab_size": 10}))
+    loaded = Eagle3Network.from_pretrained(write(tmp_path / "third", state, PUBLISHED | {"draft_vocab_size": 10}))
     table = torch.randn(24, 16)
     loaded.share_embedding(table)
     assert torch.equal(loaded.embed_tokens.weight, table)
@@ -140,7 +140,7 @@ def test_training_pairs_are_those_of_drafting(target, network):
 
 def test_training_teaches_to_draft(target):
     torch.manual_seed(2)
-    network = Eagle(EagleConfig(24, 16, 32, 2, grid=4, cls_token_num=3))
+    network = EagleNetwork(EagleConfig(24, 16, 32, 2, grid=4, cls_token_num=3))
     objective = EagleObjective(network, target.output, 2.0, 1.0, 10.0)
     assert not target.output.weight.requires_grad
     condition, mask = torch.randn(8, 3, 6), torch.ones(8, 3)
@@ -168,7 +168,7 @@ def test_a_named_drafter_is_loaded_once_and_checked(tmp_path, target, network):
     first = drafter_of(str(tmp_path / "drafter"), target)
     assert drafter_of(str(tmp_path / "drafter"), target) is first
     with pytest.raises(VistokError, match="hidden width is 12, but the model's is 16"):
-        drafter_of(Eagle(EagleConfig(24, 12, 24, 2)), target)
+        drafter_of(EagleNetwork(EagleConfig(24, 12, 24, 2)), target)
 
 
 def test_published_trees_have_their_published_sizes():

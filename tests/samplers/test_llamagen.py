@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import Eagle as EagleNetwork
-from vistok.models.heads.eagle import EagleConfig
+from vistok.models.heads.eagle import EagleConfig, EagleNetwork
 from vistok.models.interface import Condition
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.samplers import Autoregressive, Eagle, ImageTarget, Lantern, Noise, SamplingParams, SpeculativeJacobi

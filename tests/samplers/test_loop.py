@@ -86,11 +86,10 @@ def test_a_run_counts_what_it_proposed_and_kept():
 def test_a_run_reports_progress_to_the_end():
     gained = []
     from tests.samplers.toy import TableTarget
-    from vistok.samplers import Noise
-    from vistok.samplers.loop import generate
+    from vistok.samplers import Noise, loop
 
     params = SamplingParams()
-    generate(TableTarget(params, 3, 24, 4), *MAKERS["coupled"](), params, Noise(0, torch.arange(3)), gained.append)
+    loop.decode(TableTarget(params, 3, 24, 4), *MAKERS["coupled"](), params, Noise(0, torch.arange(3)), gained.append)
     assert sum(gained) == 24 and min(gained) > 0
 
 

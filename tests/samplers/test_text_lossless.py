@@ -28,7 +28,7 @@ from vistok.samplers import (
     TextTarget,
     TokenRecycling,
 )
-from vistok.samplers.loop import generate as decode
+from vistok.samplers.loop import decode
 from vistok.samplers.policies.dynamic import DynamicTree
 from vistok.samplers.policies.static import StaticTree
 from vistok.samplers.tree import LawKind

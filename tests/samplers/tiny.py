@@ -19,7 +19,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from vistok.models.heads.eagle import Eagle, EagleConfig
+from vistok.models.heads.eagle import EagleConfig, EagleNetwork
 
 VOCABULARY = 23
 SIZES = {
@@ -51,11 +51,11 @@ def tiny(kind: str = "llama", seed: int = 0, attention: str = "sdpa", **options)
     return model if attention == "eager" else model.double()
 
 
-def tiny_head(vocabulary: int = VOCABULARY, width: int = 16, **options) -> Eagle:
+def tiny_head(vocabulary: int = VOCABULARY, width: int = 16, **options) -> EagleNetwork:
     """A random EAGLE head for ``tiny``, with grouped queries."""
     torch.manual_seed(5)
     config = EagleConfig(vocabulary, width, 24, 4, num_key_value_heads=2, **options)
-    network = Eagle(config).eval().requires_grad_(False).double()
+    network = EagleNetwork(config).eval().requires_grad_(False).double()
     for weight in network.parameters():
         weight.mul_(3)  # laws far from uniform
     return network

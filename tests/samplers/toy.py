@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from vistok.ops import combine_guidance, draw
-from vistok.samplers import Noise, SamplingParams
-from vistok.samplers.loop import Scores, Verdict, generate
+from vistok.samplers import Noise, SamplingParams, loop
+from vistok.samplers.loop import Scores, Verdict
 from vistok.samplers.noise import DRAFT
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
@@ -75,7 +75,7 @@ def decode(drafter, verifier, law=None, batch=1, length=24, vocabulary=4, scale=
     law = law or SamplingParams()
     target = TableTarget(law, batch, length, vocabulary, scale, table)
     samples = torch.arange(batch) if samples is None else samples
-    tokens, stats = generate(target, drafter, verifier, law, Noise(seed, samples))
+    tokens, stats = loop.decode(target, drafter, verifier, law, Noise(seed, samples))
     return tokens, stats, target
 
 

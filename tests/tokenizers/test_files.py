@@ -18,7 +18,7 @@ from vistok.errors import VistokError
 from vistok.tokenizers import load
 from vistok.tokenizers.files import PICTURES, detokenize_files, pair_paths, prepare, tokenize_files
 from vistok.tokenizers.interface import Capabilities
-from vistok.tokenizers.load import FAMILIES, LoadedTokenizer, load_tokenizer, tokenizer_class
+from vistok.tokenizers.load import TOKENIZERS, LoadedTokenizer, load_tokenizer
 from vistok.tokenizers.search import fewest_tokens
 from vistok.tokenizers.titok import TiTok
 from vistok.tokenizers.titok_config import TiTokConfig
@@ -196,11 +196,11 @@ def test_every_family_loads_by_folder_and_states_what_it_can_do(tmp_path):
     assert capabilities.variable_length and capabilities.bits_per_token == 4 and capabilities.layout == "sequence"
     grid = load_tokenizer("vq-mini").tokenizer.capabilities
     assert not grid.variable_length and grid.layout == "grid" and grid.image_size is None
-    assert all(tokenizer_class(family).presets for family in FAMILIES)
+    assert all(TOKENIZERS[family].presets for family in TOKENIZERS)
     (tmp_path / "mine" / "config.json").write_text('{"colour": "red"}')
     with pytest.raises(VistokError, match=r"not the shape of a tokenizer \(it has colour\)"):
         load_tokenizer(str(tmp_path / "mine"))
     with pytest.raises(VistokError, match="no published file name of a tokenizer: give a preset"):
         load_tokenizer(str(tmp_path / "mine" / "model.safetensors"))
     with pytest.raises(VistokError, match="unknown tokenizer family 'vqq'"):
-        tokenizer_class("vqq")
+        TOKENIZERS["vqq"]

@@ -19,8 +19,8 @@ from vistok.tokenizers.load import load_tokenizer
 from vistok.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from vistok.train.recipe import Optimization, Recipe
 from vistok.train.tasks import build_task
-from vistok.train.tasks.flextok import right_class
-from vistok.train.tasks.tokenflow import object_cells
+from vistok.train.tasks.scenes.flextok import right_class
+from vistok.train.tasks.scenes.probes import object_cells
 from vistok.train.trainer import Trainer
 
 SHORT = {"steps": 2, "log_every": 1, "save_every": 1, "optimization": Optimization(lr=1e-3, muon_lr=1e-3, warmup=1)}
@@ -40,7 +40,7 @@ ONE_D_PIECE = Recipe(
         "image_size": 32,
         "patch_size": 8,
     },
-    data={"seed": 3, "eval_scenes": 8, "revive_every": 1, "revive_until": 2},
+    data={"seed": 3, "eval_pictures": 8, "revive_every": 1, "revive_until": 2},
     **SHORT,
 )
 FLEXTOK = Recipe(
@@ -61,11 +61,11 @@ FLEXTOK = Recipe(
     init={"kl": "kl-mini"},
     data={
         "seed": 3,
-        "scenes": 64,
-        "eval_scenes": 4,
+        "pictures": 64,
+        "eval_pictures": 4,
         "supervision": [0.1, 0.1, 0.1],
         "anchor": 0.3,
-        "anchor_scenes": 64,
+        "anchor_pictures": 64,
     },
     **SHORT,
 )
@@ -84,7 +84,7 @@ TOKENFLOW = Recipe(
         "semantic_heads": 2,
     },
     init={"vq": "vq-mini", "teacher": "scenes-features"},
-    data={"seed": 3, "semantic": 1.0, "eval_scenes": 8, "revive_every": 2, "revive_until": 3},
+    data={"seed": 3, "semantic": 1.0, "eval_pictures": 8, "revive_every": 2, "revive_until": 3},
     **SHORT,
 )
 
@@ -191,7 +191,7 @@ def test_a_generator_of_sequences_trains_and_stops_at_any_length(tmp_path):
             "vq": str(tmp_path / "tokenizer" / "export"),
             "text_encoder": str(zoo.WEIGHTS / "llamagen-mini" / "text_encoder"),
         },
-        data={"size": 32, "seed": 3, "scenes": 8, "eval_scenes": 4},
+        data={"size": 32, "seed": 3, "pictures": 8, "eval_pictures": 4},
         **SHORT,
     )
     metrics = Trainer(recipe, build_task(recipe), tmp_path / "gpt").train()

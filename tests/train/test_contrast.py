@@ -7,7 +7,7 @@ import math
 import torch
 
 from vistok.data.scenes import groups, relation, sample_scenes, statements
-from vistok.train.tasks.contrast import ROWS, contrast_loss, first_rows, untrue
+from vistok.train.tasks.scenes.contrast import ROWS, contrast_loss, first_rows, untrue
 
 
 def holds(statement, scene):

@@ -12,9 +12,12 @@ from vistok.data.scenes import COLOURS, sample_scenes, statements
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.contrast import contrast_loss, first_rows, untrue
-from vistok.train.tasks.llamagen import LlamaGenTask, captioned_states, choose_binding, take_blocks
-from vistok.train.tasks.scene_reader import code_colours, colour_loss, plan
+from vistok.train.sources import ScenesSource
+from vistok.train.tasks.llamagen import captioned_states, take_blocks
+from vistok.train.tasks.scenes.contrast import contrast_loss, first_rows, untrue
+from vistok.train.tasks.scenes.llamagen import SupervisedLlamaGenTask, choose_binding
+from vistok.train.tasks.scenes.plans import plan
+from vistok.train.tasks.scenes.reader import code_colours, colour_loss
 
 RECIPE = Recipe(
     name="llamagen-test",
@@ -22,8 +25,18 @@ RECIPE = Recipe(
     steps=2,
     batch_size=8,
     init={"vq": "vq-mini", "gpt": "llamagen-mini"},
-    data={"size": 64, "seed": 9, "scenes": 64, "eval_scenes": 4, "supervision": {"contrast": 0.1}, "binding": 0.75},
+    data={"size": 64, "seed": 9, "pictures": 32, "eval_pictures": 4, "supervision": {"contrast": 0.1}, "binding": 0.75},
 )
+
+
+@pytest.fixture(scope="module")
+def task():
+    return SupervisedLlamaGenTask(RECIPE)
+
+
+@pytest.fixture(scope="module")
+def batch(task):
+    return task.batch(0, slice(0, 8))
 
 
 def test_a_generator_of_other_codes_lends_its_blocks():
@@ -50,32 +63,28 @@ def test_captions_that_bind_are_chosen_first_and_then_the_rest():
     assert binding([said[i] for i in choose_binding(said, 5)[-(bound - 5) :]]) == bound - 5
 
 
-def test_batches_bind_more_and_each_pass_words_them_anew(monkeypatch):
-    task = LlamaGenTask(RECIPE)
+def test_batches_bind_more_and_each_pass_words_them_anew(task, monkeypatch):
     heard = []
-    monkeypatch.setattr(task, "_told", lambda scenes, said, *_: heard.append(said) or {})
-    seen = [task.batch(step, slice(0, 8))["tokens"] for step in range(8)]
-    assert sum(map(binding, heard[:4])) >= 20  # of 32; by themselves it would be twelve
-    assert not torch.equal(torch.cat(seen[:4]), torch.cat(seen[4:]))  # the wording tells, or does not, where things are
+    monkeypatch.setattr(task, "told", lambda scenes, said, *_: heard.append(said) or {})
+    seen = [task.batch(step, slice(0, 8))["tokens"] for step in range(4)]
+    assert sum(map(binding, heard[:2])) >= 10  # of 16; by themselves it would be six
+    assert not torch.equal(torch.cat(seen[:2]), torch.cat(seen[2:]))  # the wording tells, or does not, where things are
     assert all((codes >= 0).all() for codes in seen)
     halves = [task.batch(1, rows)["tokens"] for rows in (slice(0, 4), slice(4, 8))]
     assert torch.equal(torch.cat(halves), seen[1])
 
 
-def test_the_first_of_a_batch_are_contrasted_with_untrue_captions():
-    task = LlamaGenTask(RECIPE)
+def test_the_first_of_a_batch_are_contrasted_with_untrue_captions(task, batch):
     parts = [task.batch(0, rows) for rows in (slice(0, 4), slice(4, 8))]
     assert [len(part["contrasted"]) for part in parts] == [4, 2]  # six of eight
-    batch = task.batch(0, slice(0, 8))
     assert torch.equal(torch.cat([part["other_ids"] for part in parts]), batch["other_ids"])
     assert batch["contrasted"].any()
     same = (batch["other_ids"] == batch["input_ids"][:6]).all(1)
     assert torch.equal(same, ~batch["contrasted"])
 
 
-def test_the_objective_contrasts_the_likelihoods_of_the_first_object():
-    task = LlamaGenTask(RECIPE)
-    batch, model = task.batch(0, slice(0, 8)), task.model.eval()
+def test_the_objective_contrasts_the_likelihoods_of_the_first_object(task, batch):
+    model = task.model.eval()
     with torch.no_grad():
         loss, metrics = model(**batch)
         tokens, likely = batch["tokens"][:6], []
@@ -89,18 +98,17 @@ def test_the_objective_contrasts_the_likelihoods_of_the_first_object():
     torch.testing.assert_close(loss, metrics["codes"] + 0.1 * expected, rtol=1e-4, atol=1e-4)
 
 
-def test_dropped_captions_are_not_contrasted():
-    task = LlamaGenTask(RECIPE)
-    batch, model = task.batch(0, slice(0, 8)), task.model.train()
-    model.gpt.config = replace(model.gpt.config, class_dropout_prob=1.0)
+def test_dropped_captions_are_not_contrasted(task, batch, monkeypatch):
+    model, config = task.model.train(), task.model.gpt.config
+    monkeypatch.setattr(model.gpt, "config", replace(config, class_dropout_prob=1.0))
     assert model(**batch)[1]["contrast"] == 0
-    model.gpt.config = replace(model.gpt.config, class_dropout_prob=0.0)
+    model.gpt.config = replace(config, class_dropout_prob=0.0)
     assert model(**batch)[1]["contrast"] > 0
 
 
 def test_all_scenes_that_a_batch_is_chosen_from_must_be_there():
     with pytest.raises(VistokError, match="multiple of the 16 drawn"):
-        LlamaGenTask(replace(RECIPE, data=RECIPE.data | {"scenes": 24}))
+        SupervisedLlamaGenTask(replace(RECIPE, data=RECIPE.data | {"pictures": 24}))
 
 
 def test_codes_show_what_their_cells_show():
@@ -109,12 +117,11 @@ def test_codes_show_what_their_cells_show():
     assert code_colours(tokens, cells, 4).tolist()[:3] == [len(COLOURS), 1, 0]
 
 
-def test_the_task_counts_colours_of_its_own_codes():
-    task = LlamaGenTask(RECIPE)
+def test_the_task_counts_colours_of_its_own_codes(task):
     scenes = sample_scenes(32, seed=77)
     cells = plan(scenes, 16).cells.long()
     shown = torch.where(cells < 48, cells % 8, 8)
-    right = task.model.colours[task._extract(77, 0, 32)] == shown
+    right = task.model.colours[task.extract(ScenesSource(64, 77), torch.arange(32))] == shown
     assert right.float().mean() > 0.9
     assert right[shown < 8].float().mean() > 0.7
 

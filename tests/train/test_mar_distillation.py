@@ -1,6 +1,7 @@
 """A draft MAR learns its target's law: distances vanish where the two agree, and shrink in training."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from vistok.errors import VistokError
 from vistok.models.mar import MAR, MARConfig
 from vistok.models.mar.diffusion import gaussian_divergence
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.mar import MARObjective, MARTask, draw_mask
-from vistok.train.tasks.mar_distillation import Distillation, OwnPictures, Sampling
+from vistok.train.tasks import build_task
+from vistok.train.tasks.mar import draw_mask
+from vistok.train.tasks.mar_distillation import Distillation, OwnPictures, OwnShare, Sampling
+from vistok.train.tasks.scenes.mar import SupervisedMAR
 
 SAMPLING = Sampling(guidance=2.0, head_steps=10, spacing="root")
 
@@ -77,7 +80,7 @@ def test_guidance_is_what_a_copy_lacks():
 def test_training_comes_closer_and_leaves_the_teacher_alone():
     teacher, student = small_mar(0), small_mar(2, width=16)
     before = deepcopy(teacher.state_dict())
-    objective = MARObjective(student, (0.1, 0.1), Distillation(student, teacher, SAMPLING)).train()
+    objective = SupervisedMAR(student, Distillation(student, teacher, SAMPLING), (0.1, 0.1)).train()
     assert not teacher.training
     optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], 1e-2)
     first = distances(objective.distillation, student)
@@ -108,7 +111,7 @@ def test_a_student_with_a_null_condition_is_refused():
 
 def test_own_pictures_fill_their_share_of_a_batch_and_are_drawn_anew():
     student = small_mar(0).train()
-    own = OwnPictures(SAMPLING, share=0.25, count=5, every=10, iterations=4)
+    own = OwnPictures(SAMPLING, OwnShare(share=0.25, count=5, every=10, iterations=4))
     latents, labels = torch.zeros(8, 3, 4, 4), torch.full((8,), 4)
     first, told = own.mix(student, 0, latents, labels)
     assert student.training and not first.requires_grad
@@ -122,14 +125,24 @@ def test_own_pictures_fill_their_share_of_a_batch_and_are_drawn_anew():
     assert not torch.equal(own._latents, pool)
 
 
+DRAFT = Recipe(
+    name="draft",
+    task="mar",
+    steps=1,
+    batch_size=2,
+    init={"kl": "kl-mini", "teacher": "mar-mini", "mar": "mar-mini-draft"},
+    data={"size": 64, "pictures": 4},
+)
+OWN = {"share": 0.5, "count": 2, "every": 10, "iterations": 4}
+
+
 @pytest.mark.parametrize(
     ("data", "match"),
     [
         ({}, r"give data\.teacher"),
-        ({"teacher": {"guidance": 3.0, "head_steps": 25}, "own": {}, "supervision": [0.1, 0]}, "no silhouettes"),
+        ({"teacher": {"guidance": 3.0, "head_steps": 25}, "own": OWN, "supervision": [0.1, 0]}, "no silhouettes"),
     ],
 )
 def test_a_recipe_that_cannot_be_distilled_gets_a_sentence(data, match):
-    init = {"kl": "kl-mini", "teacher": "mar-mini", "mar": "mar-mini-draft"}
     with pytest.raises(VistokError, match=match):
-        MARTask(Recipe(name="draft", task="mar", steps=1, batch_size=2, init=init, data={"size": 64} | data))
+        build_task(replace(DRAFT, data=DRAFT.data | data))

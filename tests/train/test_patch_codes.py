@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.train.test_trainer import VQ
 from vistok.data.scenes import render, sample_scenes
-from vistok.train.tasks.patch_codes import PatchCodes, PatchComponents, spherical_kmeans
+from vistok.train.tasks.starts.patch_codes import PatchCodes, PatchComponents, spherical_kmeans
 from vistok.train.tasks.vq import VQTask
 
 ANCHORED = replace(VQ, data=VQ.data | {"anchor": 1.0})

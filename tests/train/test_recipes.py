@@ -14,12 +14,9 @@ WRITTEN_DOWN = json.loads((Path(__file__).parent / "recipe_figures.json").read_t
 QUICK = {
     "captions-mini",
     "llamagen-flextok-mini",
-    "llamagen-one-d-piece-mini",
     "llava-mini",
     "scenes-features",
-    "tokenflow-mini",
     "tokenpacker-mini",
-    "vq-mini",
 }
 SLOW = pytest.mark.slow(reason="all recipes together take two minutes")
 

@@ -8,8 +8,9 @@ import torch
 
 from vistok.data.scenes import BACKGROUNDS, COLOURS, NUM_CLASSES, SHAPES, SIZES, render_masks, sample_scenes, statements
 from vistok.data.scenes.language import RELATIONS, Group, Statement
-from vistok.train.tasks.captions import FACT_SIZES, facts
-from vistok.train.tasks.scene_reader import SILHOUETTE, SceneReader, plan, silhouette_loss, silhouettes
+from vistok.train.tasks.scenes.captions import FACT_SIZES, facts
+from vistok.train.tasks.scenes.plans import SILHOUETTE, plan, silhouette_loss, silhouettes
+from vistok.train.tasks.scenes.reader import SceneReader
 
 
 def test_plans_hold_every_object_once():

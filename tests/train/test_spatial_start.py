@@ -14,8 +14,8 @@ from vistok.tokenizers.flextok import FlexTok
 from vistok.tokenizers.flextok_config import FlexTokConfig
 from vistok.tokenizers.titok import TiTok
 from vistok.tokenizers.titok_config import TiTokConfig
-from vistok.train.tasks import flextok, one_d_piece
-from vistok.train.tasks.spatial_start import (
+from vistok.train.tasks.starts import flextok, one_d_piece
+from vistok.train.tasks.starts.spatial import (
     dithering_order,
     fit_by_least_squares,
     whiten_positions,
@@ -84,14 +84,14 @@ def test_a_tokenizer_starts_with_local_tokens():
 def test_a_flow_tokenizer_starts_by_painting_its_tokens():
     torch.manual_seed(0)
     config = FlexTokConfig(
-        encoder=(192, 2), decoder=(192, 2), head_dim=64, groups=1, registers=32, levels=(4, 4, 4, 4, 4),
+        encoder=(128, 2), decoder=(128, 2), head_dim=64, groups=1, registers=32, levels=(4, 4, 4, 4, 4),
         latent_channels=8, latent_size=16, patch=2, time_features=64, vae=False,
     )  # fmt: skip
     tokenizer = FlexTok(config)
-    maps = nn.functional.interpolate(torch.randn(128, 8, 8, 8), scale_factor=2)
+    maps = nn.functional.interpolate(torch.randn(64, 8, 8, 8), scale_factor=2)
     anchor = flextok.OrderedComponents(config, maps)
     flextok.start_spatially(tokenizer, anchor, maps, torch.Generator().manual_seed(0))
-    draws = tokenizer.draw(128, torch.Generator().manual_seed(1))
+    draws = tokenizer.draw(64, torch.Generator().manual_seed(1))
     draws = draws._replace(null=torch.zeros_like(draws.null))
 
     def loss(keep):

@@ -25,7 +25,7 @@ VQ = Recipe(
     save_every=2,
     optimization=Optimization(lr=1e-3, warmup=2, ema=0.9),
     model={"codebook_size": 32, "channels": 32, "channel_mult": [1, 1, 2], "res_blocks": 1, "z_channels": 32},
-    data={"size": 32, "seed": 3, "eval_scenes": 64, "revive_every": 2, "revive_until": 4},
+    data={"size": 32, "seed": 3, "eval_pictures": 64, "revive_every": 2, "revive_until": 4},
 )
 
 
@@ -40,7 +40,7 @@ def test_every_recipe_of_the_repository_loads():
     ("text", "message"),
     [
         ("name: x\ntask: vq\nsteps: 1\n", "lacks the entries"),
-        ("name: x\ntask: vq\nsteps: 1\nbatch_size: 1\nspeed: 9\n", "unknown entries"),
+        ("name: x\ntask: vq\nsteps: 1\nbatch_size: 1\nspeed: 9\n", "unknown entry 'speed'"),
         ("- a\n- b\n", "not a recipe"),
         ("a: [", "not a YAML recipe"),
     ],
@@ -102,7 +102,7 @@ def test_a_run_writes_metrics_and_a_card(tmp_path):
 
 
 def test_a_run_learns(tmp_path):
-    recipe = replace(VQ, steps=60, eval_every=1000, save_every=1000, log_every=10)
+    recipe = replace(VQ, steps=40, eval_every=1000, save_every=1000, log_every=10)
     before = build_task(recipe).evaluate()["psnr"]
     after = Trainer(recipe, build_task(recipe), tmp_path).train()["psnr"]
     assert after > before + 3

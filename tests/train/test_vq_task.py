@@ -6,7 +6,8 @@ import torch
 
 from tests.train.test_trainer import VQ
 from vistok.tokenizers.discriminator import PatchDiscriminator
-from vistok.train.tasks.vq import Adversary, VQTask
+from vistok.train.tasks.adversary import Adversary
+from vistok.train.tasks.vq import VQTask
 from vistok.train.trainer import Trainer
 
 ADVERSARIAL = replace(VQ, data=VQ.data | {"adversarial_weight": 0.5, "adversarial_from": 2})

@@ -14,8 +14,9 @@ from vistok.projectors import TokenPacker
 from vistok.projectors.apply.compress import active
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import build_task
-from vistok.train.tasks.vqa import VqaTask, tower_states
-from vistok.train.tasks.vqa_anyres import anyres_views
+from vistok.train.tasks.scenes.tower import tower_states
+from vistok.train.tasks.scenes.vqa import VqaTask
+from vistok.train.tasks.scenes.vqa_anyres import anyres_views
 
 KINDS = {
     "vqa-anyres": ({}, 64 + 16 * 17),
@@ -32,7 +33,7 @@ def start(tmp_path_factory):
 
 
 def build(kind: str, start: str):
-    data = {"seed": 1, "questions": 2, "eval_scenes": 64}
+    data = {"seed": 1, "questions": 2, "eval_pictures": 64}
     task = build_task(
         Recipe(name="small", task=kind, steps=1, batch_size=2, model=KINDS[kind][0], data=data, init={"llava": start})
     )
@@ -112,7 +113,7 @@ def test_progressive_tower_starts_as_the_clip_tower_it_comes_from(start):
     """Closed temporal layers: each frame's patches are close to CLIP's, whose embedding norm is only averaged."""
     task = build("vqa-pvc", start)
     images = render(sample_scenes(8, 5), 64)
-    from vistok.train.tasks.vqa import load_llava
+    from vistok.train.tasks.scenes.vqa import load_llava
 
     clip = load_llava(start).model.vision_tower
     with torch.no_grad():

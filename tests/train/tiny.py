@@ -13,9 +13,9 @@ from vistok.train.trainer import Trainer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = {
-    "eval_scenes": 8,
-    "scenes": 16,
-    "anchor_scenes": 16,
+    "eval_pictures": 8,
+    "pictures": 16,
+    "anchor_pictures": 16,
     "vocabulary": 512,
     "own": {"share": 0.5, "count": 4, "every": 2, "iterations": 4},
     "eval_samples": 2,
@@ -40,7 +40,8 @@ def tiny(case: str, steps: int = 3) -> Recipe:
     """Returns a recipe of the repository by its case, for ``steps`` steps of four pictures."""
     name, _, new = case.partition(" ")
     recipe = replace(Recipe.load(RECIPES / f"{name}.yaml"), **FROM_NOTHING[name] if new else {})
-    data = recipe.data | {key: value for key, value in SMALL.items() if key in recipe.data}
+    small = SMALL | ({"eval_pictures": 64} if recipe.task.startswith(("vq", "kl")) else {})
+    data = recipe.data | {key: value for key, value in small.items() if key in recipe.data}
     return replace(
         recipe,
         steps=steps,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vistok.cli.output import Json, output_json
+from vistok.cli.output import Json, check_outputs, output_json
 
 if TYPE_CHECKING:
     from vistok.tokenizers.files import Reached
@@ -47,13 +45,17 @@ def tokenize(
     if sum(choice is not None for choice in (tokens, psnr, lpips)) > 1:
         raise VistokError("--tokens, --psnr and --lpips each choose the number of tokens: give one of them.")
     from vistok.data.vtok import SUFFIX
+    from vistok.progress import progress
+    from vistok.runtime import resolve_device
     from vistok.tokenizers.files import PICTURES, pair_paths, tokenize_files
     from vistok.tokenizers.load import load_tokenizer
 
+    check_outputs(json)
+    resolve_device(device)
     pairs = pair_paths(inputs, out, PICTURES, SUFFIX)
     reached = _quality(psnr, lpips, lpips_net, lpips_head, lpips_backbone)
     loaded = load_tokenizer(tokenizer, preset, device)
-    with _progress("tokenize", len(pairs)) as advance:
+    with progress("tokenize", len(pairs)) as advance:
         summary = tokenize_files(loaded, pairs, tokens, reached, size, batch_size, advance)
     figures = summary.to_dict()
     if output_json(figures, json, indent=None):
@@ -84,28 +86,38 @@ def detokenize(
     Example: `vistok detokenize photo.vtok -o back.png`
     """
     from vistok.data.vtok import read_vtok
+    from vistok.progress import progress
+    from vistok.runtime import resolve_device
     from vistok.tokenizers.files import TOKENS, detokenize_files, pair_paths
     from vistok.tokenizers.load import load_tokenizer
 
+    check_outputs(json)
+    resolve_device(device)
     pairs = pair_paths(inputs, out, TOKENS, ".png")
     loaded = load_tokenizer(tokenizer or _embedded(read_vtok(pairs[0][0]).tokenizer), preset, device)
     decoding = {}
     if loaded.tokenizer.capabilities.stochastic_decode:
         import torch
 
-        decoding["generator"] = torch.Generator().manual_seed(seed)
-    with _progress("detokenize", len(pairs)) as advance:
+        from vistok.ops.noise import derive_seed
+
+        decoding["generator"] = torch.Generator().manual_seed(derive_seed(seed))
+    with progress("detokenize", len(pairs)) as advance:
         count = detokenize_files(loaded, pairs, tokens, batch_size, advance, **decoding)
     if not output_json({"pictures": count}, json, indent=None):
         print(f"{count} pictures")
 
 
 def _embedded(name: str) -> str:
-    """The name that a file states, if it is an embedded tokenizer's: a file must not make us read or fetch another."""
+    """The name that a file states, if it is that of an embedded tokenizer or of an installed package's own.
+
+    A file must not make us read or fetch anything else.
+    """
     from vistok.errors import VistokError
+    from vistok.tokenizers.load import TOKENIZERS
     from vistok.zoo import cards
 
-    if not any(card.embedded and card.name == name for card in cards()):
+    if name not in TOKENIZERS.plugins and not any(card.embedded and card.name == name for card in cards()):
         raise VistokError(f"the tokens were made by '{name}', which is not embedded: name its weights by --tokenizer.")
     return name
 
@@ -129,14 +141,3 @@ def _quality(
 
     metric = Lpips.from_files(net, head, backbone)
     return lambda images, outputs: metric(images.cpu(), outputs.clamp(-1, 1).cpu()) <= lpips
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error for more than one file; yields what moves it on."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), disable=total < 2, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count: bar.advance(task, count)

@@ -19,7 +19,8 @@ def train(
 ) -> None:
     """Train a model by a recipe: on a CPU, a GPU, or many with `accelerate launch -m vistok train ...`.
 
-    Kill it at any moment: the same command goes on from the last checkpoint.
+    A recipe names a task, the network's shape, and pictures: scenes of the embedded world, or a folder of your own
+    (docs/training.md). Kill the run at any moment: the same command goes on from the last checkpoint.
 
     Example: `vistok train recipes/llamagen-mini.yaml --out runs/llamagen-mini`
     """

@@ -7,6 +7,7 @@ train its tokenizer. Pixels are PIL images outside and tensors in [-1, 1] inside
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,8 +19,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vistok.data.decode import to_rgb
+from vistok.data.folders import list_files
 from vistok.errors import VistokError
 from vistok.files import IMAGE_SUFFIXES, atomic_path
+
+# Of pictures in folders: those that are written, and other names of formats that are read.
+READABLE_SUFFIXES = IMAGE_SUFFIXES | {".jfif", ".jpe", ".pbm", ".pgm", ".pnm"}
 
 
 def _resize_shorter_side(image: Image.Image, side: int) -> Image.Image:
@@ -74,8 +80,8 @@ def ten_crop(image: Image.Image, size: int, enlarge: float = 1.1) -> tuple[Image
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """RGB picture -> float32 [3, H, W] in [-1, 1]."""
-    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    """Picture -> float32 [3, H, W] in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
     return pixels.float().div(255).sub(0.5).div(0.5)
 
 
@@ -107,17 +113,34 @@ def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2
     return sheet
 
 
-def load_image(path: str | Path) -> Image.Image:
-    """Read a picture as RGB, decoded in full.
+def load_image(path: str | Path, turn: bool = True, blend: bool = True) -> Image.Image:
+    """Reads a picture as RGB, decoded in full, as :mod:`vistok.data.decode` says.
+
+    Args:
+        path: of the file.
+        turn: apply the EXIF orientation.
+        blend: blend transparency over white.
 
     Raises:
         VistokError: there is no such file, or it is not a picture that can be read.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            image.load()
+            return to_rgb(image, turn, blend, f"'{path}'")
+    except VistokError:
+        raise
     except FileNotFoundError as error:
         raise VistokError(f"there is no image '{path}'") from error
+    except (IsADirectoryError, PermissionError) as error:
+        if os.path.isdir(path):  # Windows calls the opening of a folder a lack of permission
+            raise VistokError(f"'{path}' is a folder, not an image: name a file in it") from error
+        raise VistokError(f"cannot read '{path}': {error.strerror}") from error
+    except Image.DecompressionBombError as error:
+        raise VistokError(
+            f"'{path}' has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, which Pillow refuses to open: make "
+            "it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        ) from error
     except Exception as error:  # decoders raise whatever a broken file makes them raise
         raise VistokError(f"cannot read '{path}' as an image: replace or remove the file") from error
 
@@ -135,7 +158,7 @@ def save_image(image: Image.Image, path: str | Path) -> None:
 
 
 class ImageFolder(Dataset):
-    """All pictures under a folder, at any depth, in sorted order; hidden files are left out.
+    """All pictures under a folder, at any depth, in sorted order; see :mod:`vistok.data.folders` for what is left out.
 
     Args:
         root: the folder.
@@ -147,15 +170,11 @@ class ImageFolder(Dataset):
 
     def __init__(self, root: str | Path, transform: Callable[[Image.Image], Any] = to_tensor) -> None:
         root = Path(root)
-        if not root.is_dir():
-            raise VistokError(f"there is no folder '{root}'")
-        self.paths = sorted(
-            path
-            for path in root.rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-        )
+        listing = list_files(root, READABLE_SUFFIXES)
+        self.paths = [root / name for name in listing.names]
+        self.left_out = listing.left_out
         if not self.paths:
-            known = " ".join(sorted(IMAGE_SUFFIXES))
+            known = " ".join(sorted(READABLE_SUFFIXES))
             raise VistokError(f"there is no image in the folder '{root}' (looked for {known})")
         self.transform = transform
 

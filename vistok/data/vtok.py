@@ -125,6 +125,11 @@ class TokenFile:
         return cls(name, digest, size, shape, unpack(packed, bits, count))
 
     def _check(self, what: str) -> None:
+        if self.tokens.ndim != 1 or self.tokens.is_floating_point() or not 1 <= self.codebook_size < 1 << 32:
+            kind = f"{str(self.tokens.dtype).removeprefix('torch.')} {list(self.tokens.shape)}"
+            raise VistokError(
+                f"{what} are {kind} of {self.codebook_size} codes: a {SUFFIX} file holds indices int64 [n] below 2**32."
+            )
         count, room = len(self.tokens), math.prod(self.shape)
         if not 1 <= count <= room:
             raise VistokError(f"{what} hold {count} tokens, but the shape {list(self.shape)} has room for 1 to {room}.")

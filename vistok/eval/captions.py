@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from vistok.errors import VistokError
+from vistok.files import read_json_lines
 
 SAMPLE_CAPTIONS = "metadata.jsonl"
 KEYS = (("image", "caption"), ("file", "text"))
@@ -18,7 +18,7 @@ class CaptionedPicture(NamedTuple):
 
 
 def read_captions(images: str | Path, captions: str | Path | None = None) -> list[CaptionedPicture]:
-    """Pictures and what they should show.
+    """Returns pictures and what they should show.
 
     Args:
         images: folder of the pictures.
@@ -39,26 +39,17 @@ def read_captions(images: str | Path, captions: str | Path | None = None) -> lis
             for prompt in read_folders(images)
             for path in prompt.images
         ]
-    try:
-        lines = Path(captions).read_text().splitlines()
-    except OSError as error:
-        raise VistokError(f"cannot read the captions '{captions}': {error.strerror}.") from error
     pictures = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            picture = next(
-                CaptionedPicture(images / record[image], record[caption])
-                for image, caption in KEYS
-                if {image, caption} <= record.keys()
-            )
-        except (ValueError, TypeError, AttributeError, StopIteration) as error:
-            raise VistokError(
-                f'line {number} of \'{captions}\' is not {{"image": "a.png", "caption": "..."}}.'
-            ) from error
-        if not picture.path.is_file():
-            raise VistokError(f"there is no picture '{picture.path}' (line {number} of '{captions}').")
-        pictures.append(picture)
-    if not pictures:
-        raise VistokError(f"the captions file '{captions}' is empty.")
+    for number, record in read_json_lines(captions, "captions file"):
+        where = f"line {number} of '{captions}'"
+        keys = next((pair for pair in KEYS if record.keys() >= set(pair)), None)
+        if keys is None:
+            raise VistokError(f'{where} is not {{"image": "a.png", "caption": "..."}}.')
+        name, caption = (record[key] for key in keys)
+        if not isinstance(name, str) or not isinstance(caption, str):
+            raise VistokError(f"{where} has {keys[0]} {name!r} and {keys[1]} {caption!r}: each must be one text.")
+        path = images / name
+        if not path.is_file():
+            raise VistokError(f"there is no picture '{path}' ({where}).")
+        pictures.append(CaptionedPicture(path, caption))
     return pictures

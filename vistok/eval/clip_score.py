@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vistok.eval.sets.extractors import CLIP_MEAN, CLIP_STD, Normalise, clip_image_embedding, load_pretrained
+from vistok.eval.sets.extractors import CLIP_MEAN, CLIP_STD, Normalise, clip_image_embedding
 from vistok.eval.sets.features import full_precision
+from vistok.eval.sets.statistics import check_finite
 from vistok.eval.weights import weights_digest
+from vistok.zoo.transformers import load_model, load_text_tokenizer
 
 PREFIX = "A photo depicts "
 WEIGHT = 2.5
@@ -31,14 +33,14 @@ class ClipModel:
         device: where it runs.
 
     Raises:
-        VistokError: if there is no such model.
+        VistokError: there is no such model, it is another network, or its weights or tokenizer are not complete.
     """
 
     def __init__(self, source: str | Path, device: torch.device | str = "cpu"):
-        from transformers import AutoTokenizer, CLIPModel
+        from transformers import CLIPModel
 
-        self.model = load_pretrained(CLIPModel, source, "CLIP model").to(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
+        self.model = load_model(source, CLIPModel, "CLIP model", torch.device(device))
+        self.tokenizer = load_text_tokenizer(source)
         self.device = torch.device(device)
         self.size = self.model.config.vision_config.image_size
         self.digest = weights_digest(self.model)
@@ -55,19 +57,23 @@ class ClipModel:
 
     @torch.inference_mode()
     def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
-        """RGB pictures -> [n, D], unit length."""
+        """Returns the embeddings [n, D] of RGB pictures, of unit length."""
         pixels = self._normalise(torch.stack([self._pixels(image) for image in images]).to(self.device).float())
         with full_precision():
-            return F.normalize(clip_image_embedding(self.model, pixels), dim=-1)
+            embeddings = clip_image_embedding(self.model, pixels)
+        check_finite(embeddings)
+        return F.normalize(embeddings, dim=-1)
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts, cut to the model's length -> [n, D], unit length."""
+        """Returns the embeddings [n, D] of texts, which are cut to the model's length, of unit length."""
         length = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
         with full_precision():
             pooled = self.model.text_model(**tokens.to(self.device)).pooler_output
-            return F.normalize(self.model.text_projection(pooled), dim=-1)
+            embeddings = self.model.text_projection(pooled)
+        check_finite(embeddings)
+        return F.normalize(embeddings, dim=-1)
 
 
 def clip_scores(
@@ -77,7 +83,7 @@ def clip_scores(
     prefix: str = PREFIX,
     weight: float = WEIGHT,
 ) -> Tensor:
-    """CLIPScore of each picture with its caption.
+    """Returns the CLIPScore of each picture with its caption.
 
     Args:
         clip: the model.

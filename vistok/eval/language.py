@@ -37,7 +37,7 @@ class LineFit:
 
 
 def fit_line(x: Tensor, y: Tensor) -> LineFit:
-    """Least squares of y on x, float64 [n] each.
+    """Returns the least-squares line of y on x, float64 [n] each.
 
     Raises:
         VistokError: fewer than two different x.
@@ -72,7 +72,7 @@ def _ngram_ids(tokens: Tensor, n: int) -> Tensor:
 
 
 def ngram_counts(tokens: Tensor, n: int) -> Tensor:
-    """How often each n-gram occurs, most frequent first, int64.
+    """Returns how often each n-gram occurs, most frequent first, int64.
 
     Raises:
         VistokError: pictures have fewer than n tokens.
@@ -84,13 +84,13 @@ def ngram_counts(tokens: Tensor, n: int) -> Tensor:
 
 
 def zipf_fit(counts: Tensor) -> LineFit:
-    """Line of log frequency over log rank; natural language has a slope near -1."""
+    """Returns the line of log frequency over log rank; natural language has a slope near -1."""
     ranks = torch.arange(1, len(counts) + 1).double()
     return fit_line(ranks.log(), counts.sort(descending=True).values.double().log())
 
 
 def entropy_bits(counts: Tensor, miller_madow: bool = False) -> float:
-    """Entropy of the empirical distribution.
+    """Returns the entropy of the empirical distribution in bits.
 
     Args:
         counts: [types].
@@ -102,7 +102,7 @@ def entropy_bits(counts: Tensor, miller_madow: bool = False) -> float:
 
 
 def huffman_bits(counts: Tensor) -> float:
-    """Mean length of a Huffman code of these counts; 0 for a single type."""
+    """Returns the mean length of a Huffman code of these counts; 0 for a single type."""
     heap = counts.tolist()
     total, cost = sum(heap), 0
     heapq.heapify(heap)
@@ -114,7 +114,7 @@ def huffman_bits(counts: Tensor) -> float:
 
 
 def types_per_image(tokens: Tensor) -> Tensor:
-    """Distinct tokens in the first i + 1 pictures, int64 [pictures]: how fast new codes stop appearing."""
+    """Returns the number of distinct tokens in the first i + 1 pictures, int64 [pictures]: how fast new ones end."""
     _check(tokens)
     flat = tokens.flatten()
     _, dense = flat.unique(return_inverse=True)
@@ -124,13 +124,13 @@ def types_per_image(tokens: Tensor) -> Tensor:
 
 
 def heaps_fit(tokens: Tensor) -> LineFit:
-    """Line of log vocabulary over log tokens seen, one point a picture: the slope is Heaps' beta."""
+    """Returns the line of log vocabulary over log tokens seen, one point a picture: the slope is Heaps' beta."""
     seen = torch.arange(1, len(tokens) + 1) * tokens.shape[1]
     return fit_line(seen.double().log(), types_per_image(tokens).double().log())
 
 
 def benford_divergence(counts: Tensor) -> float:
-    """Kullback-Leibler divergence in bits of the counts' leading digits from Benford's law."""
+    """Returns the Kullback-Leibler divergence in bits of the counts' leading digits from Benford's law."""
     digits = torch.tensor([int(str(count)[0]) for count in counts.tolist()])
     p = torch.bincount(digits, minlength=10)[1:].double() / len(digits)
     law = (1 + 1 / torch.arange(1, 10).double()).log10()
@@ -138,7 +138,7 @@ def benford_divergence(counts: Tensor) -> float:
 
 
 def ngram_probabilities(train: Tensor, test: Tensor, order: int, codebook_size: int) -> Tensor:
-    """Probability of every held-out token under an n-gram model with Witten-Bell interpolation down to the uniform law.
+    """Returns the probability of each held-out token under an n-gram model, by Witten-Bell down to the uniform law.
 
     Args:
         train, test: int64 [pictures, L].
@@ -177,14 +177,26 @@ def ngram_probabilities(train: Tensor, test: Tensor, order: int, codebook_size: 
 
 
 def ngram_perplexity(train: Tensor, test: Tensor, order: int, codebook_size: int) -> float:
-    """Exponential of the mean surprise of held-out tokens; see ``ngram_probabilities``."""
+    """Returns the exponential of the mean surprise of held-out tokens; see ``ngram_probabilities``."""
     return math.exp(-ngram_probabilities(train, test, order, codebook_size).log().mean().item())
+
+
+def check_split(pictures: int, held_out: float) -> int:
+    """Returns how many of so many pictures the n-gram models learn from; the others are scored.
+
+    Raises:
+        VistokError: one of the two parts is empty.
+    """
+    split = pictures - round(held_out * pictures)
+    if not 0 < split < pictures:
+        raise VistokError(f"{pictures} pictures leave none to score or none to learn from: take more.")
+    return split
 
 
 def language_statistics(
     tokens: Tensor, codebook_size: int, ngrams: Sequence[int] = (1, 2, 3), held_out: float = 0.2
 ) -> dict[str, Any]:
-    """All statistics of a corpus.
+    """Returns all statistics of a corpus.
 
     Args:
         tokens: int64 [pictures, L].
@@ -201,9 +213,7 @@ def language_statistics(
         VistokError: no token ids, or too few pictures.
     """
     _check(tokens)
-    split = len(tokens) - round(held_out * len(tokens))
-    if not 0 < split < len(tokens):
-        raise VistokError(f"{len(tokens)} pictures leave none to score or none to learn from: take more.")
+    split = check_split(len(tokens), held_out)
     tokens = tokens.cpu()
     innovation, heaps = types_per_image(tokens), heaps_fit(tokens)
     by_n: dict[int, dict[str, Any]] = {}
@@ -234,7 +244,7 @@ def language_statistics(
 def language_results(
     name: str, weights: str, statistics: dict[str, Any], reference: str, pictures: int
 ) -> list[Result]:
-    """The statistics as results: one of the vocabulary, and one of each n.
+    """Returns the statistics as results: one of the vocabulary, and one of each n.
 
     Args:
         name: of the tokenizer.

@@ -10,13 +10,14 @@ from torch import Tensor
 from vistok.errors import VistokError
 from vistok.eval.sets.frechet import frechet_curve, frechet_distance_infinity
 from vistok.eval.sets.statistics import FeatureStatistics
+from vistok.files import atomic_path, check_writable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty matplotlib figure of so many inches, tied to no window.
+    """Returns an empty matplotlib figure of so many inches, tied to no window.
 
     Raises:
         VistokError: matplotlib is not installed.
@@ -24,8 +25,25 @@ def new_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise VistokError("plots need matplotlib: pip install matplotlib.") from error
+        raise VistokError("plots need matplotlib, which is not installed: pip install matplotlib.") from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def check_plot(path: str | Path | None) -> None:
+    """Refuse a picture that could not be drawn, before hours of measuring come to nothing.
+
+    Args:
+        path: where the picture goes; None passes.
+
+    Raises:
+        VistokError: matplotlib is not installed, does not write this kind of file, or the place cannot be written to.
+    """
+    if path is None:
+        return
+    check_writable(path, folder=False)
+    known = new_figure(1, 1).canvas.get_supported_filetypes()
+    if Path(path).suffix.lower().removeprefix(".") not in known:
+        raise VistokError(f"cannot draw into '{path}': end its name in .png, .svg or .pdf.")
 
 
 def plot_frechet_curve(reference: FeatureStatistics, features: Tensor, path: str | Path) -> None:
@@ -48,4 +66,5 @@ def plot_frechet_curve(reference: FeatureStatistics, features: Tensor, path: str
     axes.set_xlabel("1 / number of samples")
     axes.set_ylabel("Frechet distance")
     axes.legend()
-    figure.savefig(path)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)

@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vistok.errors import VistokError
+from vistok.eval.sets.statistics import check_finite
 
 
 def linear_probe(
     features: Tensor, labels: Tensor, held_out: Tensor, held_out_labels: Tensor, iterations: int = 100
 ) -> float:
-    """Accuracy on held-out features of a multinomial logistic regression (L-BFGS, a little weight decay).
+    """Returns the accuracy on held-out features of a multinomial logistic regression (L-BFGS, a little weight decay).
 
     Args:
         features: [n, d]; standardised by their own mean and deviation.
@@ -22,8 +23,9 @@ def linear_probe(
         iterations: of L-BFGS.
 
     Raises:
-        VistokError: fewer than two classes to tell apart.
+        VistokError: fewer than two classes to tell apart, or a feature is not finite.
     """
+    check_finite(features, held_out)
     classes = int(labels.max()) + 1
     if len(labels.unique()) < 2:
         raise VistokError("a probe needs at least two classes: take more pictures.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,7 +43,7 @@ class Protocol:
     options: tuple[str, ...] = ()
 
     def differences(self, other: Protocol) -> list[str]:
-        """One readable ``field: mine / theirs`` line for every field in which the two protocols differ."""
+        """Returns one readable ``field: mine / theirs`` line for every field in which the two protocols differ."""
         return [
             f"{f.name}: {getattr(self, f.name)} / {getattr(other, f.name)}"
             for f in dataclasses.fields(self)
@@ -56,17 +57,28 @@ class Result:
 
     Args:
         name: what was evaluated, e.g. the folder of generated pictures.
-        value: the metric.
+        value: the metric; None where there is none, e.g. the PSNR of equal pictures.
         protocol: what it was measured with.
         std: spread over splits or subsets, where the metric has one.
         details: further figures of the same measurement (per task accuracies, interval bounds...).
+
+    Raises:
+        VistokError: a figure is NaN.
     """
 
     name: str
-    value: float
+    value: float | None
     protocol: Protocol
     std: float | None = None
     details: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for what, figure in {"value": self.value, "spread": self.std, **self.details}.items():
+            if figure is not None and math.isnan(figure):
+                raise VistokError(
+                    f"the {what} of {self.protocol.metric} for '{self.name}' is not a number: check the pictures and "
+                    "the network's weights."
+                )
 
     def to_json(self) -> dict:
         return dataclasses.asdict(self)
@@ -74,22 +86,32 @@ class Result:
     @classmethod
     def from_json(cls, record: dict) -> Result:
         protocol = dict(record["protocol"])
-        protocol["options"] = tuple(protocol.get("options", ()))
+        protocol["options"] = tuple(_current_option(option) for option in protocol.get("options", ()))
+        if protocol["metric"] == "kid" and len(protocol["options"]) == 2:
+            protocol["options"] += ("order=reference-first",)
         return cls(**{**record, "protocol": Protocol(**protocol)})
 
     def __lt__(self, other: Result) -> bool:
-        compare([self, other])
-        return self.value < other.value
+        return compare([self, other])[0] is self and self.value != other.value
+
+
+# Options as results of version 0.1 spell them; the values mean the same.
+_RENAMED = {"kid_subsets": "subsets", "kid_subset_size": "subset_size", "inception_score_flavour": "flavour"}
+
+
+def _current_option(option: str) -> str:
+    name, equals, value = option.partition("=")
+    return f"{_RENAMED.get(name, name)}{equals}{value}"
 
 
 def compare(results: list[Result]) -> list[Result]:
-    """The results, sorted by value, if (and only if) all were measured with one protocol.
+    """Returns the results, sorted by value, if (and only if) all were measured with one protocol.
 
     Args:
         results: values of one metric for different samples.
 
     Returns:
-        The results in ascending order of value.
+        The results in ascending order of value, those without one last.
 
     Raises:
         VistokError: if two protocols differ; the sentence names every field that does.
@@ -103,26 +125,19 @@ def compare(results: list[Result]) -> list[Result]:
                 f"'{first.name}' and '{other.name}' were measured with different protocols and cannot stand side by "
                 f"side ({'; '.join(differences)}): measure both with the same one."
             )
-    return sorted(results, key=lambda result: result.value)
-
-
-def write_results(path: str | Path, results: list[Result]) -> None:
-    """Write results as JSON; ``-`` prints them."""
-    text = json.dumps([result.to_json() for result in results], indent=1)
-    if str(path) == "-":
-        print(text)
-        return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text + "\n")
+    return sorted(results, key=lambda result: math.inf if result.value is None else result.value)
 
 
 def read_results(path: str | Path) -> list[Result]:
-    """Read what :func:`write_results` wrote.
+    """Returns the results that a command wrote with ``--json``.
 
     Raises:
         VistokError: if the file is not such a file.
     """
     try:
-        return [Result.from_json(record) for record in json.loads(Path(path).read_text())]
+        results = [Result.from_json(record) for record in json.loads(Path(path).read_text("utf-8"))]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise VistokError(f"{path} is not a result file written by `vistok eval ... --json FILE`: {error}") from error
+    if not results:
+        raise VistokError(f"{path} holds no result: name a file that `vistok eval ... --json FILE` wrote.")
+    return results

@@ -27,7 +27,7 @@ SHIFTS = (-0.75, 0.0, 0.75)  # pixels by which silhouettes are moved along each 
 
 
 @dataclass(frozen=True)
-class Detection:
+class SceneObject:
     """One object.
 
     Attributes:
@@ -46,13 +46,13 @@ class Detection:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Centre of the box in pixels."""
+        """Returns the centre of the box in pixels."""
         x0, y0, x1, y1 = self.box
         return (x0 + x1) / 2, (y0 + y1) / 2
 
 
 def coverage(images: Tensor) -> tuple[Tensor, Tensor]:
-    """How much of every pixel an object covers, and the nearest object colour.
+    """Returns how much of every pixel an object covers, and the nearest object colour.
 
     Args:
         images: [B, 3, H, W] in [-1, 1].
@@ -72,8 +72,8 @@ def coverage(images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(chroma > MIN_CHROMA / 2, share, 0), nearest
 
 
-def detect(images: Tensor, min_score: float = 0.0) -> list[list[Detection]]:
-    """Objects in pictures.
+def detect(images: Tensor, min_score: float = 0.0) -> list[list[SceneObject]]:
+    """Returns the objects in pictures.
 
     Args:
         images: [B, 3, H, W] in [-1, 1], or uint8 in [0, 255].
@@ -102,7 +102,7 @@ def detect(images: Tensor, min_score: float = 0.0) -> list[list[Detection]]:
             own = np.where((regions == 0) | (regions == i), share, 0)
             shape, size, score = _fit(own, box)
             corners = (box[1].start, box[0].start, box[1].stop, box[0].stop)
-            found.append(Detection(shape, COLOURS[int(votes.argmax())], size, corners, score, area))
+            found.append(SceneObject(shape, COLOURS[int(votes.argmax())], size, corners, score, area))
         out.append(sorted((d for d in found if d.score >= min_score), key=lambda d: -d.area))
     return out
 

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def weights_digest(module: nn.Module) -> str:
-    """First 12 hex digits of the SHA-256 of all weights in key order: the same for any file format."""
+    """Returns the first 12 hex digits of the SHA-256 of all weights in key order: the same for any file format."""
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
         if not key.endswith("num_batches_tracked"):

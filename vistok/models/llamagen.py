@@ -11,7 +11,7 @@ log(visible tokens). Cached decoding uses this exactly: the whole prefix costs o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -256,6 +256,7 @@ class LlamaGen(Pretrained, nn.Module):
     config_class = LlamaGenConfig
     presets = PRESETS
     dropped_keys = DROPPED_KEYS
+    published_entries: ClassVar = {"max_batch_size": None, "max_seq_len": None}  # of the reference's TransformerHF
 
     def __init__(self, config: LlamaGenConfig):
         super().__init__()

@@ -8,6 +8,7 @@ uses a small T5 encoder with a word-level tokenizer, trained together with the i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,13 @@ from torch import Tensor, nn
 from vistok.data.captions import clean_caption
 from vistok.errors import VistokError
 from vistok.progress import quiet_transformers
-from vistok.zoo.transformers import load_model, load_tokenizer
+from vistok.zoo.transformers import load_model, load_text_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5EncoderModel
 
 CAPTION_LENGTH = 120
+SHOWN = 60  # characters of a caption that a warning repeats
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2, as in the vocabulary of T5
 
 
@@ -72,13 +74,14 @@ class TextEncoder(nn.Module):
         return self.encoder.config.d_model
 
     def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Encode captions.
+        """Encode captions; of a caption that is longer than ``max_length`` the end is cut off, with a warning.
 
         Shape:
             B captions -> features [B, max_length, dim] in the encoder's dtype, mask [B, max_length] bool.
         """
         if self.clean_captions:
             captions = [clean_caption(caption) for caption in captions]
+        self._warn_of_cuts(captions)
         tokens = self.tokenizer(
             list(captions),
             max_length=self.max_length,
@@ -89,6 +92,17 @@ class TextEncoder(nn.Module):
         mask = tokens["attention_mask"]
         features = self.encoder(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state
         return left_pad(features, mask.bool())
+
+    def _warn_of_cuts(self, captions: Sequence[str]) -> None:
+        lengths = [len(ids) for ids in self.tokenizer(list(captions), verbose=False)["input_ids"]]
+        for caption, length in zip(captions, lengths, strict=True):
+            if length > self.max_length:
+                start = caption if len(caption) <= SHOWN else f"{caption[:SHOWN]}..."
+                warnings.warn(
+                    f"the prompt '{start}' has {length} tokens, of which the text encoder reads the first "
+                    f"{self.max_length}: its end is cut off; shorten it",
+                    stacklevel=4,
+                )
 
     @property
     def known_words(self) -> list[str] | None:
@@ -121,7 +135,7 @@ class TextEncoder(nn.Module):
         encoder = load_model(name, T5EncoderModel, "T5 text encoder", dtype=dtype).requires_grad_(True)
         config = encoder.config
         length = getattr(config, "caption_length", CAPTION_LENGTH)
-        return cls(encoder, load_tokenizer(name), length, getattr(config, "clean_captions", True))
+        return cls(encoder, load_text_tokenizer(name), length, getattr(config, "clean_captions", True))
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write encoder, configuration and tokenizer to a folder that ``from_pretrained`` reads."""

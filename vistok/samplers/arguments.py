@@ -53,10 +53,10 @@ def check_arguments(config: Any, model_kwargs: Mapping[str, Any], ids: Tensor, g
         )
     if given.get("synced_gpus"):
         raise VistokError("speculation takes other numbers of steps on every process: leave synced_gpus out.")
-    unknown = [name for name, value in model_kwargs.items() if value is not None and name not in UNDERSTOOD]
+    unknown = _unknown(model_kwargs, given.get("kwargs", {}))
     if unknown:
         raise VistokError(
-            f"speculation reads the prompt's tokens alone and would ignore {', '.join(sorted(unknown))}: leave it out, "
+            f"speculation reads the prompt's tokens alone and would ignore {', '.join(unknown)}: leave it out, "
             "or decode without speculation."
         )
     cache = given_cache(model_kwargs)
@@ -79,6 +79,22 @@ def check_arguments(config: Any, model_kwargs: Mapping[str, Any], ids: Tensor, g
     _check_positions(model_kwargs.get("position_ids"), model_kwargs.get("attention_mask"), ids)
 
 
+def _unknown(model_kwargs: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:
+    """Names of what was given for the model and is not understood; ``inputs`` as the caller named them.
+
+    ``generate`` encodes pictures before it decodes and hands on their features under a name of its own; without
+    pictures there are none in it.
+    """
+    names = {name for name, value in model_kwargs.items() if value is not None and name not in UNDERSTOOD}
+    encoded = model_kwargs.get("mm_encoder_outputs")
+    if encoded is not None:
+        names.remove("mm_encoder_outputs")
+        if encoded:
+            taken = {name for name, value in inputs.items() if isinstance(value, Tensor) and name not in model_kwargs}
+            names |= (taken - {"input_ids"}) or set(encoded)
+    return sorted(names)
+
+
 def _asked(config: Any, name: str) -> bool:
     value = getattr(config, name, None)
     if name == "penalty_alpha":  # contrastive search is for greedy decoding with top-k
@@ -99,12 +115,12 @@ def given_to_generate() -> dict[str, Any]:
     """Arguments of the running ``model.generate`` that it keeps from a callable given as ``custom_generate``.
 
     transformers hands on neither a streamer nor an assistant model, so both would be lost without a word: the reader of
-    a streamer would wait for ever. They are read where ``generate`` has them.
+    a streamer would wait for ever. They are read where ``generate`` has them, with the inputs by the caller's names.
     """
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "generate" and "custom_generate" in frame.f_locals:
-            names = ("streamer", "assistant_model", "synced_gpus")
+            names = ("streamer", "assistant_model", "synced_gpus", "kwargs")
             return {name: frame.f_locals.get(name) for name in names}
         frame = frame.f_back
     return {}

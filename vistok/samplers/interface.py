@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vistok.models.interface import Condition
 from vistok.samplers.drafters.planned import Planned
-from vistok.samplers.loop import Drafter, Run, Verifier, generate
+from vistok.samplers.loop import Drafter, Run, Verifier, decode
 from vistok.samplers.noise import Noise
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.stats import Stats
@@ -146,4 +146,4 @@ class AutoregressiveSampler:
         if model.tokens.special:
             drafter = Planned(drafter, model.plan.places)
         target = target_of(model, condition, params, drafter.nodes)
-        return generate(target, drafter, verifier, params, noise, progress)
+        return decode(target, drafter, verifier, params, noise, progress)

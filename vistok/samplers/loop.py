@@ -1,7 +1,8 @@
 """The draft-verify loop: propose a token tree, score it in one target forward, keep what the verifier accepts.
 
 Every sampler of the package is this loop with another drafter and verifier; plain autoregressive sampling is the loop
-with empty drafts. Sequences of a batch accept different lengths and finish independently.
+with empty drafts. Sequences of a batch accept different lengths and finish independently. The same for one sequence in
+forty plain lines, which the loop is tested against: ``tests/samplers/reference.py``.
 """
 
 from __future__ import annotations
@@ -336,7 +337,7 @@ def check_composition(drafter: Drafter, verifier: Verifier) -> None:
 
 
 @torch.inference_mode()
-def generate(
+def decode(
     target: Target,
     drafter: Drafter,
     verifier: Verifier,

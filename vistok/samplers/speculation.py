@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.samplers.arguments import check_arguments, given_to_generate
 from vistok.samplers.drafters.text import TextDrafter, Undrafted
-from vistok.samplers.loop import Verifier
-from vistok.samplers.loop import generate as decode
+from vistok.samplers.loop import Verifier, decode
 from vistok.samplers.noise import Noise
 from vistok.samplers.processors import TextProcessing, split_processors
 from vistok.samplers.stats import Stats

@@ -12,16 +12,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vistok.data.images import IMAGE_SUFFIXES, center_crop, load_image, save_image, to_pil, to_tensor
+from vistok.data.folders import list_files
+from vistok.data.images import READABLE_SUFFIXES, center_crop, load_image, save_image, to_pil, to_tensor
 from vistok.data.vtok import SUFFIX, TokenFile, read_vtok, write_vtok
 from vistok.errors import VistokError
+from vistok.files import IMAGE_SUFFIXES, is_folder_target
 from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.load import LoadedTokenizer
 from vistok.tokenizers.search import fewest_tokens
 
 Reached = Callable[[Tensor, Tensor], Tensor]
 T = TypeVar("T")
-PICTURES, TOKENS = IMAGE_SUFFIXES, frozenset({SUFFIX})  # what is taken from folders
+PICTURES, TOKENS = READABLE_SUFFIXES, frozenset({SUFFIX})  # what is taken from folders
 
 
 @dataclass
@@ -50,7 +52,8 @@ def pair_paths(inputs: list[Path], out: Path | None, suffixes: frozenset[str], s
 
     Args:
         inputs: files, and folders whose files are taken at any depth.
-        out: a file for one file, else a folder that keeps the inputs' structure; beside the inputs if None.
+        out: a file for one file, else a folder that keeps the inputs' structure (see ``is_folder_target``); beside the
+            inputs if None.
         suffixes: of the files that are taken from folders.
         suffix: of the outputs.
 
@@ -63,16 +66,14 @@ def pair_paths(inputs: list[Path], out: Path | None, suffixes: frozenset[str], s
             raise VistokError(f"there is no file or folder '{given}': check the path.")
         files = [given]
         if given.is_dir():
-            files = sorted(
-                path for path in given.rglob("*") if path.suffix.lower() in suffixes and not path.name.startswith(".")
-            )
+            files = [given / name for name in list_files(given, suffixes).names]
             if not files:
                 raise VistokError(f"the folder '{given}' holds no file that ends in {' '.join(sorted(suffixes))}.")
         root = given if given.is_dir() else given.parent
         pairs += [(path, ((out or root) / path.relative_to(root)).with_suffix(suffix)) for path in files]
-    if out is not None and len(inputs) == 1 and not inputs[0].is_dir() and not out.is_dir() and out.suffix:
-        return [(inputs[0], out)]
-    if out is not None and out.suffix and not out.is_dir():
+    if out is not None and not is_folder_target(out, IMAGE_SUFFIXES if suffix in IMAGE_SUFFIXES else {suffix}):
+        if len(inputs) == 1 and not inputs[0].is_dir():
+            return [(inputs[0], out)]
         raise VistokError(f"'{out}' is one file for {len(pairs)} results: name a folder.")
     seen: dict[Path, Path] = {}
     for source, target in pairs:

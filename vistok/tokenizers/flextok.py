@@ -43,8 +43,8 @@ from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.kl import KLAutoencoder, KLConfig
 from vistok.tokenizers.quantizers import FSQ
 from vistok.tokenizers.tail_drop import sample_lengths
-from vistok.zoo.checkpoint import load_strict, read_state_dict
-from vistok.zoo.pretrained import CONFIG_FILE, WEIGHTS_FILE, Pretrained
+from vistok.zoo.checkpoint import load_strict, read_state_dict, shard_files, weights_file, without_common_prefix
+from vistok.zoo.pretrained import CONFIG_FILE, Pretrained
 from vistok.zoo.registry import resolve
 
 
@@ -265,6 +265,7 @@ class FlexTok(Pretrained, nn.Module):
 
     config_class = FlexTokConfig
     presets = PRESETS
+    family = "flextok"
     dropped_keys = (r".*repa.*",)  # the projector that training aligned features through
 
     def __init__(self, config: FlexTokConfig | None = None):
@@ -289,11 +290,11 @@ class FlexTok(Pretrained, nn.Module):
             VistokError: the name leads nowhere, the configuration names unknown classes, or the weights do not fit.
         """
         path = resolve(name)
-        weights = path / WEIGHTS_FILE if path.is_dir() else path
+        weights = weights_file(path) if path.is_dir() else path
         own = path.is_dir() and not _is_published(path / CONFIG_FILE)
-        if own or preset is not None or weights.suffix != ".safetensors":
+        if own or preset is not None or ".safetensors" not in weights.suffixes:
             return super().from_pretrained(name, preset, prefer_ema, **overrides)
-        state = {key.replace("_checkpoint_wrapped_module.", ""): t for key, t in read_state_dict(weights).items()}
+        state = without_common_prefix(read_state_dict(weights), ("encoder.module_dict.enc_register_module.registers",))
         config = from_published(_published_tree(path), {key: value.shape for key, value in state.items()})
         model = cls(config)
         load_strict(model, state, "FlexTok", cls.dropped_keys)
@@ -353,6 +354,7 @@ class FlexTok(Pretrained, nn.Module):
         Raises:
             VistokError: a length that there are no tokens for.
         """
+        self.capabilities.check_tokens(tokens)
         length = tokens.shape[1] if length is None else length
         self.capabilities.check_length(length, tokens.shape[1])
         keep = None
@@ -443,6 +445,6 @@ def _published_tree(path: Path) -> dict[str, Any]:
         if not isinstance(tree, dict):
             raise VistokError(f"'{path / CONFIG_FILE}' is not a JSON object: take the file from its publisher.")
         return tree
-    weights = path / WEIGHTS_FILE if path.is_dir() else path
+    weights = shard_files(weights_file(path) if path.is_dir() else path)[0]
     with safe_open(weights, framework="pt") as file:
         return parse_metadata(file.metadata() or {})

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from vistok.data.vtok import bits_per_token
 from vistok.errors import VistokError
+
+BEYOND_RANGE = 8.0  # decoded pictures, which are not clamped, stay far below; bytes go far above
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -52,9 +60,26 @@ class Capabilities:
         return bits_per_token(self.codebook_size)
 
     def check_images(self, images: Tensor) -> None:
-        """Raise VistokError unless pictures [B, 3, H, W] have sides that the tokenizer takes."""
+        """Refuse what is no batch of pictures [B, 3, H, W] in [-1, 1] with sides that the tokenizer takes.
+
+        Raises:
+            VistokError: another shape or number format, bytes in place of [-1, 1], or values that are no numbers.
+        """
         if images.ndim != 4 or images.shape[1] != 3:
-            raise VistokError(f"a tokenizer takes pictures [B, 3, H, W] in [-1, 1], got {list(images.shape)}.")
+            batch = " (a batch of one has images[None])" if images.ndim == 3 else ""
+            raise VistokError(f"a tokenizer takes pictures [B, 3, H, W] in [-1, 1], got {list(images.shape)}{batch}.")
+        if not images.is_floating_point():
+            raise VistokError(
+                f"a tokenizer takes real pixels in [-1, 1], got {_name(images)}: scale bytes by images / 127.5 - 1."
+            )
+        if not images.is_meta and images.numel():
+            largest = float(images.detach().abs().amax())
+            if not math.isfinite(largest):
+                raise VistokError("the pictures hold values that are not finite numbers: mend what made them.")
+            if largest > BEYOND_RANGE:
+                raise VistokError(
+                    f"a tokenizer takes pixels in [-1, 1], got values up to {largest:.4g}: scale by images / 127.5 - 1."
+                )
         height, width = images.shape[-2:]
         if self.image_size is not None and (height, width) != (self.image_size, self.image_size):
             raise VistokError(
@@ -67,8 +92,50 @@ class Capabilities:
                 f"got {height}x{width}: resize or crop them."
             )
 
+    def check_tokens(self, tokens: Tensor, width: int | None = None) -> None:
+        """Refuse what this tokenizer's ``encode`` could not have given.
+
+        Args:
+            tokens: as ``decode`` takes them.
+            width: of a continuous token, in its own dimension: the second of a grid, the last of a sequence.
+
+        Raises:
+            VistokError: another shape or number format, indices outside the codebook, or values that are no numbers.
+        """
+        layout = {"grid": "[B, h, w]"}.get(self.layout, "[B, N]")
+        if self.codebook_size is None:
+            layout = {"grid": f"[B, {width or 'D'}, h, w]"}.get(self.layout, f"[B, N, {width or 'D'}]")
+        axis = 1 if self.layout == "grid" else -1
+        fits = tokens.ndim == layout.count(",") + 1
+        if self.codebook_size is None and width is not None:
+            fits = fits and tokens.shape[axis] == width
+        if not fits:
+            batch = " (a batch of one has tokens[None])" if tokens.ndim == layout.count(",") else ""
+            raise VistokError(f"this tokenizer decodes tokens {layout}, got {list(tokens.shape)}{batch}.")
+        if not tokens.numel():
+            raise VistokError(f"this tokenizer decodes tokens {layout}, got none: {list(tokens.shape)}.")
+        if self.codebook_size is None:
+            if not tokens.is_floating_point():
+                raise VistokError(f"this tokenizer's tokens are continuous vectors, got {_name(tokens)}.")
+            if not tokens.is_meta and not bool(tokens.isfinite().all()):
+                raise VistokError("the tokens hold values that are not finite numbers: mend what made them.")
+            return
+        if tokens.dtype not in (torch.int64, torch.int32):
+            raise VistokError(f"tokens are indices, int64 in [0, {self.codebook_size}), got {_name(tokens)}.")
+        if tokens.is_meta:
+            return
+        least, largest = (int(each) for each in tokens.aminmax())
+        if least < 0 or largest >= self.codebook_size:
+            outside = least if least < 0 else largest
+            raise VistokError(
+                f"the tokens hold {outside}, but this tokenizer's codebook has the indices 0 to "
+                f"{self.codebook_size - 1}: name the tokenizer that made them."
+            )
+
     def check_length(self, length: int | Tensor, available: int) -> None:
         """Raise VistokError unless the first ``length`` of ``available`` tokens (of each row) can be decoded."""
+        if isinstance(length, Tensor) and (length.ndim != 1 or length.is_floating_point()):
+            raise VistokError(f"numbers of tokens are int64 [B], got {_name(length)} {list(length.shape)}.")
         for each in length.unique().tolist() if isinstance(length, Tensor) else (length,):
             self._check_length(each, available)
 

@@ -169,6 +169,7 @@ class KLAutoencoder(Pretrained, nn.Module):
 
     config_class = KLConfig
     presets = PRESETS
+    family = "kl"
 
     def __init__(self, config: KLConfig | None = None):
         super().__init__()
@@ -207,8 +208,9 @@ class KLAutoencoder(Pretrained, nn.Module):
         """Scaled latents [B, D, h, w] to pictures [B, 3, f*h, f*w], nominally in [-1, 1] (not clamped).
 
         Raises:
-            VistokError: ``length`` is given and is not h * w: a grid decodes as a whole.
+            VistokError: the tokens are none of this tokenizer's, or ``length`` is not h * w: a grid decodes whole.
         """
+        self.capabilities.check_tokens(tokens, self.config.z_channels)
         if length is not None:
             self.capabilities.check_length(length, tokens[0, 0].numel())
         return self.decode_latents(tokens / self.config.scaling_factor)

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vistok.errors import VistokError, unknown_name
+from vistok.registry import Registry
+from vistok.runtime import resolve_device
 from vistok.tokenizers.interface import Tokenizer
-from vistok.zoo import card_of_file, cards, resolve, sha256
-from vistok.zoo.pretrained import CONFIG_FILE, WEIGHTS_FILE
+from vistok.zoo import card_of_file, cards, is_embedded, resolve, sha256
+from vistok.zoo.checkpoint import shard_files, weights_file
+from vistok.zoo.pretrained import CONFIG_FILE, FAMILY, read_entries
 
-FAMILIES = {
-    "vq": ("vistok.tokenizers.vq", "VQTokenizer"),
-    "kl": ("vistok.tokenizers.kl", "KLAutoencoder"),
-    "titok": ("vistok.tokenizers.titok", "TiTok"),
-    "flextok": ("vistok.tokenizers.flextok", "FlexTok"),
-    "tokenflow": ("vistok.tokenizers.tokenflow", "TokenFlow"),
-    "maskgit_vqgan": ("vistok.tokenizers.maskgit_vqgan", "MaskGITVQGAN"),
-}
+TOKENIZERS = Registry(
+    "tokenizer family",
+    {
+        "vq": "vistok.tokenizers.vq:VQTokenizer",
+        "kl": "vistok.tokenizers.kl:KLAutoencoder",
+        "titok": "vistok.tokenizers.titok:TiTok",
+        "flextok": "vistok.tokenizers.flextok:FlexTok",
+        "tokenflow": "vistok.tokenizers.tokenflow:TokenFlow",
+        "maskgit_vqgan": "vistok.tokenizers.maskgit_vqgan:MaskGITVQGAN",
+    },
+    "vistok.tokenizers",
+)
 
 
 @dataclass(frozen=True)
@@ -41,40 +48,66 @@ class LoadedTokenizer:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
-        return next(self.tokenizer.parameters()).device
+        """Where it runs: that of its weights, or the CPU where it has none."""
+        return next((tensor.device for tensor in _state(self.tokenizer).values()), torch.device("cpu"))
 
 
-def tokenizer_class(family: str) -> Any:
-    """The class of a family.
+def load_tokenizer(name: str, preset: str | None = None, device: torch.device | str | None = "cpu") -> LoadedTokenizer:
+    """Loads an embedded tokenizer, a folder, a checkpoint file or a hub id, strictly.
 
-    Raises:
-        VistokError: no tokenizer family has that name.
-    """
-    if family not in FAMILIES:
-        raise unknown_name("tokenizer family", family, list(FAMILIES))
-    module, name = FAMILIES[family]
-    return getattr(import_module(module), name)
-
-
-def load_tokenizer(name: str, preset: str | None = None, device: str | None = None) -> LoadedTokenizer:
-    """Load an embedded tokenizer, a folder, a checkpoint file or a hub id, strictly.
+    A family that another package adds by an entry point is loaded from a folder whose ``config.json`` names it as
+    ``family``, by its ``from_pretrained(folder, preset)``; the entry point's own name stands for what it gives when it
+    is called without arguments.
 
     Args:
         name: what the user named.
         preset: shape of a checkpoint file whose name is not a published one.
-        device: where it runs; the CPU by default.
+        device: where it runs, see ``resolve_device``.
 
     Raises:
         VistokError: the name leads nowhere, or to no tokenizer.
     """
+    place = resolve_device(device)
+    if not is_embedded(name) and name in TOKENIZERS.plugins:
+        tokenizer = _on(TOKENIZERS[name](), place)
+        return LoadedTokenizer(name, _digest(name, tokenizer), tokenizer)
     path = resolve(name)
     if path.is_dir():
-        family, weights = _family_of_folder(path), path / WEIGHTS_FILE
+        family, weights = _family_of_folder(path), None
     else:
         family, weights = _family_of_file(path, preset), path
-    tokenizer = tokenizer_class(family).from_pretrained(path, preset).to(device or "cpu")
-    return LoadedTokenizer(_identifier(name, path), sha256(weights), tokenizer)
+    found = TOKENIZERS[family]
+    if not hasattr(found, "from_pretrained"):
+        raise VistokError(f"the tokenizer family '{family}' reads no folders or files: name it as '{family}'.")
+    tokenizer = _on(found.from_pretrained(path, preset), place)
+    if family in TOKENIZERS.plugins:
+        digest = _digest(family, tokenizer)
+    else:
+        digest = _sha256(weights_file(path) if weights is None else weights)
+    return LoadedTokenizer(_identifier(name, path), digest, tokenizer)
+
+
+def _on(tokenizer: Any, device: torch.device) -> Any:
+    return tokenizer.to(device) if hasattr(tokenizer, "to") else tokenizer
+
+
+def _state(tokenizer: Any) -> dict[str, torch.Tensor]:
+    return tokenizer.state_dict() if isinstance(tokenizer, torch.nn.Module) else {}
+
+
+def _digest(family: str, tokenizer: Any) -> str:
+    """What identifies a tokenizer of another package, whose files are not known: its family and its weights."""
+    digest = hashlib.sha256(family.encode())
+    for key, value in sorted(_state(tokenizer).items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _sha256(weights: Path) -> str:
+    """SHA-256 of a weights file; of several, that of theirs."""
+    digests = [sha256(file) for file in shard_files(weights)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _identifier(name: str, path: Path) -> str:
@@ -84,28 +117,34 @@ def _identifier(name: str, path: Path) -> str:
 
 
 def _family_of_folder(folder: Path) -> str:
-    try:
-        entries = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise VistokError(
-            f"'{folder / CONFIG_FILE}' is missing or not JSON: name a folder that save_pretrained wrote."
-        ) from None
+    """What ``config.json`` says; by its entries where it is a published one, or written before it said so."""
+    entries = read_entries(folder / CONFIG_FILE)
+    if FAMILY in entries:
+        family = str(entries[FAMILY])
+        if family not in TOKENIZERS:
+            raise unknown_name("tokenizer family", family, list(TOKENIZERS))
+        return family
     if "model" in entries:
         return "titok"
     if "_target_" in json.dumps(entries):
         return "flextok"
-    for family in FAMILIES:
-        if set(entries) == {field.name for field in fields(tokenizer_class(family).config_class)}:
-            return family
+    absent: dict[str, int] = {}  # by family that knows all entries: how many of its own are not there
+    for family in TOKENIZERS.table:
+        found = TOKENIZERS[family]
+        own = {field.name for field in fields(found.config_class)}
+        if set(entries) <= own | set(found.published_entries):
+            absent[family] = len(own - set(entries))
+    if entries and absent:
+        return min(absent, key=absent.__getitem__)
     seen = ", ".join(list(entries)[:5])
     raise VistokError(f"'{folder / CONFIG_FILE}' is not the shape of a tokenizer (it has {seen}): name another folder.")
 
 
 def _family_of_file(path: Path, preset: str | None) -> str:
     card = card_of_file(path)
-    if preset is None and card is not None and card.family in FAMILIES:
+    if preset is None and card is not None and card.family in TOKENIZERS:
         return card.family
-    presets = {known: family for family in FAMILIES for known in tokenizer_class(family).presets}
+    presets = {known: family for family in TOKENIZERS for known in getattr(TOKENIZERS[family], "presets", {})}
     if preset is None:
         raise VistokError(
             f"'{path.name}' is no published file name of a tokenizer: give a preset, one of {', '.join(presets)}."

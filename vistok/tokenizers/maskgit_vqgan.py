@@ -131,6 +131,7 @@ class MaskGITVQGAN(Pretrained, nn.Module):
 
     config_class = MaskGITVQGANConfig
     presets = PRESETS
+    family = "maskgit_vqgan"
 
     def __init__(self, config: MaskGITVQGANConfig | None = None):
         super().__init__()
@@ -155,8 +156,9 @@ class MaskGITVQGAN(Pretrained, nn.Module):
         """Codes int64 [B, h, w] to pictures [B, 3, f*h, f*w], nominally in [-1, 1] (not clamped).
 
         Raises:
-            VistokError: ``length`` is given and is not h * w: a grid decodes as a whole.
+            VistokError: the tokens are none of this tokenizer's, or ``length`` is not h * w: a grid decodes whole.
         """
+        self.capabilities.check_tokens(tokens)
         if length is not None:
             self.capabilities.check_length(length, tokens[0].numel())
         return self.decoder(self.quantize.codes(tokens).movedim(-1, 1)) * 2 - 1

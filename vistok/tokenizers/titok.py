@@ -12,7 +12,6 @@ whenever the module is in training mode; here the number to keep is an argument.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ from vistok.tokenizers import maskgit_vqgan
 from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.quantizers import Quantized, VectorQuantizer
 from vistok.tokenizers.titok_config import PRESETS, TiTokConfig, from_published
-from vistok.zoo.pretrained import Pretrained
+from vistok.zoo.pretrained import Pretrained, read_entries
 
 
 class Attention(nn.Module):
@@ -184,6 +183,7 @@ class TiTok(Pretrained, nn.Module):
 
     config_class = TiTokConfig
     presets = PRESETS
+    family = "titok"
 
     def __init__(self, config: TiTokConfig | None = None):
         super().__init__()
@@ -204,10 +204,7 @@ class TiTok(Pretrained, nn.Module):
     @classmethod
     def read_config(cls, path: Path) -> TiTokConfig:
         """The shape in a ``config.json``: one of ``save_pretrained``, or a published one."""
-        try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return super().read_config(path)
+        entries = read_entries(path)
         return from_published(entries) if "model" in entries else super().read_config(path)
 
     @property
@@ -250,6 +247,7 @@ class TiTok(Pretrained, nn.Module):
         Raises:
             VistokError: a length that this tokenizer does not decode.
         """
+        self.capabilities.check_tokens(tokens, self.config.token_size)
         lengths = None
         length = tokens.shape[1] if length is None else length
         self.capabilities.check_length(length, tokens.shape[1])

@@ -22,7 +22,7 @@ from vistok.tokenizers.quantizers import MultiScaleQuantizer, Quantized, SharedQ
 from vistok.tokenizers.tokenflow_backbone import backbone_features, build_backbone, convert_backbone
 from vistok.tokenizers.tokenflow_config import PRESETS, TokenFlowConfig
 from vistok.tokenizers.vq import Decoder, Encoder
-from vistok.zoo.checkpoint import load_strict, read_state_dict
+from vistok.zoo.checkpoint import load_strict, read_state_dict, without_common_prefix
 from vistok.zoo.pretrained import Pretrained
 from vistok.zoo.registry import card_of_file, resolve
 
@@ -115,6 +115,7 @@ class TokenFlow(Pretrained, nn.Module):
 
     config_class = TokenFlowConfig
     presets = PRESETS
+    family = "tokenflow"
     dropped_keys = (r"quantize\.codebook_used", r"scaling_layer\.(shift|scale)")
 
     def __init__(self, config: TokenFlowConfig | None = None):
@@ -150,7 +151,8 @@ class TokenFlow(Pretrained, nn.Module):
                 f"one of {', '.join(cls.presets)}."
             )
         model = cls.from_preset(preset, **overrides)
-        state = convert_backbone(read_state_dict(path, prefer_ema=prefer_ema), model.config)
+        state = without_common_prefix(read_state_dict(path, prefer_ema=prefer_ema), model.state_dict().keys())
+        state = convert_backbone(state, model.config)
         load_strict(model, state, preset, cls.dropped_keys)
         return model.eval()
 
@@ -210,6 +212,7 @@ class TokenFlow(Pretrained, nn.Module):
         Raises:
             VistokError: ``length`` ends within a scale.
         """
+        self.capabilities.check_tokens(tokens)
         length = tokens.shape[1] if length is None else length
         self.capabilities.check_length(length, tokens.shape[1])
         if not isinstance(length, Tensor):

@@ -10,6 +10,7 @@ both are configurable here, so that the embedded tokenizer is the same network, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -215,6 +216,18 @@ class VQTokenizer(Pretrained, nn.Module):
 
     config_class = VQConfig
     presets = PRESETS
+    family = "vq"
+    published_entries: ClassVar = {  # of the reference's VQModelHF
+        "codebook_embed_dim": "codebook_dim",
+        "codebook_l2_norm": "l2_norm",
+        "codebook_show_usage": None,
+        "commit_loss_beta": "commitment",
+        "entropy_loss_ratio": "entropy",
+        "encoder_ch_mult": "channel_mult",
+        "decoder_ch_mult": "channel_mult",
+        "dropout_p": None,
+    }
+    dropped_keys = (r"quantize\.codebook_used",)  # counts usage; absent where the reference does not count
 
     def __init__(self, config: VQConfig | None = None):
         super().__init__()
@@ -251,8 +264,9 @@ class VQTokenizer(Pretrained, nn.Module):
         """Codes int64 [B, h, w] to pictures [B, 3, f*h, f*w], nominally in [-1, 1] (not clamped).
 
         Raises:
-            VistokError: ``length`` is given and is not h * w: a grid decodes as a whole.
+            VistokError: the tokens are none of this tokenizer's, or ``length`` is not h * w: a grid decodes whole.
         """
+        self.capabilities.check_tokens(tokens)
         if length is not None:
             self.capabilities.check_length(length, tokens[0].numel())
         return self.decode_latents(self.quantize.codes(tokens).movedim(-1, 1))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from vistok.errors import VistokError
@@ -15,7 +15,7 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def read_options(cls: type[T], entries: Any, where: str, given: Mapping[str, Any] | None = None) -> T:
-    """Return the dataclass ``cls`` with the entries of a recipe's section.
+    """Returns the dataclass ``cls`` with the entries of a recipe's section.
 
     A field whose metadata say ``was`` is also read under this older name, with a warning.
 
@@ -68,6 +68,21 @@ def check_agreement(config: Any, entries: Mapping[str, Any], where: str, free: t
                 f"{_path(where, name)} is {entries[name]!r}, but the weights that 'init' names have {shape[name]!r}: "
                 "leave the entry out, or start from nothing."
             )
+
+
+@dataclass(frozen=True)
+class NoEntries:
+    """A section that must be empty."""
+
+
+def check_entries(entries: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """Refuse entries of a section that is handed on to a configuration of transformers, which would take any.
+
+    Raises:
+        VistokError: an entry is not known.
+    """
+    if unknown := [name for name in entries if name not in known]:
+        raise VistokError(_unknown(f"'{where}'", str(unknown[0]), list(known)))
 
 
 def _path(where: str, name: str) -> str:

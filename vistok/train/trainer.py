@@ -6,18 +6,20 @@ draw of a step is seeded by it, so a run that was killed goes on from its last c
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from vistok.files import atomic_path
+from vistok.errors import VistokError
+from vistok.files import atomic_path, check_writable, to_json
 from vistok.ops.noise import derive_seed
 from vistok.train.recipe import Optimization, Recipe
 
@@ -35,7 +37,7 @@ class Task(Protocol):
         """Rows of the batch of a step, a pure function of both."""
 
     def after_step(self, step: int) -> None:
-        """Whatever must happen between steps (codebook revival)."""
+        """Do what must happen between steps, such as reviving codes; by default nothing."""
 
     def evaluate(self) -> dict[str, float]:
         """Held-out metrics of the current weights of ``model``."""
@@ -97,8 +99,18 @@ class Trainer:
         from accelerate import Accelerator
 
         self.recipe, self.task, self.directory = recipe, task, directory
+        check_writable(directory, folder=True)
         directory.mkdir(parents=True, exist_ok=True)
-        self.accelerator = Accelerator(mixed_precision="bf16" if recipe.precision == "bf16" else "no")
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if recipe.precision == "bf16" else "no",
+            log_with="tensorboard",  # where it is installed (extra ``dev``)
+            project_dir=directory,
+        )
+        if recipe.batch_size % self.accelerator.num_processes:
+            raise VistokError(
+                f"a batch of {recipe.batch_size} cannot be shared by {self.accelerator.num_processes} processes: set "
+                "'batch_size' to a multiple."
+            )
         self.optimizers = parameter_groups(task.model, recipe.optimization)
         self.peaks = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
         task.model.to(self.accelerator.device)
@@ -118,10 +130,16 @@ class Trainer:
     def _resume(self) -> None:
         if not self.checkpoint.exists():
             return
-        state = torch.load(self.checkpoint, map_location=self.accelerator.device, weights_only=True)
-        self.task.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        try:
+            state = torch.load(self.checkpoint, map_location=self.accelerator.device, weights_only=True)
+            self.task.model.load_state_dict(state["model"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+        except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise VistokError(
+                f"'{self.checkpoint}' is not of this recipe ({reason}): name another folder as --out, or remove it."
+            ) from None
         self.average = state["average"]
         self.step, self.seconds = state["step"], state["seconds"]
 
@@ -140,18 +158,16 @@ class Trainer:
 
     def _log(self, entry: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            with (self.directory / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"step": self.step, **entry}) + "\n")
-            if self.tensorboard is not None:
-                for key, value in entry.items():
-                    self.tensorboard.add_scalar(key, value, self.step)
+            with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(to_json({"step": self.step, **entry}) + "\n")
+        self.accelerator.log(entry, self.step)
 
     def train(self) -> dict[str, float]:
         """Train to the last step, export, and return the held-out metrics."""
         from vistok.progress import progress
 
         recipe, config = self.recipe, self.recipe.optimization
-        self.tensorboard = _tensorboard(self.directory) if self.accelerator.is_main_process else None
+        self.accelerator.init_trackers("tensorboard")
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         share = recipe.batch_size // world
         rows = slice(rank * share, (rank + 1) * share)
@@ -197,13 +213,15 @@ class Trainer:
         if self.accelerator.is_main_process:
             with self._averaged():
                 self.task.export(self.directory / "export", metrics, self.step)
+        self.accelerator.end_training()
         return metrics
 
     @torch.no_grad()
     def _average(self, decay: float) -> None:
         decay = min(decay, (1 + self.step) / (10 + self.step))  # short memory at first
-        named = [(self.average[n], p) for n, p in self.task.model.named_parameters() if p.requires_grad]
-        torch._foreach_lerp_([a for a, _ in named], [p.detach() for _, p in named], 1 - decay)
+        named = [(self.average[n], p.detach()) for n, p in self.task.model.named_parameters() if p.requires_grad]
+        # Not an AveragedModel: that copies frozen teachers too, and has one decay for all steps.
+        get_ema_multi_avg_fn(decay)(*map(list, zip(*named, strict=True)), self.step)
 
     def _averaged(self):
         return _Swapped(self.task.model, self.average)
@@ -231,12 +249,3 @@ class _Swapped:
 
     def __exit__(self, *_) -> None:
         self._swap()
-
-
-def _tensorboard(directory: Path):
-    """A TensorBoard writer where TensorBoard is installed (extra ``dev``), else None."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(directory / "tensorboard"))

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
+import pathlib
 import re
+import types
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,22 +20,66 @@ from torch import Tensor, nn
 
 from vistok.errors import VistokError
 
-_WRAPPERS = ("model", "module", "state_dict")
-_AVERAGES = ("ema", "model_ema")
+_WRAPPERS = ("model", "module", "state_dict", "model_state_dict", "weights", "params", "net", "network")
+_AVERAGES = ("ema", "model_ema", "ema_model", "ema_state_dict", "model_ema_state_dict", "state_dict_ema", "params_ema")
+# What torch.compile, FSDP and activation checkpointing put into the middle of names.
+_INFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _ZIP_MAGIC = b"PK\x03\x04"  # only the zip format of torch.save can be memory-mapped
+_FOLDER_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 _SHOWN = 2  # keys of a kind that an error names
 
 
+def weights_file(folder: str | Path) -> Path:
+    """Returns the weights in a model's folder: one file, or the index of several.
+
+    Raises:
+        VistokError: the folder holds none.
+    """
+    folder = Path(folder)
+    for name in _FOLDER_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise VistokError(
+        f"there are no weights in '{folder}' (looked for {', '.join(_FOLDER_FILES)}): name another folder"
+    )
+
+
+def shard_files(index: str | Path) -> list[Path]:
+    """Returns the files that an index of shards names, sorted; for any other file, that file.
+
+    Raises:
+        VistokError: the index is no such index, or names a file that is absent or lies elsewhere.
+    """
+    index = Path(index)
+    if index.suffix != ".json":
+        return [index]
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VistokError(f"'{index}' is not the index of a checkpoint in several files: fetch it again") from error
+    for name in sorted(names, key=str):
+        if not isinstance(name, str) or Path(name).name != name or not (index.parent / name).is_file():
+            raise VistokError(f"'{index}' names '{name}', which does not lie beside it: fetch that file too")
+    return [index.parent / name for name in sorted(names)]
+
+
 def read_state_dict(path: str | Path, prefer_ema: bool = False) -> dict[str, Tensor]:
-    """The weights in a checkpoint, on the CPU and memory-mapped where the format allows.
+    """Returns the weights in a checkpoint, on the CPU and memory-mapped where the format allows.
 
     Args:
-        path: a ``.safetensors`` file, or a file of ``torch.save``, which is read with ``weights_only=True``.
-        prefer_ema: take the entry ``ema`` or ``model_ema``, where there is one, instead of the trained weights.
+        path: a ``.safetensors`` file, a file of ``torch.save``, which is read with ``weights_only=True``, or the
+            ``.index.json`` of a checkpoint in several files.
+        prefer_ema: take the averaged weights, such as the entry ``ema``, where there are any, instead of the trained.
 
     Returns:
-        Tensors by key, out of the entries ``model``, ``module`` (DeepSpeed), ``state_dict`` or an average, without the
-        prefixes of DistributedDataParallel and of ``torch.compile``.
+        Tensors by key, out of the entries that trainers put them in, such as ``model``, ``module`` (DeepSpeed) or
+        ``state_dict`` (Lightning), also nested, without what DistributedDataParallel, FSDP, activation checkpointing
+        and ``torch.compile`` add to names. Prefixes of the user's own are removed by ``load_strict``.
 
     Raises:
         VistokError: the file is absent, damaged, holds more than data, or is no checkpoint.
@@ -39,6 +88,8 @@ def read_state_dict(path: str | Path, prefer_ema: bool = False) -> dict[str, Ten
     if not path.is_file():
         seen = "is a folder, not a checkpoint file" if path.is_dir() else "does not exist"
         raise VistokError(f"'{path}' {seen}: name a .safetensors or .pt file")
+    if path.suffix == ".json":
+        return _read_shards(path)
     try:
         with path.open("rb") as file:
             magic = file.read(len(_ZIP_MAGIC))
@@ -46,6 +97,33 @@ def read_state_dict(path: str | Path, prefer_ema: bool = False) -> dict[str, Ten
         raise VistokError(f"cannot read '{path}' ({error.strerror})") from error
     checkpoint = _read(path, mmap=magic == _ZIP_MAGIC)
     return _without_prefixes(_unwrap(checkpoint, path, prefer_ema))
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for file in shard_files(index):
+        state |= read_state_dict(file)
+    listed = _without_prefixes(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    if missing := sorted(set(listed) - set(state)):
+        raise VistokError(f"the files of '{index}' are not complete: they {_listed('lack', missing)}; fetch them again")
+    return state
+
+
+@cache
+def _harmless() -> list[Any]:
+    """Classes that hold values and run nothing, and that trainers leave beside the weights."""
+    import numpy as np
+
+    numbers = {type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdgFD"} | {np.dtypes.StrDType, np.dtypes.BytesDType}
+    harmless: list[Any] = [argparse.Namespace, types.SimpleNamespace, np.dtype, np.ndarray, *numbers]
+    harmless += [datetime.datetime, datetime.date, datetime.timedelta]
+    scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
+    for package in ("numpy.core.multiarray", "numpy._core.multiarray"):  # its names before and since numpy 2
+        harmless += [(scalar, f"{package}.scalar"), (reconstruct, f"{package}._reconstruct")]
+    for kind, pure in (("PosixPath", pathlib.PurePosixPath), ("WindowsPath", pathlib.PureWindowsPath)):
+        for module in ("pathlib", "pathlib._local"):  # since Python 3.13
+            harmless += [(pure, f"{module}.{kind}"), (pure, f"{module}.Pure{kind}")]
+    return harmless
 
 
 def _read(path: Path, mmap: bool) -> Any:
@@ -58,8 +136,7 @@ def _read(path: Path, mmap: bool) -> Any:
         except (SafetensorError, OSError, ValueError) as error:
             raise VistokError(f"'{path}' is truncated or no safetensors file: fetch it again") from error
     try:
-        # Published training checkpoints keep their command line in a Namespace, which only holds values.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols, beside the sentence that says it all
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged file makes the readers raise a dozen types
@@ -69,33 +146,76 @@ def _read(path: Path, mmap: bool) -> Any:
                 f"'{path}' holds a Python object ({refused[1]}) that could run code when it is read, so it was not "
                 "loaded: ask for the weights as .safetensors"
             ) from error
+        if "TorchScript" in str(error):
+            raise VistokError(
+                f"'{path}' is a TorchScript program and not a checkpoint, and programs are not run: name the weights "
+                "themselves, as .safetensors or .pt"
+            ) from error
         raise VistokError(
             f"'{path}' is truncated, damaged or no checkpoint: fetch it again, or name a .safetensors or .pt file"
         ) from error
 
 
-def _is_state_dict(entry: Any) -> bool:
-    return isinstance(entry, Mapping) and bool(entry) and all(isinstance(value, Tensor) for value in entry.values())
+def _tensors(entry: Any) -> dict[str, Tensor] | None:
+    """The entry as a state dict, if it is one: named tensors, and beside them nothing that could hold more."""
+    if not isinstance(entry, Mapping) or any(isinstance(value, Mapping | list | tuple) for value in entry.values()):
+        return None
+    found = {key: value for key, value in entry.items() if isinstance(value, Tensor)}
+    return found if found and all(isinstance(key, str) for key in found) else None
+
+
+def _search(entry: Any, names: tuple[str, ...]) -> dict[str, Tensor] | None:
+    if (found := _tensors(entry)) is not None or not isinstance(entry, Mapping):
+        return found
+    for name in names:
+        if isinstance(entry.get(name), Mapping) and (found := _search(entry[name], names)) is not None:
+            return found
+    flat = {key: value for key, value in entry.items() if isinstance(value, Tensor)}
+    alone = [found for value in entry.values() if (found := _tensors(value)) is not None]
+    if not flat and len(alone) == 1:  # under a name of the user's own, but there is no other
+        return alone[0]
+    return flat if flat and not alone and all(isinstance(key, str) for key in flat) else None
 
 
 def _unwrap(checkpoint: Any, path: Path, prefer_ema: bool) -> Mapping[str, Tensor]:
-    if _is_state_dict(checkpoint):
-        return checkpoint
     names = (*_AVERAGES, *_WRAPPERS) if prefer_ema else (*_WRAPPERS, *_AVERAGES)
+    if (found := _search(checkpoint, names)) is not None:
+        return found
     entries = checkpoint if isinstance(checkpoint, Mapping) else {}
-    for name in names:
-        if _is_state_dict(entries.get(name)):
-            return entries[name]
-    found = ", ".join(str(key) for key in list(entries)[:8]) or type(checkpoint).__name__
-    raise VistokError(f"'{path}' holds no weights (found: {found}; expected tensors, or one of {', '.join(names)})")
+    seen = ", ".join(str(key) for key in list(entries)[:8]) or type(checkpoint).__name__
+    raise VistokError(f"'{path}' holds no weights (found: {seen}; expected tensors, or one of {', '.join(names)})")
 
 
-def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop ``_orig_mod.`` wherever ``torch.compile`` put it, and ``module.`` where every key begins with it."""
-    plain = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
-    if all(key.startswith("module.") for key in plain):
+def _without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop what wrappers put into names, ``module.`` where every key begins with it, and states that are no weights."""
+    plain = {}
+    for key, value in state.items():
+        for infix in _INFIXES:
+            key = key.replace(infix, "")
+        if not key.endswith("_extra_state"):
+            plain[key] = value
+    while plain and all(key.startswith("module.") for key in plain):
         plain = {key.removeprefix("module."): value for key, value in plain.items()}
     return plain
+
+
+def without_common_prefix(state: Mapping[str, Tensor], expected: Collection[str]) -> Mapping[str, Tensor]:
+    """Returns the weights without the prefix that a user's own wrapper gave to every key, as Lightning's ``model.``
+
+    Args:
+        state: tensors by key.
+        expected: keys of the network; where one of them is among the weights, these are returned as they are.
+    """
+    if not state or any(key in expected for key in state):
+        return state
+    words = next(iter(state)).split(".")[:-1]
+    for count in range(1, len(words) + 1):
+        prefix = ".".join(words[:count]) + "."
+        if not all(key.startswith(prefix) for key in state):
+            return state
+        if any(key.removeprefix(prefix) in expected for key in state):
+            return {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def load_strict(
@@ -105,24 +225,35 @@ def load_strict(
     drop: Iterable[str] = (),
     variants: Mapping[str, Callable[[], nn.Module]] | None = None,
 ) -> None:
-    """Load weights into a module: no key missing, none left over, every shape equal.
+    """Load weights into a module: no key missing, none left over, every shape equal, no integers for real numbers.
+
+    A prefix that all keys share and the module does not know is removed first.
 
     Args:
         module: receives the weights, in its own dtype.
         state: tensors by key.
         what: what the module is, for the sentence, e.g. ``"GPT-B"``.
-        drop: regular expressions of whole keys that carry no weights and are passed over.
+        drop: regular expressions of whole keys that carry no weights: they are passed over, and may be absent.
         variants: builders of the known variants; when the weights do not fit, the one that they fit is named.
 
     Raises:
         VistokError: the weights do not fit.
     """
+    own = module.state_dict()
     dropped = [re.compile(pattern) for pattern in drop]
-    state = {key: value for key, value in state.items() if not any(p.fullmatch(key) for p in dropped)}
+    state = without_common_prefix(state, own.keys())
+    state = {key: value for key, value in state.items() if key in own or not any(p.fullmatch(key) for p in dropped)}
+    absent = [key for key in own if key not in state and any(p.fullmatch(key) for p in dropped)]
     shapes = _shapes(state)
-    expected = _shapes(module.state_dict())
+    expected = {key: shape for key, shape in _shapes(own).items() if key not in absent}
     if shapes == expected:
-        module.load_state_dict(state)
+        for key, value in state.items():
+            if own[key].is_floating_point() and not value.is_floating_point():
+                kind = str(value.dtype).removeprefix("torch.")
+                raise VistokError(
+                    f"the weights of {what} are not real numbers: {key} is {kind}; name weights that are not quantized"
+                )
+        module.load_state_dict(state, strict=not absent)
         return
     problems = [
         _listed("lacks", [key for key in expected if key not in shapes]),
@@ -140,7 +271,20 @@ def load_strict(
     guess = _guess(shapes, variants or {})
     if guess:
         raise VistokError(f"the checkpoint is a {guess}, not a {what}: name that variant (it {complaints})")
+    if prefix := _prefix_of(shapes, expected):
+        others = sorted({key.split(".")[0] for key in shapes if not key.startswith(prefix)})
+        raise VistokError(
+            f"the checkpoint holds a {what} under the prefix '{prefix}', beside {', '.join(others[:5])}: save the keys "
+            f"that begin with '{prefix}' alone"
+        )
     raise VistokError(f"the checkpoint is not a {what}: it {complaints}; name one that belongs to this model")
+
+
+def _prefix_of(shapes: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> str | None:
+    """The prefix under which the whole network stands among other weights."""
+    first = next(iter(expected), None)
+    candidates = [key.removesuffix(first) for key in shapes if first and key.endswith(f".{first}")]
+    return next((p for p in candidates if all(shapes.get(p + key) == shape for key, shape in expected.items())), None)
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:

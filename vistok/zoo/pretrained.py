@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -10,14 +11,30 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 from vistok.errors import VistokError, unknown_name
-from vistok.files import atomic_path
-from vistok.zoo.checkpoint import load_strict, read_state_dict
+from vistok.files import atomic_path, write_json
+from vistok.zoo.checkpoint import load_strict, read_state_dict, weights_file
 from vistok.zoo.model_card import ModelCard, write_card
 from vistok.zoo.registry import card_of_file, card_of_folder, resolve
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+FAMILY = "family"  # entry of a config.json
 T = TypeVar("T", bound="Pretrained")
+
+
+def read_entries(path: Path) -> dict[str, Any]:
+    """Returns the entries of a ``config.json``.
+
+    Raises:
+        VistokError: it is absent or no JSON object.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise VistokError(f"'{path}' is missing or not JSON: name a folder that save_pretrained wrote.") from None
+    if not isinstance(entries, dict):
+        raise VistokError(f"'{path}' is not a JSON object: name a folder that save_pretrained wrote.")
+    return entries
 
 
 class Pretrained:
@@ -26,11 +43,16 @@ class Pretrained:
     Attributes:
         config_class: the dataclass.
         presets: published shapes by name.
+        family: name of the kind of network, written to ``config.json`` where there are others with the same use.
+        published_entries: entries of the reference's own ``config.json`` and ours of the same meaning; None for those
+            that say nothing about the network's function.
         dropped_keys: regular expressions of checkpoint entries that carry no weights.
         card: of the folder that the weights came from; what it tells about use travels with ``save_pretrained``.
     """
 
     config_class: ClassVar[type]
+    family: ClassVar[str | None] = None
+    published_entries: ClassVar[Mapping[str, str | None]] = {}
     presets: ClassVar[dict[str, Any]] = {}
     dropped_keys: ClassVar[tuple[str, ...]] = ()
     card: ModelCard | None = None
@@ -63,7 +85,7 @@ class Pretrained:
         """
         path = resolve(name)
         if path.is_dir():
-            model, weights = cls(cls.read_config(path / CONFIG_FILE)), path / WEIGHTS_FILE
+            model, weights = cls(cls.read_config(path / CONFIG_FILE)), weights_file(path)
             model.card = card_of_folder(path)
         else:
             card = card_of_file(path)
@@ -82,18 +104,27 @@ class Pretrained:
 
     @classmethod
     def read_config(cls, path: Path) -> Any:
-        """The shape in a ``config.json``.
+        """Returns the shape in a ``config.json``, in our entries or those of the reference's own hub classes.
 
         Raises:
-            VistokError: it is absent or has entries that this model does not know.
+            VistokError: it is absent, of another family, or has entries that this model does not know.
         """
-        try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise VistokError(f"'{path}' is missing or not JSON: name a folder that save_pretrained wrote.") from None
+        entries = read_entries(path)
+        family = entries.pop(FAMILY, cls.family)
+        if family != cls.family:
+            raise VistokError(f"'{path}' is that of a {family}, not of a {cls.__name__}: load it as what it is.")
+        for theirs, ours in cls.published_entries.items():
+            value = entries.pop(theirs, None)
+            if ours is None or value is None:
+                continue
+            if entries.setdefault(ours, value) != value:
+                raise VistokError(f"'{path}' has {theirs} {value} and another {ours} {entries[ours]}: no such network.")
         if unknown := sorted(set(entries) - {f.name for f in fields(cls.config_class)}):
             raise VistokError(f"'{path}' has entries that a {cls.__name__} does not know: {', '.join(unknown)}.")
-        return cls.config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()})
+        try:
+            return cls.config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()})
+        except TypeError as error:
+            raise VistokError(f"'{path}' is not the shape of a {cls.__name__} ({error}).") from error
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors``.
@@ -105,8 +136,8 @@ class Pretrained:
         from safetensors.torch import save_file
 
         folder = Path(folder)
-        with atomic_path(folder / CONFIG_FILE) as path:
-            path.write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
+        family = {} if self.family is None else {FAMILY: self.family}
+        write_json(folder / CONFIG_FILE, family | asdict(self.config))
         state = {
             key: (value.to(dtype) if dtype and value.is_floating_point() else value).contiguous().cpu()
             for key, value in self.state_dict().items()

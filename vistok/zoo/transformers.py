@@ -31,7 +31,7 @@ def load_causal_lm(
     from transformers import AutoModelForCausalLM
 
     model = load_model(name, AutoModelForCausalLM, "causal LM", device, dtype)
-    return model, load_tokenizer(name, padding_side="left")
+    return model, load_text_tokenizer(name, padding_side="left")
 
 
 def load_image_text(
@@ -51,7 +51,7 @@ def load_image_text(
     return model, processor
 
 
-def load_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
+def load_text_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
     """Returns the tokenizer that lies beside a model; options are those of transformers.
 
     Raises:
@@ -59,7 +59,10 @@ def load_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    return _read(AutoTokenizer, name, "tokenizer", **options)
+    tokenizer = _read(AutoTokenizer, name, "tokenizer", **options)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where there are no files
+        raise VistokError(f"'{name}' has no tokenizer beside the model: copy its tokenizer.json, or vocabulary files.")
+    return tokenizer
 
 
 def load_model(
@@ -92,14 +95,24 @@ def load_model(
     reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both are refused below, by name
     with quiet_transformers():
         model, report = _read(loader, name, what, **options, **reporting)
-    for kind, verb in (("missing_keys", "lacks"), ("mismatched_keys", "has other shapes of")):
-        if keys := sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get(kind) or ()):
+    left_out = [key for key in report["unexpected_keys"] if key.endswith(".bias") and _has(model, key[:-4] + "weight")]
+    faults = {
+        "lacks": report["missing_keys"],
+        "has other shapes of": [key for key, *_ in report["mismatched_keys"]],
+        "has biases that its config.json leaves out:": left_out,
+    }
+    for verb, found in faults.items():
+        if keys := sorted(found):
             more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
             raise VistokError(
                 f"the weights of '{name}' are not those of a whole {what}: it {verb} {', '.join(keys[:_SHOWN])}{more}; "
                 "name complete weights."
             )
     return model.to(place).eval().requires_grad_(False)
+
+
+def _has(model: Any, key: str) -> bool:
+    return any(name == key or name.endswith(f".{key}") for name, _ in model.named_parameters())
 
 
 def load_config(name: str | Path, what: str) -> Any:

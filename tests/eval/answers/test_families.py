@@ -80,18 +80,8 @@ def test_vqa(family, tmp_path):
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
     out = tmp_path / "points.json"
     inside = "uniform" if name == "gemma3" else "fastv"
-    methods = [
-        "--methods",
-        f"divprune,{inside}",
-        "--keep",
-        "50",
-        "--batch-size",
-        2,
-        "--max-new-tokens",
-        2,
-        "--json",
-        out,
-    ]
+    methods = ["--methods", f"divprune,{inside}", "--keep", "50", "--batch-size", 2, "--max-new-tokens", 2]
+    methods += ["--json", out]
     done = run("vqa", "--model", folder, "--questions", tmp_path / "q.jsonl", *methods)
     assert done.exit_code == 0, done.exception
     full, before, inside = json.loads(out.read_text())

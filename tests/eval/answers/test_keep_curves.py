@@ -23,7 +23,7 @@ from vistok.eval.answers.keep_curves import (
 from vistok.eval.answers.scorers import exact_match
 from vistok.projectors import COMPRESSORS, Uniform, compress
 from vistok.projectors.cost import prefill_flops
-from vistok.train.tasks.vqa import VqaTask
+from vistok.train.tasks.scenes.vqa import VqaTask
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,17 @@ import torch
 
 from tests.samplers.tiny import prompt, tiny
 from vistok.errors import VistokError
-from vistok.eval.decoding import text as bench
+from vistok.eval.decoding.comparison import Entry, Trial, choose_entries, table
+from vistok.eval.decoding.prompts import Text, held_out_prompts, spec_bench_prompts
+from vistok.eval.decoding.text import (
+    ALL,
+    COLUMNS,
+    Continuation,
+    continue_in_turn,
+    counted_calls,
+    standard_entries,
+    summarise,
+)
 
 
 class Letters:
@@ -23,38 +33,64 @@ class Letters:
 
 
 @pytest.mark.parametrize("sampling", [False, True])
-def test_all_contestants_run_and_are_counted(sampling):
+def test_all_methods_run_and_are_counted(sampling):
     model, draft = tiny(), tiny(seed=1)
-    contestants = bench.standard_contestants(model, draft, sampling)
-    texts = [bench.Text("code", prompt()), bench.Text("documentation", prompt(1, 5, 1))]
+    entries = standard_entries(model, draft, sampling)
+    texts = [Text("code", prompt()), Text("documentation", prompt(1, 5, 1))]
     options = {"max_new_tokens": 9, "do_sample": sampling, "pad_token_id": 0}
-    trials = bench.run_trials(model, draft, contestants, texts, options)
-    rows = {(row.name, row.kind): row for row in bench.summarise(trials)}
-    assert len(rows) == 3 * len(contestants)
+    trials = continue_in_turn(model, draft, entries, texts, options)
+    rows = {(row.name, row.kind): row for row in summarise(trials, texts)}
+    assert len(rows) == 3 * len(entries)
     for name in ("generate", "plain"):
-        assert rows[name, "all"].forwards_per_100 == pytest.approx(100)
-        assert rows[name, "all"].draft_forwards_per_100 == 0
-    for contestant in contestants:
-        row = rows[contestant.name, "all"]
-        assert row.fewer_forwards >= 1
-        assert sampling or row.same == 1 or not contestant.lossless
-        assert contestant.lossless != contestant.name.startswith("relaxed")
-    assert "| recycling 80 | yes |" in bench.table(list(rows.values()), "code")
+        assert rows[name, ALL].figures["forwards_per_100"] == pytest.approx(100)
+        assert rows[name, ALL].figures["draft_forwards_per_100"] == 0
+    for entry in entries:
+        row = rows[entry.name, ALL]
+        assert row.figures["fewer_forwards"].value >= 1
+        assert sampling or row.figures["same"] == 1 or not entry.lossless
+        assert entry.lossless != entry.name.startswith("relaxed")
+    assert "| recycling 80 " in table([row for row in rows.values() if row.kind == "code"], COLUMNS)
     assert not model._forward_pre_hooks
 
 
-def test_contestants_are_chosen_by_words():
-    contestants = bench.standard_contestants(tiny(), None, False)
-    assert [c.name for c in bench.choose(contestants, ["recycling 8"])] == ["generate", "recycling 80", "recycling 8"]
-    with pytest.raises(VistokError, match="recyclin"):
-        bench.choose(contestants, ["recyclin "])
+def test_calls_are_counted_only_inside():
+    model, draft = tiny(), tiny(seed=1)
+    with counted_calls(model, None, draft) as calls:
+        model(prompt())
+        draft(prompt())
+        draft(prompt())
+    model(prompt())
+    assert calls == [1, 0, 2]
+
+
+def test_figures_are_rates_a_token():
+    def trial(name, *results, seconds):
+        found = Trial(Entry(name, {}))
+        found.results = [Continuation(torch.tensor([[n]]), n, forwards, 0) for n, forwards in results]
+        found.seconds = found.cpu_seconds = seconds
+        return found
+
+    texts = [Text("code", prompt()), Text("math", prompt())]
+    plain = trial("generate", (10, 10), (10, 10), seconds=[1.0, 1.0])
+    early = trial("ends early", (10, 5), (5, 5), seconds=[0.5, 0.5])
+    *_, both = summarise([plain, early], texts)
+    assert both.figures["same"] == 0.5
+    assert both.figures["forwards_per_100"] == pytest.approx(100 * 10 / 15)
+    assert both.figures["tokens_per_forward"].value == both.figures["fewer_forwards"].value == 1.5
+    assert both.figures["speed_up"].value == 1.5 and both.figures["speed_up"].high == 2
+
+
+def test_methods_are_chosen_by_words():
+    entries = standard_entries(tiny(), None, False)
+    chosen = choose_entries(entries, ["recycling 8"], "method")
+    assert [entry.name for entry in chosen] == ["generate", "recycling 80", "recycling 8"]
 
 
 def test_held_out_prompts_have_the_length_that_was_asked_for():
-    texts = bench.held_out_prompts(Letters(), 2, 40)
+    texts = held_out_prompts(Letters(), 2, 40)
     assert [text.kind for text in texts] == ["code", "code", "documentation", "documentation"]
     assert all(text.ids.shape == (1, 40) for text in texts)
-    again = bench.held_out_prompts(Letters(), 2, 40)
+    again = held_out_prompts(Letters(), 2, 40)
     assert all(torch.equal(a.ids, b.ids) for a, b in zip(texts, again, strict=True))
 
 
@@ -62,9 +98,9 @@ def test_spec_bench_questions(tmp_path):
     path = tmp_path / "question.jsonl"
     questions = [{"category": c, "turns": [f"{c} {i}", "and then?"]} for c in ("math", "rag") for i in range(3)]
     path.write_text("\n".join(json.dumps(q) for q in questions))
-    texts = bench.spec_bench_prompts(path, Letters(), 2)
+    texts = spec_bench_prompts(path, Letters(), 2)
     assert [text.kind for text in texts] == ["math", "math", "rag", "rag"]
     assert texts[0].ids.tolist() == [[ord(letter) % 23 for letter in "math 0"]]
     path.write_text('{"question": 1}')
     with pytest.raises(VistokError, match="question file"):
-        bench.spec_bench_prompts(path, Letters(), 2)
+        spec_bench_prompts(path, Letters(), 2)

@@ -16,7 +16,7 @@ from vistok.samplers.continuous.acceptance import (
     reference_resample,
     reference_residual_weight,
 )
-from vistok.samplers.continuous.cspd import Run, run_reference
+from vistok.samplers.continuous.cspd import CSpDRun, run_reference
 from vistok.samplers.continuous.head import draw_path
 from vistok.samplers.continuous.mar import GuidedMAR
 from vistok.samplers.continuous.schedule import MaskSchedule, ranks
@@ -98,7 +98,7 @@ def runner(case: Case) -> None:
     }
     plan = MaskSchedule(models["target"].config.seq_len, c["num_iter"])
     scales = plan.guidance(c["cfg"], c["cfg_schedule"])
-    run = Run(guided["target"], guided["draft"], plan, scales, ranks(i["orders"]), FedNumbers(case))
+    run = CSpDRun(guided["target"], guided["draft"], plan, scales, ranks(i["orders"]), FedNumbers(case))
     seen = []
     run_reference(run, c["num_draft"], c["ratio"], c["inner_temperature"], report=seen.append)
     assert len(seen) == c["num_verifications"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tests.golden.case import Case
-from vistok.models.heads.eagle import Eagle, Eagle3, EagleConfig
+from vistok.models.heads.eagle import Eagle3Network, EagleConfig, EagleNetwork
 from vistok.samplers import Noise, SamplingParams
 from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.loop import Run
@@ -107,7 +107,7 @@ def drafter(case: Case) -> None:
     config, inputs = case.config, case.inputs
     third = case.kind == "eagle3_drafter"
     states = case.weights["fc.weight"].shape[1] // 3 if third else 0
-    network = (Eagle3 if third else Eagle)(
+    network = (Eagle3Network if third else EagleNetwork)(
         EagleConfig(
             vocab_size=config["vocab"],
             hidden_size=config["hidden"],

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from tests.golden.case import Case
-from vistok.eval.geneval.judge import Detection, Options, iou, judge, keep, relations
-from vistok.eval.geneval.mask2former import colour_crop, instances
+from vistok.eval.geneval.judge import Detection, ScoringOptions, iou, judge, keep, relations
+from vistok.eval.geneval.mask2former import BACKGROUNDS, colour_crop, instances
 from vistok.eval.geneval.metadata import COCO_CLASSES, COLORS, RELATIONS
 
 SYSTEM = "geneval"
@@ -40,7 +40,7 @@ def verdicts(case: Case) -> None:
             assert case.inputs["case_index"][row] == number
             assert COCO_CLASSES[case.inputs["class_index"][row]] == detection.label
             assert case.inputs["boxes"][row].tolist() == pytest.approx([*detection.box, detection.score])
-        options = Options(**entry["options"])
+        options = ScoringOptions(**entry["options"])
         kept = keep(detections, entry["metadata"]["tag"], options)
         colours_of = lambda _, found: [d.colour for d in found]  # noqa: E731
         verdict = judge(kept, entry["metadata"], colours_of, colours, options)
@@ -67,10 +67,11 @@ def relation_sets(case: Case) -> None:
 def color_crop(case: Case) -> None:
     image = Image.fromarray(case.inputs["image"].numpy())
     boxes, masks = case.inputs["boxes"].tolist(), case.inputs["masks"].numpy()
+    background = BACKGROUNDS["original" if case.config["bgcolor"] == "original" else "grey"]
     for name in list(case.outputs):
         masked = not name.startswith("crop_nomask")
         index = int(name.removeprefix("crop" if masked else "crop_nomask"))
-        crop = colour_crop(image, tuple(boxes[index]), masks[index] if masked else None)
+        crop = colour_crop(image, tuple(boxes[index]), masks[index] if masked else None, background)
         case.close(torch.from_numpy(np.array(crop)), name)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tests.golden.adapters.eagle import accepted_row, check_tree, output_layer, policy_of, run_behind, tree_buffers
 from tests.golden.case import Case
-from vistok.models.heads.eagle import Eagle, EagleConfig
+from vistok.models.heads.eagle import EagleConfig, EagleNetwork
 from vistok.samplers import SamplingParams
 from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.policies.static import StaticTree
@@ -83,7 +83,7 @@ class Recorded(HeadDrafter):
 def drafter(case: Case) -> None:
     config, inputs, outputs = case.config, case.inputs, case.outputs
     grid, prefix = GRIDS[config["input_type"]]
-    network = Eagle(
+    network = EagleNetwork(
         EagleConfig(
             vocab_size=config["vocab"],
             hidden_size=config["hidden"],

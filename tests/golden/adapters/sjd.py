@@ -10,7 +10,7 @@ from vistok.ops import combine_guidance
 from vistok.ops.sampling import residual_law
 from vistok.samplers import SamplingParams
 from vistok.samplers.drafters.jacobi import INITS, Fresh, JacobiWindow, line_ends, neighbour_positions
-from vistok.samplers.loop import Scores, Verdict, generate
+from vistok.samplers.loop import Scores, Verdict, decode
 from vistok.samplers.noise import ACCEPT, DRAFT, DRAW, FRESH, RESIDUAL
 from vistok.samplers.tree import TokenTree
 from vistok.samplers.verifiers.exact import ExactChain, couple
@@ -153,7 +153,7 @@ def trace(case: Case) -> None:
     )
     target = Toy(case, params)
     noise = Tape(case, target, drafter)
-    tokens, _ = generate(target, drafter, ExactChain(reprocess_residual=True), params, noise)
+    tokens, _ = decode(target, drafter, ExactChain(reprocess_residual=True), params, noise)
     tokens = torch.cat([target.prompt, tokens], 1)
     case.equal(tokens[:, : outputs["tokens"].shape[1]], "tokens")
     windows = torch.full_like(outputs["windows"], -1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.golden.case import Case
 from vistok.samplers import TREE_2_2_2, Noise, SamplingParams, TokenRecycling
-from vistok.samplers.loop import Scores, generate
+from vistok.samplers.loop import Scores, decode
 from vistok.samplers.tree import TreeShape
 from vistok.samplers.verifiers.candidates import SampleMatch
 
@@ -62,9 +62,7 @@ def decode_loop(case: Case) -> None:
     drafter = Recording(TREE_2_2_2, warm=False)
     lengths = case.outputs["accept_lengths"]
     target = SecondOrder(table, inputs["prompt"], 1 + int(lengths.sum()))
-    tokens, stats = generate(
-        target, drafter, SampleMatch(), SamplingParams(greedy=True), Noise(0, torch.zeros(1).long())
-    )
+    tokens, stats = decode(target, drafter, SampleMatch(), SamplingParams(greedy=True), Noise(0, torch.zeros(1).long()))
     case.equal(torch.cat([inputs["prompt"][:, :-1], tokens[:, :-1]], 1), "sequence")
     case.equal(torch.tensor(stats.emitted(0)), "accept_lengths")
     steps = len(lengths) - 1  # the reference's last step ends before it renews anything

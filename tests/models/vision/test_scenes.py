@@ -7,52 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vistok.data.scenes import COLOURS, SHAPES, render, sample_scenes
-from vistok.data.scenes.render import render_masks
+from vistok.data.scenes import COLOURS, render, sample_scenes
 from vistok.errors import VistokError
 from vistok.eval.sets.extractors import load_extractor
 from vistok.eval.sets.frechet import frechet_distance
 from vistok.eval.sets.statistics import FeatureStatistics
-from vistok.models.vision.scenes import (
-    DIM,
-    SceneFeatures,
-    SceneFeaturesObjective,
-    corrupt,
-    load_scene_features,
-    scene_targets,
-    training_batch,
-)
+from vistok.models.vision.scenes import DIM, SceneFeatures, load_scene_features
+from vistok.train.tasks.scenes.features_objective import corrupt
 
 
-def test_cells_name_the_object_that_covers_them():
-    scenes = sample_scenes(64, seed=3)
-    targets = scene_targets(scenes)
-    covered = torch.nn.functional.adaptive_max_pool2d(render_masks(scenes, 128)[:, :, 4::16, 4::16], 8) > 0.5
-    assert torch.equal(targets["shape"] == len(SHAPES), targets["colour"] == len(COLOURS))
-    for b, o, y, x in covered.nonzero().tolist():
-        if targets["shape"][b, y, x] < len(SHAPES):
-            assert targets["shape"][b, y, x] == scenes.shape[b, o] and targets["colour"][b, y, x] == scenes.colour[b, o]
-    cells = (targets["shape"] < len(SHAPES)).flatten(1).sum(1)
-    assert cells[scenes.present.sum(1) == 4].float().mean() > 3 * cells[scenes.present.sum(1) == 1].float().mean()
-    assert torch.equal(targets["kinds"].sum(1) >= 1, torch.ones(64, dtype=torch.bool))
-
-
-def test_the_network_is_small_and_learns_from_its_batches():
-    torch.manual_seed(0)
-    objective = SceneFeaturesObjective(SceneFeatures())
-    assert sum(parameter.numel() for parameter in objective.network.parameters()) <= 500_000
-    batch = training_batch(16, seed=0, start=0)
-    assert batch["images"].shape == (16, 3, 64, 64) and batch["images"].abs().max() <= 1
-    assert torch.equal(training_batch(16, 0, 0)["images"], batch["images"])
-    optimizer = torch.optim.AdamW(objective.parameters(), 2e-3)
-    losses = []
-    for _ in range(10):
-        loss, metrics = objective(**batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0] and all(value.isfinite() for value in metrics.values())
+def test_the_network_is_small():
+    assert sum(parameter.numel() for parameter in SceneFeatures().parameters()) <= 500_000
 
 
 def statistics(images):

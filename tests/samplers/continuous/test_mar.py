@@ -14,7 +14,7 @@ from vistok.models.interface import Condition
 from vistok.models.mar import MAR, Diffusion, MARConfig
 from vistok.samplers import Noise, SamplingParams
 from vistok.samplers.continuous import ContinuousSpeculative, MaskedAutoregressive, cspd
-from vistok.samplers.continuous.cspd import Numbers, Run, run_exact, run_reference
+from vistok.samplers.continuous.cspd import CSpDRun, Numbers, run_exact, run_reference
 from vistok.samplers.continuous.head import HeadChain, draw, solve, solver_process
 from vistok.samplers.continuous.mar import GuidedMAR
 from vistok.samplers.continuous.noise import TokenNoise
@@ -57,11 +57,11 @@ def nearby(model: MAR, seed: int, scale: float, **changes) -> MAR:
     return other
 
 
-def build(target: MAR, draft: MAR, samples: torch.Tensor, seed: int, guidance: float = 1.5) -> Run:
+def build(target: MAR, draft: MAR, samples: torch.Tensor, seed: int, guidance: float = 1.5) -> CSpDRun:
     plan = MaskSchedule(target.config.seq_len, target.config.seq_len)
     noise = TokenNoise(Noise(seed, samples))
     labels = samples % target.config.class_num
-    return Run(
+    return CSpDRun(
         *(GuidedMAR(model, labels, PROCESS, guidance > 1 and not model.config.distilled) for model in (target, draft)),
         plan,
         plan.guidance(guidance, "linear"),
@@ -71,7 +71,7 @@ def build(target: MAR, draft: MAR, samples: torch.Tensor, seed: int, guidance: f
 
 
 @torch.inference_mode()
-def exact_tokens(target: MAR, draft: MAR, count: int, seed: int, prefill: float, window: int = 3) -> Run:
+def exact_tokens(target: MAR, draft: MAR, count: int, seed: int, prefill: float, window: int = 3) -> CSpDRun:
     run = build(target, draft, torch.arange(count), seed)
     run_exact(run, window, prefill)
     return run

@@ -10,7 +10,7 @@ import torch
 from tests.samplers.test_speculation import POLICIES, ragged
 from tests.samplers.tiny import KINDS, prompt, tiny, tiny_head
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import Eagle, Eagle3, EagleConfig
+from vistok.models.heads.eagle import Eagle3Network, EagleConfig, EagleNetwork
 from vistok.samplers import Chain, EagleHead, Prompt, Speculation, TextTarget, generate
 from vistok.samplers.policies.dynamic import DynamicTree
 from vistok.samplers.policies.static import StaticTree
@@ -93,7 +93,7 @@ def test_a_published_head_for_llama_3_loads_strictly(tmp_path):
                  "rope_scaling": None, "hidden_act": "silu", "bias": False}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(published))
     torch.save(head.state_dict(), tmp_path / "pytorch_model.bin")
-    loaded = Eagle.from_pretrained(tmp_path).double()
+    loaded = EagleNetwork.from_pretrained(tmp_path).double()
     assert loaded.config == head.config
     runs = [
         generate(tiny(), prompt(), EagleHead(network, DynamicTree(6, 2, 3)), **OPTIONS) for network in (head, loaded)
@@ -101,7 +101,7 @@ def test_a_published_head_for_llama_3_loads_strictly(tmp_path):
     assert runs[0].stats.forwards.tolist() == runs[1].stats.forwards.tolist()
     torch.save(head.state_dict() | {"layers.0.input_layernorm.weight": torch.ones(16)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(VistokError, match="unexpected"):
-        Eagle.from_pretrained(tmp_path)
+        EagleNetwork.from_pretrained(tmp_path)
 
 
 def test_a_head_of_another_target_is_refused():
@@ -113,6 +113,6 @@ def test_a_head_of_another_target_is_refused():
         with pytest.raises(VistokError, match=what):
             generate(tiny(), prompt(), EagleHead(head, StaticTree(((0,), (1,)))), **OPTIONS)
     with pytest.raises(VistokError, match="for pictures"):
-        EagleHead(Eagle(EagleConfig(23, 16, 24, 4, grid=4)))
+        EagleHead(EagleNetwork(EagleConfig(23, 16, 24, 4, grid=4)))
     with pytest.raises(VistokError, match="Eagle3"):
-        EagleHead(Eagle3(EagleConfig(23, 16, 24, 4)))
+        EagleHead(Eagle3Network(EagleConfig(23, 16, 24, 4)))

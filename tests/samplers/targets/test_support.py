@@ -32,6 +32,11 @@ SIZES = {
 }  # fmt: skip
 LATENT = {"num_key_value_heads": 4}
 OPTIONS = {
+    "axk1": LATENT,
+    "sarvam_mla": LATENT,
+    "youtu": LATENT,
+    "qwen3_next": {"num_hidden_layers": 4},
+    "deepseek_v32": LATENT,
     "deepseek_v2": LATENT,
     "deepseek_v3": LATENT,
     "glm4_moe_lite": LATENT,
@@ -39,9 +44,21 @@ OPTIONS = {
     "falcon": {"alibi": False, "new_decoder_architecture": True},
 }
 SAME = [
-    "falcon", "deepseek_v3", "gemma3_text", "gpt2", "gpt_oss", "mistral", "opt", "phi3",
+    "falcon", "deepseek_v3", "gemma3_text", "gpt2", "gpt_oss", "llama4_text", "mistral", "modernbert-decoder",
+    "opt", "phi3",
 ]  # fmt: skip
-SAME_SLOW = ["SLOW"]
+SAME_SLOW = [  # half a minute together
+    "afmoe", "apertus", "apertus1p5_text", "arcee", "aria_text", "axk1", "beam", "biogpt", "bitnet", "codegen",
+    "cohere", "cohere2", "cohere2_moe", "ctrl", "cwm", "deepseek_v2", "diffllama", "doge", "dots1", "ernie4_5",
+    "ernie4_5_moe", "exaone", "exaone4", "exaone_moe", "flex_olmo", "flint", "gemma", "gemma2", "glm", "glm4",
+    "glm4_moe", "glm4_moe_lite", "gpt-sw3", "gpt_bigcode", "gpt_neox", "gpt_neox_japanese", "gptj", "granite",
+    "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium", "hrm_text", "hunyuan_v1_dense",
+    "hunyuan_v1_moe", "hy_v3", "hyperclovax", "internlm3", "iquestcoder", "jais2", "jetmoe", "kolibri1",
+    "laguna", "lfm2", "llama", "mellum", "minicpm3", "minimax_m2", "minimax_m3_vl_text", "ministral",
+    "ministral3", "mixtral", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "persimmon", "phi",
+    "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "sarvam_mla", "sarvam_moe", "seed_oss", "smollm3",
+    "solar_open", "stablelm", "starcoder2", "vaultgemma", "xglm", "youtu",
+]  # fmt: skip
 REFUSED = {
     "bloom": "ALiBi",
     "mpt": "ALiBi",
@@ -51,7 +68,22 @@ REFUSED = {
     "bert": "other logits",
     "lfm3": "conv",
 }
-REFUSED_SLOW = {}
+REFUSED_SLOW = {
+    "falcon_h1": "state",
+    "falcon_mamba": "state",
+    "rwkv": "state|cache",
+    "nemotron_h": "state",
+    "qwen3_next": "state",
+    "olmo_hybrid": "state",
+    "minimax": "linear_attention",
+    "deepseek_v32": "indexed_attention",
+    "gemma4_text": "RuntimeError",
+    "xlnet": "cache",
+    "trocr": "position_ids",
+    "mbart": "position_ids",
+    "pegasus": "position_ids",
+    "roberta": "other logits",
+}
 
 
 def build(name: str, **options):
@@ -123,6 +155,17 @@ def test_all_learned_positions_may_be_used_and_no_more(name):
             assert_same(model, [drafter], length)
     with pytest.raises(VistokError, match=r"40 positions, .* 41: shorten"):
         generate(model, torch.arange(20)[None] + 5, PromptLookup(), max_new_tokens=21, do_sample=False)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotations_that_change_within_a_text_are_refused(kind):
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 30}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    model = build("llama", rope_parameters=rope, max_position_embeddings=120 if kind == "longrope" else 30)
+    assert_same(model, length=10)
+    with pytest.raises(VistokError, match=rf"{kind}\) beyond 30 tokens, .* shorten max_new_tokens"):
+        generate(model, torch.arange(20)[None] + 5, PromptLookup(), max_new_tokens=11, do_sample=False)
 
 
 def test_a_draft_model_may_have_fewer_positions_than_the_target():

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vistok.cli.output import Json, check_outputs, output_json
+from vistok.cli.output import Json, check_outputs
 
 
 def mar(
@@ -41,13 +41,13 @@ def mar(
 
     Example: `vistok bench mar --num 2 --json mar.json`
     """
-
     check_outputs(json)
-    import torch
-
+    from vistok.cli.bench.report import write_report
     from vistok.data.scenes import NUM_CLASSES
     from vistok.errors import VistokError
-    from vistok.eval.decoding.continuous import contestants, run_trials, summarise, table
+    from vistok.eval.decoding.comparison import table
+    from vistok.eval.decoding.continuous import COLUMNS, standard_entries, summarise
+    from vistok.eval.decoding.images import draw_in_turn
     from vistok.models.mar import MAR
     from vistok.pipelines import expand, pipeline
     from vistok.progress import progress
@@ -58,12 +58,11 @@ def mar(
     small = MAR.from_pretrained(draft, prefer_ema=True)
     given = {"head_steps": head_steps, "spacing": spacing, "guidance_schedule": guidance_schedule}
     plain = {"iterations": iterations} | pipe.sampling | {k: value for k, value in given.items() if value is not None}
-    entered = contestants(small, plain, prefill)
+    entries = standard_entries(small, plain, prefill)
     samples = expand(list(range(0, NUM_CLASSES, classes)), num)
     params = pipe.sampling_params(cfg, temperature)
-    batches = -(-len(samples) // batch_size)
-    with progress("bench", batches * len(entered)) as advance:
-        trials = run_trials(pipe, entered, samples, params, seed, batch_size, advance)
+    with progress("bench", -(-len(samples) // batch_size) * len(entries)) as advance:
+        trials = draw_in_turn(pipe, entries, samples, params, seed, batch_size, advance)
     rows = summarise(trials, samples)
     settings = {
         "model": pipe.name,
@@ -75,9 +74,5 @@ def mar(
         "guidance": params.guidance,
         "temperature": params.temperature,
         "seed": seed,
-        "threads": torch.get_num_threads(),
     }
-    if output_json({**settings, "rows": [row.to_dict() for row in rows]}, json):
-        return
-    print(", ".join(f"{name} {value}" for name, value in settings.items()))
-    print(table(rows))
+    write_report(settings, rows, [table(rows, COLUMNS, "sampler")], json)

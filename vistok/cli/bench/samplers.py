@@ -7,12 +7,16 @@ from typing import Annotated
 
 import typer
 
-from vistok.cli.output import Json, check_outputs, output_json
+from vistok.cli.output import Json, check_outputs
 
 
 def samplers(
     samplers: Annotated[
-        str | None, typer.Option(help="Only those whose names hold one of these words; by commas.")
+        str | None,
+        typer.Option(
+            help="By commas: samplers with their options, e.g. ar,sjd:window=16:init=repeat-up, or words that select "
+            "some of the standard comparison. [default: all of it]"
+        ),
     ] = None,
     prompts_per_task: Annotated[int, typer.Option(min=1, help="Prompts of each of the six GenEval tasks.")] = 8,
     num: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 1,
@@ -34,14 +38,18 @@ def samplers(
     `detector` is the share of pictures that the scene detector finds fulfilled, with a 95 % interval over prompts, and
     `detector - AR` its paired difference from plain decoding. `FD` is the Frechet distance to held-out scenes.
 
-    Example: `vistok bench samplers --samplers "coupled,eagle" --plot samplers.png`
+    Examples:
+
+    `vistok bench samplers --samplers coupled,eagle --plot samplers.png`
+
+    `vistok bench samplers --samplers sjd:window=8,sjd:window=16:init=repeat-up,lantern:delta=0.2`
     """
-
     check_outputs(plot, json)
-    import torch
-
+    from vistok.cli.bench.report import write_report
     from vistok.data.scenes import COLOURS, SHAPES
-    from vistok.eval.decoding.samplers import choose, run_trials, standard_samplers, summarise, table
+    from vistok.eval.decoding.comparison import table
+    from vistok.eval.decoding.images import draw_in_turn, images_of
+    from vistok.eval.decoding.samplers import COLUMNS, choose_samplers, standard_entries, summarise
     from vistok.eval.decoding.scores import FEATURES, has_features, score_trials
     from vistok.eval.geneval.metadata import scene_prompts
     from vistok.pipelines import expand, pipeline
@@ -52,20 +60,24 @@ def samplers(
 
     if draft is None and card(model).name == "llamagen-mini":
         draft = next((found.name for found in cards() if found.name == DEFAULT_DRAFTER), None)
-    contestants = standard_samplers(draft)
-    if samplers is not None:
-        contestants = choose(contestants, [word.strip() for word in samplers.split(",")])
     pipe = pipeline(model)
+    entries = standard_entries(draft)
+    if samplers is not None:
+        entries = choose_samplers(pipe, entries, samplers)
     records = scene_prompts(list(SHAPES), list(COLOURS), seed, prompts_per_task)
     prompts = [record["prompt"] for record in records]
     pipe.check(prompts)
     params, painted = pipe.sampling_params(cfg, top_k=top_k or 0), expand(prompts, num)
-    rows_fed = batch_size * (2 if params.guided else 1)
     cost = forward_cost(pipe.model, params, batch_size, repeats=20)
-    batches = -(-len(painted) // batch_size)
-    with progress("bench", batches * len(contestants)) as advance:
-        trials = run_trials(pipe, contestants, painted, params, seed, batch_size, advance)
-    rows = summarise(trials, score_trials(records, num, [trial.images for trial in trials]))
+    with progress("bench", -(-len(painted) // batch_size) * len(entries)) as advance:
+        trials = draw_in_turn(pipe, entries, painted, params, seed, batch_size, advance)
+    rows = summarise(trials, score_trials(records, num, [images_of(trial) for trial in trials]))
+    if plot is not None:
+        from vistok.eval.decoding.plot import plot as draw
+        from vistok.files import atomic_path
+
+        with atomic_path(plot) as temporary:
+            draw(rows, cost, temporary)
     settings = {
         "model": pipe.name,
         "draft": draft,
@@ -75,24 +87,18 @@ def samplers(
         "temperature": params.temperature,
         "top_k": top_k,
         "seed": seed,
-        "threads": torch.get_num_threads(),
     }
-    document = {**settings, "forward_cost": cost, "window": best_window(cost), "rows": [row.to_dict() for row in rows]}
-    if plot is not None:
-        from vistok.eval.decoding.plot import plot as draw
-        from vistok.files import atomic_path
-
-        with atomic_path(plot) as temporary:
-            draw(rows, cost, temporary)
-    if output_json(document, json):
-        return
-    print(", ".join(f"{name} {value}" for name, value in settings.items() if value is not None))
     curve = ", ".join(f"{width}: {seconds * 1e3:.2f} ms" for width, seconds in cost.items())
-    print(
-        f"forward pass of {rows_fed} sequences by the tokens of each: {curve}; automatic window {best_window(cost)}\n"
-    )
-    print(table(rows))
-    if draft is None:
-        print(f"\nEAGLE and LANTERN are left out: no drafter of '{pipe.name}' is embedded, name one with --draft.")
+    paragraphs = [
+        f"forward pass of {batch_size} images by the tokens of each: {curve}; automatic window {best_window(cost)}",
+        table(rows, COLUMNS, "sampler"),
+    ]
+    if draft is None and samplers is None:
+        paragraphs.append(
+            f"EAGLE and LANTERN are left out: no drafter of '{pipe.name}' is embedded, name one with --draft."
+        )
     if not has_features():
-        print(f"\nThe Frechet distance to held-out scenes is left out: the network '{FEATURES}' is not embedded.")
+        paragraphs.append(
+            f"The Frechet distance to held-out scenes is left out: the network '{FEATURES}' is not embedded."
+        )
+    write_report(settings, rows, paragraphs, json, {"forward_cost": cost, "window": best_window(cost)})

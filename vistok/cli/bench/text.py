@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vistok.cli.output import Json, check_outputs, output_json
+from vistok.cli.output import Json, check_outputs
 
 
 def text(
-    contestants: Annotated[
+    methods: Annotated[
         str | None, typer.Option(help="Only those whose names hold one of these words; by commas.")
     ] = None,
     model: Annotated[str, typer.Option(help="The target: an embedded model, a folder, or a hub id.")] = "text-mini",
@@ -30,20 +31,24 @@ def text(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     json: Json = None,
+    contestants: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Speculative decoding of text, against transformers' plain, assisted and prompt-lookup decoding.
 
     The embedded model continues passages of standard-library modules that it never saw.
 
-    Example: `vistok bench text --contestants "recycling,assisted"`
+    Example: `vistok bench text --methods recycling,assisted`
     """
-
     from vistok.errors import VistokError
 
     check_outputs(json)
-    import torch
-
-    from vistok.eval.decoding import text as bench
+    if contestants is not None:
+        print("vistok: --contestants is --methods now.", file=sys.stderr)
+        methods = contestants
+    from vistok.cli.bench.report import write_report
+    from vistok.eval.decoding.comparison import choose_entries, table
+    from vistok.eval.decoding.prompts import held_out_prompts, spec_bench_prompts
+    from vistok.eval.decoding.text import COLUMNS, continue_in_turn, standard_entries, summarise
     from vistok.progress import progress
     from vistok.zoo.transformers import load_causal_lm
 
@@ -52,22 +57,22 @@ def text(
     target, tokenizer = load_causal_lm(model, device, dtype)
     small = None if draft is None else load_causal_lm(draft, device, dtype)[0]
     if spec_bench is not None:
-        texts = bench.spec_bench_prompts(spec_bench, tokenizer, prompts)
+        texts = spec_bench_prompts(spec_bench, tokenizer, prompts)
     else:
         room = target.config.max_position_embeddings - new_tokens
         if prompt_tokens > room:
             raise VistokError(f"'{model}' reads {target.config.max_position_embeddings} tokens: shorten the prompts.")
-        texts = bench.held_out_prompts(tokenizer, prompts, prompt_tokens, seed)
+        texts = held_out_prompts(tokenizer, prompts, prompt_tokens, seed)
     sampling = temperature > 0
-    field = bench.standard_contestants(target, small, sampling)
-    if contestants is not None:
-        field = bench.choose(field, [word.strip() for word in contestants.split(",")])
+    entries = standard_entries(target, small, sampling)
+    if methods is not None:
+        entries = choose_entries(entries, [word.strip() for word in methods.split(",")], "method")
     options = {"max_new_tokens": new_tokens, "do_sample": sampling, "pad_token_id": tokenizer.pad_token_id}
     if sampling:
         options |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
-    with progress("bench", len(texts) * len(field)) as advance:
-        trials = bench.run_trials(target, small, field, texts, options, seed, advance)
-    rows = bench.summarise(trials)
+    with progress("bench", len(texts) * len(entries)) as advance:
+        trials = continue_in_turn(target, small, entries, texts, options, seed, advance)
+    rows = summarise(trials, texts)
     settings = {
         "model": model,
         "draft": draft,
@@ -76,10 +81,11 @@ def text(
         "temperature": temperature,
         "top_p": top_p,
         "seed": seed,
-        "threads": torch.get_num_threads(),
     }
-    if output_json({**settings, "rows": [row.to_dict() for row in rows]}, json):
-        return
-    print(", ".join(f"{name} {value}" for name, value in settings.items() if value is not None))
+    tables = []
     for kind in dict.fromkeys(row.kind for row in rows):
-        print(f"\n{kind}: forwards and seconds of a hundred tokens\n\n{bench.table(rows, kind)}")
+        tables += [
+            f"{kind}: forwards and seconds of a hundred tokens",
+            table([row for row in rows if row.kind == kind], COLUMNS, "method"),
+        ]
+    write_report(settings, rows, tables, json)

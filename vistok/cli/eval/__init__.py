@@ -8,7 +8,9 @@ from vistok.cli.eval import answers, fid, geneval, language, reconstruction, vqa
 from vistok.cli.output import MeasuringCommands
 
 app = typer.Typer(cls=MeasuringCommands, help="Score pictures, reconstructions and answers.", no_args_is_help=True)
-app.command("fid")(fid.fid)
+app.command("measure")(fid.measure)
+app.command("fid")(fid.measure)
+app.command("metrics")(fid.metrics)
 app.command("stats")(fid.stats)
 app.command("geneval")(geneval.geneval)
 app.command("clipscore")(geneval.clipscore)

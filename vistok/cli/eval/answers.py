@@ -19,12 +19,14 @@ def answers(
 
     Example: vistok eval answers predictions.jsonl --benchmark pope
     """
+    from vistok.cli.output import check_outputs
     from vistok.eval.answers.benchmarks import score_answers
     from vistok.eval.protocol import Protocol, Result
+    from vistok.files import read_json_lines
 
+    check_outputs(json)
     figures = score_answers(predictions, benchmark)
     (headline, value), *_ = figures.items()
-    lines = sum(1 for line in predictions.read_text().splitlines() if line.strip())
-    protocol = Protocol(f"{benchmark} {headline}", samples=lines)
+    protocol = Protocol(f"{benchmark} {headline}", samples=len(read_json_lines(predictions, "answer file")))
     details = {key: figure for key, figure in figures.items() if key != headline}
     print_results([Result(predictions.name, value, protocol, details=details)], json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,28 +37,45 @@ def is_main() -> bool:
     return processes().is_main_process
 
 
-def print_results(results: list[Result], json: Path | None, title: str = "") -> None:
-    """Print the results as a table and write them, once for all processes."""
-    from vistok.eval.protocol import write_results
+def print_results(results: list[Result], json: Path | None, title: str = "") -> bool:
+    """Write the results, and print them as a table unless they are printed as JSON, once for all processes.
 
-    if not is_main():
-        return
-    if json is not None:
-        write_results(json, results)
-    if str(json) == "-":
-        return
+    Returns:
+        Whether the command may print more.
+    """
+    from vistok.cli.output import output_json
+
+    if not is_main() or output_json([result.to_json() for result in results], json):
+        return False
     from rich.console import Console
     from rich.table import Table
 
     table = Table("what", "metric", "value", title=title or None)
     for result in results:
-        value = f"{result.value:.4f}" + (f" ± {result.std:.4f}" if result.std is not None else "")
-        table.add_row(result.name, result.protocol.metric, value)
+        spread = f" ± {figure_text(result.std)}" if result.std is not None else ""
+        table.add_row(result.name, result.protocol.metric, figure_text(result.value) + spread)
         for key, figure in result.details.items():
-            table.add_row("", key, f"{figure:.4f}")
+            table.add_row("", key, figure_text(figure))
     console = Console()
     console.print(table)
-    protocol = results[0].protocol
+    for protocol in dict.fromkeys(_seen_by(result) for result in results):
+        console.print(f"protocol: {protocol}")
+    return True
+
+
+def _seen_by(result: Result) -> str:
+    protocol = result.protocol
     parts = (protocol.extractor, protocol.weights, protocol.resize, protocol.normalisation, protocol.precision)
     parts = (*parts, protocol.reference, f"{protocol.samples} samples")
-    console.print("protocol: " + ", ".join(part for part in parts if part))
+    return ", ".join(part for part in parts if part)
+
+
+def figure_text(figure: float | None) -> str:
+    """Returns a figure with four digits, zero without a sign; ``none`` stands where there is no figure."""
+    return "none" if figure is None else f"{round(figure, 4) + 0.0:.4f}"
+
+
+def tell_left_out(name: str, left_out: Sequence[str]) -> None:
+    """Print a line about what of a folder was passed over, if anything was, on standard error of one process."""
+    if left_out and is_main():
+        typer.echo(f"{name}: left out {'; '.join(left_out)}", err=True)

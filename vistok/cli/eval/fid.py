@@ -18,16 +18,20 @@ from vistok.cli.eval.common import (
     Workers,
     is_main,
     print_results,
+    tell_left_out,
 )
 
 if TYPE_CHECKING:
     from vistok.eval.protocol import Result
+    from vistok.eval.sets.interface import PictureSet
 
 
-def fid(
+def measure(
     reference: Annotated[Path, typer.Argument(help="Real pictures: folder, .npz batch or .npz statistics.")],
     samples: Annotated[Path, typer.Argument(help="Generated pictures: folder or .npz batch.")],
-    metrics: Annotated[str, typer.Option(help="fid, sfid, fid-infinity, kid, is, precision, cmmd; by commas.")] = "fid",
+    metrics: Annotated[
+        str, typer.Option(help="By commas, with options: fid,kid:subset_size=50; `vistok eval metrics` lists all.")
+    ] = "fid",
     extractor: Extractor = "inception",
     weights: Weights = None,
     resize: Resize = None,
@@ -35,47 +39,98 @@ def fid(
     batch_size: BatchSize = 64,
     workers: Workers = 2,
     cache: Cache = None,
-    kid_subset_size: Annotated[int, typer.Option(min=2, help="Pictures in each subset of KID.")] = 1000,
-    is_flavour: Annotated[str, typer.Option(help="torch-fidelity, adm or one-split.")] = "torch-fidelity",
     plot: Annotated[Path | None, typer.Option(help="Draw the distance against 1/N into this file.")] = None,
+    kid_subset_size: Annotated[int | None, typer.Option(min=2, hidden=True)] = None,
+    is_flavour: Annotated[str | None, typer.Option(hidden=True)] = None,
     json: Json = None,
 ) -> None:
-    """Distances between two sets of pictures. Spread over processes by `accelerate launch -m vistok eval fid ...`.
+    """Any metric of two sets of pictures. Spread over processes by `accelerate launch -m vistok eval fid ...`.
 
     Example: vistok eval fid real/ generated/ --weights pt_inception-2015-12-05-6726825d.pth
-    """
-    from vistok.eval.sets.distribution import Options, check_metrics, evaluate_sets, open_set, resize_of
-    from vistok.eval.sets.extractors import load_extractor
-    from vistok.eval.sets.features import work_folder
-    from vistok.runtime import processes
 
-    names = [name.strip() for name in metrics.split(",")]
-    chosen = check_metrics(names, extractor)
-    network = load_extractor(extractor, weights, resize_of([reference, samples], resize), precision)
-    options = Options(kid_subset_size=kid_subset_size, inception_score_flavour=is_flavour)
-    sample_outputs = tuple(dict.fromkeys(output for metric in chosen for output in metric.outputs))
-    if plot is not None:
-        sample_outputs = tuple(dict.fromkeys((*sample_outputs, "features")))
-    # The Inception Score reads nothing of the reference, so it asks for no features of it.
-    reference_outputs = tuple(output for output in sample_outputs if output != "logits") or ("features",)
-    pictures = any(not metric.from_statistics for metric in chosen)
-    extraction = {"batch_size": batch_size, "workers": workers}
+    Example: vistok eval measure originals/ reconstructions/ --metrics psnr,ssim
+    """
+    from vistok.cli.output import check_outputs
+    from vistok.eval.plots import check_plot, plot_frechet_curve
+    from vistok.eval.sets import distribution
+    from vistok.eval.sets.extractors import check_extractor, load_extractor
+    from vistok.eval.sets.features import work_folder
+
+    chosen = distribution.parse_metrics(metrics)
+    chosen = _with_option(chosen, "kid", "subset_size", "--kid-subset-size", kid_subset_size)
+    chosen = _with_option(chosen, "is", "flavour", "--is-flavour", is_flavour)
+    check_outputs(json)
+    check_plot(plot)
+    drawn = ("features",) if plot is not None else ()
+    seen = bool(distribution.needed_outputs(chosen) or drawn)
+    if seen:
+        check_extractor(extractor)
+        distribution.check_metrics(chosen, extractor)
+    sides = [distribution.open_set(path) for path in (reference, samples)]
+    for side in sides:
+        if side.pictures is not None:
+            tell_left_out(side.name, side.pictures.left_out)
+    distribution.check_sets(*sides, chosen)
+    if not seen:
+        print_results(distribution.evaluate_sets(*sides, None, chosen), json)
+        return
+    network = load_extractor(extractor, weights, distribution.resize_of([reference, samples], resize), precision)
+    extraction = {"more": drawn, "batch_size": batch_size, "workers": workers}
     with work_folder(cache, "features") as folder:
-        real = open_set(reference, network, folder / "reference", reference_outputs, pictures, **extraction)
-        fake = open_set(samples, network, folder / "samples", sample_outputs, True, **extraction)
+        sides = distribution.extract_sets(*sides, network, folder, chosen, **extraction)
         if not is_main():
             return
-        results = evaluate_sets(real, fake, network, names, options)
+        print_results(distribution.evaluate_sets(*sides, network, chosen), json)
+        _tell_speed(*sides)
         if plot is not None:
-            from vistok.eval.plots import plot_frechet_curve
-
+            real, fake = sides
             plot_frechet_curve(real.statistics(), fake.need_shards().load(), plot)
-        print_results(results, json)
-        for side in (real, fake):
-            if side.shards is not None and side.shards.computed:
-                mine, world = side.shards.computed, processes().num_processes
-                of = f" of {side.shards.count} (one of {world} processes)" if world > 1 else ""
-                typer.echo(f"{side.name}: {mine}{of} pictures, {mine / side.shards.seconds:.1f} a second", err=True)
+
+
+def _with_option(chosen: list, metric: str, option: str, old: str, value: object) -> list:
+    """The metrics with an option of one of them, which used to be an option of the command."""
+    import dataclasses
+
+    if value is None:
+        return chosen
+    typer.echo(f"vistok: {old} is now part of the metric's name: --metrics {metric}:{option}={value}", err=True)
+    return [(name, dataclasses.replace(m, **{option: value}) if name == metric else m) for name, m in chosen]
+
+
+def _tell_speed(*sides: PictureSet) -> None:
+    from vistok.runtime import processes
+
+    for side in sides:
+        if side.shards is not None and side.shards.computed:
+            mine, world = side.shards.computed, processes().num_processes
+            of = f" of {side.shards.count} (one of {world} processes)" if world > 1 else ""
+            typer.echo(f"{side.name}: {mine}{of} pictures, {mine / side.shards.seconds:.1f} a second", err=True)
+
+
+def metrics(json: Json = None) -> None:
+    """The metrics that `vistok eval measure` knows, with their options and defaults.
+
+    Example: vistok eval metrics
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from vistok.cli.output import check_outputs, output_json
+    from vistok.eval.sets.interface import METRICS
+
+    check_outputs(json)
+    entries = []
+    for name in METRICS:
+        kind = METRICS[name]
+        options = {option: known.default for option, known in METRICS.options(name).items()}
+        extractors = "pixels" if not kind.outputs else ", ".join(kind.extractors) or "any"
+        entries.append({"name": name, "extractors": extractors, "options": options})
+    if output_json(entries, json):
+        return
+    table = Table("metric", "seen by", "options and their defaults")
+    for entry in entries:
+        table.add_row(entry["name"], entry["extractors"], " ".join(f"{k}={v}" for k, v in entry["options"].items()))
+    Console().print(table)
 
 
 def stats(
@@ -94,6 +149,8 @@ def stats(
 
     Example: vistok eval stats imagenet-val/ -o imagenet-val.npz --weights pt_inception-...pth
     """
+    from vistok.cli.output import check_outputs
+    from vistok.errors import VistokError
     from vistok.eval.protocol import Protocol, Result
     from vistok.eval.sets.extractors import load_extractor
     from vistok.eval.sets.features import extract_features, work_folder
@@ -101,9 +158,13 @@ def stats(
     from vistok.eval.sets.reference import check_statistics_path, save_statistics
 
     check_statistics_path(out)
+    check_outputs(json)
+    source = open_pictures(pictures)
+    tell_left_out(source.name, source.left_out)
+    if len(source) < 2:
+        raise VistokError(f"statistics need at least 2 pictures, and '{pictures}' has {len(source)}.")
     network = load_extractor(extractor, weights, resize, precision)
     outputs = ("features", "spatial") if extractor == "inception" else ("features",)
-    source = open_pictures(pictures)
     with work_folder(cache, "features") as folder:
         shards = extract_features(source, network, folder / "pictures", batch_size, workers=workers, outputs=outputs)
         if not is_main():
@@ -126,9 +187,11 @@ def compare(
 
     Example: vistok eval compare a.json b.json
     """
+    from vistok.cli.output import check_outputs
     from vistok.eval.protocol import compare as side_by_side
     from vistok.eval.protocol import read_results
 
+    check_outputs(json)
     results = [result for file in files for result in read_results(file)]
     groups: dict[str, list[Result]] = {}
     for result in results:

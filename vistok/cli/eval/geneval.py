@@ -10,7 +10,7 @@ import typer
 from vistok.cli.eval.common import BatchSize, Json, is_main, print_results
 
 if TYPE_CHECKING:
-    from vistok.eval.geneval.summary import Summary
+    from vistok.eval.geneval.summary import GenEvalSummary
 
 
 def geneval(
@@ -36,6 +36,11 @@ def geneval(
     batch_size: Annotated[int, typer.Option(min=1, help="With --model: pictures at a time.")] = 32,
     detector: Annotated[str, typer.Option(help="scenes, or a Mask2Former by folder or hub id.")] = "scenes",
     clip: Annotated[str | None, typer.Option(help="CLIP by folder or hub id, for the colours of Mask2Former.")] = None,
+    background: Annotated[str, typer.Option(help="What CLIP sees behind an object: grey, or original.")] = "grey",
+    missing_wrong: Annotated[
+        bool,
+        typer.Option("--missing-wrong", help="Count prompts without pictures as wrong instead of refusing the set."),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the report and of the resumable records.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Instead of the detector's own.")] = None,
     counting_threshold: Annotated[float | None, typer.Option(help="Instead of the detector's own.")] = None,
@@ -56,40 +61,48 @@ def geneval(
     """
     import dataclasses
 
+    from vistok.cli.output import check_outputs
     from vistok.errors import VistokError
-    from vistok.eval.geneval.evaluate import evaluate_folder, write_report
+    from vistok.eval.geneval.evaluate import evaluate_folder, refuse_missing, write_report
+    from vistok.eval.geneval.folder import read_set
     from vistok.eval.geneval.load import load_detector
     from vistok.eval.geneval.summary import read_summary
     from vistok.eval.sets.features import work_folder
+    from vistok.files import check_writable
 
     if (model is None) == (images is None) or (model is not None and out is None):
         raise VistokError("name pictures with --images, or a model with --model and a folder for it with --out.")
-    finder, colours = load_detector(detector, clip)
+    check_outputs(json)
+    if out is not None:
+        check_writable(out, folder=True)
+    if images is not None:
+        refuse_missing(read_set(images, metadata), missing_wrong)  # told before the networks are loaded
+    finder, colours = load_detector(detector, clip, background)
     given = {"threshold": threshold, "counting_threshold": counting_threshold}
     options = dataclasses.replace(finder.options, **{k: v for k, v in given.items() if v is not None})
     best = read_summary(ceiling) if ceiling is not None else None
+    if model is None and detector == "scenes" and best is None and is_main():
+        best = tokenizer_ceiling(tokenizer)
     if model is not None:
         from vistok.eval.geneval.paint import paint_for_eval
+        from vistok.pipelines import pipeline
 
         images = out / "images"
         measure = detector == "scenes" and best is None
-        law = {"guidance": cfg, "temperature": temperature, "top_k": top_k or 0, "top_p": top_p}
-        painted = paint_for_eval(images, model, metadata, per_prompt, per_task, law, sampler, seed, batch_size, measure)
-        best = best or painted
+        params = {"guidance": cfg, "temperature": temperature, "top_k": top_k or 0, "top_p": top_p}
+        asked = (metadata, per_prompt, per_task, params, sampler, seed, batch_size, measure)
+        best = paint_for_eval(images, pipeline(model), *asked) or best
     with work_folder(out, "records") as work:
-        report = evaluate_folder(images, finder, colours, work, metadata, options, best)
+        report = evaluate_folder(images, finder, colours, work, metadata, options, best, missing_wrong)
     if not is_main():
         return
-    if detector == "scenes" and report.ceiling is None:
-        report = dataclasses.replace(report, ceiling=tokenizer_ceiling(tokenizer))
+    if print_results([report.result(images.name)], json):
+        print_geneval(report)
     if out is not None:
         write_report(report, out)
-    print_results([report.result(images.name)], json)
-    if str(json) != "-":
-        print_geneval(report)
 
 
-def tokenizer_ceiling(name: str) -> Summary:
+def tokenizer_ceiling(name: str) -> GenEvalSummary:
     """What perfect scenes score after the reconstruction of a tokenizer by name."""
     from vistok.eval.geneval.paint import reconstruction_ceiling
     from vistok.tokenizers.load import load_tokenizer
@@ -112,6 +125,8 @@ def print_geneval(report) -> None:
         table.add_row(*row, *([f"{best.accuracy:.3f}"] if best else []))
     console = Console()
     console.print(table)
+    for note in report.notes:
+        console.print(note)
     for record in report.failures[:20]:
         console.print(describe(record), style="dim", markup=False, highlight=False)
     if len(report.failures) > 20:
@@ -135,12 +150,14 @@ def clipscore(
     """
     import torch
 
+    from vistok.cli.output import check_outputs
     from vistok.data.images import load_image
     from vistok.eval.captions import read_captions
     from vistok.eval.clip_score import ClipModel, clip_scores
     from vistok.eval.protocol import Protocol, Result
     from vistok.runtime import processes
 
+    check_outputs(json)
     pictures = read_captions(images, captions)
     model = ClipModel(clip, processes().device)
     scores = []

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vistok.cli.eval.common import Json, print_results
+from vistok.cli.eval.common import Json, print_results, tell_left_out
 
 
 def language(
@@ -31,22 +31,33 @@ def language(
     """
     import torch
 
-    from vistok.files import check_writable
+    from vistok.cli.output import check_outputs
+    from vistok.errors import VistokError
+    from vistok.eval.plots import check_plot
 
-    if plot is not None:
-        check_writable(plot)
-    from vistok.eval.language import language_results, language_statistics, plot_language
+    check_outputs(json)
+    check_plot(plot)
+    from vistok.eval.language import check_split, language_results, language_statistics, plot_language
     from vistok.eval.reconstruction.pictures import PictureSource
+    from vistok.runtime import resolve_device
     from vistok.tokenizers.load import load_tokenizer
 
+    if device is not None:
+        resolve_device(device)
     loaded = load_tokenizer(tokenizer, preset, device)
     capabilities = loaded.tokenizer.capabilities
     source = PictureSource(capabilities, folder, count, size)
+    if folder is not None:
+        tell_left_out(source.name, source.listing.left_out)
+    if not 0 < held_out < 1:
+        raise VistokError(f"--held-out is {held_out:g}: give a share between 0 and 1.")
+    source.check_count(2, "a statistic of languages")
+    check_split(source.total, held_out)
     _ = capabilities.bits_per_token  # refuses continuous tokens before any work is done
     parts = [loaded.tokenizer.encode(images.to(loaded.device)) for images in source.batches(batch_size)]
     tokens = torch.cat(parts).flatten(1).cpu()
     statistics = language_statistics(tokens, capabilities.codebook_size, range(1, ngrams + 1), held_out)
-    if plot is not None:
-        plot_language(statistics, plot)
     reference = f"{source.name} ({len(tokens)} pictures, {tokens.shape[1]} tokens each)"
     print_results(language_results(loaded.name, loaded.sha256, statistics, reference, len(tokens)), json)
+    if plot is not None:
+        plot_language(statistics, plot)

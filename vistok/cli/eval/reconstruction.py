@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vistok.cli.eval.common import Json, print_results
+from vistok.cli.eval.common import Json, figure_text, print_results, tell_left_out
 
 if TYPE_CHECKING:
     from vistok.eval.reconstruction.report import TokenizerReport
@@ -18,7 +18,7 @@ def reconstruction(
         Path | None, typer.Argument(help="Folder of pictures. [default: held-out scenes, with --tokenizer]")
     ] = None,
     outputs: Annotated[
-        Path | None, typer.Argument(help="Folder of their reconstructions, in the same order of names.")
+        Path | None, typer.Argument(help="Folder of their reconstructions, under the same names.")
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Reconstruct with this tokenizer: embedded, a folder, a file or a hub id.")
@@ -56,28 +56,38 @@ def reconstruction(
 
     if (tokenizer is None) == (outputs is None):
         raise VistokError("name a tokenizer with --tokenizer, or two folders: of originals and of reconstructions.")
+    from vistok.cli.output import check_outputs, output_json
+    from vistok.eval.plots import check_plot
     from vistok.models.vision.lpips import Lpips
+
+    check_outputs(json)
+    check_plot(plot)
+    if lpips and not (lpips_head and lpips_backbone):
+        raise VistokError("--lpips needs the files of its weights: --lpips-head and --lpips-backbone.")
 
     metric = Lpips.from_files(lpips, lpips_head, lpips_backbone) if lpips else None
     if tokenizer is None:
-        from vistok.eval.reconstruction.metrics import compare_pictures
+        from vistok.eval.reconstruction.paired import compare_pictures
         from vistok.eval.sets.pictures import FolderPictures
 
         sources = FolderPictures(originals), FolderPictures(outputs)
+        for source in sources:
+            tell_left_out(source.name, source.left_out)
         print_results(compare_pictures(*sources, convention, metric), json)
         return
 
-    from vistok.files import check_writable
-
-    if plot is not None:
-        check_writable(plot)
     from vistok.eval.reconstruction.pictures import PictureSource
     from vistok.eval.reconstruction.rate_distortion import plot_rate_distortion
     from vistok.eval.reconstruction.report import evaluate_tokenizer
+    from vistok.runtime import resolve_device
     from vistok.tokenizers.load import load_tokenizer
 
+    if device is not None:
+        resolve_device(device)
     loaded = load_tokenizer(tokenizer, preset, device)
     source = PictureSource(loaded.tokenizer.capabilities, originals, count, size)
+    if originals is not None:
+        tell_left_out(source.name, source.listing.left_out)
     network = None
     if rfid is not None:
         from vistok.eval.sets.extractors import load_extractor
@@ -86,14 +96,10 @@ def reconstruction(
     report = evaluate_tokenizer(
         loaded, source, _lengths(tokens), batch_size, metric, network, compare_codecs=codecs, seed=seed
     )
+    if not output_json([result.to_json() for result in report.results()], json):
+        _print(report)
     if plot is not None:
         plot_rate_distortion(report.curves, report.side, plot)
-    if json is not None:
-        from vistok.eval.protocol import write_results
-
-        write_results(json, report.results())
-    if str(json) != "-":
-        _print(report)
 
 
 def _lengths(tokens: str | None) -> list[int] | None:
@@ -118,7 +124,7 @@ def _print(report: TokenizerReport) -> None:
             row = [name, str(point.setting), f"{point.bytes:.0f}", f"{point.payload:.0f}", rate]
             row += [f"{point.psnr:.2f}", f"{point.ssim:.4f}"]
             figures = [getattr(point, each) for each in optional]
-            table.add_row(*row, *("" if figure is None else f"{figure:.4f}" for figure in figures))
+            table.add_row(*row, *("" if figure is None else figure_text(figure) for figure in figures))
     console = Console()
     console.print(table)
     for line in report.remarks():

@@ -158,7 +158,7 @@ def statement(scene: list[Group], background: str, rng: random.Random) -> Statem
 
 
 def statements(scenes: Scenes, variant: int | Sequence[int] = 0) -> list[Statement]:
-    """Return a statement about every scene.
+    """Returns a statement about every scene.
 
     Args:
         scenes: B scenes.
@@ -173,7 +173,7 @@ def statements(scenes: Scenes, variant: int | Sequence[int] = 0) -> list[Stateme
 
 
 def captions(scenes: Scenes, variant: int | Sequence[int] = 0) -> list[str]:
-    """Return the texts of ``statements``."""
+    """Returns the texts of ``statements``."""
     return [s.text for s in statements(scenes, variant)]
 
 

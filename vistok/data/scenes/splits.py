@@ -20,13 +20,21 @@ GENEVAL_CEILING = 1_000_004
 REFERENCE = 2_000_003
 """The world whose pictures are the reference set of Frechet distances between samplers."""
 
-HELD_OUT_SPLITS = {"HELD_OUT": HELD_OUT, "GENEVAL_CEILING": GENEVAL_CEILING, "REFERENCE": REFERENCE}
+PROBES = 1_000_033
+"""The world that linear probes learn on before they are measured on ``HELD_OUT``."""
+
+HELD_OUT_SPLITS = {
+    "HELD_OUT": HELD_OUT,
+    "GENEVAL_CEILING": GENEVAL_CEILING,
+    "REFERENCE": REFERENCE,
+    "PROBES": PROBES,
+}
 
 CHUNK = 512  # scenes that are composed at a time; about a fifth of them have one object
 
 
 def check_training_seed(seed: int) -> int:
-    """Return the seed of a world that may be trained on.
+    """Returns the seed of a world that may be trained on.
 
     Raises:
         VistokError: the seed is not a whole number among ``TRAINING_SEEDS``.
@@ -40,7 +48,7 @@ def check_training_seed(seed: int) -> int:
 
 
 def single_object_scenes(seed: int, chunk: int) -> Scenes:
-    """Return those scenes of one chunk of ``CHUNK`` of a world that have exactly one object.
+    """Returns those scenes of one chunk of ``CHUNK`` of a world that have exactly one object.
 
     Args:
         seed: which world.

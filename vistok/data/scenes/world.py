@@ -147,7 +147,7 @@ def sample_scenes(count: int, seed: int, start: int = 0) -> Scenes:
 
 
 def scenes_at(index: torch.Tensor, seed: int) -> Scenes:
-    """Return the scenes of these numbers, int64 [B], of the world with this seed."""
+    """Returns the scenes of these numbers, int64 [B], of the world with this seed."""
     group = _compose(seed, index)
     shape, colour, size = _draw_groups(seed, index, group)
     centre = _place(seed, index, group >= 0, RADII[size])

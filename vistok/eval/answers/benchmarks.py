@@ -5,12 +5,12 @@ MME lines also need ``category`` and ``question_id`` (the picture). Values are s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vistok.errors import VistokError, unknown_name
 from vistok.eval.answers import scorers
+from vistok.files import read_json_lines
 
 SCORERS: dict[str, Callable[[str, Sequence[str]], float]] = {
     "textvqa": scorers.textvqa_accuracy,
@@ -20,42 +20,40 @@ SCORERS: dict[str, Callable[[str, Sequence[str]], float]] = {
     "choice": lambda prediction, answers: float(scorers.parse_choice(prediction) in answers),
 }
 BENCHMARKS = (*SCORERS, "pope", "mme")
+YES_NO = ("yes", "no")
 
 
-def read_answers(path: str | Path, needed: Sequence[str] = ()) -> list[dict]:
-    """Records of an answer file, each with ``prediction`` and a list ``answers``.
+def read_answers(path: str | Path, needed: Sequence[str] = (), allowed: Sequence[str] = ()) -> list[dict]:
+    """Returns the records of an answer file, each with ``prediction`` and a list ``answers`` of texts.
 
     Args:
-        path: the JSONL file.
+        path: the JSONL file; an answer alone stands for a list of one, and numbers for their text.
         needed: further entries that every line must have.
+        allowed: what the first answer may be, in any case; anything if empty.
 
     Raises:
-        VistokError: an unreadable or empty file, or a line without the entries.
+        VistokError: an unreadable or empty file, or a line without the entries; the sentence names the line.
     """
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError as error:
-        raise VistokError(f"cannot read the answers '{path}': {error.strerror}.") from error
     records = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            answers = record["answers"] if "answers" in record else [record["answer"]]
-            records.append({**record, "prediction": str(record["prediction"]), "answers": [str(a) for a in answers]})
-            missing = [key for key in needed if key not in record]
-        except (ValueError, TypeError, KeyError) as error:
-            raise VistokError(f"line {number} of '{path}' needs a prediction and answers.") from error
+    for number, record in read_json_lines(path, "answer file"):
+        where = f"line {number} of '{path}'"
+        if "prediction" not in record or not ("answers" in record or "answer" in record):
+            raise VistokError(f"{where} needs a prediction and answers.")
+        answers = record["answers"] if "answers" in record else record["answer"]
+        answers = answers if isinstance(answers, list) else [answers]
+        if strange := [each for each in (record["prediction"], *answers) if not isinstance(each, (str, int, float))]:
+            raise VistokError(f"{where} has {strange[0]!r} where a text is expected: give each answer as one text.")
+        missing = [key for key in needed if not isinstance(record.get(key), (str, int))]
         if missing or not answers:
-            raise VistokError(f"line {number} of '{path}' has no {', '.join(missing) or 'answers'}.")
-    if not records:
-        raise VistokError(f"the answer file '{path}' is empty.")
+            raise VistokError(f"{where} has no {', '.join(missing) or 'answers'}.")
+        if allowed and str(answers[0]).lower() not in allowed:
+            raise VistokError(f"{where} has the answer {answers[0]!r}, expected {' or '.join(allowed)}.")
+        records.append({**record, "prediction": str(record["prediction"]), "answers": [str(a) for a in answers]})
     return records
 
 
 def score_answers(path: str | Path, benchmark: str) -> dict[str, float]:
-    """Figures of one benchmark; the first one is its headline.
+    """Returns the figures of one benchmark; the first one is its headline.
 
     Args:
         path: the answer file.
@@ -67,14 +65,14 @@ def score_answers(path: str | Path, benchmark: str) -> dict[str, float]:
     if benchmark not in BENCHMARKS:
         raise unknown_name("benchmark", benchmark, list(BENCHMARKS))
     if benchmark == "mme":
-        records = read_answers(path, needed=("category", "question_id"))
+        records = read_answers(path, ("category", "question_id"), YES_NO)
         results = [
             (r["category"], r["question_id"], float(scorers.parse_mme(r["prediction"]) == r["answers"][0].lower()))
             for r in records
         ]
         scores = scorers.mme_score(results)
         return {"total": sum(scores.values()), **scores}
-    records = read_answers(path)
+    records = read_answers(path, allowed=YES_NO if benchmark == "pope" else ())
     if benchmark == "pope":
         predictions = [scorers.parse_pope(r["prediction"]) for r in records]
         score = scorers.pope_score(predictions, [r["answers"][0].lower() for r in records])

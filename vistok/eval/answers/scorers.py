@@ -36,7 +36,7 @@ CONTRACTIONS = {
 
 
 def strip_punctuation(text: str) -> str:
-    """EvalAI's punctuation rule: deleted if it touches a blank anywhere or the text has digit,digit; else a blank."""
+    """Returns a text by EvalAI's rule: a mark that touches a blank goes, as do all by digit,digit; else a blank."""
     out = text
     delete_all = _DIGIT_COMMA_DIGIT.search(text) is not None
     for mark in PUNCTUATION:
@@ -46,13 +46,13 @@ def strip_punctuation(text: str) -> str:
 
 
 def normalise_words(text: str) -> str:
-    """Lower case, number words to digits, no articles, contractions with their apostrophes."""
+    """Returns a text in lower case, number words as digits, without articles, contractions with their apostrophes."""
     words = (NUMBERS.get(word, word) for word in text.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 def normalise_answer(text: str) -> str:
-    """The full EvalAI normalisation (TextVQA): tokenised, then punctuation, then words."""
+    """Returns a text in EvalAI's full normalisation (TextVQA): tokenised, then punctuation, then words."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return normalise_words(strip_punctuation(text.replace("\n", " ").replace("\t", " ").strip()))
 
@@ -68,22 +68,22 @@ def _consensus(prediction: str, answers: Sequence[str]) -> float:
 
 
 def textvqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """TextVQA accuracy against (ten) annotators' answers."""
+    """Returns the TextVQA accuracy against (ten) annotators' answers."""
     return _consensus(normalise_answer(prediction), [normalise_answer(answer) for answer in answers])
 
 
 def vqav2_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """VQAv2 accuracy: as TextVQA's, without tokenising first."""
+    """Returns the VQAv2 accuracy: as TextVQA's, without tokenising first."""
     return _consensus(_normalise_vqav2(prediction), [_normalise_vqav2(answer) for answer in answers])
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 if the normalised prediction is one of the normalised answers (GQA and others)."""
+    """Returns 1 if the normalised prediction is one of the normalised answers (GQA and others)."""
     return float(normalise_answer(prediction) in {normalise_answer(answer) for answer in answers})
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Levenshtein distance."""
+    """Returns the Levenshtein distance of two texts."""
     row = list(range(len(b) + 1))
     for i, letter in enumerate(a, 1):
         previous, row[0] = row[0], i
@@ -93,7 +93,7 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> float:
-    """Average normalised Levenshtein similarity (DocVQA) of one prediction: the best over its answers.
+    """Returns the average normalised Levenshtein similarity (DocVQA) of one prediction, the best over its answers.
 
     Case and white space do not count for the distance, but the length that it is divided by is that of the raw strings.
     """
@@ -107,13 +107,13 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> flo
 
 
 def parse_pope(text: str) -> str:
-    """The original POPE rule: "no" if a word of the first sentence is No, not or no, else "yes"."""
+    """Returns "no" if a word of the first sentence is No, not or no, else "yes": the original rule of POPE."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "not", "no"} & set(words) else "yes"
 
 
 def parse_mme(text: str) -> str:
-    """MME's rule: yes, no or other, by the whole answer or its first four letters."""
+    """Returns yes, no or other, by the whole answer or its first four letters: the rule of MME."""
     text = text.lower().strip().replace(".", "")
     if text in ("yes", "y"):
         return "yes"
@@ -123,7 +123,7 @@ def parse_mme(text: str) -> str:
 
 
 def parse_choice(text: str, letters: str = "ABCD") -> str | None:
-    """The option letter that an answer is or begins with ("B", "(B)", "B. a cat"); None if there is none."""
+    """Returns the option letter that an answer is or begins with ("B", "(B)", "B. a cat"); None if there is none."""
     match = re.match(rf"\s*\(?([{letters}])(?:[).:,\s]|$)", text)
     return match[1] if match else None
 
@@ -139,7 +139,7 @@ class PopeScore(NamedTuple):
 
 
 def pope_score(predictions: Sequence[str], truths: Sequence[str]) -> PopeScore:
-    """POPE over parsed answers.
+    """Returns the figures of POPE over parsed answers.
 
     Args:
         predictions: "yes" or "no" each.
@@ -154,7 +154,7 @@ def pope_score(predictions: Sequence[str], truths: Sequence[str]) -> PopeScore:
 
 
 def mme_score(results: Iterable[tuple[str, str, float]]) -> dict[str, float]:
-    """MME: 100 x accuracy + 100 x share of pictures with both questions right, by subtask.
+    """Returns the scores of MME: 100 x accuracy + 100 x share of pictures with both questions right, by subtask.
 
     Args:
         results: (subtask, picture id, 1 or 0) of every question.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vistok.eval.decoding.comparison import Row
 from vistok.eval.decoding.estimate import Estimate
-from vistok.eval.decoding.samplers import Row
 from vistok.eval.plots import new_figure
 
 LOSSLESS, LOSSY, SECOND = "#1f6f8b", "#c8553d", "#9aa5b1"
@@ -38,8 +38,8 @@ def _bars(axes, rows: Sequence[Row]) -> None:
     places = range(len(rows))
     colours = [LOSSLESS if row.lossless else LOSSY for row in rows]
     for shift, estimates, colour in (
-        (-0.2, [row.accepted_length for row in rows], colours),
-        (0.2, [row.speed_up for row in rows], SECOND),
+        (-0.2, [row.figures["accepted_length"] for row in rows], colours),
+        (0.2, [row.figures["speed_up"] for row in rows], SECOND),
     ):
         values = [estimate.value for estimate in estimates]
         axes.barh([place + shift for place in places], values, 0.4, color=colour, xerr=_errors(estimates))

@@ -1,25 +1,29 @@
 """Ways to decode text side by side, transformers' own among them: target forwards, tokens a forward, and time.
 
-Every prompt is continued by all contestants in turn before the next one begins, so that whatever else the machine does
-slows all of them alike; processor time is reported beside wall time, because it hardly depends on the others' load.
+Processor time is reported beside wall time, because it hardly depends on what else the machine does. Figures of a row,
+of one kind of prompts or of all:
+
+- ``same``: share of prompts with the tokens of plain ``generate``;
+- ``forwards_per_100``: target forwards for a hundred tokens, prefill included; ``draft_forwards_per_100``: likewise of
+  the draft model; ``tokens_per_forward``: accepted drafts and the target's own token;
+- ``seconds``, ``cpu_seconds``: of a hundred tokens;
+- ``fewer_forwards``, ``speed_up``, ``cpu_speed_up``: plain ``generate``'s forwards, wall and processor time a token
+  over the entry's.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vistok.data.text import modules
-from vistok.errors import VistokError, unknown_name
-from vistok.ops.noise import counter_uniform
+from vistok.eval.decoding.comparison import Column, Entry, Figure, Row, Trial, run_in_turn
+from vistok.eval.decoding.estimate import paired_estimate, ratio_estimate
+from vistok.eval.decoding.prompts import Text
 from vistok.samplers.drafters.draft_model import DraftModel
 from vistok.samplers.drafters.lookup import PromptLookup
 from vistok.samplers.drafters.recycling import TokenRecycling
@@ -35,139 +39,40 @@ from vistok.samplers.verifiers.candidates import KSequential, SampleMatch, TreeV
 from vistok.samplers.verifiers.exact import ExactChain
 from vistok.samplers.verifiers.relaxed import RelaxedTree, nearest_codes
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-KINDS = ("code", "documentation")
+ALL = "all"  # the kind of a row over all prompts
+COLUMNS = (
+    Column("as plain", "same", ".0%"),
+    Column("forwards", "forwards_per_100", ".1f"),
+    Column("tokens/forward", "tokens_per_forward"),
+    Column("fewer", "fewer_forwards"),
+    Column("draft forwards", "draft_forwards_per_100", ".1f"),
+    Column("s", "seconds"),
+    Column("speed-up", "speed_up"),
+    Column("CPU s", "cpu_seconds"),
+    Column("CPU speed-up", "cpu_speed_up"),
+)
 # How often candidate r of Token Recycling was the next token of text-mini's greedy continuations of training modules
 # (762 tokens); taken to be the same at every depth.
 RECYCLING = [[0.732, 0.051, 0.028, 0.017, 0.013, 0.009, 0.007, 0.004]] * 10
 
 
-@dataclass(frozen=True)
-class Text:
-    """A prompt.
+class Continuation(NamedTuple):
+    """What a way to decode made of a prompt.
 
     Attributes:
-        kind: what the figures are grouped by.
-        ids: its tokens, int64 [1, L].
+        sequence: prompt and new tokens, int64 [1, L + n].
+        tokens: new tokens n.
+        forwards, draft_forwards: calls of the target, prefill included, and of the draft model.
     """
 
-    kind: str
-    ids: Tensor
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A way to decode.
-
-    Attributes:
-        name: of the method and its options.
-        options: of ``model.generate``.
-        lossless: whether the tokens follow the model's law.
-    """
-
-    name: str
-    options: dict[str, Any]
-    lossless: bool = True
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One contestant on one prompt."""
-
-    name: str
-    kind: str
-    lossless: bool
-    same: bool  # greedy: the tokens are those of plain generate
+    sequence: Tensor
     tokens: int
     forwards: int
     draft_forwards: int
-    seconds: float
-    cpu_seconds: float
 
 
-@dataclass(frozen=True)
-class Row:
-    """A contestant's figures over the prompts of a kind.
-
-    Attributes:
-        same: share of prompts with the tokens of plain generate.
-        forwards_per_100: target forwards, prefill included, for a hundred tokens.
-        tokens_per_forward: accepted drafts and the target's own token.
-        fewer_forwards, speed_up, cpu_speed_up: plain generate's forwards, wall time and processor time over these.
-    """
-
-    name: str
-    kind: str
-    lossless: bool
-    same: float
-    forwards_per_100: float
-    tokens_per_forward: float
-    draft_forwards_per_100: float
-    seconds: float
-    cpu_seconds: float
-    fewer_forwards: float
-    speed_up: float
-    cpu_speed_up: float
-
-    def to_dict(self) -> dict:
-        """Plain values for JSON."""
-        return asdict(self)
-
-
-def held_out_prompts(tokenizer: PreTrainedTokenizerBase, count: int, length: int, seed: int = 0) -> list[Text]:
-    """Passages of held-out modules of the standard library, ``count`` of each of KINDS.
-
-    Raises:
-        VistokError: not enough modules are that long.
-    """
-    found = []
-    for number, kind in enumerate(KINDS):
-        texts = []
-        for module in modules("held-out"):
-            passage = module.source if kind == "code" else module.documentation
-            ids = tokenizer(passage, verbose=False).input_ids  # no word about texts longer than the model reads
-            if len(ids) > length + 16:
-                texts.append(ids)
-        if not texts:
-            raise VistokError(f"no held-out module has {length + 16} tokens: ask for shorter prompts.")
-        for i in range(count):
-            ids = texts[i % len(texts)]
-            start = int(float(counter_uniform(seed, number, i)) * (len(ids) - length))
-            found.append(Text(kind, torch.tensor([ids[start : start + length]])))
-    return found
-
-
-def spec_bench_prompts(path: Path, tokenizer: PreTrainedTokenizerBase, count: int) -> list[Text]:
-    """The first turns of a Spec-Bench question file (``question.jsonl``), ``count`` of each category.
-
-    Raises:
-        VistokError: the file is not there or is no such file.
-    """
-    taken: dict[str, list[Text]] = {}
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            question = json.loads(line)
-            texts = taken.setdefault(question["category"], [])
-            if len(texts) < count:
-                texts.append(Text(question["category"], _chat(tokenizer, question["turns"][0])))
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise VistokError(
-            f"'{path}' is not a Spec-Bench question file ({error}): each line needs 'category' and 'turns'."
-        ) from None
-    return [text for texts in taken.values() for text in texts]
-
-
-def _chat(tokenizer: PreTrainedTokenizerBase, turn: str) -> Tensor:
-    if tokenizer.chat_template is None:
-        return tokenizer(turn, return_tensors="pt").input_ids
-    messages = [{"role": "user", "content": turn}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=False)
-
-
-def standard_contestants(model: nn.Module, draft: nn.Module | None, sampling: bool) -> list[Contestant]:
-    """What a comparison runs; plain generate comes first.
+def standard_entries(model: nn.Module, draft: nn.Module | None, sampling: bool) -> list[Entry]:
+    """Returns what a comparison runs; plain generate comes first.
 
     Args:
         model: the target.
@@ -175,17 +80,15 @@ def standard_contestants(model: nn.Module, draft: nn.Module | None, sampling: bo
         sampling: tokens are drawn; else decoding is greedy, which all lossless rules do alike.
     """
 
-    def ours(name: str, drafter: TextDrafter | None, verifier: Verifier | None = None) -> Contestant:
+    def ours(name: str, drafter: TextDrafter | None, verifier: Verifier | None = None) -> Entry:
         lossless = verifier is None or verifier.lossless
-        return Contestant(name, {"custom_generate": Speculation(drafter, verifier)}, lossless)
+        return Entry(name, {"custom_generate": Speculation(drafter, verifier)}, lossless)
 
-    found = [Contestant("generate", {})]
-    found.append(Contestant("transformers prompt lookup", {"prompt_lookup_num_tokens": 10}))
+    found = [Entry("generate", {}), Entry("transformers prompt lookup", {"prompt_lookup_num_tokens": 10})]
     if draft is not None:
-        found.append(Contestant("transformers assisted", {"assistant_model": draft}))
-        found.append(Contestant("transformers assisted 4", {"assistant_model": _constant_assistant(draft, 4)}))
-    found += [ours("plain", None), ours("lookup", PromptLookup())]
-    found.append(ours("recycling 80", TokenRecycling()))
+        found.append(Entry("transformers assisted", {"assistant_model": draft}))
+        found.append(Entry("transformers assisted 4", {"assistant_model": _constant_assistant(draft, 4)}))
+    found += [ours("plain", None), ours("lookup", PromptLookup()), ours("recycling 80", TokenRecycling())]
     found += [ours(f"recycling {size}", TokenRecycling(best_tree(RECYCLING, size))) for size in (8, 16, 32)]
     if draft is None:
         return found
@@ -229,129 +132,100 @@ def _constant_assistant(draft: nn.Module, tokens: int) -> nn.Module:
     return assistant
 
 
-def choose(contestants: Sequence[Contestant], words: Sequence[str]) -> list[Contestant]:
-    """Plain generate, and those whose names hold one of the words.
+@contextmanager
+def counted_calls(*models: nn.Module | None) -> Iterator[list[int]]:
+    """Counts the calls of models while the block runs, in a list in their order."""
+    calls = [0] * len(models)
 
-    Raises:
-        VistokError: a word that no name holds.
-    """
-    names = [contestant.name for contestant in contestants]
-    for word in words:
-        if not any(word in name for name in names):
-            raise unknown_name("contestant", word, names)
-    return [c for c in contestants if c is contestants[0] or any(word in c.name for word in words)]
+    def counter(number: int) -> Callable[..., None]:
+        def count(*_: Any) -> None:
+            calls[number] += 1
+
+        return count
+
+    present = [(number, model) for number, model in enumerate(models) if model is not None]
+    hooks = [model.register_forward_pre_hook(counter(number)) for number, model in present]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
-def run_trials(
+def continue_in_turn(
     model: nn.Module,
     draft: nn.Module | None,
-    contestants: Sequence[Contestant],
+    entries: Sequence[Entry],
     texts: Sequence[Text],
     options: dict[str, Any],
     seed: int = 0,
     advance: Callable[[], None] | None = None,
 ) -> list[Trial]:
-    """Let all contestants continue every prompt.
+    """Lets all entries continue every prompt.
 
     Args:
         model, draft: the target and the draft model.
-        contestants: the first is plain generate.
+        entries: the first is plain generate.
         texts: prompts.
         options: of every ``generate``, e.g. ``max_new_tokens`` and ``do_sample``.
         seed: of the draws.
         advance: called after each run.
+
+    Returns:
+        A trial of each entry, whose results are a ``Continuation`` of each prompt.
     """
-    calls = {"forwards": 0, "draft_forwards": 0}
+    trials = [Trial(entry) for entry in entries]
 
-    def counter(name: str) -> Callable[..., None]:
-        def count(*_: Any) -> None:
-            calls[name] += 1
+    def decode(trial: Trial, unit: tuple[int, Text]) -> Continuation:
+        number, text = unit
+        ids = text.ids.to(model.device)
+        mask = torch.ones_like(ids)
+        torch.manual_seed(seed + number)
+        with counted_calls(model, draft) as calls, trial.timed():
+            found = model.generate(ids, attention_mask=mask, **options, **trial.entry.method)
+        return Continuation(found, found.shape[1] - ids.shape[1], *calls)
 
-        return count
-
-    counted = [module for module in (model, draft) if module is not None]
-    hooks = [m.register_forward_pre_hook(counter(name)) for m, name in zip(counted, calls, strict=False)]
-    trials = []
-    try:
-        for number, text in enumerate(texts):
-            ids, plain = text.ids.to(model.device), None
-            mask = torch.ones_like(ids)
-            for contestant in contestants:
-                calls.update(dict.fromkeys(calls, 0))
-                torch.manual_seed(seed + number)
-                wall, cpu = time.perf_counter(), time.process_time()
-                found = model.generate(ids, attention_mask=mask, **options, **contestant.options)
-                seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
-                plain = found if plain is None else plain
-                trials.append(
-                    Trial(
-                        contestant.name,
-                        text.kind,
-                        contestant.lossless,
-                        torch.equal(found, plain),
-                        found.shape[1] - ids.shape[1],
-                        **calls,
-                        seconds=seconds,
-                        cpu_seconds=cpu_seconds,
-                    )
-                )
-                if advance:
-                    advance()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    run_in_turn(trials, list(enumerate(texts)), decode, advance)
     return trials
 
 
-def summarise(trials: Sequence[Trial]) -> list[Row]:
-    """A row for each contestant and kind of prompt, and for all prompts together; ratios are of rates a token."""
-    rows = []
-    for kind in [*dict.fromkeys(trial.kind for trial in trials), "all"]:
-        base = None
-        for name in dict.fromkeys(trial.name for trial in trials):
-            part = [trial for trial in trials if trial.name == name and kind in (trial.kind, "all")]
-            tokens = sum(trial.tokens for trial in part)
-            totals = ("forwards", "draft_forwards", "seconds", "cpu_seconds")
-            rates = {field: sum(getattr(trial, field) for trial in part) / tokens for field in totals}
-            base = base or rates
-            rows.append(
-                Row(
-                    name,
-                    kind,
-                    part[0].lossless,
-                    sum(trial.same for trial in part) / len(part),
-                    100 * rates["forwards"],
-                    1 / rates["forwards"],
-                    100 * rates["draft_forwards"],
-                    100 * rates["seconds"],
-                    100 * rates["cpu_seconds"],
-                    base["forwards"] / rates["forwards"],
-                    base["seconds"] / rates["seconds"],
-                    base["cpu_seconds"] / rates["cpu_seconds"],
-                )
-            )
-    return rows
+def summarise(trials: Sequence[Trial], texts: Sequence[Text]) -> list[Row]:
+    """Returns a row for each trial and kind of prompt, and for all prompts together; plain generate's come first."""
+    kinds = {
+        kind: [i for i, text in enumerate(texts) if text.kind == kind] for kind in dict.fromkeys(t.kind for t in texts)
+    }
+    kinds[ALL] = list(range(len(texts)))
+    return [_row(trials[0], trial, kind, which) for kind, which in kinds.items() for trial in trials]
 
 
-def table(rows: Sequence[Row], kind: str) -> str:
-    """The rows of a kind of prompts as a Markdown table; forwards and seconds are those of a hundred tokens."""
-    head = ["", "lossless", "as plain", "forwards", "tokens/forward", "fewer", "draft forwards", "s", "speed-up"]
-    lines = [[*head, "CPU s", "CPU speed-up"], ["---"] * (len(head) + 2)]
-    for row in rows:
-        if row.kind == kind:
-            lines.append(
-                [
-                    row.name,
-                    "yes" if row.lossless else "no",
-                    f"{row.same:.0%}",
-                    f"{row.forwards_per_100:.1f}",
-                    f"{row.tokens_per_forward:.2f}",
-                    f"{row.fewer_forwards:.2f}x",
-                    f"{row.draft_forwards_per_100:.1f}",
-                    f"{row.seconds:.2f}",
-                    f"{row.speed_up:.2f}x",
-                    f"{row.cpu_seconds:.2f}",
-                    f"{row.cpu_speed_up:.2f}x",
-                ]
-            )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _row(plain: Trial, trial: Trial, kind: str, which: Sequence[int]) -> Row:
+    """The figures of one trial over some of the prompts."""
+
+    def columns(of: Trial) -> dict[str, list[float]]:
+        found = {name: [getattr(of.results[i], name) for i in which] for name in Continuation._fields[1:]}
+        return found | {name: [getattr(of, name)[i] for i in which] for name in ("seconds", "cpu_seconds")}
+
+    base, mine = columns(plain), columns(trial)
+
+    def per_100(name: str) -> float:
+        return 100 * sum(mine[name]) / sum(mine["tokens"])
+
+    def times(name: str) -> Figure:
+        return paired_estimate(
+            lambda theirs, tokens, my, my_tokens: theirs * my_tokens / (tokens * my),
+            *(base[name], base["tokens"], mine[name], mine["tokens"]),
+        )
+
+    same = sum(torch.equal(plain.results[i].sequence, trial.results[i].sequence) for i in which)
+    figures: dict[str, Figure] = {
+        "same": same / len(which),
+        "forwards_per_100": per_100("forwards"),
+        "tokens_per_forward": ratio_estimate(mine["tokens"], mine["forwards"]),
+        "draft_forwards_per_100": per_100("draft_forwards"),
+        "seconds": per_100("seconds"),
+        "cpu_seconds": per_100("cpu_seconds"),
+        "fewer_forwards": times("forwards"),
+        "speed_up": times("seconds"),
+        "cpu_speed_up": times("cpu_seconds"),
+    }
+    return Row(trial.entry.name, trial.entry.lossless, figures, kind)

@@ -1,9 +1,9 @@
 """GenEval (arXiv 2310.11513): prompts, detectors, verdicts, summary. One protocol for COCO objects and for scenes."""
 
 from vistok.eval.geneval.detectors import ColourClassifier, DetectedColours, Detector, SceneDetector
-from vistok.eval.geneval.evaluate import Report, evaluate_folder, score_images, write_report
+from vistok.eval.geneval.evaluate import GenEvalReport, evaluate_folder, score_images, write_report
 from vistok.eval.geneval.folder import PromptFolder, read_folders, write_prompt_folder
-from vistok.eval.geneval.judge import Detection, Options, Verdict, judge, keep
+from vistok.eval.geneval.judge import Detection, PictureVerdict, ScoringOptions, judge, keep
 from vistok.eval.geneval.metadata import (
     TASKS,
     coco_prompts,
@@ -11,7 +11,7 @@ from vistok.eval.geneval.metadata import (
     scene_prompts,
     write_metadata,
 )
-from vistok.eval.geneval.summary import Summary, TaskScore, summarise
+from vistok.eval.geneval.summary import GenEvalSummary, TaskScore, summarise
 
 __all__ = [
     "TASKS",
@@ -19,13 +19,13 @@ __all__ = [
     "DetectedColours",
     "Detection",
     "Detector",
-    "Options",
+    "GenEvalReport",
+    "GenEvalSummary",
+    "PictureVerdict",
     "PromptFolder",
-    "Report",
     "SceneDetector",
-    "Summary",
+    "ScoringOptions",
     "TaskScore",
-    "Verdict",
     "coco_prompts",
     "evaluate_folder",
     "judge",

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vistok.errors import VistokError
-from vistok.eval.geneval.judge import Detection, Options
+from vistok.eval.geneval.judge import Detection, ScoringOptions
 
 
 class Detector(Protocol):
@@ -28,27 +27,31 @@ class Detector(Protocol):
 
     name: str
     class_names: tuple[str, ...]
-    options: Options
+    options: ScoringOptions
 
     def detect(self, images: Sequence[Image.Image]) -> list[list[Detection]]:
-        """All detections of each RGB picture, unsorted and without a threshold."""
+        """Returns all detections of each RGB picture, unsorted and without a threshold."""
 
 
 class ColourClassifier(Protocol):
     """Names the colours of found objects.
 
     Attributes:
+        name: with its weights, as reports print it; empty where the detector itself knows the colours.
         colour_names: all that it can name, in the order in which reasons list them.
     """
 
+    name: str
     colour_names: tuple[str, ...]
 
     def colours(self, image: Image.Image, label: str, detections: Sequence[Detection]) -> list[str]:
-        """The colour of each detection of one class in an RGB picture."""
+        """Returns the colour of each detection of one class in an RGB picture."""
 
 
 class DetectedColours:
     """For detectors that know the colour of what they find."""
+
+    name = ""
 
     def __init__(self, colour_names: tuple[str, ...]):
         self.colour_names = colour_names
@@ -64,7 +67,7 @@ class SceneDetector:
     """
 
     name = "scenes"
-    options = Options(threshold=0.6, counting_threshold=0.6)
+    options = ScoringOptions(threshold=0.6, counting_threshold=0.6)
 
     def __init__(self) -> None:
         from vistok.data.scenes import SHAPES
@@ -72,17 +75,13 @@ class SceneDetector:
         self.class_names = tuple(SHAPES)
 
     def detect(self, images: Sequence[Image.Image]) -> list[list[Detection]]:
-        """See :class:`Detector`.
-
-        Raises:
-            VistokError: if the pictures are not of one size.
-        """
+        """See :class:`Detector`."""
         from vistok.eval.scene_detector import detect
 
-        if len({image.size for image in images}) != 1:
-            raise VistokError("the scenes detector takes pictures of one size: score each size by itself.")
-        pixels = torch.from_numpy(np.stack([np.array(image) for image in images])).permute(0, 3, 1, 2)
-        return [
-            [Detection(found.shape, tuple(found.box), found.score, colour=found.colour) for found in picture]
-            for picture in detect(pixels)
-        ]
+        found: list[list[Detection]] = [[] for _ in images]
+        for size in {image.size for image in images}:
+            same = [i for i, image in enumerate(images) if image.size == size]
+            pixels = torch.from_numpy(np.stack([np.array(images[i]) for i in same])).permute(0, 3, 1, 2)
+            for i, objects in zip(same, detect(pixels), strict=True):
+                found[i] = [Detection(o.shape, tuple(o.box), o.score, colour=o.colour) for o in objects]
+        return found

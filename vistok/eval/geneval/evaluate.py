@@ -15,11 +15,12 @@ from PIL import Image
 from vistok.data.images import grid, load_image, save_image
 from vistok.errors import VistokError
 from vistok.eval.geneval.detectors import ColourClassifier, Detector
-from vistok.eval.geneval.folder import PromptFolder, read_folders
-from vistok.eval.geneval.judge import Options, judge, keep
-from vistok.eval.geneval.summary import Summary, summarise
+from vistok.eval.geneval.folder import PromptFolder, PromptSet, read_set
+from vistok.eval.geneval.judge import ScoringOptions, judge, keep
+from vistok.eval.geneval.metadata import TASKS
+from vistok.eval.geneval.summary import GenEvalSummary, summarise
 from vistok.eval.protocol import Protocol, Result
-from vistok.files import atomic_path
+from vistok.files import atomic_path, to_json
 from vistok.jobs import ShardedJob
 from vistok.progress import progress
 from vistok.runtime import processes
@@ -28,7 +29,7 @@ GRID_PICTURES = 64
 
 
 @dataclass(frozen=True)
-class Report:
+class GenEvalReport:
     """A scored set.
 
     Args:
@@ -36,19 +37,21 @@ class Report:
         summary: of the records.
         protocol: detector, thresholds and prompts.
         ceiling: summary of perfect pictures after the tokenizer's reconstruction, where that is known.
+        notes: sentences about what the set lacks or holds besides.
     """
 
     records: list[dict]
-    summary: Summary
+    summary: GenEvalSummary
     protocol: Protocol
-    ceiling: Summary | None = None
+    ceiling: GenEvalSummary | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def failures(self) -> list[dict]:
         return [record for record in self.records if not record["correct"]]
 
     def result(self, name: str) -> Result:
-        """The overall score with its protocol."""
+        """Returns the overall score with its protocol."""
         details = {task: score.accuracy for task, score in self.summary.tasks.items()}
         if self.ceiling is not None:
             details["ceiling"] = self.ceiling.overall
@@ -72,7 +75,7 @@ def score_images(
     pictures: Iterable[tuple[dict, Image.Image, str]],
     detector: Detector,
     colours: ColourClassifier,
-    options: Options | None = None,
+    options: ScoringOptions | None = None,
     batch_size: int = 16,
 ) -> Iterator[dict]:
     """Judge pictures.
@@ -116,15 +119,33 @@ def _load(prompts: Sequence[PromptFolder]) -> Iterator[tuple[dict, Image.Image, 
             yield prompt.metadata, load_image(path), str(path)
 
 
+def refuse_missing(found: PromptSet, missing_wrong: bool = False) -> None:
+    """Refuse a set that lacks prompts of its metadata file, unless they count as wrong.
+
+    Raises:
+        VistokError: naming the first of them.
+    """
+    if not found.missing or missing_wrong:
+        return
+    named = "; ".join(f'{number:05d} "{record["prompt"]}"' for number, record in found.missing[:5])
+    more = f" and {len(found.missing) - 5} more" if len(found.missing) > 5 else ""
+    total = len(found.prompts) + len(found.missing)
+    raise VistokError(
+        f"{len(found.missing)} of the {total} prompts of the metadata file have no pictures ({named}{more}): paint "
+        "them, or count them as wrong with --missing-wrong."
+    )
+
+
 def evaluate_folder(
     root: str | Path,
     detector: Detector,
     colours: ColourClassifier,
     work: str | Path,
     metadata: str | Path | None = None,
-    options: Options | None = None,
-    ceiling: Summary | None = None,
-) -> Report:
+    options: ScoringOptions | None = None,
+    ceiling: GenEvalSummary | None = None,
+    missing_wrong: bool = False,
+) -> GenEvalReport:
     """Score a set in the published folder layout; resumable, and shared by the processes of ``accelerate launch``.
 
     Args:
@@ -135,21 +156,26 @@ def evaluate_folder(
         metadata: the metadata file of the set (see :func:`~vistok.eval.geneval.folder.read_folders`).
         options: scoring options; by default the detector's own.
         ceiling: what the tokenizer's reconstruction allows, for the report.
+        missing_wrong: count prompts of the metadata file without pictures as wrong, instead of refusing the set.
 
     Raises:
-        VistokError: a set that cannot be scored, or a ``work`` folder of another set.
+        VistokError: a set that cannot be scored or lacks prompts, or a ``work`` folder of another set.
     """
     state = processes()
     options = options or detector.options
-    prompts = read_folders(root, metadata)
+    found = read_set(root, metadata)
+    prompts = found.prompts
+    refuse_missing(found, missing_wrong)
     check_classes((prompt.metadata for prompt in prompts), detector, colours)
     rewritten = any(prompt.rewritten for prompt in prompts)
-    pictures = [[path.name, path.stat().st_size] for prompt in prompts for path in prompt.images]
+    states = [(path.name, path.stat()) for prompt in prompts for path in prompt.images]
+    pictures = [[name, state.st_size, state.st_mtime_ns] for name, state in states]  # a cache must not outlive them
     wanted = json.dumps([prompt.metadata for prompt in prompts])
     identity = {
         "pictures": pictures,
         "prompts": hashlib.sha256(wanted.encode()).hexdigest(),
         "detector": detector.name,
+        "colours": colours.name,
         "options": dataclasses.asdict(options),
     }
     job = ShardedJob(work, identity, len(prompts), ".json")
@@ -158,39 +184,74 @@ def evaluate_folder(
         for shard in pending:
             records = list(score_images(_load([prompts[shard]]), detector, colours, options))
             with atomic_path(job.path(shard)) as temporary:
-                temporary.write_text(json.dumps(records))
+                temporary.write_text(to_json(records), encoding="utf-8")
             advance()
     state.wait_for_everyone()
     job.check_complete()
     records = [record for shard in range(job.shards) for record in json.loads(job.path(shard).read_text())]
+    absent = f", {len(found.missing)} more without pictures counted wrong" if found.missing else ""
+    records += _wrong_records(found)
     protocol = Protocol(
         metric="geneval",
         extractor=detector.name,
-        reference=f"{len(prompts)} prompts" + (", rewritten" if rewritten else ""),
+        reference=f"{len(prompts)} prompts" + absent + (", rewritten" if rewritten else ""),
         samples=len(records),
-        options=tuple(f"{key}={value}" for key, value in dataclasses.asdict(options).items()),
+        options=(
+            *(f"{key}={value}" for key, value in dataclasses.asdict(options).items()),
+            *([f"colours={colours.name}"] if colours.name else []),
+        ),
     )
-    return Report(records, summarise(records), protocol, ceiling)
+    return GenEvalReport(records, summarise(records), protocol, ceiling, _notes(found, records))
+
+
+def _wrong_records(found: PromptSet) -> list[dict]:
+    """Records of the prompts without pictures: wrong, as often as other prompts have pictures."""
+    each = max(len(prompt.images) for prompt in found.prompts)
+    return [
+        {
+            "filename": "",
+            "tag": record["tag"],
+            "prompt": record["prompt"],
+            "correct": False,
+            "reason": f"prompt {number:05d} has no picture",
+            "metadata": json.dumps(record),
+            "details": "{}",
+        }
+        for number, record in found.missing
+        for _ in range(each)
+    ]
+
+
+def _notes(found: PromptSet, records: Sequence[dict]) -> tuple[str, ...]:
+    """What the figures do not show: tasks without a prompt, prompts with fewer pictures, files that were not read."""
+    notes = [f"left out {part}" for part in found.left_out]
+    if absent := [task for task in TASKS if task not in {record["tag"] for record in records}]:
+        notes.append(f"no prompt of {', '.join(absent)}: the score is the mean of the other tasks")
+    counts = [len(prompt.images) for prompt in found.prompts]
+    if fewer := sum(count < max(counts) for count in counts):
+        notes.append(f"{fewer} of {len(counts)} prompts have fewer pictures than the others ({max(counts)})")
+    return tuple(notes)
 
 
 def describe(record: dict) -> str:
-    """One line about a failed picture."""
-    return f'{record["filename"]}: "{record["prompt"]}": {record["reason"]}'.replace("\n", "; ")
+    """Returns one line about a failed picture."""
+    return f'{record["filename"] or "no picture"}: "{record["prompt"]}": {record["reason"]}'.replace("\n", "; ")
 
 
-def write_report(report: Report, out: str | Path) -> None:
+def write_report(report: GenEvalReport, out: str | Path) -> None:
     """Write ``results.jsonl``, ``summary.json``, ``failures.txt`` and, if there are any, ``failures.png``.
 
     The picture shows the first failures, row by row in the order of their numbers in the text.
     """
     out = Path(out)
     files = {
-        "results.jsonl": "".join(json.dumps(record) + "\n" for record in report.records),
-        "summary.json": json.dumps(
+        "results.jsonl": "".join(to_json(record) + "\n" for record in report.records),
+        "summary.json": to_json(
             {
                 **report.summary.to_json(),
-                "protocol": dataclasses.asdict(report.protocol),
+                "protocol": report.protocol,
                 "ceiling": report.ceiling.to_json() if report.ceiling else None,
+                "notes": report.notes,
             },
             indent=1,
         ),
@@ -198,7 +259,8 @@ def write_report(report: Report, out: str | Path) -> None:
     }
     for name, text in files.items():
         with atomic_path(out / name) as temporary:
-            temporary.write_text(text)
-    if report.failures:
-        shown = [load_image(record["filename"]) for record in report.failures[:GRID_PICTURES]]
+            temporary.write_text(text, encoding="utf-8")
+    painted = [record["filename"] for record in report.failures if record["filename"]]
+    if painted:
+        shown = [load_image(name) for name in painted[:GRID_PICTURES]]
         save_image(grid(shown), out / "failures.png")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 from vistok.data.images import save_image
 from vistok.errors import VistokError
 from vistok.eval.geneval.metadata import read_metadata, write_metadata
+from vistok.files import read_json_lines
 
 _PICTURE = re.compile(r"\d+\.png")
 
@@ -53,8 +53,22 @@ def _same_objects(a: dict, b: dict) -> bool:
     return all(a.get(key) == b.get(key) for key in ("tag", "include", "exclude"))
 
 
-def read_folders(root: str | Path, metadata: str | Path | None = None) -> list[PromptFolder]:
-    """All prompts of a set.
+class PromptSet(NamedTuple):
+    """A set in the published layout.
+
+    Args:
+        prompts: those with pictures.
+        missing: lines of the metadata file whose pictures are not there, with their numbers.
+        left_out: what else lies in the folders, in readable parts.
+    """
+
+    prompts: list[PromptFolder]
+    missing: list[tuple[int, dict]]
+    left_out: tuple[str, ...]
+
+
+def read_set(root: str | Path, metadata: str | Path | None = None) -> PromptSet:
+    """Returns all prompts of a set and what the set lacks.
 
     Args:
         root: folder with all-digit sub-folders; anything else in it is left alone.
@@ -67,12 +81,25 @@ def read_folders(root: str | Path, metadata: str | Path | None = None) -> list[P
     """
     root = Path(root)
     if not root.is_dir():
-        raise VistokError(f"there is no folder '{root}'.")
+        raise VistokError(f"'{root}' is a file, not a folder." if root.exists() else f"there is no folder '{root}'.")
     folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name.isdecimal())
     if not folders:
         raise VistokError(f"'{root}' is no GenEval set: expected sub-folders 00000, 00001... with samples/*.png.")
+    by_number: dict[int, Path] = {}
+    for folder in folders:
+        if (other := by_number.setdefault(int(folder.name), folder)) != folder:
+            raise VistokError(f"'{other}' and '{folder}' are both prompt {int(folder.name)}: remove one.")
     official = read_metadata(metadata) if metadata is not None else None
-    return [_read_folder(folder, official) for folder in folders]
+    prompts = [_read_folder(folder, official) for folder in folders]
+    missing = [(i, record) for i, record in enumerate(official or ()) if i not in by_number]
+    others = sum(len(list((folder / "samples").iterdir())) for folder in folders) - sum(len(p.images) for p in prompts)
+    left_out = (f"{others} {'file' if others == 1 else 'files'} in samples/ not named 0000.png...",) if others else ()
+    return PromptSet(prompts, missing, left_out)
+
+
+def read_folders(root: str | Path, metadata: str | Path | None = None) -> list[PromptFolder]:
+    """Returns the prompts of a set that have pictures; see :func:`read_set`."""
+    return read_set(root, metadata).prompts
 
 
 def _read_folder(folder: Path, official: list[dict] | None) -> PromptFolder:
@@ -80,7 +107,11 @@ def _read_folder(folder: Path, official: list[dict] | None) -> PromptFolder:
     if not images:
         raise VistokError(f"'{folder}' has no pictures samples/0000.png...: generate them or remove the folder.")
     own_file = folder / "metadata.jsonl"
-    own = read_metadata(own_file)[0] if own_file.exists() else None
+    own = None
+    if own_file.exists():
+        own, *more = read_metadata(own_file)
+        if more:
+            raise VistokError(f"'{own_file}' has {1 + len(more)} lines, and a prompt's folder has one: split it.")
     if official is None:
         if own is None:
             raise VistokError(f"'{folder}' has no metadata.jsonl: add it, or give the metadata file with --metadata.")
@@ -96,5 +127,5 @@ def _read_folder(folder: Path, official: list[dict] | None) -> PromptFolder:
 
 
 def read_results(path: str | Path) -> list[dict]:
-    """Records of a ``results.jsonl``, also of the reference implementation's."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+    """Returns the records of a ``results.jsonl``, also of the reference implementation's."""
+    return [record for _, record in read_json_lines(path, "results file")]

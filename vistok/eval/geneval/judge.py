@@ -36,7 +36,7 @@ class Detection(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Options:
+class ScoringOptions:
     """Scoring options; the thresholds belong to the detector, the published ones to Mask2Former.
 
     Args:
@@ -54,7 +54,7 @@ class Options:
     position_threshold: float = 0.1
 
 
-class Verdict(NamedTuple):
+class PictureVerdict(NamedTuple):
     """Whether the picture is what the prompt asks for, and if not, why."""
 
     correct: bool
@@ -62,7 +62,7 @@ class Verdict(NamedTuple):
 
 
 def iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes whose last pixels count (areas are (x2 - x1 + 1)(y2 - y1 + 1))."""
+    """Returns the intersection over union of boxes whose last pixels count: areas are (x2 - x1 + 1)(y2 - y1 + 1)."""
 
     def area(x1: float, y1: float, x2: float, y2: float) -> float:
         return max(x2 - x1 + 1, 0) * max(y2 - y1 + 1, 0)
@@ -73,7 +73,7 @@ def iou(a: Box, b: Box) -> float:
 
 
 def relations(a: Box, b: Box, threshold: float = 0.1) -> set[str]:
-    """Where ``a`` lies as seen from ``b``: none, one or two of GenEval's relations."""
+    """Returns where ``a`` lies as seen from ``b``: none, one or two of GenEval's relations."""
     box_a, box_b = np.asarray(a, np.float64).reshape(2, 2), np.asarray(b, np.float64).reshape(2, 2)
     offset = box_a.mean(0) - box_b.mean(0)
     sizes = np.abs(np.diff(box_a, axis=0) + np.diff(box_b, axis=0))[0]
@@ -85,8 +85,8 @@ def relations(a: Box, b: Box, threshold: float = 0.1) -> set[str]:
     return {relation for relation, holds in zip(RELATIONS, held, strict=True) if holds}
 
 
-def keep(detections: Sequence[Detection], tag: str, options: Options) -> dict[str, list[Detection]]:
-    """The detections that count, most confident first, by class; classes without any are left out.
+def keep(detections: Sequence[Detection], tag: str, options: ScoringOptions) -> dict[str, list[Detection]]:
+    """Returns the detections that count, most confident first, by class; classes without any are left out.
 
     Args:
         detections: of one picture, in any order.
@@ -120,9 +120,9 @@ def judge(
     metadata: dict,
     colours_of: ColourFunction,
     colour_names: Sequence[str],
-    options: Options,
-) -> Verdict:
-    """The verdict on one picture.
+    options: ScoringOptions,
+) -> PictureVerdict:
+    """Returns the verdict on one picture.
 
     Args:
         objects: what :func:`keep` kept.
@@ -153,7 +153,7 @@ def judge(
         found = len(objects.get(item["class"], []))
         if found >= item["count"]:
             reasons.append(f"expected {item['class']}<{item['count']}, found {found}")
-    return Verdict(not reasons, "\n".join(reasons))
+    return PictureVerdict(not reasons, "\n".join(reasons))
 
 
 def _wrong_colour(item: dict, colours: list[str], colour_names: Sequence[str]) -> str | None:

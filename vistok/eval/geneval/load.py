@@ -6,12 +6,13 @@ from vistok.errors import VistokError
 from vistok.eval.geneval.detectors import ColourClassifier, DetectedColours, Detector, SceneDetector
 
 
-def load_detector(name: str, clip: str | None = None) -> tuple[Detector, ColourClassifier]:
-    """A detector with the colour classifier that belongs to it.
+def load_detector(name: str, clip: str | None = None, background: str = "grey") -> tuple[Detector, ColourClassifier]:
+    """Returns a detector with the colour classifier that belongs to it.
 
     Args:
         name: ``"scenes"``, or a Mask2Former by folder or hub id.
         clip: CLIP by folder or hub id, for Mask2Former.
+        background: what CLIP sees behind an object: ``"grey"``, or ``"original"``.
 
     Raises:
         VistokError: no such model, or Mask2Former without CLIP.
@@ -29,4 +30,4 @@ def load_detector(name: str, clip: str | None = None) -> tuple[Detector, ColourC
     from vistok.runtime import processes
 
     device = processes().device
-    return Mask2FormerDetector(name, device), ClipColours(ClipModel(clip, device))
+    return Mask2FormerDetector(name, device), ClipColours(ClipModel(clip, device), background=background)

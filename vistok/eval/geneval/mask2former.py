@@ -19,17 +19,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vistok.errors import VistokError
+from vistok.errors import VistokError, unknown_name
 from vistok.eval.clip_score import ClipModel
-from vistok.eval.geneval.judge import Box, Detection, Options
+from vistok.eval.geneval.judge import Box, Detection, ScoringOptions
 from vistok.eval.geneval.metadata import COCO_CLASSES, COLORS
-from vistok.eval.sets.extractors import load_pretrained
 from vistok.eval.sets.features import full_precision
+from vistok.eval.sets.statistics import check_finite
 from vistok.eval.weights import weights_digest
+from vistok.zoo.transformers import load_model
 
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 LONG_SIDE, SHORT_SIDE, DIVISOR = 1333, 800, 32
-BACKGROUND = (153, 153, 153)
+GREY = (153, 153, 153)
+BACKGROUNDS = {"grey": GREY, "original": None}  # behind objects whose colour is judged; the published one is grey
 
 
 class Instances(NamedTuple):
@@ -54,7 +56,7 @@ def instances(
     original_size: tuple[int, int],
     top_k: int = 100,
 ) -> Instances:
-    """Instances from Mask2Former's raw outputs, as mmdetection makes them.
+    """Returns the instances in Mask2Former's raw outputs, as mmdetection makes them.
 
     Args:
         class_logits: [Q, C + 1], the last column is "no object".
@@ -76,7 +78,7 @@ def instances(
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """Boxes [K, 4] (xmin, ymin, xmax + 1, ymax + 1) of masks [K, H, W]; zeros where a mask is empty."""
+    """Returns the boxes [K, 4] (xmin, ymin, xmax + 1, ymax + 1) of masks [K, H, W]; zeros where a mask is empty."""
 
     def extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
         first = occupied.int().argmax(1)
@@ -88,10 +90,19 @@ def mask_boxes(masks: Tensor) -> Tensor:
     return boxes * masks.any(2).any(1)[:, None]
 
 
-def colour_crop(image: Image.Image, box: Box, mask: np.ndarray | None) -> Image.Image:
-    """What the colour classifier sees: the object on flat grey, cut to its box (rounded; black outside the picture)."""
-    if mask is not None:
-        image = Image.composite(image, Image.new("RGB", image.size, BACKGROUND), Image.fromarray(mask))
+def colour_crop(
+    image: Image.Image, box: Box, mask: np.ndarray | None, background: tuple[int, int, int] | None = GREY
+) -> Image.Image:
+    """Returns what the colour classifier sees: the object cut to its box (rounded; black outside the picture).
+
+    Args:
+        image: RGB picture.
+        box: of the object.
+        mask: of the object, where the detector segments.
+        background: colour of all that the mask leaves out; None keeps the picture's own.
+    """
+    if mask is not None and background is not None:
+        image = Image.composite(image, Image.new("RGB", image.size, background), Image.fromarray(mask))
     return image.crop(tuple(round(float(side)) for side in box))
 
 
@@ -106,13 +117,13 @@ class Mask2FormerDetector:
         VistokError: if there is no such model, or its classes are not COCO's.
     """
 
-    options = Options()
+    options = ScoringOptions()
     class_names = COCO_CLASSES
 
     def __init__(self, source: str | Path, device: torch.device | str = "cpu"):
         from transformers import Mask2FormerForUniversalSegmentation
 
-        self.model = load_pretrained(Mask2FormerForUniversalSegmentation, source, "Mask2Former model").to(device)
+        self.model = load_model(source, Mask2FormerForUniversalSegmentation, "Mask2Former model", torch.device(device))
         if self.model.config.num_labels != len(COCO_CLASSES):
             raise VistokError(
                 f"'{source}' knows {self.model.config.num_labels} classes; GenEval needs COCO's {len(COCO_CLASSES)} "
@@ -137,6 +148,8 @@ class Mask2FormerDetector:
         with full_precision():
             # Without a mask transformers would count the padding as picture, as the reference does.
             output = self.model(pixel_values=pixels)
+        # A score that is no number passes no threshold, so broken weights would look like empty pictures.
+        check_finite(output.class_queries_logits[0], output.masks_queries_logits[0])
         found = instances(
             output.class_queries_logits[0], output.masks_queries_logits[0], padded, resized, (height, width)
         )
@@ -152,11 +165,19 @@ class ClipColours:
     Args:
         clip: the model.
         colour_names: colours to choose from.
+        background: a name in :data:`BACKGROUNDS`: what is behind the objects.
+
+    Raises:
+        VistokError: another background.
     """
 
-    def __init__(self, clip: ClipModel, colour_names: tuple[str, ...] = COLORS):
+    def __init__(self, clip: ClipModel, colour_names: tuple[str, ...] = COLORS, background: str = "grey"):
+        if background not in BACKGROUNDS:
+            raise unknown_name("background", background, list(BACKGROUNDS))
         self.clip = clip
         self.colour_names = colour_names
+        self.background = BACKGROUNDS[background]
+        self.name = f"clip {clip.digest}, {background} background"
         self._class_embeddings: dict[str, Tensor] = {}
 
     def _embeddings(self, label: str) -> Tensor:
@@ -175,6 +196,6 @@ class ClipColours:
         return self._class_embeddings[label]
 
     def colours(self, image: Image.Image, label: str, detections: Sequence[Detection]) -> list[str]:
-        crops = [colour_crop(image, detection.box, detection.mask) for detection in detections]
+        crops = [colour_crop(image, found.box, found.mask, self.background) for found in detections]
         nearest = (self.clip.embed_images(crops) @ self._embeddings(label).T).argmax(1)
         return [self.colour_names[i] for i in nearest.tolist()]

@@ -8,12 +8,13 @@ Each JSONL line has ``tag``, ``include`` (class, count, optional colour and posi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vistok.errors import VistokError
+from vistok.files import atomic_path, read_json_lines
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -40,7 +41,7 @@ def with_article(noun: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """GenEval's plural: "es" after s, else "s"; "sheeps" and "toothbrushs" are part of the protocol."""
+    """Returns a plural of GenEval: "es" after s, else "s"; "sheeps" and "toothbrushs" are part of the protocol."""
     return noun + ("es" if noun.endswith("s") else "s")
 
 
@@ -79,7 +80,7 @@ def position(described: str, relation: str, reference: str) -> dict:
 
 
 def color_attr(first: tuple[str, str], second: tuple[str, str]) -> dict:
-    """Two objects, each given as (class, color)."""
+    """Returns the metadata of two objects, each given as (class, color)."""
     include = [{"class": name, "count": 1, "color": color} for name, color in (first, second)]
     prompt = " and ".join(with_article(f"{color} {name}") for name, color in (first, second))
     return {"tag": "color_attr", "include": include, "prompt": f"a photo of {prompt}"}
@@ -88,7 +89,7 @@ def color_attr(first: tuple[str, str], second: tuple[str, str]) -> dict:
 def draw_prompts(
     classes: Sequence[str], palette: Sequence[str], seed: int, per_task: int, uncoloured: frozenset[str] = frozenset()
 ) -> list[dict]:
-    """Prompts of all six tasks, without repeats, a pure function of the arguments.
+    """Returns prompts of all six tasks, without repeats, a pure function of the arguments.
 
     Args:
         classes: objects; every one has its single-object prompt.
@@ -128,12 +129,12 @@ def draw_prompts(
 
 
 def coco_prompts(seed: int = 43, per_task: int = 100) -> list[dict]:
-    """A prompt set over the COCO classes by the published templates; the published draw itself is a file to read."""
+    """Returns a set over the COCO classes by the published templates; the published draw itself is a file to read."""
     return draw_prompts(COCO_CLASSES, COLORS, seed, per_task, frozenset({"person"}))
 
 
 def scene_prompts(shapes: Sequence[str], colours: Sequence[str], seed: int = 0, per_task: int = 100) -> list[dict]:
-    """The prompt set of the embedded world: shapes as classes, its palette as colours.
+    """Returns the prompt set of the embedded world: shapes as classes, its palette as colours.
 
     Args:
         shapes: names of the shapes.
@@ -144,58 +145,68 @@ def scene_prompts(shapes: Sequence[str], colours: Sequence[str], seed: int = 0, 
     return draw_prompts(tuple(shapes), tuple(colours), seed, per_task)
 
 
-def _check(record: object, where: str) -> dict:
+ITEM_KEYS = {"include": {"class", "count", "color", "position"}, "exclude": {"class", "count"}}
+
+
+def check_metadata(record: dict, where: str) -> dict:
+    """Returns a record of metadata that holds together.
+
+    Args:
+        record: one JSON object.
+        where: what it is, for the sentence, e.g. ``"line 3 of 'm.jsonl'"``.
+
+    Raises:
+        VistokError: it is not in the format, or asks for nothing, so that every picture would be right.
+    """
+
     def fail(problem: str) -> VistokError:
         return VistokError(f"{where} is no GenEval metadata: {problem}.")
 
-    if not isinstance(record, dict):
-        raise fail("expected a JSON object")
     if record.get("tag") not in TASKS:
         raise fail(f"its tag is {record.get('tag')!r}, expected one of {', '.join(TASKS)}")
-    if not isinstance(record.get("prompt"), str) or not isinstance(record.get("include"), list):
-        raise fail("it needs a prompt and a list 'include'")
-    for item in [*record["include"], *record.get("exclude", [])]:
-        if (
-            not isinstance(item, dict)
-            or not isinstance(item.get("class"), str)
-            or not isinstance(item.get("count"), int)
-        ):
-            raise fail("every item needs a class and a count")
-    for i, item in enumerate(record["include"]):
-        if "position" in item:
-            relation, target = item["position"]
-            if relation not in RELATIONS or not 0 <= target < i:
-                raise fail(f"position {item['position']} names no relation to an earlier item")
+    if not isinstance(record.get("prompt"), str):
+        raise fail(f"its prompt is {record.get('prompt')!r}, expected a text")
+    if not isinstance(record.get("include"), list) or not record["include"]:
+        raise fail("it needs a list 'include' of at least one object")
+    if not isinstance(record.get("exclude", []), list):
+        raise fail(f"its 'exclude' is {record['exclude']!r}, expected a list; leave it out where nothing is excluded")
+    for key, known in ITEM_KEYS.items():
+        for i, item in enumerate(record.get(key, [])):
+            _check_item(item, i, record["include"], known, fail)
     return record
 
 
+def _check_item(item: object, index: int, include: list, known: set[str], fail: Callable[[str], VistokError]) -> None:
+    if not isinstance(item, dict) or not isinstance(item.get("class"), str):
+        raise fail("every item needs a class and a count")
+    if not isinstance(item.get("count"), int) or isinstance(item["count"], bool) or item["count"] < 1:
+        raise fail(
+            f"every item needs a class and a count of at least 1, and that of '{item['class']}' is "
+            f"{item.get('count')!r}"
+        )
+    if strange := sorted(map(str, item.keys() - known)):
+        raise fail(f"'{item['class']}' has {', '.join(strange)}, expected {', '.join(sorted(known))}")
+    if "color" in item and not isinstance(item["color"], str):
+        raise fail(f"the color of '{item['class']}' is {item['color']!r}, expected a text")
+    if "position" in item:
+        position = item["position"]
+        if not isinstance(position, list) or len(position) != 2 or not isinstance(position[1], int):
+            raise fail(f"the position of '{item['class']}' is {position!r}, expected such as ['left of', 0]")
+        if position[0] not in RELATIONS or not 0 <= position[1] < index:
+            raise fail(f"position {position} names no relation ({', '.join(RELATIONS)}) to an earlier item")
+
+
 def read_metadata(path: str | Path) -> list[dict]:
-    """Read a metadata JSONL file, e.g. the published ``evaluation_metadata.jsonl``.
+    """Returns the records of a metadata JSONL file, e.g. the published ``evaluation_metadata.jsonl``.
 
     Raises:
-        VistokError: if the file is absent, empty, or a line is not in the format; the sentence names the line.
+        VistokError: the file is absent, empty, or a line is not in the format; the sentence names the line.
     """
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError as error:
-        raise VistokError(f"cannot read the metadata file '{path}': {error.strerror}.") from error
-    records = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise VistokError(f"line {number} of '{path}' is not JSON: {error}.") from error
-        records.append(_check(record, f"line {number} of '{path}'"))
-    if not records:
-        raise VistokError(f"the metadata file '{path}' is empty.")
-    return records
+    lines = read_json_lines(path, "metadata file")
+    return [check_metadata(record, f"line {number} of '{path}'") for number, record in lines]
 
 
 def write_metadata(path: str | Path, records: Sequence[dict]) -> None:
     """Write metadata, one JSON object a line."""
-    from vistok.files import atomic_path
-
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in records))

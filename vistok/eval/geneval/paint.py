@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -16,7 +16,7 @@ from vistok.eval.geneval import metadata as prompts_of
 from vistok.eval.geneval.evaluate import score_images
 from vistok.eval.geneval.folder import write_prompt_folder
 from vistok.eval.geneval.load import load_detector
-from vistok.eval.geneval.summary import Summary, summarise
+from vistok.eval.geneval.summary import GenEvalSummary, summarise
 from vistok.jobs import ShardedJob
 from vistok.progress import progress
 from vistok.runtime import processes
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from vistok.tokenizers.vq import VQTokenizer
 
 RELATION_WORDS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
+
+
+class PromptSample(NamedTuple):
+    """One picture of a set, as a pipeline draws it: its number, and the prompt."""
+
+    index: int
+    condition: str
 
 
 def paint_set(
@@ -56,8 +63,6 @@ def paint_set(
     Raises:
         VistokError: a prompt that the model cannot follow, or a folder that holds another set.
     """
-    from vistok.pipelines import Sample
-
     pipe.check([record["prompt"] for record in records])
     identity = {
         "model": pipe.name,
@@ -70,7 +75,7 @@ def paint_set(
     }
     ShardedJob(root, identity, len(records), "")
     todo = [i for i in range(rank, len(records), world) if not (Path(root) / f"{i:05d}" / "metadata.jsonl").exists()]
-    samples = [Sample(i * per_prompt + j, records[i]["prompt"]) for i in todo for j in range(per_prompt)]
+    samples = [PromptSample(i * per_prompt + j, records[i]["prompt"]) for i in todo for j in range(per_prompt)]
     waiting: list = []
     with progress("paint", len(samples) * pipe.model.tokens.length) as advance:
         for batch, output in pipe.iterate(samples, sampler, params, seed, batch_size, advance):
@@ -82,7 +87,7 @@ def paint_set(
 
 
 def scene_records(count: int, seed: int) -> Iterator[tuple[dict, int]]:
-    """Metadata that hold of scenes, with the number of the scene each was read off.
+    """Yields metadata that hold of scenes, with the number of the scene each was read off.
 
     Args:
         count: how many scenes are looked at; one scene can serve several tasks.
@@ -106,9 +111,8 @@ def scene_records(count: int, seed: int) -> Iterator[tuple[dict, int]]:
 
 
 @torch.inference_mode()
-def reconstruction_ceiling(tokenizer: VQTokenizer, side: int, count: int = 500) -> Summary:
-    """What perfect pictures score after a tokenizer's reconstruction: no generator behind it can be expected to do
-    better.
+def reconstruction_ceiling(tokenizer: VQTokenizer, side: int, count: int = 500) -> GenEvalSummary:
+    """Returns what perfect pictures score after a tokenizer's reconstruction: no generator can be expected to beat it.
 
     Args:
         tokenizer: encodes and decodes.
@@ -131,7 +135,7 @@ def reconstruction_ceiling(tokenizer: VQTokenizer, side: int, count: int = 500) 
 
 def paint_for_eval(
     root: Path,
-    model: str,
+    pipe: Pipeline,
     metadata: Path | None,
     per_prompt: int,
     per_task: int,
@@ -140,12 +144,12 @@ def paint_for_eval(
     seed: int,
     batch_size: int,
     ceiling: bool,
-) -> Summary | None:
-    """Paint a prompt set with a model by name, this process's share of it.
+) -> GenEvalSummary | None:
+    """Paint a prompt set, this process's share of it.
 
     Args:
         root: the set's folder.
-        model: a model of ``vistok models``.
+        pipe: what paints.
         metadata: prompts; those of the embedded world, ``per_task`` of each task, if None.
         per_prompt, sampler, seed, batch_size: see :func:`paint_set`.
         params: arguments of :meth:`vistok.pipelines.Pipeline.sampling_params`.
@@ -155,14 +159,12 @@ def paint_for_eval(
         The ceiling, or None if it was not asked for or another process measures it.
     """
     from vistok.data.scenes import COLOURS, SHAPES
-    from vistok.pipelines import pipeline
 
     state = processes()
     if metadata is None:
         records = prompts_of.scene_prompts(SHAPES, COLOURS, seed, per_task)
     else:
         records = prompts_of.read_metadata(metadata)
-    pipe = pipeline(model)
     chosen = pipe.sampler(sampler)
     rank, world = state.process_index, state.num_processes
     paint_set(root, records, pipe, per_prompt, chosen, pipe.sampling_params(**params), seed, batch_size, rank, world)

@@ -28,7 +28,7 @@ class TaskScore:
 
 
 @dataclass(frozen=True)
-class Summary:
+class GenEvalSummary:
     """What GenEval reports.
 
     Args:
@@ -52,7 +52,7 @@ class Summary:
 
 
 def wilson_interval(share: float, n: float, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's interval of a share of ``n`` trials."""
+    """Returns Wilson's interval of a share of ``n`` trials."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(centre - half, 0.0), min(centre + half, 1.0)
@@ -68,8 +68,8 @@ def _task_score(prompts: Sequence[list[bool]]) -> TaskScore:
     return TaskScore(accuracy, low, high, images)
 
 
-def summarise(records: Sequence[dict]) -> Summary:
-    """Summary of the records of a set.
+def summarise(records: Sequence[dict]) -> GenEvalSummary:
+    """Returns the summary of the records of a set.
 
     Args:
         records: each with ``tag``, ``correct`` and ``metadata`` (its JSON text, which tells prompts apart).
@@ -79,7 +79,7 @@ def summarise(records: Sequence[dict]) -> Summary:
         by_task[record["tag"]][record["metadata"]].append(bool(record["correct"]))
     tasks = {task: _task_score(list(by_task[task].values())) for task in TASKS if task in by_task}
     prompts = [pictures for task in by_task.values() for pictures in task.values()]
-    return Summary(
+    return GenEvalSummary(
         overall=sum(task.accuracy for task in tasks.values()) / len(tasks),
         tasks=tasks,
         images=len(records),
@@ -89,16 +89,16 @@ def summarise(records: Sequence[dict]) -> Summary:
     )
 
 
-def read_summary(path: str | Path) -> Summary:
-    """The summary in a ``summary.json``.
+def read_summary(path: str | Path) -> GenEvalSummary:
+    """Returns the summary in a ``summary.json``.
 
     Raises:
         VistokError: if the file is none.
     """
     try:
-        record = json.loads(Path(path).read_text())
+        record = json.loads(Path(path).read_text("utf-8"))
         tasks = {task: TaskScore(**score) for task, score in record["tasks"].items()}
         figures = {key: record[key] for key in ("overall", "images", "prompts", "image_accuracy", "prompt_accuracy")}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise VistokError(f"'{path}' is no summary.json of a GenEval report.") from error
-    return Summary(tasks=tasks, **figures)
+    return GenEvalSummary(tasks=tasks, **figures)

@@ -7,7 +7,6 @@ data range 2 on [0, 1] pictures, which inflates SSIM: use it to reproduce their 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -15,15 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vistok.errors import VistokError, unknown_name
-from vistok.eval.protocol import Protocol, Result
-from vistok.eval.sets.pictures import Pictures
 
 Rounding = Literal["round", "llamagen", "truncate"]
 ROUNDINGS = ("round", "llamagen", "truncate")
 
 
 def quantise(images: Tensor, rounding: Rounding = "round") -> Tensor:
-    """Pictures in [-1, 1] -> uint8.
+    """Returns pictures in [-1, 1] as uint8.
 
     Args:
         images: any shape; values outside are clamped.
@@ -31,8 +28,10 @@ def quantise(images: Tensor, rounding: Rounding = "round") -> Tensor:
             (LlamaGen, TokenFlow); ``"truncate"`` truncates 255 (x + 1) / 2, half a level low on average.
 
     Raises:
-        VistokError: for another name.
+        VistokError: another name, or a pixel that is no number.
     """
+    if images.isnan().any():
+        raise VistokError("the pictures contain NaN: check the tokenizer's weights and its precision.")
     if rounding == "llamagen":
         return (127.5 * images + 128.0).clamp(0, 255).to(torch.uint8)
     levels = ((images + 1) / 2).clamp(0, 1) * 255
@@ -51,7 +50,7 @@ def _check(a: Tensor, b: Tensor, smallest: int = 1) -> None:
 
 
 def psnr(a: Tensor, b: Tensor, data_range: float = 1.0) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each picture, in float64.
+    """Returns the peak signal-to-noise ratio in dB of each picture, in float64.
 
     Args:
         a: [B, C, H, W].
@@ -78,7 +77,7 @@ def ssim(
     window: Literal["gaussian", "uniform"] = "gaussian",
     data_range: float = 1.0,
 ) -> Tensor:
-    """Structural similarity of each picture, in float64; only windows that lie inside the picture count.
+    """Returns the structural similarity of each picture, in float64; windows must lie inside the picture.
 
     Args:
         a: [B, C, H, W].
@@ -116,7 +115,7 @@ def ssim(
 
 
 def reconstruction_quality(targets: Tensor, outputs: Tensor) -> dict[str, Tensor]:
-    """Per-picture quality under this package's default convention.
+    """Returns the quality of each picture under this package's default convention.
 
     Args:
         targets: [B, C, H, W] in [-1, 1].
@@ -130,49 +129,9 @@ def reconstruction_quality(targets: Tensor, outputs: Tensor) -> dict[str, Tensor
 
 
 def llamagen_quality(targets: Tensor, outputs: Tensor) -> dict[str, Tensor]:
-    """Per-picture quality as LlamaGen's and TokenFlow's tables have it (see the module's text): ``psnr``, ``ssim``."""
+    """Returns ``psnr`` and ``ssim`` of each picture as LlamaGen's and TokenFlow's tables have them."""
     a, b = (targets + 1) / 2, quantise(outputs, "llamagen").float() / 255
     return {"psnr": psnr(a, b), "ssim": ssim(a, b, "uniform", data_range=2.0)}
 
 
 CONVENTIONS = {"default": reconstruction_quality, "llamagen": llamagen_quality}
-
-
-def compare_pictures(
-    targets: Pictures,
-    outputs: Pictures,
-    convention: str = "default",
-    lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
-) -> list[Result]:
-    """Mean PSNR, SSIM and, given its network, LPIPS of pictures and their reconstructions.
-
-    Args:
-        targets: the originals.
-        outputs: the reconstructions in the same order.
-        convention: ``"default"`` or ``"llamagen"``.
-        lpips: [1, 3, H, W] pairs in [-1, 1] -> [1].
-
-    Raises:
-        VistokError: an unknown convention, sets of different lengths, or a pair of different sizes.
-    """
-    if convention not in CONVENTIONS:
-        raise unknown_name("reconstruction convention", convention, list(CONVENTIONS))
-    if len(targets) != len(outputs):
-        raise VistokError(f"{len(targets)} originals and {len(outputs)} reconstructions do not pair up.")
-    scores: dict[str, list[Tensor]] = {}
-    for i in range(len(targets)):
-        (target,), (output,) = (side.batch(i, i + 1) for side in (targets, outputs))
-        a, b = target[None] / 127.5 - 1, output[None] / 127.5 - 1
-        quality = CONVENTIONS[convention](a, b)
-        if lpips is not None:
-            quality["lpips"] = lpips(a, b)
-        for name, value in quality.items():
-            scores.setdefault(name, []).append(value)
-    reference = f"{targets.name} ({len(targets)} pictures, {targets.digest})"
-    results = []
-    for name, values in scores.items():
-        stacked = torch.cat(values)
-        options = (f"convention={convention}",) if name != "lpips" else ()
-        protocol = Protocol(name, reference=reference, samples=len(stacked), options=options)
-        results.append(Result(outputs.name, stacked.mean().item(), protocol, stacked.std(correction=0).item()))
-    return results

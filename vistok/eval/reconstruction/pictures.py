@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -39,11 +40,26 @@ class PictureSource:
 
     @property
     def name(self) -> str:
-        """What a report calls it."""
-        return "held-out scenes" if self.folder is None else self.folder.name
+        """Returns what a report calls it."""
+        return "held-out scenes" if self.folder is None else self.folder.resolve().name
+
+    @cached_property
+    def listing(self) -> ImageFolder:
+        """Returns the folder's pictures and what was left out of them; there must be a folder."""
+        return ImageFolder(self.folder)
+
+    @property
+    def total(self) -> int:
+        """Returns how many pictures there are."""
+        return self.count if self.folder is None else min(self.count, len(self.listing))
+
+    def check_count(self, least: int, what: str) -> None:
+        """Raise VistokError if there are fewer pictures than ``what`` needs."""
+        if self.total < least:
+            raise VistokError(f"{what} needs at least {least} pictures, and {self.name} gives {self.total}: take more.")
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """Pictures [B, 3, H, W] in [-1, 1].
+        """Yields pictures [B, 3, H, W] in [-1, 1].
 
         Raises:
             VistokError: no such folder, an unreadable picture, or pictures of several sizes.
@@ -53,8 +69,7 @@ class PictureSource:
             for start in range(0, self.count, batch_size):
                 yield render(sample_scenes(min(batch_size, self.count - start), HELD_OUT, start), side)
             return
-        paths = ImageFolder(self.folder).paths[: self.count]
-        shape = None
+        paths, shape = self.listing.paths[: self.count], None
         for start in range(0, len(paths), batch_size):
             images = [prepare(load_image(p), self.capabilities, self.size) for p in paths[start : start + batch_size]]
             shape = shape or images[0].shape
@@ -64,7 +79,7 @@ class PictureSource:
 
 
 def file_overhead(loaded: LoadedTokenizer, shape: tuple[int, ...]) -> int:
-    """Bytes of a ``.vtok`` file beside its packed tokens, for pictures whose tokens have this shape."""
+    """Returns the bytes of a ``.vtok`` file beside its packed tokens, for pictures whose tokens have this shape."""
     codebook = loaded.tokenizer.capabilities.codebook_size
     bits = loaded.tokenizer.capabilities.bits_per_token
     one = TokenFile(loaded.name, loaded.sha256, codebook, shape, torch.zeros(1, dtype=torch.long))

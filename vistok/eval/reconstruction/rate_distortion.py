@@ -7,6 +7,7 @@ and checksum, as JPEG and WebP have theirs; beside them stand the bytes of the b
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from vistok.errors import VistokError
 from vistok.eval.plots import new_figure
 from vistok.eval.reconstruction.metrics import quantise, reconstruction_quality
 from vistok.files import atomic_path
+from vistok.ops.noise import check_seed
 from vistok.tokenizers.interface import Tokenizer
 
 CODECS = {"jpeg": "JPEG", "webp": "WEBP"}  # what the plot calls them: what Pillow does
@@ -35,12 +37,13 @@ class RatePoint:
 
     Attributes:
         setting: tokens, or a codec's quality.
-        psnr: in dB.
+        psnr: in dB, over the pictures that are not given back exactly; infinite if all are.
         ssim: with the Gaussian window; nan for pictures smaller than it.
         lpips: None without its network.
         rfid: Frechet distance to the originals; None without an extractor.
         bytes: of whole files; 0 where nothing was written.
         payload: bytes without headers; for codecs those of the whole file.
+        identical: pictures that were given back exactly.
     """
 
     setting: int
@@ -50,14 +53,15 @@ class RatePoint:
     rfid: float | None = None
     bytes: float = 0.0
     payload: float = 0.0
+    identical: int = 0
 
     def bits_per_pixel(self, side: int) -> float:
-        """Of whole files of pictures of side x side pixels."""
+        """Returns the bits a pixel of whole files of pictures of side x side pixels."""
         return 8 * self.bytes / side**2
 
 
 def powers_of_two(maximum: int) -> list[int]:
-    """1, 2, 4, ... and ``maximum``."""
+    """Returns 1, 2, 4, ... and ``maximum``."""
     return sorted({2**i for i in range((maximum - 1).bit_length())} | {maximum})
 
 
@@ -65,19 +69,24 @@ class _Means:
     """Running sums of figures of pictures."""
 
     def __init__(self, lpips: Compared | None):
-        self.lpips, self.sums, self.count = lpips, {}, 0
+        self.lpips, self.sums, self.count, self.identical = lpips, {}, 0, 0
 
     def update(self, images: Tensor, outputs: Tensor) -> None:
         scores = reconstruction_quality(images, outputs)
         if self.lpips is not None:
             scores["lpips"] = self.lpips(images.cpu(), outputs.clamp(-1, 1).cpu())
+        exact = scores["psnr"].isinf()
+        scores["psnr"] = scores["psnr"][~exact]
         for name, values in scores.items():
             self.sums[name] = self.sums.get(name, 0.0) + values.double().sum().item()
         self.count += len(images)
+        self.identical += int(exact.sum())
 
     def point(self, setting: int, size: float = 0.0, payload: float = 0.0) -> RatePoint:
         means = {name: total / self.count for name, total in self.sums.items()}
-        return RatePoint(setting, **means, bytes=size, payload=payload)
+        different = self.count - self.identical
+        means["psnr"] = self.sums["psnr"] / different if different else math.inf
+        return RatePoint(setting, **means, bytes=size, payload=payload, identical=self.identical)
 
 
 @torch.no_grad()
@@ -114,7 +123,7 @@ def quality_by_tokens(
         on_tokens(tokens)
         for length in lengths:
             if seed is not None:
-                decoding["generator"] = torch.Generator().manual_seed(seed)
+                decoding["generator"] = torch.Generator().manual_seed(check_seed(seed))
             outputs = tokenizer.decode(tokens, length, **decoding)
             on_outputs(length, outputs)
             means[length].update(images, outputs)
@@ -128,7 +137,7 @@ def quality_by_tokens(
 def codec_quality(
     codec: str, batches: Iterable[Tensor], qualities: Sequence[int] = QUALITIES, lpips: Compared | None = None
 ) -> list[RatePoint]:
-    """Pictures through JPEG or WebP at each quality, as Pillow writes them by default; bytes are of whole files.
+    """Returns what JPEG or WebP, as Pillow writes them by default, make of pictures; bytes are of whole files.
 
     Args:
         codec: one of ``CODECS``.
@@ -155,7 +164,7 @@ def _encoded(array: np.ndarray, format: str, quality: int) -> bytes:
 
 
 def advantage(points: Sequence[RatePoint], other: RatePoint) -> float:
-    """Best PSNR of points of at most as many bytes as another, minus the other's; minus infinity if there is none."""
+    """Returns the best PSNR of points of at most as many bytes as another, minus the other's; -inf without such."""
     return max((point.psnr for point in points if point.bytes <= other.bytes), default=-float("inf")) - other.psnr
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -60,7 +61,7 @@ class TokenizerReport:
     extractor_weights: str = ""
 
     def remarks(self) -> list[str]:
-        """Sentences below the table."""
+        """Returns the sentences below the table."""
         lines = [
             f"{self.pictures} pictures ({self.source}); codebook usage {100 * self.usage:.1f} %, "
             f"perplexity {self.perplexity:.1f}"
@@ -69,14 +70,15 @@ class TokenizerReport:
         rivals = [point for point in self.curves.get(codec, ()) if point.setting == quality]
         if rivals:
             gain = advantage(self.curves[self.name], rivals[0])
+            told = f"{gain:+.2f} dB" if math.isfinite(gain) else "no number of tokens takes so few"
             lines.append(
                 f"at no more bytes than {codec} of quality {quality} ({rivals[0].bytes:.0f}, {rivals[0].psnr:.2f} dB): "
-                f"{gain:+.2f} dB"
+                f"{told}"
             )
         return lines
 
     def results(self) -> list[Result]:
-        """PSNR of every point with all its figures, and the usage of codes, each with its protocol."""
+        """Returns the PSNR of every point with all its figures, and the usage of codes, each with its protocol."""
         reference = f"{self.source} ({self.pictures} pictures of {self.side}x{self.side})"
         common = {"reference": reference, "samples": self.pictures}
         found = []
@@ -85,9 +87,12 @@ class TokenizerReport:
                 figures = {key: getattr(point, key) for key in ("ssim", "lpips", "rfid", "bytes", "payload")}
                 details = {key: float(value) for key, value in figures.items() if value is not None}
                 details["bits_per_pixel"] = point.bits_per_pixel(self.side)
+                if point.identical:
+                    details["identical pictures"] = float(point.identical)
                 unit = "quality" if name in CODECS else "tokens"
                 protocol = Protocol("psnr", self.extractor, self.extractor_weights, options=("default",), **common)
-                found.append(Result(f"{name}, {unit} {point.setting}", point.psnr, protocol, details=details))
+                value = point.psnr if math.isfinite(point.psnr) else None
+                found.append(Result(f"{name}, {unit} {point.setting}", value, protocol, details=details))
         usage = Protocol("codebook usage", weights=self.sha256[:12], **common)
         return [*found, Result(self.name, self.usage, usage, details={"perplexity": self.perplexity})]
 
@@ -118,6 +123,8 @@ def evaluate_tokenizer(
         VistokError: no picture, pictures of several sizes, or a length that the tokenizer does not decode.
     """
     tokenizer, capabilities = loaded.tokenizer, loaded.tokenizer.capabilities
+    if extractor is not None:
+        source.check_count(2, "a Frechet distance")
     first = next(source.batches(batch_size), None)
     if first is None:
         raise VistokError("there is no picture to reconstruct.")

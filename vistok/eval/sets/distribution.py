@@ -1,158 +1,53 @@
-"""Distances between two sets of pictures: FID and its kin, each with its protocol.
+"""From what a user names to values of metrics: two sets of pictures, seen by one network, each with its protocol.
 
 The first set is the reference (real pictures), the second the samples; either may be a folder, an ``.npz`` batch or,
-as the reference, ``.npz`` statistics. The Frechet distance is called ``fid`` only on the Inception network; on others
-it is ``fd-dinov2``, ``fd-clip`` or ``fd-scenes-features``.
+as the reference, ``.npz`` statistics. What cannot be measured is refused before the first picture is read: open both
+sides with :func:`open_set`, ask :func:`check_sets`, then :func:`extract` and :func:`evaluate_sets`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from vistok.errors import VistokError, unknown_name
+from vistok.errors import VistokError
 from vistok.eval.protocol import Protocol, Result
 from vistok.eval.sets.extractors import Extractor
-from vistok.eval.sets.features import FeatureShards, extract_features
-from vistok.eval.sets.frechet import frechet_curve, frechet_distance, frechet_distance_infinity
-from vistok.eval.sets.inception_score import inception_score
-from vistok.eval.sets.kernel import cmmd, kernel_distance
-from vistok.eval.sets.manifold import manifold_metrics
+from vistok.eval.sets.features import extract_features
+from vistok.eval.sets.interface import METRICS, Metric, PictureSet
 from vistok.eval.sets.pictures import open_pictures
-from vistok.eval.sets.reference import StoredStatistics, load_statistics, npz_keys
-from vistok.eval.sets.statistics import FeatureStatistics
+from vistok.eval.sets.reference import load_statistics, npz_keys
+
+NamedMetric = tuple[str, Metric]
 
 
-@dataclass(frozen=True)
-class PictureSet:
-    """One side of a comparison: stored statistics, features, or both.
-
-    Args:
-        name: of the folder or file.
-        label: name, number of pictures and digest, for the protocol.
-        stored: statistics from a file; they take precedence over computed ones.
-        shards: features of the pictures.
-    """
-
-    name: str
-    label: str
-    stored: StoredStatistics | None = None
-    shards: FeatureShards | None = None
-
-    def statistics(self, output: str = "features") -> FeatureStatistics:
-        if self.stored is not None:
-            chosen = self.stored.features if output == "features" else self.stored.spatial
-            if chosen is None:
-                raise VistokError(f"'{self.name}' holds no statistics of spatial features, which sFID needs.")
-            return chosen
-        return self.need_shards().statistics(output)
-
-    def need_shards(self) -> FeatureShards:
-        if self.shards is None:
-            raise VistokError(
-                f"'{self.name}' holds statistics only, and this metric needs pictures: give a folder or an .npz batch."
-            )
-        return self.shards
-
-
-@dataclass(frozen=True)
-class Options:
-    """Settings of the metrics; each metric's protocol holds those that it uses."""
-
-    kid_subsets: int = 100
-    kid_subset_size: int = 1000
-    neighbours: int = 3
-    inception_score_flavour: str = "torch-fidelity"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How one metric is computed.
-
-    Args:
-        compute: (reference, samples, options) -> value, spread, details.
-        outputs: what it reads of the network's outputs.
-        from_statistics: whether the reference may be statistics alone.
-        options: names of the options that its value depends on.
-        extractors: networks on which it is defined; empty for any.
-    """
-
-    compute: Callable[[PictureSet, PictureSet, Options], tuple[float, float | None, dict[str, float]]]
-    outputs: tuple[str, ...] = ("features",)
-    from_statistics: bool = False
-    options: tuple[str, ...] = ()
-    extractors: tuple[str, ...] = ()
-
-
-def _fid(a: PictureSet, b: PictureSet, _: Options):
-    return frechet_distance(a.statistics(), b.statistics()), None, {}
-
-
-def _sfid(a: PictureSet, b: PictureSet, _: Options):
-    return frechet_distance(a.statistics("spatial"), b.statistics("spatial")), None, {}
-
-
-def _fid_infinity(a: PictureSet, b: PictureSet, _: Options):
-    return frechet_distance_infinity(*frechet_curve(a.statistics(), b.need_shards().load())), None, {}
-
-
-def _kid(a: PictureSet, b: PictureSet, options: Options):
-    features = (side.need_shards().load() for side in (a, b))
-    value = kernel_distance(*features, options.kid_subsets, options.kid_subset_size)
-    return value.mean, value.std, {}
-
-
-def _inception_score(_a: PictureSet, b: PictureSet, options: Options):
-    value = inception_score(b.need_shards().load("logits"), options.inception_score_flavour)
-    return value.mean, value.std, {}
-
-
-def _precision(a: PictureSet, b: PictureSet, options: Options):
-    found = manifold_metrics(*(side.need_shards().load() for side in (a, b)), k=options.neighbours)
-    details = {"recall": found.recall, "density": found.density, "coverage": found.coverage}
-    return found.precision, None, details
-
-
-def _cmmd(a: PictureSet, b: PictureSet, _: Options):
-    return cmmd(a.need_shards().load(), b.need_shards().load()), None, {}
-
-
-METRICS: dict[str, Metric] = {
-    "fid": Metric(_fid, from_statistics=True),
-    "sfid": Metric(_sfid, outputs=("spatial",), from_statistics=True, extractors=("inception",)),
-    "fid-infinity": Metric(_fid_infinity, from_statistics=True),
-    "kid": Metric(_kid, options=("kid_subsets", "kid_subset_size")),
-    "is": Metric(_inception_score, ("logits",), True, options=("inception_score_flavour",), extractors=("inception",)),
-    "precision": Metric(_precision, options=("neighbours",)),
-    "cmmd": Metric(_cmmd, extractors=("clip",)),
-}
-
-
-def check_metrics(names: list[str], extractor: str) -> list[Metric]:
-    """The metrics of those names.
+def parse_metrics(text: str) -> list[NamedMetric]:
+    """Returns the metrics that a text names by commas, each with its options: ``"fid,kid:subset_size=50"``.
 
     Raises:
-        VistokError: an unknown name, or a metric that is not defined on the extractor.
+        VistokError: an unknown metric or option, a value that the option does not take, or no metric.
     """
-    for name in names:
-        if name not in METRICS:
-            raise unknown_name("metric", name, list(METRICS))
-        allowed = METRICS[name].extractors
-        if allowed and extractor not in allowed:
-            raise VistokError(f"{name} is defined on the {allowed[0]} extractor, not on {extractor}.")
-    return [METRICS[name] for name in names]
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise VistokError(f"name a metric: {', '.join(METRICS)}.")
+    return [(part.partition(":")[0], METRICS.build(part)) for part in parts]
 
 
-def metric_name(metric: str, extractor: str) -> str:
-    """What reports call a metric: only the Inception network's Frechet distance is FID."""
-    if extractor == "inception" or not metric.startswith("fid"):
-        return metric
-    return f"fd-{extractor}{metric.removeprefix('fid')}"
+def check_metrics(metrics: Sequence[NamedMetric], extractor: str) -> None:
+    """Raise VistokError if a metric is not defined on the extractor."""
+    for name, metric in metrics:
+        if metric.extractors and extractor not in metric.extractors:
+            raise VistokError(f"{name} is defined on the {metric.extractors[0]} extractor, not on {extractor}.")
+
+
+def needed_outputs(metrics: Sequence[NamedMetric]) -> tuple[str, ...]:
+    """Returns the outputs of the network that metrics read of the samples; none if all look at pixels."""
+    return tuple(dict.fromkeys(output for _, metric in metrics for output in metric.outputs))
 
 
 def resize_of(paths: list[str | Path], wanted: str | None) -> str | None:
-    """The resize convention that the given files ask for; None where none of them cares.
+    """Returns the resize convention that the given files ask for; None where none of them cares.
 
     Args:
         paths: folders and ``.npz`` files.
@@ -176,77 +71,136 @@ def resize_of(paths: list[str | Path], wanted: str | None) -> str | None:
     return wanted
 
 
-def open_set(
-    path: str | Path, extractor: Extractor, folder: Path, outputs: tuple[str, ...], pictures: bool, **extraction
-) -> PictureSet:
-    """Statistics or features of one side.
+def open_set(path: str | Path) -> PictureSet:
+    """Returns one side of a comparison; pictures are listed and not read.
 
     Args:
         path: folder of pictures, ``.npz`` batch, or ``.npz`` statistics.
-        extractor: the network.
-        folder: where feature shards go.
-        outputs: outputs of the network that the metrics need.
-        pictures: whether stored statistics are not enough.
-        extraction: further arguments of :func:`~vistok.eval.sets.features.extract_features`.
 
     Raises:
-        VistokError: unreadable, or made with another network.
+        VistokError: it is none of these.
     """
     keys = npz_keys(path) if Path(path).suffix == ".npz" else set()
     stored = load_statistics(path) if "mu" in keys else None
-    if stored is not None:
-        seen = (stored.extractor, stored.weights)
-        if stored.extractor is not None and seen != (extractor.name, extractor.weights):
-            raise VistokError(
-                f"'{path}' was made with {stored.extractor} ({stored.weights}), "
-                f"not with {extractor.name} ({extractor.weights})."
-            )
-        if stored.precision != extractor.precision:
-            raise VistokError(
-                f"'{path}' was made in {stored.precision}, the samples would be seen in {extractor.precision}: "
-                f"give --precision {stored.precision}, or the reference's pictures."
-            )
-        if not pictures or "arr_0" not in keys:
-            count = stored.count if stored.count is not None else "unknown number of"
-            return PictureSet(
-                Path(path).name, f"{Path(path).name} ({count} pictures, npz stats {stored.digest})", stored
-            )
-    source = open_pictures(path)
-    shards = extract_features(source, extractor, folder, outputs=outputs, **extraction)
-    origin = f"npz stats {stored.digest}" if stored is not None else source.digest
-    return PictureSet(source.name, f"{source.name} ({len(source)} pictures, {origin})", stored, shards)
+    if stored is not None and "arr_0" not in keys:
+        count = stored.count if stored.count is not None else "unknown number of"
+        return PictureSet(Path(path).name, f"{Path(path).name} ({count} pictures, npz stats {stored.digest})", stored)
+    pictures = open_pictures(path)
+    origin = f"npz stats {stored.digest}" if stored is not None else pictures.digest
+    return PictureSet(pictures.name, f"{pictures.name} ({len(pictures)} pictures, {origin})", stored, pictures)
+
+
+def check_sets(reference: PictureSet, samples: PictureSet, metrics: Sequence[NamedMetric]) -> None:
+    """Refuse what the metrics cannot measure, before a picture is read or a network loaded.
+
+    Raises:
+        VistokError: a side lacks pictures or has too few of them.
+    """
+    samples.need_pictures()
+    for _, metric in metrics:
+        if not metric.from_statistics:
+            reference.need_pictures()
+        metric.check(reference, samples)
+
+
+def check_stored(side: PictureSet, extractor: Extractor) -> None:
+    """Refuse stored statistics that another network made, or another precision.
+
+    Raises:
+        VistokError: naming both.
+    """
+    stored = side.stored
+    if stored is None:
+        return
+    seen = (stored.extractor, stored.weights)
+    if stored.extractor is not None and seen != (extractor.name, extractor.weights):
+        raise VistokError(
+            f"'{side.name}' was made with {stored.extractor} ({stored.weights}), "
+            f"not with {extractor.name} ({extractor.weights})."
+        )
+    if stored.precision != extractor.precision:
+        raise VistokError(
+            f"'{side.name}' was made in {stored.precision}, the samples would be seen in {extractor.precision}: "
+            f"give --precision {stored.precision}, or the reference's pictures."
+        )
+
+
+def extract(side: PictureSet, extractor: Extractor, folder: Path, outputs: tuple[str, ...], **extraction) -> PictureSet:
+    """Returns the side with the features of its pictures.
+
+    Args:
+        side: with pictures.
+        extractor: the network.
+        folder: where feature shards go.
+        outputs: which outputs of the network are kept.
+        extraction: further arguments of :func:`~vistok.eval.sets.features.extract_features`.
+    """
+    shards = extract_features(side.need_pictures(), extractor, folder, outputs=outputs, **extraction)
+    return replace(side, shards=shards)
+
+
+def extract_sets(
+    reference: PictureSet,
+    samples: PictureSet,
+    extractor: Extractor,
+    folder: Path,
+    metrics: Sequence[NamedMetric],
+    more: tuple[str, ...] = (),
+    **extraction,
+) -> tuple[PictureSet, PictureSet]:
+    """Returns both sides with all features that the metrics read, and none besides.
+
+    Args:
+        reference, samples: as :func:`open_set` gave them.
+        extractor: the network.
+        folder: where feature shards go.
+        metrics: what will be measured.
+        more: further outputs that are kept of both sides.
+        extraction: see :func:`extract`.
+
+    Raises:
+        VistokError: an unreadable picture, or stored statistics of another network.
+    """
+    check_stored(reference, extractor)
+    check_stored(samples, extractor)
+    outputs = tuple(dict.fromkeys((*needed_outputs(metrics), *more)))
+    read = [(name, metric) for name, metric in metrics if metric.reads_reference]
+    of_reference = tuple(dict.fromkeys((*needed_outputs(read), *more)))
+    stored_serves = reference.stored is not None and all(metric.from_statistics for _, metric in read)
+    if of_reference and not stored_serves:
+        reference = extract(reference, extractor, folder / "reference", of_reference, **extraction)
+    return reference, extract(samples, extractor, folder / "samples", outputs, **extraction)
 
 
 def evaluate_sets(
-    reference: PictureSet, samples: PictureSet, extractor: Extractor, names: list[str], options: Options | None = None
+    reference: PictureSet, samples: PictureSet, extractor: Extractor | None, metrics: Sequence[NamedMetric]
 ) -> list[Result]:
-    """The metrics of samples against a reference.
+    """Returns the metrics of samples against a reference.
 
     Args:
         reference: real pictures.
         samples: generated pictures.
-        extractor: the network that both were seen by.
-        names: names in :data:`METRICS`.
-        options: settings of the metrics.
+        extractor: the network that both were seen by; None if all metrics look at pixels.
+        metrics: as :func:`parse_metrics` gives them.
 
     Raises:
-        VistokError: an unknown metric, or a side that lacks what a metric needs.
+        VistokError: a side lacks what a metric needs, or a value is no number.
     """
-    options = options or Options()
+    if extractor is not None:
+        check_metrics(metrics, extractor.name)
     results = []
-    count = samples.shards.count if samples.shards is not None else samples.stored.count or 0
-    for name, metric in zip(names, check_metrics(names, extractor.name), strict=True):
-        value, std, details = metric.compute(reference, samples, options)
+    for name, metric in metrics:
+        found = metric.compute(reference, samples)
+        seen = {}
+        if extractor is not None and metric.outputs:
+            names = ("weights", "resize", "normalisation", "precision")
+            seen = {"extractor": extractor.name} | {each: getattr(extractor, each) for each in names}
         protocol = Protocol(
-            metric=metric_name(name, extractor.name),
-            extractor=extractor.name,
-            weights=extractor.weights,
-            resize=extractor.resize,
-            normalisation=extractor.normalisation,
-            precision=extractor.precision,
-            reference="" if name == "is" else reference.label,
-            samples=count,
-            options=tuple(f"{option}={getattr(options, option)}" for option in metric.options),
+            metric=metric.title(name, seen.get("extractor", "")),
+            **seen,
+            reference=reference.label if metric.reads_reference else "",
+            samples=samples.count or 0,
+            options=metric.settings(),
         )
-        results.append(Result(samples.name, value, protocol, std, details))
+        results.append(Result(samples.name, found.value, protocol, found.std, found.details))
     return results

@@ -26,12 +26,13 @@ from vistok.eval.weights import weights_digest
 from vistok.models.vision.inception import WEIGHT_FILES, fold_batch_norms, load_inception
 from vistok.models.vision.scenes import SIDE, load_scene_features
 from vistok.runtime import resolve_dtype
-from vistok.zoo.registry import check_folder_or_hub_id
+from vistok.zoo.transformers import load_model
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 PRECISIONS = ("float32", "bfloat16")
+DINOV2 = ("dinov2", "dinov2_with_registers")  # as transformers calls the architecture
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Extractor:
     precision: str = "float32"
 
     def run(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Float32 outputs of the network for prepared pictures [B, 3, h, w]."""
+        """Returns the float32 outputs of the network for prepared pictures [B, 3, h, w]."""
         pixels = pixels.to(resolve_dtype(self.precision)).contiguous(memory_format=torch.channels_last)
         return {name: value.float() for name, value in self.network(pixels).items()}
 
@@ -110,22 +111,6 @@ class ImageTower(nn.Module):
         return {"features": self.features(self.network, pixels)}
 
 
-def load_pretrained(loader: type, source: str | Path, what: str) -> nn.Module:
-    """``loader.from_pretrained(source)`` in float32 evaluation mode.
-
-    Raises:
-        VistokError: if the folder or hub id holds no such model.
-    """
-    check_folder_or_hub_id(source, what)
-    try:
-        model = loader.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise VistokError(
-            f"'{source}' holds no {what} that transformers can load: {str(error).splitlines()[0]}"
-        ) from error
-    return model.eval().requires_grad_(False)
-
-
 def _inception(weights: str | Path | None, resize: str) -> Extractor:
     if weights is None:
         raise VistokError(f"the inception extractor needs its weights: give the path of {WEIGHT_FILES} (--weights).")
@@ -148,18 +133,20 @@ def _dinov2(weights: str | Path | None, resize: str) -> Extractor:
     if str(weights).startswith("timm/"):
         import timm
 
+        if "dinov2" not in str(weights):
+            raise VistokError(f"'{weights}' is no DINOv2: name one such as timm/vit_large_patch14_dinov2.lvd142m.")
         network = timm.create_model(f"hf-hub:{weights}", pretrained=True, num_classes=0, img_size=224).eval()
         tower = ImageTower(network.requires_grad_(False), lambda model, pixels: model(pixels))
     else:
         from transformers import AutoModel
 
-        tower = ImageTower(load_pretrained(AutoModel, weights, "DINOv2 model"), _cls_token)
+        tower = ImageTower(load_model(weights, AutoModel, "DINOv2 model", model_types=DINOV2), _cls_token)
     prepare, decode = Normalise(IMAGENET_MEAN, IMAGENET_STD), SquareResize(224, crop=False)
     return Extractor("dinov2", tower, weights_digest(tower), resize, "imagenet", prepare, decode)
 
 
 def clip_image_embedding(network: nn.Module, pixels: Tensor) -> Tensor:
-    """Projected image embedding [B, D] of a transformers CLIP, not normalised."""
+    """Returns the projected image embeddings [B, D] of a transformers CLIP, not normalised."""
     return network.visual_projection(network.vision_model(pixel_values=pixels).pooler_output)
 
 
@@ -170,14 +157,14 @@ def _clip(weights: str | Path | None, resize: str) -> Extractor:
         )
     from transformers import CLIPModel
 
-    network = load_pretrained(CLIPModel, weights, "CLIP model")
+    network = load_model(weights, CLIPModel, "CLIP model")
     tower = ImageTower(network, clip_image_embedding)
     prepare, decode = Normalise(CLIP_MEAN, CLIP_STD), SquareResize(network.config.vision_config.image_size, crop=True)
     return Extractor("clip", tower, weights_digest(tower), resize, "clip", prepare, decode)
 
 
 def scenes_input(images: Tensor) -> Tensor:
-    """Pictures [B, 3, H, W] in 0..255 -> input [B, 3, 64, 64] of the scenes network."""
+    """Returns the input [B, 3, 64, 64] of the scenes network for pictures [B, 3, H, W] in 0..255."""
     return RESIZES["clean"](images, SIDE) / 127.5 - 1
 
 
@@ -195,10 +182,16 @@ EXTRACTORS: dict[str, tuple[Callable[[str | Path | None, str], Extractor], tuple
 }
 
 
+def check_extractor(name: str) -> None:
+    """Raise VistokError unless an extractor has this name."""
+    if name not in EXTRACTORS:
+        raise unknown_name("feature extractor", name, list(EXTRACTORS))
+
+
 def load_extractor(
     name: str, weights: str | Path | None = None, resize: str | None = None, precision: str = "float32"
 ) -> Extractor:
-    """A feature extractor by name, on the CPU.
+    """Returns a feature extractor by name, on the CPU.
 
     Args:
         name: a name in :data:`EXTRACTORS`.
@@ -210,8 +203,7 @@ def load_extractor(
     Raises:
         VistokError: unknown name or precision, absent or wrong weights.
     """
-    if name not in EXTRACTORS:
-        raise unknown_name("feature extractor", name, list(EXTRACTORS))
+    check_extractor(name)
     build, conventions = EXTRACTORS[name]
     if resize is not None and resize not in conventions:
         raise unknown_name(f"resize convention of the {name} extractor", resize, list(conventions))

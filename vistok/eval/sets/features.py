@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from vistok.errors import VistokError
 from vistok.eval.sets.extractors import Extractor
 from vistok.eval.sets.pictures import Pictures
-from vistok.eval.sets.statistics import FeatureStatistics
+from vistok.eval.sets.statistics import FeatureStatistics, check_finite
 from vistok.files import atomic_path
 from vistok.jobs import ShardedJob
 from vistok.progress import progress
@@ -55,7 +55,7 @@ class _Batches(Dataset):
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Float32 that is float32: TF32 would move resized pixels and scores in the third digit."""
+    """Keeps float32 what it says while it lasts: TF32 would move resized pixels and scores in the third digit."""
     matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -83,16 +83,16 @@ class FeatureShards:
     seconds: float
 
     def shards(self, output: str = "features") -> Iterator[Tensor]:
-        """Shards [n, D] of one output, in order."""
+        """Yields shards [n, D] of one output, in order."""
         for shard in range(self.job.shards):
             yield load_file(self.job.path(shard))[output]
 
     def load(self, output: str = "features") -> Tensor:
-        """All of one output at once, [count, D]."""
+        """Returns all of one output at once, [count, D]."""
         return torch.cat(list(self.shards(output)))
 
     def statistics(self, output: str = "features") -> FeatureStatistics:
-        """Mean and covariance of one output; the memory does not depend on the number of pictures."""
+        """Returns mean and covariance of one output; the memory does not depend on the number of pictures."""
         statistics = None
         for features in self.shards(output):
             statistics = statistics or FeatureStatistics.empty(features.shape[1])
@@ -119,7 +119,7 @@ def extract_features(
     workers: int = 2,
     outputs: tuple[str, ...] = ("features",),
 ) -> FeatureShards:
-    """Features of all pictures, in a folder of shards that a later call goes on from.
+    """Returns the features of all pictures, in a folder of shards that a later call goes on from.
 
     Under ``accelerate launch`` every process computes its share; all need the same ``folder``.
 
@@ -133,11 +133,11 @@ def extract_features(
         outputs: which outputs of the network are kept.
 
     Raises:
-        VistokError: an unreadable picture, or a folder that holds another job.
+        VistokError: an unreadable picture, one whose features are no numbers, or a folder that holds another job.
     """
     state = processes()
     identity = {
-        "pictures": f"{pictures.name} {len(pictures)} {pictures.digest}",
+        "pictures": f"{pictures.name} {len(pictures)} {pictures.fingerprint}",
         "extractor": f"{extractor.name} {extractor.weights}",
         "resize": extractor.resize,
         "precision": extractor.precision,
@@ -166,6 +166,7 @@ def extract_features(
             done.append({name: result[name] for name in outputs})
             if stop % shard_size == 0 or stop == len(pictures):
                 tensors = {name: torch.cat([part[name] for part in done]).cpu() for name in outputs}
+                check_finite(*tensors.values())
                 with atomic_path(job.path((stop - 1) // shard_size)) as temporary:
                     save_file(tensors, temporary)
                 done.clear()
@@ -178,7 +179,7 @@ def extract_features(
 
 @contextmanager
 def work_folder(cache: str | Path | None, name: str) -> Iterator[Path]:
-    """Where the shards of a set live: under ``cache``, kept for a resume, or in a temporary folder of all processes."""
+    """Yields where the shards of a set live: kept under ``cache``, or in a temporary folder of all processes."""
     if cache is not None:
         yield Path(cache) / name
         return

@@ -9,15 +9,18 @@ the values agree to rounding.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from vistok.errors import VistokError
+from vistok.eval.sets.interface import Measurement, Metric, PictureSet, check_counts
 from vistok.eval.sets.statistics import FeatureStatistics
 
 
 def covariance_factor(covariance: Tensor) -> Tensor:
-    """A factor L [d, r] with ``L @ L.T == covariance`` [d, d], r its numerical rank.
+    """Returns a factor L [d, r] with ``L @ L.T == covariance`` [d, d], r its numerical rank.
 
     Cholesky for well-conditioned covariances; otherwise the eigenvectors of the eigenvalues above rounding noise.
     """
@@ -32,7 +35,7 @@ def covariance_factor(covariance: Tensor) -> Tensor:
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """Frechet distance between the Gaussians of two feature sets; never clipped, so equal sets may give -1e-9.
+    """Returns the Frechet distance between the Gaussians of two feature sets, unclipped: equal sets may give -1e-9.
 
     Raises:
         VistokError: if the dimensions differ or a statistic is not finite.
@@ -53,7 +56,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 def frechet_curve(
     reference: FeatureStatistics, features: Tensor, points: int = 15, smallest: int = 5000, seed: int = 0
 ) -> tuple[list[int], list[float]]:
-    """Frechet distance of random subsets of growing size: how much of a value is the bias of its sample count.
+    """Returns Frechet distances of random subsets of growing size: how much of a value is the bias of its count.
 
     Args:
         reference: statistics of the reference set.
@@ -76,7 +79,7 @@ def frechet_curve(
 
 
 def frechet_distance_infinity(sizes: list[int], distances: list[float]) -> float:
-    """Distance at infinitely many samples: intercept of the regression of :func:`frechet_curve` on 1/N.
+    """Returns the distance at infinitely many samples: the intercept of :func:`frechet_curve` regressed on 1/N.
 
     arXiv 1911.07023, with the sizes of dgm-eval.
     """
@@ -84,3 +87,45 @@ def frechet_distance_infinity(sizes: list[int], distances: list[float]) -> float
     design = torch.stack([torch.ones_like(inverse), inverse], dim=1)
     values = torch.tensor(distances, dtype=torch.float64)[:, None]
     return torch.linalg.lstsq(design, values).solution[0].item()
+
+
+@dataclass(frozen=True)
+class Frechet(Metric):
+    """``fid``: called FID on the Inception network alone, on others ``fd-dinov2``, ``fd-scenes-features``..."""
+
+    from_statistics = True
+
+    def check(self, reference: PictureSet, samples: PictureSet) -> None:
+        check_counts("a Frechet distance", 2, reference, samples)
+
+    def compute(self, reference: PictureSet, samples: PictureSet) -> Measurement:
+        return Measurement(frechet_distance(reference.statistics(), samples.statistics()))
+
+    def title(self, name: str, extractor: str) -> str:
+        return name if extractor == "inception" else f"fd-{extractor}{name.removeprefix('fid')}"
+
+
+@dataclass(frozen=True)
+class SpatialFrechet(Metric):
+    """``sfid`` (arXiv 2103.03841): the distance on spatial features."""
+
+    outputs = ("spatial",)
+    extractors = ("inception",)
+    from_statistics = True
+
+    def check(self, reference: PictureSet, samples: PictureSet) -> None:
+        check_counts("a Frechet distance", 2, reference, samples)
+        if reference.stored is not None:
+            reference.statistics("spatial")
+
+    def compute(self, reference: PictureSet, samples: PictureSet) -> Measurement:
+        return Measurement(frechet_distance(reference.statistics("spatial"), samples.statistics("spatial")))
+
+
+@dataclass(frozen=True)
+class FrechetInfinity(Frechet):
+    """``fid-infinity``: the distance extrapolated to infinitely many samples."""
+
+    def compute(self, reference: PictureSet, samples: PictureSet) -> Measurement:
+        curve = frechet_curve(reference.statistics(), samples.need_shards().load())
+        return Measurement(frechet_distance_infinity(*curve))

@@ -1,18 +1,23 @@
 """Kernel distances: KID (arXiv 1801.01401) and CMMD (arXiv 2401.09603).
 
 KID's subsets are drawn as torch-fidelity draws them (one ``RandomState``, per subset first from the first set, then
-from the second), so its published figures can be reproduced; clean-fid draws the same way without a seed.
+from the second); clean-fid draws the same way without a seed. So the value depends in its last digits on which set
+comes first: here the reference does, and in torch-fidelity's usual call the samples do (``--input1 samples --input2
+reference``), which ``order="torch-fidelity"`` follows to reproduce its figures.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vistok.errors import VistokError
+from vistok.errors import VistokError, unknown_name
+from vistok.eval.sets.interface import Measurement, Metric, PictureSet
+from vistok.eval.sets.statistics import check_finite
 
 Estimator = Literal["unbiased", "biased", "ustat"]
 
@@ -25,18 +30,18 @@ class MeanStd(NamedTuple):
 
 
 def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
-    """KID's kernel ``(x.y / d + 1)^3``: [n, d], [m, d] -> [n, m]."""
+    """Returns KID's kernel ``(x.y / d + 1)^3``: [n, d], [m, d] -> [n, m]."""
     return (x @ y.mT / x.shape[-1] + 1) ** 3
 
 
 def gaussian_kernel(x: Tensor, y: Tensor, sigma: float) -> Tensor:
-    """``exp(-|x - y|^2 / (2 sigma^2))``: [n, d], [m, d] -> [n, m]."""
+    """Returns ``exp(-|x - y|^2 / (2 sigma^2))``: [n, d], [m, d] -> [n, m]."""
     squared = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :] - 2 * x @ y.mT
     return (squared / (-2 * sigma**2)).exp()
 
 
 def squared_mmd(k_xx: Tensor, k_yy: Tensor, k_xy: Tensor, estimator: Estimator = "unbiased") -> Tensor:
-    """Squared maximum mean discrepancy from kernel matrices [..., m, m] (leading dimensions are batched).
+    """Returns squared maximum mean discrepancies from kernel matrices [..., m, m] (leading dimensions are batched).
 
     Args:
         k_xx: kernel within the first set.
@@ -61,13 +66,13 @@ def squared_mmd(k_xx: Tensor, k_yy: Tensor, k_xy: Tensor, estimator: Estimator =
 
 
 def polynomial_mmd(x: Tensor, y: Tensor, estimator: Estimator = "unbiased") -> Tensor:
-    """Squared MMD of KID between feature sets [..., m, d] and [..., n, d], in float64."""
+    """Returns the squared MMD of KID between feature sets [..., m, d] and [..., n, d], in float64."""
     x, y = x.double(), y.double()
     return squared_mmd(polynomial_kernel(x, x), polynomial_kernel(y, y), polynomial_kernel(x, y), estimator)
 
 
 def kid_subsets(n1: int, n2: int, subsets: int, subset_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices [subsets, subset_size] into the two sets, drawn without replacement in torch-fidelity's order.
+    """Returns indices [subsets, subset_size] into the two sets, drawn without replacement in torch-fidelity's order.
 
     Raises:
         VistokError: if a set is smaller than a subset.
@@ -88,7 +93,7 @@ def kid_subsets(n1: int, n2: int, subsets: int, subset_size: int, seed: int) -> 
 def kernel_distance(
     features1: Tensor, features2: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
 ) -> MeanStd:
-    """Kernel inception distance, mean and population std over subsets (not multiplied by 1000).
+    """Returns the kernel inception distance, mean and population std over subsets (not multiplied by 1000).
 
     Args:
         features1: [n1, d].
@@ -98,8 +103,9 @@ def kernel_distance(
         seed: of the subsets.
 
     Raises:
-        VistokError: if a set is smaller than a subset.
+        VistokError: if a set is smaller than a subset, or a feature is not finite.
     """
+    check_finite(features1, features2)
     first, second = kid_subsets(len(features1), len(features2), subsets, subset_size, seed)
     values = torch.stack([polynomial_mmd(features1[i], features2[j]) for i, j in zip(first, second, strict=True)])
     return MeanStd(values.mean().item(), values.std(correction=0).item())
@@ -108,7 +114,7 @@ def kernel_distance(
 def cmmd(
     embeddings1: Tensor, embeddings2: Tensor, sigma: float = 10.0, scale: float = 1000.0, chunk: int = 2048
 ) -> float:
-    """CLIP maximum mean discrepancy: biased estimator on L2-normalised embeddings, times ``scale``.
+    """Returns the CLIP maximum mean discrepancy: biased estimator on L2-normalised embeddings, times ``scale``.
 
     Args:
         embeddings1: [n1, d] CLIP image embeddings, normalised here.
@@ -116,10 +122,61 @@ def cmmd(
         sigma: width of the Gaussian kernel.
         scale: factor of the published figures.
         chunk: rows of a kernel matrix that are held at once.
+
+    Raises:
+        VistokError: an embedding is not finite.
     """
+    check_finite(embeddings1, embeddings2)
     x, y = (torch.nn.functional.normalize(e.double(), dim=-1) for e in (embeddings1, embeddings2))
 
     def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
         return sum(gaussian_kernel(rows, b, sigma).sum() for rows in a.split(chunk)) / (len(a) * len(b))
 
     return scale * (mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y)).item()
+
+
+ORDERS = ("reference-first", "torch-fidelity")
+
+
+@dataclass(frozen=True)
+class KernelDistance(Metric):
+    """``kid``: kernel inception distance.
+
+    Attributes:
+        subsets: how many are drawn.
+        subset_size: pictures of each side in a subset.
+        order: which side subsets are drawn of first: ``reference-first``, or ``torch-fidelity`` (the samples).
+    """
+
+    subsets: int = 100
+    subset_size: int = 1000
+    order: str = ORDERS[0]
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise unknown_name("order of KID's subsets", self.order, list(ORDERS))
+        if self.subsets < 1 or self.subset_size < 2:
+            raise VistokError("KID needs at least one subset, of at least 2 pictures.")
+
+    def check(self, reference: PictureSet, samples: PictureSet) -> None:
+        counts = [side.count for side in (reference, samples) if side.count is not None]
+        if counts and min(counts) < self.subset_size:
+            raise VistokError(
+                f"KID draws subsets of {self.subset_size} pictures, and one side has {min(counts)}: give --metrics "
+                f"kid:subset_size={min(counts)} or less, and say so beside the value."
+            )
+
+    def compute(self, reference: PictureSet, samples: PictureSet) -> Measurement:
+        sides = (reference, samples) if self.order == ORDERS[0] else (samples, reference)
+        features = (side.need_shards().load() for side in sides)
+        return Measurement(*kernel_distance(*features, self.subsets, self.subset_size))
+
+
+@dataclass(frozen=True)
+class ClipDiscrepancy(Metric):
+    """``cmmd``: CLIP maximum mean discrepancy."""
+
+    extractors = ("clip",)
+
+    def compute(self, reference: PictureSet, samples: PictureSet) -> Measurement:
+        return Measurement(cmmd(reference.need_shards().load(), samples.need_shards().load()))

@@ -2,7 +2,8 @@
 realism, and the Vendi score (arXiv 2210.02410).
 
 Distances are taken in float64 in row chunks. ADM's evaluator takes them in float16 where they do not overflow, so its
-published figures may differ in the fourth digit on close calls.
+published figures may differ in the fourth digit on close calls. Features that differ by no more than the rounding of
+float32 have distance zero, so that repeated pictures are neighbours whatever the order of the sums.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ import torch
 from torch import Tensor
 
 from vistok.errors import VistokError
+from vistok.eval.sets.interface import Measurement, Metric, PictureSet, check_counts
+from vistok.eval.sets.statistics import check_finite
+
+SAME = 1e-6  # distance over norm below which two float32 features are one: closer than their own rounding
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,14 @@ class Manifold:
 
 
 def _distance_rows(x: Tensor, y: Tensor, chunk: int) -> Iterator[Tensor]:
+    norms = y.norm(dim=1)
     for rows in x.split(chunk):
-        yield torch.cdist(rows, y, compute_mode="use_mm_for_euclid_dist")
+        distance = torch.cdist(rows, y, compute_mode="use_mm_for_euclid_dist")
+        yield distance.masked_fill_(distance <= SAME * torch.maximum(rows.norm(dim=1)[:, None], norms), 0)
 
 
 def neighbour_radii(features: Tensor, k: int, chunk: int = 1024) -> Tensor:
-    """Distance of every feature [n, d] to its k-th nearest neighbour in its own set, itself not counted: [n].
+    """Returns the distance [n] of every feature [n, d] to its k-th nearest neighbour in its own set, not itself.
 
     Raises:
         VistokError: if the set has no k-th neighbour.
@@ -50,7 +57,7 @@ def neighbour_radii(features: Tensor, k: int, chunk: int = 1024) -> Tensor:
 
 
 def manifold_metrics(real: Tensor, fake: Tensor, k: int = 3, chunk: int = 1024) -> Manifold:
-    """Precision, recall, density, coverage and realism of samples against real pictures.
+    """Returns precision, recall, density, coverage and realism of samples against real pictures.
 
     Args:
         real: [n_real, d].
@@ -59,11 +66,15 @@ def manifold_metrics(real: Tensor, fake: Tensor, k: int = 3, chunk: int = 1024) 
         chunk: rows of the distance matrix that are held at once.
 
     Raises:
-        VistokError: if a set has no more than ``k`` pictures.
+        VistokError: a set has no more than ``k`` pictures, or a feature is not finite.
     """
+    check_finite(real, fake)
     real, fake = real.double(), fake.double()
     radius_real, radius_fake = neighbour_radii(real, k, chunk), neighbour_radii(fake, k, chunk)
-    trusted = radius_real < radius_real.quantile(0.5)  # realism ignores balls in sparse regions
+    median = radius_real.quantile(0.5)
+    trusted = radius_real < median  # realism ignores balls in sparse regions
+    if not trusted.any():  # most balls are of one size, e.g. around repeated pictures
+        trusted = radius_real <= median
 
     inside_real, strictly_inside_real, balls, realism = [], [], [], []
     recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
@@ -75,7 +86,8 @@ def manifold_metrics(real: Tensor, fake: Tensor, k: int = 3, chunk: int = 1024) 
         within = distance < radius_real
         strictly_inside_real.append(within.any(1))
         balls.append(within.sum(1))
-        realism.append((radius_real[trusted] / distance[:, trusted]).amax(1))
+        near = distance[:, trusted]
+        realism.append((radius_real[trusted] / near).masked_fill(near == 0, torch.inf).amax(1))
         own = radius_fake[start : start + len(distance), None]
         recalled |= (distance <= own).any(0)
         recalled_strict |= (distance < own).any(0)
@@ -93,12 +105,46 @@ def manifold_metrics(real: Tensor, fake: Tensor, k: int = 3, chunk: int = 1024) 
 
 
 def vendi_score(features: Tensor) -> float:
-    """Effective number of distinct pictures: exp of the entropy of the cosine Gram matrix's eigenvalues.
+    """Returns the effective number of distinct pictures: exp of the entropy of the cosine Gram matrix's eigenvalues.
 
     Args:
         features: [n, d].
+
+    Raises:
+        VistokError: a feature is not finite.
     """
+    check_finite(features)
     unit = torch.nn.functional.normalize(features.double(), dim=-1)
     gram = unit @ unit.T if len(unit) <= unit.shape[1] else unit.T @ unit  # the same non-zero eigenvalues
     weights = torch.linalg.eigvalsh(gram / len(unit)).clamp(min=0)
     return torch.special.entr(weights).sum().exp().item()
+
+
+@dataclass(frozen=True)
+class PrecisionRecall(Metric):
+    """``precision``, with recall, density and coverage beside it; ``neighbours`` make a ball."""
+
+    neighbours: int = 3
+
+    def __post_init__(self) -> None:
+        if self.neighbours < 1:
+            raise VistokError(f"precision needs at least one neighbour, got {self.neighbours}.")
+
+    def check(self, reference: PictureSet, samples: PictureSet) -> None:
+        check_counts(f"precision with {self.neighbours} neighbours", self.neighbours + 1, reference, samples)
+
+    def compute(self, reference: PictureSet, samples: PictureSet) -> Measurement:
+        found = manifold_metrics(*(side.need_shards().load() for side in (reference, samples)), k=self.neighbours)
+        details = {"recall": found.recall, "density": found.density, "coverage": found.coverage}
+        return Measurement(found.precision, details=details)
+
+
+@dataclass(frozen=True)
+class Vendi(Metric):
+    """``vendi``: effective number of distinct samples."""
+
+    from_statistics = True
+    reads_reference = False
+
+    def compute(self, reference: PictureSet, samples: PictureSet) -> Measurement:
+        return Measurement(vendi_score(samples.need_shards().load()))

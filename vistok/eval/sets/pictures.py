@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterator
+import zlib
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vistok.data.images import IMAGE_SUFFIXES, load_image
+from vistok.data.folders import list_files
+from vistok.data.images import READABLE_SUFFIXES, load_image
 from vistok.errors import VistokError
 
 
@@ -26,20 +27,24 @@ class Pictures(Protocol):
 
     Attributes:
         name: what a report calls it.
-        digest: changes when the set does.
+        digest: of names and sizes; the same on every machine, so that protocols can be compared.
+        fingerprint: also of modification times: changes whenever a picture is written again, so that no cache is stale.
+        left_out: what was passed over when the pictures were looked for, in readable parts.
     """
 
     name: str
     digest: str
+    fingerprint: str
+    left_out: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
     def batch(self, start: int, stop: int) -> list[Tensor]:
-        """Pictures ``start`` to ``stop - 1``, each uint8 [3, H, W]; they may differ in size."""
+        """Returns pictures ``start`` to ``stop - 1``, each uint8 [3, H, W]; they may differ in size."""
 
 
 class FolderPictures:
-    """All pictures under a folder, at any depth, in the order of their names.
+    """All pictures under a folder, at any depth, in the order of their names (:mod:`vistok.data.folders`).
 
     Raises:
         VistokError: no such folder, or no picture in it; on reading, an unreadable picture.
@@ -47,28 +52,37 @@ class FolderPictures:
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
-        self.name = self.root.name
-        if not self.root.is_dir():
-            raise VistokError(f"there is no folder '{root}'.")
-        # Sorted as paths are, by folder and then by name: "/" comes before every other character.
-        names = sorted(name.replace(os.sep, "\0").encode("utf-8", "surrogateescape") for name in _walk(str(root)))
-        if not names:
-            raise VistokError(f"there is no picture in '{root}': looked for {' '.join(sorted(IMAGE_SUFFIXES))}.")
+        self.name = os.path.basename(os.path.abspath(root))
+        if self.root.is_file():
+            raise VistokError(f"'{root}' is a file: {_mend(self.root)}.")
+        listing = list_files(root, READABLE_SUFFIXES)
+        self.left_out = listing.left_out
+        if not listing.names:
+            passed = f" (left out: {'; '.join(self.left_out)})" if self.left_out else ""
+            raise VistokError(
+                f"there is no picture in '{root}'{passed}: looked for {' '.join(sorted(READABLE_SUFFIXES))}."
+            )
+        names = [name.replace(os.sep, "/").encode("utf-8", "surrogateescape") for name in listing.names]
         self._ends = np.cumsum([len(name) for name in names])
         self._names = b"".join(names)
-        listing = hashlib.sha256()
-        for i, name in enumerate(names):
-            listing.update(b"%s %d\n" % (name.replace(b"\0", b"/"), self.path(i).stat().st_size))
-        self.digest = listing.hexdigest()[:12]
+        sizes, times = hashlib.sha256(), hashlib.sha256()
+        for name in names:
+            state = os.stat(os.path.join(os.fsencode(root), name))
+            sizes.update(b"%s %d\n" % (name, state.st_size))
+            times.update(b"%s %d %d\n" % (name, state.st_size, state.st_mtime_ns))
+        self.digest, self.fingerprint = sizes.hexdigest()[:12], times.hexdigest()[:12]
 
     def __len__(self) -> int:
         return len(self._ends)
 
-    def path(self, index: int) -> Path:
-        """Where a picture lies."""
+    def inside(self, index: int) -> str:
+        """Returns the name of a picture relative to the folder, with forward slashes."""
         first = self._ends[index - 1] if index else 0
-        name = self._names[first : self._ends[index]].decode("utf-8", "surrogateescape")
-        return self.root / name.replace("\0", os.sep)
+        return self._names[first : self._ends[index]].decode("utf-8", "surrogateescape")
+
+    def path(self, index: int) -> Path:
+        """Returns where a picture lies."""
+        return self.root / self.inside(index)
 
     def batch(self, start: int, stop: int) -> list[Tensor]:
         return [
@@ -77,14 +91,16 @@ class FolderPictures:
         ]
 
 
-def _walk(root: str) -> Iterator[str]:
-    """Names of the pictures under a folder, relative to it; hidden files are left out."""
-    for folder, _, files in os.walk(root):
-        inside = os.path.relpath(folder, root)
-        for file in files:
-            picture = os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES and not file.startswith(".")
-            if picture and os.path.isfile(os.path.join(folder, file)):
-                yield os.path.normpath(os.path.join(inside, file))
+def _mend(file: Path) -> str:
+    """What to give instead of a file that is no set of pictures."""
+    suffix = file.suffix.lower()
+    if suffix == ".npy":
+        return "give an .npz batch, as numpy.savez(name, arr_0=pictures) writes it"
+    if suffix in (".zip", ".tar", ".gz", ".tgz"):
+        return "unpack it and give the folder"
+    if suffix in READABLE_SUFFIXES:
+        return "give the folder that it lies in"
+    return "give a folder of pictures or an .npz batch"
 
 
 class NpzPictures:
@@ -96,6 +112,8 @@ class NpzPictures:
         VistokError: the file has no such member.
     """
 
+    left_out = ()
+
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.name = self.path.name
@@ -106,13 +124,15 @@ class NpzPictures:
                 read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
                 self.shape, fortran, dtype = read_header[version](member)
                 self.offset = member.tell()
+        except FileNotFoundError as error:
+            raise VistokError(f"there is no file '{path}'.") from error
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise VistokError(f"'{path}' is no sample batch: expected an .npz with a uint8 array 'arr_0'.") from error
         if dtype != np.uint8 or fortran or len(self.shape) != 4 or self.shape[-1] != 3:
             raise VistokError(f"'{path}': arr_0 is {dtype} {list(self.shape)}, expected uint8 [N, H, W, 3].")
         self.stored = info.compress_type == zipfile.ZIP_STORED
         self.header_offset = info.header_offset
-        self.digest = f"{info.CRC:08x}"
+        self.digest = self.fingerprint = f"{info.CRC:08x}"  # of the content
         self._stream = None
         self._position = 0
 
@@ -123,7 +143,10 @@ class NpzPictures:
         return {**self.__dict__, "_stream": None, "_position": 0}  # a worker opens its own stream
 
     def batch(self, start: int, stop: int) -> list[Tensor]:
-        array = self._map()[start:stop] if self.stored else self._read(start, stop)
+        try:
+            array = self._map()[start:stop] if self.stored else self._read(start, min(stop, len(self)))
+        except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+            raise VistokError(f"'{self.path}' is damaged at picture {start} or behind it ({error}).") from error
         return list(torch.from_numpy(array.copy()).permute(0, 3, 1, 2))
 
     def _map(self) -> np.ndarray:
@@ -147,7 +170,7 @@ class NpzPictures:
 
 
 def open_pictures(path: str | Path) -> Pictures:
-    """A folder of pictures or an ``.npz`` batch.
+    """Returns the pictures of a folder or of an ``.npz`` batch.
 
     Raises:
         VistokError: for anything else.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 
 from vistok.errors import VistokError
 from vistok.eval.sets.statistics import FeatureStatistics
-from vistok.files import atomic_path
+from vistok.files import atomic_path, check_writable
 
 # clean-fid names its files {name}_{mode}_{split}_{res}.npz
 CLEAN_FID_MODES = {"_legacy_pytorch_": "pytorch-fid", "_legacy_tensorflow_": "tf1", "_clean_": "clean"}
@@ -49,7 +50,7 @@ class StoredStatistics:
 
 
 def npz_keys(path: str | Path) -> set[str]:
-    """Names of the arrays in an ``.npz`` file.
+    """Returns the names of the arrays in an ``.npz`` file.
 
     Raises:
         VistokError: if it is no such file.
@@ -57,12 +58,14 @@ def npz_keys(path: str | Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
+    except FileNotFoundError as error:
+        raise VistokError(f"there is no file '{path}'.") from error
     except (OSError, zipfile.BadZipFile) as error:
         raise VistokError(f"'{path}' is no .npz file: give statistics (mu, sigma) or a batch (arr_0).") from error
 
 
 def load_statistics(path: str | Path) -> StoredStatistics:
-    """Read statistics of any of the four layouts.
+    """Returns the statistics in a file of any of the four layouts.
 
     Raises:
         VistokError: if the file holds none, or they do not fit together.
@@ -73,10 +76,13 @@ def load_statistics(path: str | Path) -> StoredStatistics:
         raise VistokError(
             f"'{path}' holds no statistics: expected arrays mu and sigma, found {', '.join(sorted(keys))}."
         )
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {key: file[key] for key in ("mu", "sigma", "mu_s", "sigma_s", "n", "protocol") if key in keys}
-    protocol = json.loads(str(arrays["protocol"])) if "protocol" in arrays else {}
-    count = int(arrays["n"]) if "n" in arrays else None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in ("mu", "sigma", "mu_s", "sigma_s", "n", "protocol") if key in keys}
+        protocol = json.loads(str(arrays["protocol"])) if "protocol" in arrays else {}
+        count = int(arrays["n"]) if "n" in arrays else None
+    except (OSError, ValueError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise VistokError(f"'{path}' is damaged, or holds more than numbers ({error}): make it again.") from error
     resize = protocol.get("resize")
     if resize is None and "mu_s" in arrays:
         resize = "tf1"
@@ -99,10 +105,14 @@ def _moments(path: Path, arrays: dict, mu: str, sigma: str, count: int | None) -
     if sigma not in arrays:
         raise VistokError(f"'{path}' has {mu} but no {sigma}.")
     mean, covariance = arrays[mu], arrays[sigma]
+    if mean.dtype.kind != "f" or covariance.dtype.kind != "f":
+        raise VistokError(f"'{path}': {mu} is {mean.dtype} and {sigma} {covariance.dtype}, expected floating numbers.")
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise VistokError(
             f"'{path}': {mu} {list(mean.shape)} and {sigma} {list(covariance.shape)} do not fit together."
         )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise VistokError(f"'{path}': {mu} or {sigma} contains NaN or infinity: make the statistics again.")
     # Without a stored count the covariance is all that may be asked for; any count of 2 or more gives it back.
     return FeatureStatistics.from_moments(
         torch.from_numpy(mean).double(), torch.from_numpy(covariance).double(), count or 2
@@ -113,6 +123,7 @@ def check_statistics_path(path: str | Path) -> None:
     """Raise VistokError unless statistics can be written to ``path``, before hours are spent on them."""
     if Path(path).suffix != ".npz":
         raise VistokError(f"statistics are written as .npz, got '{path}'.")
+    check_writable(path, folder=False)
 
 
 def save_statistics(

@@ -63,7 +63,7 @@ KERNELS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
 def resampling_matrix(
     in_size: int, out_size: int, kernel: str, antialias: bool, half_pixel: bool, device: torch.device
 ) -> Tensor:
-    """Weights [out_size, in_size] float32 that resize one axis; every row sums to 1.
+    """Returns the weights [out_size, in_size] float32 that resize one axis; every row sums to 1.
 
     Args:
         in_size: pixels before.
@@ -90,12 +90,12 @@ def resampling_matrix(
 
 
 def torch_bilinear(images: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """pytorch-fid's resize, which is torch's own operator: [B, C, H, W] -> [B, C, h, w] float32."""
+    """Returns pictures [B, C, h, w] float32 resized as by pytorch-fid, which takes torch's own operator."""
     return F.interpolate(images.float(), size, mode="bilinear", align_corners=False)
 
 
 def pil_bicubic(images: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """Pillow's own bicubic on uint8 pictures [B, 3, H, W] -> [B, 3, h, w] float32 whole numbers.
+    """Returns uint8 pictures [B, 3, H, W] resized by Pillow's own bicubic, [B, 3, h, w] float32 whole numbers.
 
     It rounds and clips between its two passes, and Pillow 13 changed which pass comes first for pictures whose height
     shrinks more than their width; so the installed Pillow does it, as in the evaluators that are reproduced.
@@ -158,7 +158,7 @@ INCEPTION_NORMALISATION = {
 
 
 def inception_input(images: Tensor, convention: str, size: int = 299) -> Tensor:
-    """Pictures [B, 3, H, W] in 0..255 -> the FID network's input [B, 3, 299, 299] under a convention.
+    """Returns the FID network's input [B, 3, 299, 299] for pictures [B, 3, H, W] in 0..255 under a convention.
 
     Raises:
         VistokError: for a convention that no Inception protocol uses.

@@ -12,6 +12,21 @@ from torch import Tensor
 from vistok.errors import VistokError
 
 
+def check_finite(*features: Tensor) -> None:
+    """Refuse features that are no numbers, before a figure is made of them.
+
+    Raises:
+        VistokError: one of the tensors [n, d] holds NaN or infinity; the sentence names the first such row.
+    """
+    for each in features:
+        if not (finite := each.isfinite()).all():
+            row = int((~finite).flatten(1).any(1).nonzero()[0])
+            raise VistokError(
+                f"the features contain NaN or infinity (first in picture {row} of {len(each)}): check that picture, "
+                "the network's weights and its precision."
+            )
+
+
 class FeatureStatistics:
     """Streaming mean and covariance (ddof 1) of feature vectors.
 
@@ -28,13 +43,13 @@ class FeatureStatistics:
 
     @classmethod
     def empty(cls, dim: int, device: torch.device | str = "cpu") -> FeatureStatistics:
-        """Statistics of no feature at all; ``device`` must know float64 (MPS does not)."""
+        """Returns the statistics of no feature at all; ``device`` must know float64 (MPS does not)."""
         zeros = torch.zeros(dim, dim + 1, dtype=torch.float64, device=device)
         return cls(zeros[:, 0].contiguous(), zeros[:, 1:].contiguous(), 0)
 
     @classmethod
     def of(cls, features: Tensor) -> FeatureStatistics:
-        """Statistics of features [n, d] at once."""
+        """Returns the statistics of features [n, d] at once."""
         features = features.double()
         mean = features.mean(0)
         centred = features - mean
@@ -42,7 +57,7 @@ class FeatureStatistics:
 
     @classmethod
     def from_moments(cls, mean: Tensor, covariance: Tensor, count: int) -> FeatureStatistics:
-        """Statistics from a stored mean [d] and covariance [d, d] (ddof 1) of ``count`` features."""
+        """Returns statistics from a stored mean [d] and covariance [d, d] (ddof 1) of ``count`` features."""
         return cls(mean.double(), covariance.double() * (count - 1), count)
 
     @property
@@ -51,7 +66,7 @@ class FeatureStatistics:
 
     @property
     def covariance(self) -> Tensor:
-        """Unbiased covariance [d, d] float64.
+        """Returns the unbiased covariance [d, d] float64.
 
         Raises:
             VistokError: with fewer than two features.

@@ -7,6 +7,7 @@ the whole sequence; the CLS column is dropped afterwards without renormalising.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -80,6 +81,16 @@ class LayerAttention:
         if self.has_cls:
             return self._pooled(cls_logits(self.query, self.keys, self.heads)[..., 1:])
         return self.saliency().log()
+
+    def cls_attention(self) -> Tensor:
+        """The former name of :meth:`saliency`."""
+        warnings.warn("cls_attention() is saliency() now: use that name.", FutureWarning, 2)
+        return self.saliency()
+
+    def cls_logits(self) -> Tensor:
+        """The former name of :meth:`log_saliency`."""
+        warnings.warn("cls_logits() is log_saliency() now: use that name.", FutureWarning, 2)
+        return self.log_saliency()
 
     def full_width_attention(self) -> Tensor:
         """:meth:`saliency` with all heads as one, [V, N]."""

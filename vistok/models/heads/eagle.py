@@ -151,11 +151,14 @@ class _Drafter(Pretrained, nn.Module):
         # A published configuration describes the target's whole family; the drafter reads what shapes it.
         known = {field.name for field in fields(EagleConfig)}
         entries = defaults | {key: value for key, value in entries.items() if key in known and value is not None}
+        state = read_state_dict(weights)
+        # Published configurations copy the target's, so the weights say which biases there are.
+        entries |= {"bias": "fc.bias" in state, "qkv_bias": any(key.endswith("q_proj.bias") for key in state)}
         try:
             model = cls(EagleConfig(**entries))
         except TypeError:
             raise VistokError(f"'{path}' does not say the shape of a drafter: name the folder of a drafter.") from None
-        load_strict(model, model.complete(read_state_dict(weights)), cls.__name__)
+        load_strict(model, model.complete(state), cls.__name__)
         return model.eval()
 
     def complete(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -212,7 +215,7 @@ class EagleLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class Eagle(_Drafter):
+class EagleNetwork(_Drafter):
     """Drafter of EAGLE-1, EAGLE-2 and, with a ``grid``, of LANTERN for LlamaGen; logits come from the target's head."""
 
     def __init__(self, config: EagleConfig):
@@ -270,7 +273,7 @@ class Eagle3Layer(nn.Module):
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
-class Eagle3(_Drafter):
+class Eagle3Network(_Drafter):
     """Drafter of EAGLE-3. Where a published file lacks ``embed_tokens``, the target's table must be given to the model
     by ``share_embedding``.
     """

@@ -8,6 +8,7 @@ weights give features whose distance is not FID.
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ class ConvNormAct(nn.Module):
 
 
 def average_pool() -> nn.Module:
-    """3x3 average over the pixels that exist, as TensorFlow pads."""
+    """Returns a 3x3 average pool over the pixels that exist, as TensorFlow pads."""
     return nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
 
 
@@ -165,7 +166,7 @@ class FidInception(nn.Module):
         self.fc = nn.Linear(2048, 1008)
 
     def forward(self, x: Tensor, dim: int = 2048) -> dict[str, Tensor]:
-        """Features of pictures.
+        """Returns the features of pictures.
 
         Args:
             x: [B, 3, 299, 299] normalised pixels.
@@ -198,20 +199,34 @@ class FidInception(nn.Module):
 
 
 def load_inception(path: str | Path) -> FidInception:
-    """The network with its published weights, in evaluation mode.
+    """Returns the network with its published weights, in evaluation mode.
 
     Args:
         path: ``pt_inception-2015-12-05-6726825d.pth``, torch-fidelity's file, or the same tensors as safetensors; a
             hub id ``owner/name:file`` is fetched.
 
     Raises:
-        VistokError: if the file is absent or holds another network.
+        VistokError: the file is absent, is a TorchScript archive, or holds another network.
     """
     network = FidInception()
-    state = read_state_dict(resolve(path))
+    file = resolve(path)
+    if _is_torchscript(file):
+        raise VistokError(
+            f"'{path}' is a TorchScript archive (the format of clean-fid and StyleGAN), which holds code beside the "
+            f"weights and is not run: give {WEIGHT_FILES}, which hold the same tensors."
+        )
+    state = read_state_dict(file)
     counters = {k: v for k, v in network.state_dict().items() if k.endswith("num_batches_tracked")}  # optional in files
     load_strict(network, counters | state, f"FID Inception network ({WEIGHT_FILES})")
     return network.eval().requires_grad_(False)
+
+
+def _is_torchscript(file: Path) -> bool:
+    """Whether a file was written by ``torch.jit.save``: a zip whose one folder holds ``code/``."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:

@@ -20,10 +20,11 @@ BACKBONES: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
     "vgg": ("vgg16", (3, 8, 15, 22, 29), (64, 128, 256, 512, 512)),
     "squeeze": ("squeezenet1_1", (1, 4, 7, 9, 10, 11, 12), (64, 128, 256, 384, 384, 512, 512)),
 }
+SMALLEST = {"alex": 31, "vgg": 16, "squeeze": 17}  # sides in pixels that their pooling leaves something of
 
 
 def scale_input(images: Tensor) -> Tensor:
-    """Pictures [B, 3, H, W] in [-1, 1] -> what the backbone sees."""
+    """Returns what the backbone sees of pictures [B, 3, H, W] in [-1, 1]."""
     shift = images.new_tensor([-0.030, -0.088, -0.188])[:, None, None]
     scale = images.new_tensor([0.458, 0.448, 0.450])[:, None, None]
     return (images - shift) / scale
@@ -53,7 +54,7 @@ class LpipsHead(nn.Module):
             self.add_module(f"lin{i}", LinearLayer(c))
 
     def forward(self, features0: list[Tensor], features1: list[Tensor]) -> list[Tensor]:
-        """Spatially averaged distance of each layer.
+        """Returns the spatially averaged distance of each layer.
 
         Args:
             features0: backbone features [B, C_l, h_l, w_l] of the first pictures.
@@ -85,6 +86,7 @@ class Lpips(nn.Module):
             raise unknown_name("LPIPS backbone", net, list(BACKBONES))
         import torchvision.models
 
+        self.net = net
         builder, self.taps, channels = BACKBONES[net]
         with torch.device("meta"):  # the classifiers are large and not needed, so they never get memory
             network = getattr(torchvision.models, builder)(weights=None)
@@ -93,7 +95,7 @@ class Lpips(nn.Module):
 
     @classmethod
     def from_files(cls, net: str, head: str | Path, backbone: str | Path) -> Lpips:
-        """The metric with published weights.
+        """Returns the metric with published weights.
 
         Args:
             net: backbone name.
@@ -121,13 +123,20 @@ class Lpips(nn.Module):
         return tapped
 
     def forward(self, images0: Tensor, images1: Tensor) -> Tensor:
-        """Distance of each pair, [B].
+        """Returns the distance of each pair, [B].
 
         Raises:
-            VistokError: if the sizes differ.
+            VistokError: the sizes differ, or are too small for the backbone.
         """
         if images0.shape != images1.shape:
             raise VistokError(
                 f"pictures of {list(images0.shape)} and {list(images1.shape)} cannot be compared by LPIPS."
+            )
+        height, width = images0.shape[-2:]
+        if min(height, width) < SMALLEST[self.net]:
+            raise VistokError(
+                f"LPIPS on '{self.net}' needs pictures of at least {SMALLEST[self.net]} pixels a side, got "
+                f"{width}x{height}: enlarge both sides, or take {min(SMALLEST, key=SMALLEST.get)}, which needs "
+                f"{min(SMALLEST.values())}."
             )
         return sum(self.head(self._features(images0), self._features(images1))).flatten()

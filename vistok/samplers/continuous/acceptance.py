@@ -27,12 +27,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vistok.samplers.continuous.head import Chain, Path, draw_path
+from vistok.samplers.continuous.head import DenoisingChain, Path, draw_path
 
 MAX_PROPOSALS = 1024  # of a rejected token; a token then keeps a plain draw with probability below 1 / (e * 1024)
 WIDEST = 64  # proposals of a token in a call
 MOST_ROUNDS = 32  # of the published residual loop at a time
-Chains = Callable[[Tensor], tuple[Chain, Chain]]  # numbers of tokens, with repeats, to their draft and target chains
+Chains = Callable[
+    [Tensor], tuple[DenoisingChain, DenoisingChain]
+]  # numbers of tokens, with repeats, to their draft and target chains
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def reference_resample(
     return values, int((rejected & ~found).sum()), done
 
 
-def path_log_ratio(path: Path, other: Chain) -> Tensor:
+def path_log_ratio(path: Path, other: DenoisingChain) -> Tensor:
     """Log density of drawn paths under another chain less that under their own, float64 [N]; all steps in one call."""
     mean, log_std = other.transitions(path.states)
     after = torch.cat([path.value[None], path.states[:-1]])

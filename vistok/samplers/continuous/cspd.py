@@ -125,7 +125,7 @@ class Verification:
 
 
 @dataclass
-class Run:
+class CSpDRun:
     """The state of a run.
 
     Attributes:
@@ -199,7 +199,7 @@ class Run:
         )
 
 
-def run_exact(run: Run, window: int, prefill: float, progress: Callable[[int], None] | None = None) -> None:
+def run_exact(run: CSpDRun, window: int, prefill: float, progress: Callable[[int], None] | None = None) -> None:
     """Speculative decoding that keeps the target's law; fills ``run``.
 
     Args:
@@ -231,7 +231,7 @@ def run_exact(run: Run, window: int, prefill: float, progress: Callable[[int], N
             progress(sum(b - a for b, a, _ in run.plan.steps[before:least]))
 
 
-def _verify_exact(run: Run, drafted: Drafted, working: Tensor, active: Tensor, done: Tensor, depth: int) -> Tensor:
+def _verify_exact(run: CSpDRun, drafted: Drafted, working: Tensor, active: Tensor, done: Tensor, depth: int) -> Tensor:
     """Check a window and commit what holds; the place of the first set with a rejected token, int64 [B], else depth."""
     target, rows, positions = run.target, drafted.rows, drafted.positions
     step = (done[active] + torch.arange(depth, device=done.device)[:, None]).flatten()[:, None]
@@ -263,7 +263,7 @@ def _verify_exact(run: Run, drafted: Drafted, working: Tensor, active: Tensor, d
 
 
 def run_reference(
-    run: Run,
+    run: CSpDRun,
     window: int,
     prefill: float,
     inner_temperature: float,
@@ -295,7 +295,9 @@ def run_reference(
             progress(run.plan.steps[step][0] - run.plan.steps[step][1])
 
 
-def _verify_reference(run: Run, drafted: Drafted, verified: int, step: int, inner_temperature: float) -> Verification:
+def _verify_reference(
+    run: CSpDRun, drafted: Drafted, verified: int, step: int, inner_temperature: float
+) -> Verification:
     order = (drafted.rows * run.rank.shape[1] + drafted.positions).argsort()
     rows, positions, path = drafted.rows[order], drafted.positions[order], drafted.path.where(order)
     target = run.target
@@ -407,7 +409,7 @@ class ContinuousSpeculative:
         plan = MaskSchedule(model.config.seq_len, self.iterations)
         numbers = TokenNoise(noise)
         draft, labels = draft_of(self.drafter, model), condition.values
-        run = Run(
+        run = CSpDRun(
             GuidedMAR(model, labels, process, params.guided, params.temperature),
             GuidedMAR(draft, labels, process, params.guided and not draft.config.distilled, params.temperature),
             plan,

@@ -28,7 +28,7 @@ SPACINGS = ("even", "root")
 SOLVER_RANGE = (980, 20)  # first and last trained step of the solver: below 980 the signal's share exceeds 3 per cent
 
 
-class Chain(Protocol):
+class DenoisingChain(Protocol):
     """The denoising Markov chain of N tokens.
 
     Attributes:
@@ -98,12 +98,12 @@ class HeadChain:
         return self.process.clean(x, step, self._predict(x, self._modulation(step))[0])
 
     def transition(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """See ``Chain``."""
+        """See ``DenoisingChain``."""
         law = self.process.transition(x, step, *self._predict(x, self._modulation(step)))
         return law.mean, 0.5 * law.log_variance + self.log_temperature
 
     def transitions(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """See ``Chain``; as many steps in a call as memory allows."""
+        """See ``DenoisingChain``; as many steps in a call as memory allows."""
         means, log_stds = [], []
         for first in range(0, self.steps, self.block_steps):
             last = min(self.steps, first + self.block_steps)
@@ -150,7 +150,7 @@ class Path:
         return Path(*long, torch.cat([p.mean for p in paths]), torch.cat([p.value for p in paths]))
 
 
-def draw_path(chain: Chain, noise: Tensor, last_noise: bool = False) -> Path:
+def draw_path(chain: DenoisingChain, noise: Tensor, last_noise: bool = False) -> Path:
     """Ancestral sampling that keeps what it went through.
 
     Args:
@@ -168,7 +168,7 @@ def draw_path(chain: Chain, noise: Tensor, last_noise: bool = False) -> Path:
     return Path(torch.stack(states[::-1]), noise[:-1], torch.stack(log_stds[::-1]), mean, x)
 
 
-def draw(chain: Chain, noise: Tensor) -> Tensor:
+def draw(chain: DenoisingChain, noise: Tensor) -> Tensor:
     """Ancestral sampling as published: tokens [N, D] from noise [T + 1, N, D]; the last step adds none."""
     x = noise[-1]
     for step in range(chain.steps - 1, 0, -1):

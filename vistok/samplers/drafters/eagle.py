@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import BEYOND
-from vistok.models.heads.eagle import Eagle as EagleNetwork
+from vistok.models.heads.eagle import BEYOND, EagleNetwork
 from vistok.ops import pack_linears, rope_1d
 from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.interface import AutoregressiveSampler, DraftPolicy

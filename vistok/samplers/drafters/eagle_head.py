@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import Eagle
+from vistok.models.heads.eagle import EagleNetwork
 from vistok.ops import rope_1d
 from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.drafters.text import TextDrafter
@@ -37,11 +37,15 @@ class EagleHead(HeadDrafter, TextDrafter):
 
     features = True
 
-    def __init__(self, network: Eagle, policy: DraftPolicy | None = None):
-        if not isinstance(network, Eagle) or network.config.grid:
-            kind = "an Eagle for pictures" if isinstance(network, Eagle) else f"of type {type(network).__name__}"
+    def __init__(self, network: EagleNetwork, policy: DraftPolicy | None = None):
+        if not isinstance(network, EagleNetwork) or network.config.grid:
+            kind = (
+                "an EAGLE network for pictures"
+                if isinstance(network, EagleNetwork)
+                else f"of type {type(network).__name__}"
+            )
             raise VistokError(
-                f"text is drafted by an Eagle (vistok.models.heads.eagle) with grid 0, but this head is {kind}."
+                f"text is drafted by an EAGLE network (vistok.models.heads.eagle) with grid 0, but this head is {kind}."
             )
         self.network, self.policy = network, policy or DynamicTree()
         self.nodes, self.chain = self.policy.nodes, self.policy.chain

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vistok.models.heads.eagle import Eagle, Eagle3
+from vistok.models.heads.eagle import Eagle3Network, EagleNetwork
 from vistok.ops import combine_guidance
 from vistok.samplers.interface import DraftPolicy
 from vistok.samplers.loop import Run, Scores, Verdict
@@ -33,7 +33,12 @@ class HeadDrafter:
     """
 
     def __init__(
-        self, network: Eagle | Eagle3, head: nn.Module, params: SamplingParams, policy: DraftPolicy, length: int
+        self,
+        network: EagleNetwork | Eagle3Network,
+        head: nn.Module,
+        params: SamplingParams,
+        policy: DraftPolicy,
+        length: int,
     ):
         self.network, self.head, self.params, self.policy, self.length = network, head, params, policy, length
         self.kind, self.nodes, self.chain = policy.kind(params), policy.nodes, policy.chain

@@ -60,7 +60,7 @@ def windowed(mask: Tensor, shape: str, size: int | None) -> Tensor:
 
 
 def text_model(model: nn.Module) -> nn.Module:
-    """The text model within a causal LM, or the whole: some classes call an output layer their decoder."""
+    """The text model within a causal LM; the whole where it names none (or calls its output layer so)."""
     decoder = model.get_decoder()
     return decoder if hasattr(decoder, "config") else model
 

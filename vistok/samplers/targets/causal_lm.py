@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.samplers.loop import Scores, Verdict
 from vistok.samplers.targets.cached_lm import CachedLM
-from vistok.samplers.targets.support import check_model
+from vistok.samplers.targets.support import check_model, check_rotations
 from vistok.samplers.tree import TokenTree
 
 PIECE, LEAST = 2**22, 64  # logits that are formed at a time for a drafter that reads the prompt, and rows at the least
@@ -79,6 +79,7 @@ class TextTarget:
     ):
         end = prompt.ids.shape[1] + length
         check_model(model, end)
+        check_rotations(model, int(prompt.count.max()), int(prompt.count.max()) + length)
         self.prompt, self.length, self.batch = prompt, length, len(prompt.ids)
         self.features, self.reader = features, reader
         self.lm = CachedLM(model, end + nodes, features or reader is not None, end=end)

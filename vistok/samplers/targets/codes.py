@@ -69,7 +69,7 @@ class CodeTarget:
         return Scores(self._guided(logits, decided[:, None] + tree.shape.depth.clamp(min=0)), self.lm.hidden)
 
     def _guided(self, logits: Tensor, places: Tensor) -> Tensor:
-        """Logits of the tokens at ``places`` [B, N], guided where the interval says so, of the tokens that fit there."""
+        """Logits of the tokens at ``places`` [B, N], guided where the interval says so; of what fits there alone."""
         if self.guided:
             scale = self.params.guidance_at(places)
             scale = scale[..., None] if isinstance(scale, Tensor) else scale

@@ -63,6 +63,29 @@ def check_attention(config: Any) -> None:
         )
 
 
+def check_rotations(model: nn.Module, prompt: int, end: int) -> None:
+    """Raise VistokError if rotations change within a text, from ``prompt`` to ``end`` tokens.
+
+    They follow the last position of each forward, and that of a tree is further on than plain decoding's.
+    """
+    config = model.config.get_text_config(decoder=True)
+    for options in _rotations(config):
+        kind, limit = options.get("rope_type", "default"), options.get("original_max_position_embeddings")
+        limit = limit or getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
+        if (kind == "dynamic" and end > limit) or (kind == "longrope" and prompt <= limit < end):
+            raise VistokError(
+                f"{type(model).__name__} changes its rotations ({kind}) beyond {limit} tokens, which this text crosses "
+                f"({prompt} of the prompt, {end} with the new ones): shorten max_new_tokens, or decode it without "
+                "speculation."
+            )
+
+
+def _rotations(config: Any) -> list[dict[str, Any]]:
+    """The rotary options of a config, one for each kind of layer that has its own."""
+    options = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    return [part for part in options.values() if isinstance(part, dict) and "rope_type" in part] or [options]
+
+
 def learned_positions(model: nn.Module) -> int | None:
     """Rows of the model's table of positions; None where positions are computed."""
     words = model.get_input_embeddings()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import Eagle as EagleNetwork
+from vistok.models.heads.eagle import EagleNetwork
 from vistok.samplers.drafters.eagle import DEFAULT_DRAFTER, draft_policy, drafter_of, head_drafter
 from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.interface import AutoregressiveSampler

@@ -13,7 +13,7 @@ FILE_KEYS, TEXT_KEYS = ("file", "file_name"), ("caption", "text")
 
 
 def read_captions(root: Path, paths: Sequence[Path]) -> list[str]:
-    """Return the caption of each picture.
+    """Returns the caption of each picture.
 
     ``metadata.jsonl`` in the folder names pictures by ``file`` (or ``file_name``) and holds ``caption`` (or ``text``),
     as ``vistok data scenes`` and image folders of ``datasets`` have it. Without that file ``cat.txt`` stands beside

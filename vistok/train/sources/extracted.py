@@ -26,7 +26,7 @@ class Extracted:
         self.rows: Tensor | None = None
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """Return the rows of these pictures."""
+        """Returns the rows of these pictures."""
         for chunk in (index[~self.known[index]] // self.chunk).unique().tolist():
             numbers = torch.arange(chunk * self.chunk, min((chunk + 1) * self.chunk, len(self.known)))
             found = self.extract(numbers).to("cpu", self.dtype)

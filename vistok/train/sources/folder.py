@@ -56,7 +56,7 @@ class FolderSource(Source):
         return torch.stack([to_tensor(center_crop(load_image(self.paths[i]), self.size)) for i in index.tolist()])
 
     def augmented(self, draw: Draw) -> Tensor:
-        """Return random crops, every other one mirrored, as LlamaGen's tokenizers are trained on."""
+        """Returns random crops, every other one mirrored, as LlamaGen's tokenizers are trained on."""
         pictures = []
         for i, number in zip(draw.index.tolist(), draw.passes.tolist(), strict=True):
             rng = random.Random(f"{self.seed} {i} {number}")
@@ -92,7 +92,7 @@ def _class_folder(root: Path, path: Path) -> str:
 
 
 def open_folder(data: PictureData, size: int) -> FolderSource:
-    """Return the folder ``data.path`` as a source, with the held-out pictures that ``data`` names.
+    """Returns the folder ``data.path`` as a source, with the held-out pictures that ``data`` names.
 
     Raises:
         VistokError: there is no such folder, it holds too few pictures, or ``data.pictures`` are more than it holds.

@@ -63,11 +63,11 @@ class Source(Protocol):
         ...
 
     def draw(self, start: int, count: int) -> Draw:
-        """Return the pictures ``start`` to ``start + count - 1`` of an endless training."""
+        """Returns the pictures ``start`` to ``start + count - 1`` of an endless training."""
         ...
 
     def pictures(self, index: Tensor) -> Tensor:
-        """Return pictures as they are, [B, 3, size, size].
+        """Returns pictures as they are, [B, 3, size, size].
 
         Raises:
             VistokError: one cannot be read.
@@ -75,11 +75,11 @@ class Source(Protocol):
         ...
 
     def augmented(self, draw: Draw) -> Tensor:
-        """Return pictures as a training that sees each often wants them, [B, 3, size, size]."""
+        """Returns pictures as a training that sees each often wants them, [B, 3, size, size]."""
         ...
 
     def captions(self, draw: Draw) -> list[str]:
-        """Return a caption of each picture.
+        """Returns a caption of each picture.
 
         Raises:
             VistokError: there are none.
@@ -87,7 +87,7 @@ class Source(Protocol):
         ...
 
     def labels(self, index: Tensor) -> Tensor:
-        """Return the classes of pictures, int64 [B].
+        """Returns the classes of pictures, int64 [B].
 
         Raises:
             VistokError: they have none.
@@ -95,12 +95,12 @@ class Source(Protocol):
         ...
 
     def held_out(self) -> Source:
-        """Return the pictures that are evaluated on, of which training sees none."""
+        """Returns the pictures that are evaluated on, of which training sees none."""
         ...
 
 
 def in_passes(start: int, count: int, length: int, seed: int | None) -> Draw:
-    """Return numbers from 0 to ``length`` - 1, pass after pass, each once a pass.
+    """Returns numbers from 0 to ``length`` - 1, pass after pass, each once a pass.
 
     Args:
         start: place of the first number in the endless sequence.

@@ -10,7 +10,7 @@ from vistok.train.sources.scenes import ScenesSource, SingleObjectScenes
 
 
 def open_source(data: PictureData, size: int, finite: bool = False, by_class: bool = False) -> Source:
-    """Return the source that a recipe's ``data`` names.
+    """Returns the source that a recipe's ``data`` names.
 
     Args:
         data: its entries.

@@ -36,7 +36,7 @@ class ScenesSource(Source):
         return in_passes(start, count, len(self), self.order_seed)
 
     def scenes(self, index: Tensor) -> Scenes:
-        """Return the scenes of these numbers."""
+        """Returns the scenes of these numbers."""
         return scenes_at(index, self.seed)
 
     def pictures(self, index: Tensor) -> Tensor:

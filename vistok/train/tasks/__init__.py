@@ -1,41 +1,62 @@
-"""What can be trained: a task's name leads to its class."""
+"""What can be trained: a task's name leads to its class.
+
+A published objective stands in this folder and trains on any source of pictures; what the toy world's labels add to it,
+or teach alone, stands in ``scenes``.
+"""
 
 from __future__ import annotations
 
-from importlib import import_module
-
-from vistok.errors import unknown_name
+from vistok.errors import VistokError
+from vistok.registry import Registry
 from vistok.train.recipe import Recipe
 from vistok.train.trainer import Task
 
-TASKS = {
-    "captions": ("captions", "CaptionTask"),
-    "eagle": ("eagle", "EagleTask"),
-    "flextok": ("flextok", "FlexTokTask"),
-    "janus": ("janus", "JanusTask"),
-    "kl": ("kl", "KLTask"),
-    "llamagen": ("llamagen", "LlamaGenTask"),
-    "llamagen-sequence": ("llamagen_sequence", "LlamaGenSequenceTask"),
-    "one-d-piece": ("one_d_piece", "OneDPieceTask"),
-    "mar": ("mar", "MARTask"),
-    "scenes-features": ("scenes_features", "SceneFeaturesTask"),
-    "text": ("text", "TextTask"),
-    "tokenflow": ("tokenflow", "TokenFlowTask"),
-    "vq": ("vq", "VQTask"),
-    "vqa": ("vqa", "VqaTask"),
-    "vqa-anyres": ("vqa_anyres", "AnyresTask"),
-    "vqa-pvc": ("vqa_packed", "PvcTask"),
-    "vqa-tokenpacker": ("vqa_packed", "TokenPackerTask"),
-}
+_HERE = "vistok.train.tasks"
+TASKS = Registry(
+    "training task",
+    {
+        "captions": f"{_HERE}.scenes.captions:CaptionTask",
+        "eagle": f"{_HERE}.eagle:EagleTask",
+        "flextok": f"{_HERE}.flextok:FlexTokTask",
+        "janus": f"{_HERE}.scenes.janus:JanusTask",
+        "kl": f"{_HERE}.kl:KLTask",
+        "llamagen": f"{_HERE}.llamagen:LlamaGenTask",
+        "llamagen-sequence": f"{_HERE}.llamagen_sequence:LlamaGenSequenceTask",
+        "mar": f"{_HERE}.mar:MARTask",
+        "one-d-piece": f"{_HERE}.one_d_piece:OneDPieceTask",
+        "scenes-features": f"{_HERE}.scenes.features:SceneFeaturesTask",
+        "text": f"{_HERE}.text:TextTask",
+        "tokenflow": f"{_HERE}.tokenflow:TokenFlowTask",
+        "vq": f"{_HERE}.vq:VQTask",
+        "vqa": f"{_HERE}.scenes.vqa:VqaTask",
+        "vqa-anyres": f"{_HERE}.scenes.vqa_anyres:AnyresTask",
+        "vqa-pvc": f"{_HERE}.scenes.vqa_pvc:PvcTask",
+        "vqa-tokenpacker": f"{_HERE}.scenes.vqa_tokenpacker:TokenPackerTask",
+    },
+    "vistok.tasks",
+)
+SUPERVISED = Registry(
+    "supervised task",
+    {
+        "flextok": f"{_HERE}.scenes.flextok:SupervisedFlexTokTask",
+        "llamagen": f"{_HERE}.scenes.llamagen:SupervisedLlamaGenTask",
+        "llamagen-sequence": f"{_HERE}.scenes.llamagen_sequence:SupervisedSequenceTask",
+        "mar": f"{_HERE}.scenes.mar:SupervisedMARTask",
+    },
+    "vistok.supervised_tasks",
+)
 
 
 def build_task(recipe: Recipe) -> Task:
-    """The task that a recipe names.
+    """Returns the task that a recipe names; with ``data.supervision``, its variant that scenes' labels teach as well.
 
     Raises:
-        VistokError: unknown task.
+        VistokError: unknown task, an entry that it does not know, or supervision of pictures that have no labels.
     """
-    if recipe.task not in TASKS:
-        raise unknown_name("training task", recipe.task, list(TASKS))
-    module, name = TASKS[recipe.task]
-    return getattr(import_module(f"vistok.train.tasks.{module}"), name)(recipe)
+    if "supervision" not in recipe.data or recipe.task not in SUPERVISED:
+        return TASKS[recipe.task](recipe)
+    if recipe.data.get("source", "scenes") != "scenes":
+        raise VistokError(
+            "'data.supervision' teaches what scenes show, and of other pictures this is not known: leave it out."
+        )
+    return SUPERVISED[recipe.task](recipe)

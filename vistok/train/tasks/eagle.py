@@ -8,24 +8,55 @@ features are extracted once, so a step costs the drafter alone.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.data.scenes import captions, render, sample_scenes
-from vistok.data.scenes.splits import HELD_OUT
-from vistok.models.heads.eagle import Eagle, EagleConfig
+from vistok.models.heads.eagle import EagleConfig, EagleNetwork
 from vistok.models.llamagen import LlamaGen
 from vistok.models.text_encoder import TextEncoder
 from vistok.ops import combine_guidance
 from vistok.tokenizers.vq import VQTokenizer
-from vistok.train.export import write_training_card
+from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
+from vistok.train.sources import Draw, PictureData, Source, open_source
+from vistok.train.tasks.pictures import PictureTask, check_size
 from vistok.zoo import resolve
 
-CHUNK = 32  # scenes whose features are extracted at a time
+CHUNK = 32  # pictures whose features are extracted at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class EagleData(PictureData):
+    """Entries of ``data`` of the ``eagle`` task, beside those of PictureData.
+
+    Attributes:
+        size: side of the pictures in pixels.
+        guidance: scale at which drafts will be made.
+        token_weight: weight of the cross-entropy against the regression.
+        noise: uniform noise on the features that are read, over the length of the sequence.
+    """
+
+    size: int
+    guidance: float
+    token_weight: float
+    noise: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EagleInit:
+    """Entries of ``init``.
+
+    Attributes:
+        gpt: the target with its text encoder.
+        vq: the target's tokenizer.
+    """
+
+    gpt: str
+    vq: str
 
 
 @torch.no_grad()
@@ -54,7 +85,7 @@ class EagleObjective(nn.Module):
         noise: uniform noise on the features that are read, over the length of the sequence (EAGLE's augmentation).
     """
 
-    def __init__(self, drafter: Eagle, head: nn.Module, guidance: float, token_weight: float, noise: float):
+    def __init__(self, drafter: EagleNetwork, head: nn.Module, guidance: float, token_weight: float, noise: float):
         super().__init__()
         self.drafter, self.head = drafter, head.requires_grad_(False)
         self.guidance, self.token_weight, self.noise = guidance, token_weight, noise
@@ -90,21 +121,20 @@ class EagleObjective(nn.Module):
         return -(exact.softmax(-1) * drafted.log_softmax(-1)).sum(-1).mean()
 
 
-class EagleTask:
-    """The ``eagle`` task.
-
-    ``init.gpt`` names the target with its text encoder, and ``init.vq`` its tokenizer; ``model`` is the drafter's
-    configuration, and ``data`` holds the ``scenes`` of world ``seed`` that it learns from, their ``size`` in pixels,
-    ``guidance``, ``token_weight`` and ``noise``.
-    """
+class EagleTask(PictureTask):
+    """The ``eagle`` task, on pictures with captions: see EagleData and EagleInit; ``model`` shapes the drafter."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
+        self.data = read_options(EagleData, recipe.data, "data")
+        self.init = read_options(EagleInit, recipe.init, "init")
+        self.source = open_source(self.data, self.data.size, finite=True)
         torch.manual_seed(recipe.seed)
-        self.vq = VQTokenizer.from_pretrained(recipe.init["vq"]).requires_grad_(False)
-        self.gpt = LlamaGen.from_pretrained(recipe.init["gpt"]).requires_grad_(False).eval()
-        self.text = TextEncoder.from_pretrained(resolve(recipe.init["gpt"]) / "text_encoder", torch.float32).eval()
-        target, data = self.gpt.config, recipe.data
+        self.vq = VQTokenizer.from_pretrained(self.init.vq).requires_grad_(False)
+        check_size(self.vq.capabilities, self.data.size)
+        self.gpt = LlamaGen.from_pretrained(self.init.gpt).requires_grad_(False).eval()
+        self.text = TextEncoder.from_pretrained(resolve(self.init.gpt) / "text_encoder", torch.float32).eval()
+        target = self.gpt.config
         shape = {
             "vocab_size": target.vocab_size,
             "hidden_size": target.dim,
@@ -112,48 +142,46 @@ class EagleTask:
             "grid": target.grid,
             "cls_token_num": target.cls_token_num,
         }
-        drafter = Eagle(EagleConfig(**(shape | recipe.model)))
+        drafter = EagleNetwork(read_options(EagleConfig, recipe.model, "model", shape))
         drafter.embed_tokens.weight.data.copy_(self.gpt.output.weight)  # where LANTERN's began, and frozen there too
         drafter.embed_tokens.requires_grad_(False)
-        self.model = EagleObjective(drafter, self.gpt.output, data["guidance"], data["token_weight"], data["noise"])
-        slots = target.cls_token_num + target.block_size - 1
-        self.tokens = torch.empty(data["scenes"], target.block_size, dtype=torch.int64)
-        self.features = torch.empty(data["scenes"], 2, slots, target.dim, dtype=torch.float16)
-        self.extracted = 0  # scenes whose features are known
+        self.model = EagleObjective(
+            drafter, self.gpt.output, self.data.guidance, self.data.token_weight, self.data.noise
+        )
+        count, slots = len(self.source), target.cls_token_num + target.block_size - 1
+        self.tokens = torch.empty(count, target.block_size, dtype=torch.int64)
+        self.features = torch.empty(count, 2, slots, target.dim, dtype=torch.float16)
+        self.extracted = 0  # pictures whose features are known
 
     @torch.no_grad()
-    def _extract(self, seed: int, start: int, count: int) -> tuple[Tensor, Tensor]:
-        """Tokens and features of scenes."""
+    def _extract(self, source: Source, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns tokens and features of pictures."""
         device = next(self.model.parameters()).device
         for network in (self.vq, self.gpt, self.text):
             network.to(device)
-        scenes = sample_scenes(count, seed, start)
-        tokens = self.vq.encode(render(scenes, self.recipe.data["size"]).to(device)).flatten(1)
+        tokens = self.vq.encode(source.pictures(index).to(device)).flatten(1)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            condition, mask = self.text(captions(scenes))
+            condition, mask = self.text(source.captions(Draw(index, torch.zeros_like(index))))
             return tokens, target_features(self.gpt, tokens, condition, mask)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Scenes in a new order in each pass; the first pass is in order and extracts them."""
+        """Returns pictures in a new order in each pass; the first pass is in order and extracts them."""
         epoch, start = divmod(step * self.recipe.batch_size, len(self.tokens))
         order = torch.arange(len(self.tokens))
         if epoch:
             order = torch.randperm(len(order), generator=torch.Generator().manual_seed(epoch))
         index = order[(start + torch.arange(rows.start, rows.stop)) % len(order)]
         while self.extracted <= int(index.max()):
-            chunk = slice(self.extracted, min(self.extracted + CHUNK, len(order)))
-            found = self._extract(self.recipe.data["seed"], chunk.start, chunk.stop - chunk.start)
-            self.tokens[chunk], self.features[chunk] = (part.cpu() for part in found)
-            self.extracted = chunk.stop
+            chunk = torch.arange(self.extracted, min(self.extracted + CHUNK, len(order)))
+            tokens, features = self._extract(self.source, chunk)
+            self.tokens[chunk], self.features[chunk] = tokens.cpu(), features.to("cpu", self.features.dtype)
+            self.extracted += len(chunk)
         return {"tokens": self.tokens[index], "features": self.features[index]}
-
-    def after_step(self, step: int) -> None:
-        """Nothing happens between steps."""
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """How well held-out scenes are drafted; ``acceptance`` is that of one sampled draft."""
-        tokens, features = self._extract(HELD_OUT, 0, self.recipe.data["eval_scenes"])
+        """Returns how well held-out pictures are drafted; ``acceptance`` is that of one sampled draft."""
+        tokens, features = self._extract(self.source.held_out(), self.held_out_index())
         loss, metrics = self.model(features, tokens)
         return {"held_out_loss": float(loss)} | {f"held_out_{k}": float(v) for k, v in metrics.items()}
 
@@ -161,5 +189,4 @@ class EagleTask:
         """Write the drafter in the published key layout."""
         drafter = self.model.drafter
         drafter.save_pretrained(directory, torch.float16)
-        parts = {"target": self.recipe.init["gpt"]}
-        write_training_card(directory, self.recipe, drafter, "draft", "eagle", metrics, steps, parts, "2401.15077")
+        self.write_card(directory, drafter, "draft", "eagle", metrics, steps, {"target": self.init.gpt}, "2401.15077")

@@ -1,261 +1,186 @@
-"""Train a FlexTok (arXiv 2502.13967) on scenes: rectified flow in the latents of a frozen tokenizer, nested dropout.
+"""Train a FlexTok (arXiv 2502.13967): rectified flow in the latents of a frozen tokenizer, with nested dropout.
 
-The paper aligns decoder patches with DINOv2 (REPA). The scenes' labels stand in for it: linear maps read from the
-aligned patches which kind of object each shows, and its silhouette. Another head reads from the first token the kind of
-a largest object (any of them will do), so that a single token already stands for a plausible scene; the other tokens
-are drawn to what is in a patch of their own, so that they say something from the first step on, which the painter can
-learn to heed. These terms are ours. All heads serve training alone.
+Of the published training the alignment with DINOv2 is left out, as its weights cannot be shipped; on scenes their
+labels can stand in for it, see ``vistok.train.tasks.scenes.flextok``. With ``data.anchor`` tokens start at, and are
+drawn to, what is in a patch of their own, so that they say something from the first step on, which the painter can
+learn to heed. That term and the penalty on saturation are ours.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from vistok.data.scenes import NUM_CLASSES, Scenes, render, sample_scenes
-from vistok.data.scenes.splits import HELD_OUT
-from vistok.data.scenes.world import COLOURS, SHAPES
 from vistok.errors import VistokError
 from vistok.eval.reconstruction.rate_distortion import quality_by_tokens
-from vistok.eval.scene_detector import detect
 from vistok.ops.noise import derive_seed
 from vistok.tokenizers.flextok import FlexTok, FlowDraws
 from vistok.tokenizers.flextok_config import FlexTokConfig
-from vistok.tokenizers.flextok_layers import layer_norm
 from vistok.tokenizers.kl import KLAutoencoder
 from vistok.tokenizers.quantizers import CodebookUsage
-from vistok.train.export import write_training_card
+from vistok.train.options import check_agreement, read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.patch_codes import PatchComponents
-from vistok.train.tasks.scene_reader import SILHOUETTE, plan, silhouette_loss, silhouettes
-from vistok.train.tasks.spatial_start import (
-    copy_by_position,
-    dithering_order,
-    fit_by_least_squares,
-    inputs_of,
-    whiten_positions,
-)
+from vistok.train.sources import Draw, Extracted, PictureData, open_source
+from vistok.train.tasks.pictures import PictureTask
+from vistok.train.tasks.starts.flextok import OrderedComponents, start_spatially
 
-CHUNK = 32  # scenes whose latents are computed at a time
-TRAINING_LAWS = (
-    "null_probability",
-    "length_law",
-    "time_shift",
-    "repa_layer",
-)  # what a run may change that goes on from weights
+TRAINING_LAWS = ("null_probability", "length_law", "time_shift", "repa_layer")  # may change from run to run
 SATURATED = 2.0  # where the bound of FSQ passes on hardly any gradient
 
 
-class FlexTokObjective(nn.Module):
-    """Squared error of the velocity, the cross-entropies of the three heads, the anchor's, and a penalty on saturation.
+@dataclass(frozen=True, kw_only=True)
+class FlexTokData(PictureData):
+    """Entries of ``data`` of the ``flextok`` task, beside those of PictureData.
 
-    Without the penalty latents grow until the bound of FSQ has no gradient left, and all pictures get the same tokens.
+    Attributes:
+        anchor: weight of the term that draws tokens to their patches, see ``starts.flextok``; new weights then start
+            there, even if it is 0.
+        anchor_pictures: how many pictures define the patches' components.
+        saturation: weight of the penalty on latents beyond ``SATURATED``. Where they grow too far, the bound of FSQ has
+            no gradient left, and all pictures get the same tokens.
+    """
+
+    anchor: float | None = None
+    anchor_pictures: int = field(default=256, metadata={"was": "anchor_scenes"})
+    saturation: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlexTokInit:
+    """Entries of ``init``: one of both.
+
+    Attributes:
+        kl: the autoencoder in whose latents a new tokenizer works.
+        tokenizer: weights to go on from, which have theirs inside.
+    """
+
+    kl: str | None = None
+    tokenizer: str | None = None
+
+
+class FlexTokObjective(nn.Module):
+    """Squared error of the velocity, the distance from the anchor, and a penalty on saturation.
 
     Args:
         tokenizer: what is trained.
-        supervision: weights of the cross-entropy of the patches' kinds, of the first token, and of silhouettes.
-        anchor: what the other tokens' latents are drawn to.
+        saturation: weight of the penalty.
+        anchor: what all tokens' latents but the first's are drawn to; nothing if None.
         anchor_weight: of the squared distance.
     """
 
     def __init__(
         self,
         tokenizer: FlexTok,
-        supervision: tuple[float, float, float],
-        anchor: OrderedComponents,
-        anchor_weight: float,
+        saturation: float = 0.0,
+        anchor: OrderedComponents | None = None,
+        anchor_weight: float = 0.0,
     ):
         super().__init__()
+        self.tokenizer, self.saturation = tokenizer, saturation
         self.anchor, self.anchor_weight = anchor, anchor_weight
-        config = tokenizer.config
-        self.tokenizer = tokenizer
-        self.supervision = supervision
-        self.patches = nn.Linear(config.decoder[0], NUM_CLASSES + 1)
-        self.silhouettes = nn.Linear(config.decoder[0], SILHOUETTE**2)
-        self.first = nn.Sequential(nn.Linear(len(config.levels), 256), nn.GELU(), nn.Linear(256, NUM_CLASSES))
 
-    def forward(self, maps: Tensor, cells: Tensor, told: Tensor, kinds: Tensor, **draws: Tensor):
-        """Loss of a batch.
-
-        Args:
-            maps: latents [B, C, h, w].
-            cells: kind of object that each patch shows, NUM_CLASSES where there is none, [B, patches].
-            told: silhouettes of the patches, see ``scene_reader``, uint8 [B, patches, SILHOUETTE^2].
-            kinds: whether each kind is among the picture's largest objects, bool [B, NUM_CLASSES].
-            draws: the fields of ``FlowDraws``.
-        """
-        out = self.tokenizer.training_pass(maps, FlowDraws(**draws))
-        flow = out.loss
-        patches = F.cross_entropy(self.patches(out.features).flatten(0, 1).float(), cells.flatten().long())
-        shapes = silhouette_loss(self.silhouettes(out.features), told)
-        likely = self.first(out.codes[:, 0]).float().log_softmax(-1)
-        first = -likely.masked_fill(~kinds, -torch.inf).logsumexp(-1).mean()
+    def measure(self, maps: Tensor, draws: FlowDraws):
+        """Returns the training pass of latents [B, C, h, w], its loss, and the parts of this."""
+        out = self.tokenizer.training_pass(maps, draws)
         saturated = F.relu(out.latents.float().abs() - SATURATED).square().mean()
-        anchor = F.mse_loss(out.latents[:, 1:].float(), self.anchor(maps))
-        read = {"patches": patches, "first": first, "silhouettes": shapes}
-        loss = flow + sum(weight * x for weight, x in zip(self.supervision, read.values(), strict=True))
-        loss = loss + saturated + self.anchor_weight * anchor
-        metrics = {"flow": flow, **read, "saturated": saturated, "anchor": anchor}
+        loss, metrics = out.loss + self.saturation * saturated, {"flow": out.loss, "saturated": saturated}
+        if self.anchor is not None:
+            metrics["anchor"] = F.mse_loss(out.latents[:, 1:].float(), self.anchor(maps))
+            loss = loss + self.anchor_weight * metrics["anchor"]
+        return out, loss, metrics
+
+    def forward(self, maps: Tensor, **draws: Tensor):
+        """Returns the loss of latents [B, C, h, w] under draws, the fields of ``FlowDraws``, and its parts."""
+        _, loss, metrics = self.measure(maps, FlowDraws(**draws))
         return loss, {name: x.detach() for name, x in metrics.items()}
 
 
-class OrderedComponents(nn.Module):
-    """What each token but the first is drawn to: the principal components, each of unit deviation, of the patch of a
-    latent map at its place in the dithering order.
+class FlexTokTask(PictureTask):
+    """The ``flextok`` task: see FlexTokData and FlexTokInit; pictures have the tokenizer's size.
 
-    Args:
-        config: of the tokenizer, which has at most one more token than patches.
-        maps: latents [B, C, h, w] that the components are fitted to.
+    Their latents are computed once, as they are first needed.
     """
 
-    def __init__(self, config: FlexTokConfig, maps: Tensor):
-        super().__init__()
-        self.components = PatchComponents(maps, config.patch, len(config.levels))
-        self.register_buffer("order", dithering_order(config.grid)[: config.registers - 1], persistent=False)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Latents [B, C, h, w] to components [B, registers - 1, levels]."""
-        values = self.components(maps).flatten(2)[:, :, self.order].transpose(1, 2)
-        return values / self.components.deviations
-
-
-@torch.no_grad()
-def start_spatially(tokenizer: FlexTok, anchor: OrderedComponents, maps: Tensor, generator: torch.Generator) -> None:
-    """Start a tokenizer as ``vistok.train.tasks.spatial_start`` says; the first register belongs to no place and begins
-    near zero.
-
-    Args:
-        tokenizer: what is started.
-        anchor: what its tokens begin as.
-        maps: latents [B, C, h, w] of pictures to start the codes and the painter from.
-        generator: of the draws that the painter is fitted to.
-    """
-    encoder, decoder = tokenizer.encoder.module_dict, tokenizer.decoder.module_dict
-    config = tokenizer.config
-    places = encoder["enc_posemb_module"].posembs[0].flatten(1).T
-    own = places[anchor.order]
-    encoder["enc_register_module"].registers[1:] = own
-    decoder["dec_registers_posemb_module"].posembs[0, 0, :, 1:] = own.T
-    for part in (encoder["enc_transformer"], decoder["dec_transformer"]):
-        attention = part.blocks[0].attn
-        whiten_positions(attention.wq.weight, places)
-        copy_by_position(*(each.weight for each in (attention.wq, attention.wk, attention.wv, attention.proj)))
-    states = inputs_of(encoder["enc_to_latents"], lambda: tokenizer.encoder(maps))
-    codes = encoder["enc_to_latents"].proj
-    fit_by_least_squares(codes, states.flatten(0, 1), F.pad(anchor(maps), (0, 0, 1, 0)).flatten(0, 1))
-    shrunk = codes(states[:, 1:]).flatten(0, 1).std(0)  # by a poor fit; with unit deviation all levels are in use
-    codes.weight.div_(shrunk[:, None])
-    codes.bias.div_(shrunk)
-    opened = decoder["dec_transformer"].blocks[0].adaLN_modulation[1].bias.view(config.groups, 6, -1)
-    opened[:, 0] = 1.0  # the gate of the first attention
-    draws = tokenizer.draw(len(maps), generator)
-    draws = draws._replace(keep=torch.full_like(draws.keep, config.registers), null=torch.zeros_like(draws.null))
-    head = decoder["dec_to_patches"]
-    states = layer_norm(inputs_of(head, lambda: tokenizer.training_pass(maps, draws)))
-    target = rearrange(draws.noise - maps, "b c (h p) (w q) -> (b h w) (p q c)", p=config.patch, q=config.patch)
-    fit_by_least_squares(head.proj, states.flatten(0, 1), target)
-
-
-def right_class(images: Tensor, kinds: Tensor) -> float:
-    """Share of pictures [B, 3, H, W] whose largest object is of one of the kinds [B, NUM_CLASSES] of their scenes."""
-    right = 0
-    for found, expected in zip(detect(images.clamp(-1, 1)), kinds, strict=True):
-        if found:
-            right += int(expected[SHAPES.index(found[0].shape) * len(COLOURS) + COLOURS.index(found[0].colour)])
-    return right / len(images)
-
-
-class FlexTokTask:
-    """The ``flextok`` task: from new weights over the frozen autoencoder ``init.kl``, or from ``init.tokenizer``.
-
-    Latents of ``data.scenes`` scenes are computed once, as they are first needed. The first ``data.anchor_scenes`` of
-    them define the anchor, whose weight is ``data.anchor``, and new weights start there, see ``start_spatially``.
-    """
+    data_class = FlexTokData
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
+        self.data = read_options(self.data_class, recipe.data, "data")
+        init = read_options(FlexTokInit, recipe.init, "init")
         torch.manual_seed(recipe.seed)
-        if "tokenizer" in recipe.init:
-            self.tokenizer = FlexTok.from_pretrained(recipe.init["tokenizer"])
-            laws = {key: recipe.model[key] for key in TRAINING_LAWS if key in recipe.model}
-            self.tokenizer.config = replace(self.tokenizer.config, **laws)
-        else:
-            kl = KLAutoencoder.from_pretrained(recipe.init["kl"])
-            shapes = {key: tuple(recipe.model[key]) for key in ("encoder", "decoder", "levels")}
-            self.tokenizer = FlexTok(FlexTokConfig(**(recipe.model | shapes), vae=False, kl=asdict(kl.config)))
-            self.tokenizer.vae.kl.load_state_dict(kl.state_dict())
+        self.tokenizer = self._tokenizer(init)
         self.tokenizer.vae.requires_grad_(False)
-        data = recipe.data
-        if len(data["supervision"]) != 3:
-            raise VistokError("data.supervision must hold three weights: of kinds, of the first token, of silhouettes.")
-        if data["scenes"] % recipe.batch_size:
-            raise VistokError(f"data.scenes ({data['scenes']}) must be a multiple of batch_size ({recipe.batch_size}).")
-        self.maps = torch.empty(data["scenes"], *self.tokenizer.config.map_shape, dtype=torch.float16)
-        self.known = torch.zeros(data["scenes"], dtype=torch.bool)
-        maps = self._latents(torch.arange(data["anchor_scenes"]))
-        anchor = OrderedComponents(self.tokenizer.config, maps)
-        if "tokenizer" not in recipe.init:
-            start_spatially(self.tokenizer, anchor, maps, torch.Generator().manual_seed(recipe.seed))
-        self.model = FlexTokObjective(self.tokenizer, tuple(data["supervision"]), anchor, data["anchor"])
+        config = self.tokenizer.config
+        self.source = open_source(self.data, config.image_size, finite=True)
+        self.maps = Extracted(len(self.source), self._extract, torch.float16)
+        anchor = None
+        if self.data.anchor is not None:
+            maps = self.maps[torch.arange(min(self.data.anchor_pictures, len(self.source)))].float()
+            anchor = OrderedComponents(config, maps)
+            if init.tokenizer is None:
+                start_spatially(self.tokenizer, anchor, maps, torch.Generator().manual_seed(recipe.seed))
+        self.model = self.objective(anchor)
 
-    def _scenes(self, seed: int, start: int, count: int) -> tuple[Scenes, Tensor]:
-        scenes = sample_scenes(count, seed, start)
-        return scenes, render(scenes, self.tokenizer.config.image_size)
+    def _tokenizer(self, init: FlexTokInit) -> FlexTok:
+        model = self.recipe.model
+        if init.tokenizer is not None:
+            tokenizer = FlexTok.from_pretrained(init.tokenizer)
+            check_agreement(tokenizer.config, model, "model", TRAINING_LAWS)
+            laws = {key: model[key] for key in TRAINING_LAWS if key in model}
+            tokenizer.config = replace(tokenizer.config, **laws)
+            return tokenizer
+        if init.kl is None:
+            raise VistokError("name the autoencoder as 'init.kl', or a tokenizer to go on from as 'init.tokenizer'.")
+        kl = KLAutoencoder.from_pretrained(init.kl)
+        tokenizer = FlexTok(read_options(FlexTokConfig, model, "model", {"vae": False, "kl": asdict(kl.config)}))
+        tokenizer.vae.kl.load_state_dict(kl.state_dict())
+        return tokenizer
+
+    def objective(self, anchor: OrderedComponents | None) -> FlexTokObjective:
+        """Returns what is trained."""
+        return FlexTokObjective(self.tokenizer, self.data.saturation, anchor, self.data.anchor or 0.0)
 
     @torch.no_grad()
-    def _latents(self, index: Tensor) -> Tensor:
-        """Maps of training scenes, computed in chunks on first use."""
+    def _extract(self, index: Tensor) -> Tensor:
         device = next(self.tokenizer.parameters()).device
-        for chunk in (index[~self.known[index]] // CHUNK).unique().tolist():
-            rows = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.maps)))
-            _, images = self._scenes(self.recipe.data["seed"], rows.start, rows.stop - rows.start)
-            self.maps[rows] = self.tokenizer.maps(images.to(device)).cpu().half()
-            self.known[rows] = True
-        return self.maps[index].float()
+        return self.tokenizer.maps(self.source.pictures(index).to(device))
+
+    def labels(self, draw: Draw) -> dict[str, Tensor]:
+        """Returns what the objective is told of pictures beside their latents."""
+        return {}
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Scenes in order, pass after pass, with new noise, times and lengths in each."""
-        size, seed = self.recipe.batch_size, self.recipe.data["seed"]
-        index = (step * size) % len(self.maps) + torch.arange(rows.start, rows.stop)
-        scenes = sample_scenes(len(index), seed, int(index[0]))
-        draws = self.tokenizer.draw(size, torch.Generator().manual_seed(derive_seed(seed, step)))
-        grid, side = self.tokenizer.config.grid, self.tokenizer.config.image_size
-        return {
-            "maps": self._latents(index),
-            "cells": plan(scenes, grid, side).cells,
-            "told": silhouettes(scenes, grid, side),
-            "kinds": scenes.largest_kinds,
-        } | {name: draw[rows] for name, draw in draws._asdict().items()}
-
-    def after_step(self, step: int) -> None:
-        """Nothing happens between steps."""
+        """Returns latents, pass after pass, with new noise, times and lengths in each."""
+        size = self.recipe.batch_size
+        draw = self.source.draw(step * size + rows.start, rows.stop - rows.start)
+        draws = self.tokenizer.draw(size, torch.Generator().manual_seed(derive_seed(self.data.seed, step)))
+        drawn = {name: each[rows] for name, each in draws._asdict().items()}
+        return {"maps": self.maps[draw.index].float()} | self.labels(draw) | drawn
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """PSNR of held-out scenes and the share of right classes at few, some and all tokens, and usage of codes."""
-        config, device = self.tokenizer.config, self.model.patches.weight.device
-        scenes, images = self._scenes(HELD_OUT, 0, self.recipe.data.get("eval_scenes", 64))
-        kinds, usage = scenes.kinds_present, CodebookUsage(self.tokenizer.regularizer.size)
-        outputs: dict[int, list[Tensor]] = {n: [] for n in sorted({1, 1 + config.registers // 8, config.registers})}
+        """Returns PSNR in dB of held-out pictures at few, some and all tokens, and usage of codes."""
+        usage = CodebookUsage(self.tokenizer.regularizer.size)
+        device = next(self.tokenizer.parameters()).device
+        registers = self.tokenizer.config.registers
         points = quality_by_tokens(
             self.tokenizer,
-            images.to(device).split(32),
-            list(outputs),
+            (images.to(device) for images in self.held_out_pictures(32)),
+            sorted({1, 1 + registers // 8, registers}),
             usage.update,
-            lambda length, pictures: outputs[length].append(pictures.cpu()),
+            self.on_outputs,
         )
         metrics = {f"psnr_{point.setting}": point.psnr for point in points}
-        metrics |= {f"right_class_{n}": right_class(torch.cat(pictures), kinds) for n, pictures in outputs.items()}
         return metrics | {"codebook_usage": usage.usage, "codebook_perplexity": usage.perplexity}
+
+    def on_outputs(self, tokens: int, images: Tensor) -> None:
+        """Look at the reconstructions [B, 3, H, W] of held-out pictures from their first ``tokens``."""
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the tokenizer as an embedded model, with the one that its maps are latents of."""
         self.tokenizer.save_pretrained(directory, torch.float16)
-        write_training_card(
-            directory, self.recipe, self.tokenizer, "image-tokenizer", "flextok", metrics, steps, paper="2502.13967"
-        )
+        self.write_card(directory, self.tokenizer, "image-tokenizer", "flextok", metrics, steps, paper="2502.13967")

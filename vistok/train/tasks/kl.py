@@ -7,22 +7,63 @@ the decoder forgive the small errors of a generator, and latents that carry noth
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.data.scenes import render, sample_scenes
-from vistok.data.scenes.splits import HELD_OUT
-from vistok.tokenizers.kl import KLAutoencoder, KLConfig
+from vistok.errors import VistokError
+from vistok.tokenizers.kl import KLAutoencoder, KLConfig, Posterior
 from vistok.tokenizers.vq import VQTokenizer
-from vistok.train.export import write_training_card
+from vistok.train.options import check_agreement, read_options
 from vistok.train.recipe import Recipe
+from vistok.train.sources import PictureData, open_source
 from vistok.train.tasks.kl_from_vq import autoencoder_from_vq
+from vistok.train.tasks.pictures import PictureTask, check_size
 
-FITTED = 64  # scenes from which the start of a VQ tokenizer is fitted
+FITTED = 64  # pictures from which the start of a VQ tokenizer is fitted
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLData(PictureData):
+    """Entries of ``data`` of the ``kl`` task, beside those of PictureData.
+
+    Attributes:
+        size: side of the pictures in pixels.
+        divergence: weight of the divergence, in nats per latent value.
+        freeze_encoder: train the decoder alone, so that generators can be trained on the latents meanwhile.
+    """
+
+    size: int
+    divergence: float
+    freeze_encoder: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLInit:
+    """Entries of ``init``; new weights of the shape ``model`` without any.
+
+    Attributes:
+        kl: an autoencoder to go on from.
+        vq: a VQ tokenizer whose blocks are taken over; ``model`` then holds ``z_channels`` alone.
+    """
+
+    kl: str | None = None
+    vq: str | None = None
+
+
+@dataclass(frozen=True)
+class FromVQ:
+    """Entries of ``model`` where a VQ tokenizer says the rest.
+
+    Attributes:
+        z_channels: width of a latent.
+    """
+
+    z_channels: int
 
 
 class KLObjective(nn.Module):
@@ -45,50 +86,51 @@ class KLObjective(nn.Module):
         return pixel + self.divergence * kl, {"pixel_loss": pixel.detach(), "kl": kl.detach()}
 
 
-class KLTask:
-    """The ``kl`` task: scenes at ``data.size`` pixels.
-
-    It starts from new weights, from those that ``init.kl`` names, or from the VQ tokenizer ``init.vq``. With
-    ``data.freeze_encoder`` the decoder alone is trained, so that generators can be trained on the latents meanwhile.
-    """
+class KLTask(PictureTask):
+    """The ``kl`` task: see KLData and KLInit."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
+        self.data, init = read_options(KLData, recipe.data, "data"), read_options(KLInit, recipe.init, "init")
+        self.source = open_source(self.data, self.data.size)
         torch.manual_seed(recipe.seed)
-        if "kl" in recipe.init:
-            autoencoder = KLAutoencoder.from_pretrained(recipe.init["kl"])
-        elif "vq" in recipe.init:
-            images = render(sample_scenes(FITTED, recipe.data["seed"]), recipe.data["size"])
-            vq = VQTokenizer.from_pretrained(recipe.init["vq"])
-            autoencoder = autoencoder_from_vq(vq, recipe.model["z_channels"], images)
+        if init.kl is not None:
+            autoencoder = KLAutoencoder.from_pretrained(init.kl)
+            check_agreement(autoencoder.config, recipe.model, "model")
+        elif init.vq is not None:
+            autoencoder = self._from_vq(init.vq)
         else:
-            shape = {key: tuple(value) if isinstance(value, list) else value for key, value in recipe.model.items()}
-            autoencoder = KLAutoencoder(KLConfig(**shape, scaling_factor=1.0))
+            autoencoder = KLAutoencoder(read_options(KLConfig, recipe.model, "model", {"scaling_factor": 1.0}))
         self.autoencoder = autoencoder.to(memory_format=torch.channels_last)
-        if recipe.data.get("freeze_encoder", False):
+        check_size(autoencoder.capabilities, self.data.size)
+        if self.data.freeze_encoder:
             for module in (autoencoder.encoder, autoencoder.quant_conv):
                 module.requires_grad_(False)
-        self.model = KLObjective(self.autoencoder, recipe.data["divergence"])
-        self.size = recipe.data["size"]
+        self.model = KLObjective(self.autoencoder, self.data.divergence)
+
+    def _from_vq(self, name: str) -> KLAutoencoder:
+        vq = VQTokenizer.from_pretrained(name)
+        check_size(vq.capabilities, self.data.size)
+        z_channels = read_options(FromVQ, self.recipe.model, "model").z_channels
+        if not 1 <= z_channels <= vq.config.codebook_dim:
+            raise VistokError(
+                f"'model.z_channels' is {z_channels}, but the codes of '{name}' give 1 to {vq.config.codebook_dim}."
+            )
+        return autoencoder_from_vq(vq, z_channels, self.first_pictures(FITTED))
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Freshly drawn scenes: no picture is seen twice."""
-        start = step * self.recipe.batch_size + rows.start
-        images = render(sample_scenes(rows.stop - rows.start, self.recipe.data["seed"], start), self.size)
-        return {"images": images.contiguous(memory_format=torch.channels_last)}
+        """Returns pictures."""
+        return {"images": self.draw_pictures(step, rows).contiguous(memory_format=torch.channels_last)}
 
-    def after_step(self, step: int) -> None:
-        """Nothing happens between steps."""
-
-    def _posteriors(self):
+    def _posteriors(self) -> Iterator[tuple[Tensor, Posterior]]:
         device = next(self.autoencoder.parameters()).device
-        for start in range(0, self.recipe.data.get("eval_scenes", 512), 64):
-            images = render(sample_scenes(64, HELD_OUT, start), self.size).to(device)
+        for images in self.held_out_pictures(64):
+            images = images.to(device)
             yield images, self.autoencoder.posterior(images)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """PSNR in dB of the means and of samples (pixels clamped to [-1, 1]), nats and spread of a latent value."""
+        """Returns PSNR in dB of the means and of samples (clamped to [-1, 1]), nats and spread of a latent."""
         psnr, drawn, kl, latents = [], [], [], []
         for images, posterior in self._posteriors():
             for values, z in ((psnr, posterior.mean), (drawn, posterior.sample())):
@@ -109,6 +151,4 @@ class KLTask:
             self.autoencoder.config, scaling_factor=float(f"{1 / metrics['latent_std']:.4g}")
         )
         self.autoencoder.save_pretrained(directory, torch.float16)
-        write_training_card(
-            directory, self.recipe, self.autoencoder, "image-tokenizer", "kl", metrics, steps, paper="2406.11838"
-        )
+        self.write_card(directory, self.autoencoder, "image-tokenizer", "kl", metrics, steps, paper="2406.11838")

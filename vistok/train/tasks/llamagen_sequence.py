@@ -1,74 +1,44 @@
-"""Train a text-to-image LlamaGen on the tokens of a 1D tokenizer, coarse to fine, as FlexTok's generators are
-(arXiv 2502.13967, section 4).
+"""Train a LlamaGen on the tokens of a 1D tokenizer, coarse to fine, as FlexTok's generators are (arXiv 2502.13967,
+section 4).
 
-It is the ``llamagen`` task over ``layout: sequence``: positions are one-dimensional, and supervision is left with the
-captions' facts, since a token has no place in the picture.
+It is the ``llamagen`` task over ``layout: sequence``: positions are one-dimensional.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
-from vistok.data.scenes import Scenes
-from vistok.data.scenes.language import Statement
-from vistok.models.llamagen import LlamaGen
-from vistok.models.text_encoder import TextEncoder
 from vistok.tokenizers.load import load_tokenizer
-from vistok.train.tasks.captions import facts
-from vistok.train.tasks.llamagen import LlamaGenTask, captioned_states
-from vistok.train.tasks.scene_reader import FactReader
+from vistok.train.sources import Source
+from vistok.train.tasks.llamagen import LlamaGenData, LlamaGenTask
 
 
-class SequenceObjective(nn.Module):
-    """Cross-entropy of tokens given captions, and of the captions' facts in a middle layer.
+@dataclass(frozen=True, kw_only=True)
+class LlamaGenSequenceData(LlamaGenData):
+    """Entries of ``data`` of the ``llamagen-sequence`` task, beside those of LlamaGenData.
 
-    The generator itself drops conditions at random.
-
-    Args:
-        gpt: the generator.
-        text: the caption encoder.
-        supervision: weight of the facts.
+    Attributes:
+        tokens: how many of a picture's first tokens the generator draws; all if absent.
     """
 
-    def __init__(self, gpt: LlamaGen, text: TextEncoder, supervision: float):
-        super().__init__()
-        self.gpt, self.text_encoder, self.supervision = gpt, text, supervision
-        self.reader = FactReader(gpt.config.dim)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, facts: Tensor):
-        """Loss of tokens [B, N]."""
-        states = captioned_states(self.gpt, self.text_encoder, input_ids, attention_mask, tokens)
-        logits = self.gpt.head(self.gpt.norm(states[-1])).float()
-        losses = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
-        told = self.reader(states[len(states) // 2], facts)
-        metrics = {"codes": losses.mean(), "first": losses[:, 0].mean(), "last": losses[:, -1].mean(), "told": told}
-        return losses.mean() + self.supervision * told, {name: x.detach() for name, x in metrics.items()}
+    tokens: int | None = None
 
 
 class LlamaGenSequenceTask(LlamaGenTask):
-    """The ``llamagen-sequence`` task.
+    """The ``llamagen-sequence`` task: ``init.vq`` names the 1D tokenizer; see LlamaGenSequenceData."""
 
-    ``init.vq`` names the 1D tokenizer, of whose tokens the generator draws the first ``data.tokens``, all by default;
-    ``data.supervision`` is the weight of the facts, zero by default; the rest is as of ``llamagen``.
-    """
+    data_class = LlamaGenSequenceData
 
-    def _tokenizer(self) -> nn.Module:
-        return load_tokenizer(self.recipe.init["vq"]).tokenizer
+    def load_tokenizer(self, name: str) -> nn.Module:
+        return load_tokenizer(name).tokenizer
 
-    def _shape(self) -> dict[str, int | str]:
+    def tokens_shape(self) -> dict[str, int | str]:
         can = self.vq.capabilities
-        tokens = self.recipe.data.get("tokens", can.lengths[-1])
+        tokens = can.lengths[-1] if self.data.tokens is None else self.data.tokens
         can.check_length(tokens, can.lengths[-1])
         return {"vocab_size": can.codebook_size, "block_size": tokens, "layout": can.layout}
 
-    def _objective(self, gpt: LlamaGen, text: TextEncoder) -> nn.Module:
-        return SequenceObjective(gpt, text, self.recipe.data.get("supervision", 0.0))
-
-    def _extract(self, seed: int, start: int, count: int) -> Tensor:
-        return super()._extract(seed, start, count)[:, : self.model.gpt.config.block_size]
-
-    def _told(self, scenes: Scenes, said: list[Statement], variant: int, pairs: int) -> dict[str, Tensor]:
-        words, mask = self._words(said)
-        return {"input_ids": words, "attention_mask": mask, "facts": torch.tensor([facts(s) for s in said])}
+    def extract(self, source: Source, index: Tensor) -> Tensor:
+        return super().extract(source, index)[:, : self.model.gpt.config.block_size]

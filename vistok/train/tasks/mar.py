@@ -1,38 +1,68 @@
-"""Train MAR on the latents of single-object scenes, with the published objective (arXiv 2406.11838, section 4).
+"""Train MAR on the latents of pictures of classes, with the published objective (arXiv 2406.11838, section 4).
 
-A class of the scenes is the shape and colour of the first object. A picture of a class should show that and nothing
-else, so only scenes with one object are used. Their latents' means and deviations are kept, upright and mirrored, and
-drawn anew each time, as the published training does with cached moments.
-
-The head's loss tells the transformer little: most of it is noise that nothing predicts. Two linear maps therefore read
-from the conditions of hidden tokens what the token is, by squared error, and the silhouette of the object within it.
-They serve training alone, and are ours. A draft learns from its target instead, see ``mar_distillation``.
+Pictures' means and deviations are kept, upright and mirrored, and drawn anew each time, as the published training does
+with cached moments. A class should say all that there is to say about a picture: of the scenes only those with one
+object are used; of a folder, the folders below it are the classes. A draft learns from its target instead, see
+``mar_distillation``.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.data.scenes import NUM_CLASSES, Scenes, render
-from vistok.data.scenes.splits import HELD_OUT, single_object_scenes
 from vistok.errors import VistokError
 from vistok.models.mar import MAR, MARConfig
 from vistok.tokenizers.kl import KLAutoencoder, Posterior
-from vistok.train.export import write_training_card
+from vistok.train.options import check_agreement, read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.mar_distillation import Distillation, OwnPictures, Sampling
-from vistok.train.tasks.scene_reader import SILHOUETTE, silhouette_loss, silhouettes
+from vistok.train.sources import Draw, Extracted, PictureData, Source, open_source
+from vistok.train.tasks.mar_distillation import Distillation, OwnPictures, OwnShare, Sampling
+from vistok.train.tasks.pictures import PictureTask, check_size
 
 RATIO_MEAN, RATIO_STD = 1.0, 0.25  # published, of the mask ratio's normal law before it is truncated to [least, 1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class MARData(PictureData):
+    """Entries of ``data`` of the ``mar`` task, beside those of PictureData.
+
+    Attributes:
+        size: side of the pictures in pixels.
+        tokenizer: name under which the card lists the autoencoder; ``init.kl`` if absent.
+        mask_deviation: of the normal law of mask ratios. A small model learns from fuller contexts than the published.
+        teacher: how the generator ``init.teacher`` samples, see ``mar_distillation.Sampling``.
+        own: share of a batch that a draft draws itself, see ``mar_distillation.OwnShare``.
+    """
+
+    size: int
+    tokenizer: str | None = None
+    mask_deviation: float = RATIO_STD
+    teacher: Sampling | None = None
+    own: OwnShare | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MARInit:
+    """Entries of ``init``.
+
+    Attributes:
+        kl: the autoencoder, or its folder.
+        mar: weights to go on from; new ones of the shape ``model`` if absent.
+        teacher: the generator that a draft is to draft for.
+    """
+
+    kl: str
+    mar: str | None = None
+    teacher: str | None = None
+
+
 def draw_mask(batch: int, length: int, least: float, deviation: float = RATIO_STD) -> Tensor:
-    """A training mask, bool [B, L]: random orders, and one ratio for the batch.
+    """Returns a training mask, bool [B, L]: random orders, and one ratio for the batch.
 
     Args:
         batch, length: B and L.
@@ -46,112 +76,94 @@ def draw_mask(batch: int, length: int, least: float, deviation: float = RATIO_ST
 
 
 class MARObjective(nn.Module):
-    """The published loss over hidden tokens, or the distance to a teacher, and deep supervision of the conditions.
+    """The published loss over hidden tokens, or the distance to a teacher.
 
     Args:
         mar: the generator.
-        supervision: weights of the squared error of tokens and of the cross-entropy of silhouettes.
         distillation: from the generator that it learns from, if any.
     """
 
-    def __init__(self, mar: MAR, supervision: tuple[float, float], distillation: Distillation | None = None):
+    def __init__(self, mar: MAR, distillation: Distillation | None = None):
         super().__init__()
         self.mar = mar
         self.distillation = distillation
-        self.supervision = supervision
-        width = mar.config.decoder_embed_dim
-        self.token = nn.Linear(width, mar.config.token_dim)
-        self.silhouette = nn.Linear(width, SILHOUETTE**2)
 
-    def forward(self, latents: Tensor, labels: Tensor, mask: Tensor, silhouettes: Tensor):
-        """Loss of a batch.
-
-        Args:
-            latents, labels, mask: see MAR.
-            silhouettes: of tokens, see ``scene_reader``, uint8 [B, L, SILHOUETTE^2].
-        """
+    def measure(self, latents: Tensor, labels: Tensor, mask: Tensor):
+        """Returns tokens and their conditions, the loss, and its parts; arguments as of MAR."""
         tokens = self.mar.patchify(latents)
         z = self.mar.conditions(tokens, mask, self.mar.condition(labels))
         if self.distillation is None:
-            head = self.mar.head_loss(tokens, z, mask)
-            told = {"head": head}
-        else:
-            distances = self.distillation(self.mar, tokens, z, mask, labels)
-            head = sum(distances)
-            told = distances._asdict()
-        token = F.mse_loss(self.token(z[mask]).float(), tokens[mask])
-        silhouette = silhouette_loss(self.silhouette(z[mask]), silhouettes[mask])
-        loss = head + self.supervision[0] * token + self.supervision[1] * silhouette
-        told |= {"token": token, "silhouette": silhouette}
-        return loss, {name: x.detach() for name, x in told.items()}
+            loss = self.mar.head_loss(tokens, z, mask)
+            return tokens, z, loss, {"head": loss}
+        distances = self.distillation(self.mar, tokens, z, mask, labels)
+        return tokens, z, sum(distances), distances._asdict()
+
+    def forward(self, latents: Tensor, labels: Tensor, mask: Tensor):
+        """Returns the loss of a batch and its parts; arguments as of MAR."""
+        _, _, loss, metrics = self.measure(latents, labels, mask)
+        return loss, {name: x.detach() for name, x in metrics.items()}
 
 
-class MARTask:
-    """The ``mar`` task.
+class MARTask(PictureTask):
+    """The ``mar`` task: see MARData and MARInit."""
 
-    ``init.kl`` names the autoencoder, or its folder, ``data.tokenizer`` the name under which the card lists it;
-    ``init.mar`` names weights to go on from, ``init.teacher`` the generator that a draft is to draft for, and
-    ``data.teacher`` how that samples (``mar_distillation.Sampling``); with ``data.own`` the draft draws a share of each
-    batch itself (``mar_distillation.OwnPictures``).
-    ``data.supervision`` holds the weights of the two terms beside the published one. ``data.mask_deviation`` widens the
-    law of mask ratios: a small model learns from fuller contexts.
-    """
+    data_class = MARData
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
+        self.data = read_options(self.data_class, recipe.data, "data")
+        self.init = read_options(MARInit, recipe.init, "init")
         torch.manual_seed(recipe.seed)
-        self.kl = KLAutoencoder.from_pretrained(recipe.init["kl"]).requires_grad_(False)
-        self.size = recipe.data["size"]
-        self.mask_deviation = recipe.data.get("mask_deviation", RATIO_STD)
-        if "mar" in recipe.init:
-            mar = MAR.from_pretrained(recipe.init["mar"])
-        else:
-            shape = {
-                "img_size": self.size,
-                "vae_stride": self.kl.config.downsample,
-                "vae_embed_dim": self.kl.config.z_channels,
-                "class_num": NUM_CLASSES,
-            }
-            mar = MAR(MARConfig(**shape | recipe.model))
-        self.mar = mar
-        distillation = self.own = None
-        if "teacher" in recipe.init:
-            if "teacher" not in recipe.data:
+        self.kl = KLAutoencoder.from_pretrained(self.init.kl).requires_grad_(False)
+        check_size(self.kl.capabilities, self.data.size)
+        self.source = open_source(self.data, self.data.size, finite=True, by_class=True)
+        self.mar = self._generator()
+        self.own: OwnPictures | None = None
+        self.model = self.objective(self._distillation())
+        self.moments = Extracted(len(self.source), lambda index: self._encode(self.source.pictures(index)), torch.half)
+        self.labels = Extracted(len(self.source), self.source.labels, torch.long)
+
+    def _generator(self) -> MAR:
+        shape = {
+            "img_size": self.data.size,
+            "vae_stride": self.kl.config.downsample,
+            "vae_embed_dim": self.kl.config.z_channels,
+            "class_num": max(1, len(self.source.classes)),
+        }
+        if self.init.mar is None:
+            return MAR(read_options(MARConfig, self.recipe.model, "model", shape))
+        mar = MAR.from_pretrained(self.init.mar)
+        check_agreement(mar.config, self.recipe.model, "model")
+        for name, value in shape.items():
+            if getattr(mar.config, name) != value:
                 raise VistokError(
-                    "a draft needs to know how its teacher samples: give data.teacher its guidance and steps."
+                    f"the generator '{self.init.mar}' has {name} {getattr(mar.config, name)}, but what 'init' and "
+                    f"'data' name asks for {value}: name those that it was trained with."
                 )
-            if "own" in recipe.data and any(recipe.data.get("supervision", ())):
-                raise VistokError("own pictures have no silhouettes to learn from: leave data.supervision out.")
-            teacher = MAR.from_pretrained(recipe.init["teacher"]).float()
-            sampling = Sampling(**recipe.data["teacher"])
-            distillation = Distillation(mar, teacher, sampling)
-            if "own" in recipe.data:
-                self.own = OwnPictures(sampling, **recipe.data["own"])
-        self.model = MARObjective(mar, tuple(recipe.data.get("supervision", (0.0, 0.0))), distillation)
-        self.latents = self.silhouettes = self.labels = None
+        return mar
 
-    def _moments(self, seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Scaled means and deviations [count, 2, 2, c, h, w], upright and mirrored, silhouettes, and classes [count].
+    def _distillation(self) -> Distillation | None:
+        if self.init.teacher is None:
+            if strange := [name for name in ("teacher", "own") if getattr(self.data, name) is not None]:
+                raise VistokError(f"'data.{strange[0]}' is for drafts: name their target as 'init.teacher'.")
+            return None
+        if self.data.teacher is None:
+            raise VistokError(
+                "a draft needs to know how its teacher samples: give data.teacher its guidance and steps."
+            )
+        teacher = MAR.from_pretrained(self.init.teacher).float()
+        distillation = Distillation(self.mar, teacher, self.data.teacher)
+        if self.data.own is not None:
+            self.own = OwnPictures(self.data.teacher, self.data.own)
+        return distillation
 
-        Silhouettes are upright and mirrored too, uint8 [count, 2, L, SILHOUETTE^2].
-        """
-        moments, shapes, labels, chunk = [], [], [], 0
-        while sum(map(len, labels)) < count:
-            scenes = single_object_scenes(seed, chunk)
-            moments.append(self._encode(render(scenes, self.size)))
-            shapes.append(self._silhouettes(scenes))
-            labels.append(scenes.label)
-            chunk += 1
-        return tuple(torch.cat(x)[:count] for x in (moments, shapes, labels))
-
-    def _silhouettes(self, scenes: Scenes) -> Tensor:
-        grid = self.mar.config.grid
-        upright = silhouettes(scenes, grid, self.size)
-        cells = upright.view(-1, grid, grid, SILHOUETTE, SILHOUETTE)
-        return torch.stack([upright, cells.flip(2, 4).reshape(upright.shape)], 1)
+    def objective(self, distillation: Distillation | None) -> MARObjective:
+        """Returns what is trained."""
+        return MARObjective(self.mar, distillation)
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
+        """Returns scaled means and deviations, upright and mirrored, [B, 2, 2, c, h, w]."""
         device = next(self.mar.parameters()).device
         both = torch.stack([images, images.flip(-1)], 1).flatten(0, 1).to(device)
         kl = self.kl.to(device)
@@ -160,58 +172,42 @@ class MARTask:
         pair = torch.stack([posterior.mean.float(), posterior.std.float()], 1) * kl.config.scaling_factor
         return pair.unflatten(0, (len(images), 2)).half().cpu()
 
+    def told(self, draw: Draw, mirrored: Tensor) -> dict[str, Tensor]:
+        """Returns what the objective is told of pictures beside latents and classes; ``mirrored`` is 0 or 1, [B]."""
+        return {}
+
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Scenes in the order of a fresh permutation for each pass, mirrored or not by a coin."""
-        if self.latents is None:
-            self.latents, self.silhouettes, self.labels = self._moments(
-                self.recipe.data["seed"], self.recipe.data["scenes"]
-            )
+        """Returns pictures in a new order in each pass, mirrored or not by a coin."""
         size = self.recipe.batch_size
-        epoch, place = divmod(step, len(self.labels) // size)
-        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(epoch))
-        index = order[place * size : (place + 1) * size][rows]
-        side = torch.randint(2, (len(index),))
-        mean, std = self.latents[index, side].float().unbind(1)
+        draw = self.source.draw(step * size + rows.start, rows.stop - rows.start)
+        side = torch.randint(2, (len(draw.index),))
+        mean, std = self.moments[draw.index][torch.arange(len(side)), side].float().unbind(1)
         config = self.mar.config
-        latents, labels = mean + std * torch.randn_like(std), self.labels[index]
+        latents, labels = mean + std * torch.randn_like(std), self.labels[draw.index]
         if self.own is not None:
             latents, labels = self.own.mix(self.mar, step, latents, labels)
-        return {
-            "latents": latents,
-            "labels": labels,
-            "silhouettes": self.silhouettes[index, side],
-            "mask": draw_mask(size, config.seq_len, config.mask_ratio_min, self.mask_deviation)[rows],
-        }
-
-    def after_step(self, step: int) -> None:
-        """Nothing happens between steps."""
+        mask = draw_mask(size, config.seq_len, config.mask_ratio_min, self.data.mask_deviation)[rows]
+        return {"latents": latents, "labels": labels, "mask": mask} | self.told(draw, side)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Loss of held-out scenes at fixed masks, steps and noise, in the published units."""
+        """Returns the loss of held-out pictures at fixed masks, steps and noise, in the published units."""
         device = next(self.mar.parameters()).device
-        moments, _, labels = self._moments(HELD_OUT, self.recipe.data.get("eval_scenes", 128))
+        held_out, index = self.source.held_out(), self.held_out_index()
+        moments, labels = self._held_out_moments(held_out, index), held_out.labels(index)
         torch.manual_seed(self.recipe.seed)
         config = self.mar.config
-        mask = draw_mask(len(labels), config.seq_len, config.mask_ratio_min, self.mask_deviation)
+        mask = draw_mask(len(labels), config.seq_len, config.mask_ratio_min, self.data.mask_deviation)
         loss = self.mar(moments[:, 0, 0].float().to(device), labels.to(device), mask.to(device))
         return {"held_out_loss": float(loss)}
+
+    def _held_out_moments(self, held_out: Source, index: Tensor) -> Tensor:
+        return torch.cat([self._encode(held_out.pictures(part)) for part in index.split(64)])
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the generator as an embedded model."""
         self.mar.save_pretrained(directory, torch.float16)
-        parts = {"tokenizer": self.recipe.data["tokenizer"]}
-        if "teacher" in self.recipe.init:
-            parts["target"] = self.recipe.init["teacher"]
-        write_training_card(
-            directory,
-            self.recipe,
-            self.mar,
-            "class-to-image",
-            "mar",
-            metrics,
-            steps,
-            parts,
-            "2406.11838",
-            data=f"vistok.data.scenes of one object, seed {self.recipe.data['seed']}",
-        )
+        parts = {"tokenizer": self.data.tokenizer or self.init.kl}
+        if self.init.teacher is not None:
+            parts["target"] = self.init.teacher
+        self.write_card(directory, self.mar, "class-to-image", "mar", metrics, steps, parts, "2406.11838")

@@ -41,20 +41,34 @@ class Sampling:
     spacing: str = "even"
 
 
+@dataclass(frozen=True)
+class OwnShare:
+    """Pictures that a student draws itself.
+
+    Attributes:
+        share: of a batch.
+        count: pictures of a pool.
+        every: training steps that a pool serves.
+        iterations: steps over a picture.
+    """
+
+    share: float
+    count: int
+    every: int
+    iterations: int
+
+
 class OwnPictures:
     """A pool of pictures that a student drew itself, on which its teacher corrects it (arXiv 2306.13649).
 
     Args:
         sampling: how the teacher samples.
-        share: of a batch.
-        count: pictures of the pool.
-        every: training steps that a pool serves.
-        iterations: steps over a picture.
+        own: how many pictures, and how they are drawn.
     """
 
-    def __init__(self, sampling: Sampling, share: float, count: int, every: int, iterations: int):
-        self.share, self.count, self.every = share, count, every
-        self.sampler = MaskedAutoregressive(iterations, sampling.head_steps, spacing=sampling.spacing)
+    def __init__(self, sampling: Sampling, own: OwnShare):
+        self.share, self.count, self.every = own.share, own.count, own.every
+        self.sampler = MaskedAutoregressive(own.iterations, sampling.head_steps, spacing=sampling.spacing)
         self._drawn, self._latents, self._labels = -1, None, None
 
     def mix(self, student: MAR, step: int, latents: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ here on corpus text instead of sampled text).
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,8 +18,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vistok.data.text import documents
+from vistok.errors import VistokError
 from vistok.train.export import write_training_card
+from vistok.train.options import check_entries, read_options
 from vistok.train.recipe import Recipe
+from vistok.train.trainer import Task
 from vistok.zoo import resolve
 
 END_OF_TEXT = "<|endoftext|>"
@@ -74,25 +78,52 @@ class TextObjective(nn.Module):
         return F.cross_entropy(logits, law), {"acceptance": acceptance}
 
 
-class TextTask:
-    """The ``text`` task.
+@dataclass(frozen=True, kw_only=True)
+class TextData:
+    """Entries of ``data`` of the ``text`` task.
 
-    ``model`` holds entries of the Llama configuration; ``data`` the ``length`` of a sample, the ``vocabulary`` of a
-    tokenizer that is trained, and the ``seed`` of the samples' order. ``init.teacher`` makes a draft model of it.
+    Attributes:
+        length: tokens of a sample.
+        seed: of the samples' order.
+        vocabulary: of the tokenizer that is trained, where no teacher brings one.
+        eval_samples: how many held-out samples are evaluated on.
     """
+
+    length: int
+    seed: int
+    vocabulary: int | None = None
+    eval_samples: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextInit:
+    """Entries of ``init``.
+
+    Attributes:
+        teacher: the target of a draft model, whose tokenizer and law it takes.
+    """
+
+    teacher: str | None = None
+
+
+class TextTask(Task):
+    """The ``text`` task: see TextData and TextInit; ``model`` holds entries of the Llama configuration."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
-        data = recipe.data
-        self.length, self.seed = data["length"], data["seed"]
+        data, self.init = read_options(TextData, recipe.data, "data"), read_options(TextInit, recipe.init, "init")
+        check_entries(recipe.model, LlamaConfig().to_dict(), "model")
+        self.length, self.seed, self.eval_samples = data.length, data.seed, data.eval_samples
         texts = documents("train")
         teacher = None
-        if "teacher" in recipe.init:
-            folder = resolve(recipe.init["teacher"])
+        if self.init.teacher is not None:
+            folder = resolve(self.init.teacher)
             self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
             teacher = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        elif data.vocabulary is None:
+            raise VistokError("say as 'data.vocabulary' how many tokens the tokenizer has, or name 'init.teacher'.")
         else:
-            self.tokenizer = train_tokenizer(texts, data["vocabulary"], self.length)
+            self.tokenizer = train_tokenizer(texts, data.vocabulary, self.length)
         self.tokens = self._encode(texts)
         torch.manual_seed(recipe.seed)
         config = LlamaConfig(
@@ -131,14 +162,11 @@ class TextTask:
             starts.append(self._order(epoch)[number])
         return {"input_ids": self._samples(torch.stack(starts), self.tokens)}
 
-    def after_step(self, step: int) -> None:
-        """Nothing happens between steps."""
-
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Cross-entropy on modules that were held out; of a draft model also how well it knows its target."""
         tokens = self._encode(documents("held-out"))
-        count = self.recipe.data.get("eval_samples", 64)
+        count = self.eval_samples
         starts = torch.linspace(0, len(tokens) - self.length - 1, count).long()
         device = self.model.lm.device
         batches = self._samples(starts, tokens).to(device).split(16)
@@ -157,7 +185,7 @@ class TextTask:
         saved.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
         draft = self.model.teacher is not None
-        parts = {"target": self.recipe.init["teacher"]} if draft else None
+        parts = {"target": self.init.teacher} if draft else None
         task = "draft" if draft else "text-generation"
         corpus = f"the Python standard library's sources and documentation strings, seed {self.seed}"
         write_training_card(directory, self.recipe, lm, task, "llama", metrics, steps, parts, data=corpus)

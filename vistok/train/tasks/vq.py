@@ -7,40 +7,55 @@ both: scenes of flat colour gain nothing from them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from vistok.data.scenes import render, sample_scenes
-from vistok.data.scenes.splits import HELD_OUT
-from vistok.tokenizers.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
 from vistok.tokenizers.vq import VQConfig, VQTokenizer
-from vistok.train.export import write_training_card
+from vistok.train.options import check_agreement, read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.patch_codes import PatchCodes, distance_to_points, spherical_kmeans
+from vistok.train.sources import PictureData, open_source
+from vistok.train.tasks.adversary import (
+    AdversarialData,
+    Adversary,
+    PerceptualInit,
+    adversarial_weight,
+    build_adversary,
+    perceptual_distance,
+)
+from vistok.train.tasks.pictures import PictureTask, check_size
+from vistok.train.tasks.revival import RevivalData
+from vistok.train.tasks.starts.patch_codes import PatchCodes, distance_to_points, spherical_kmeans
 
-ANCHOR_SCENES = 1024
+ANCHOR_PICTURES = 1024
 
 
-class Adversary(nn.Module):
-    """A patch discriminator that is trained in the same step as the tokenizer.
+@dataclass(frozen=True, kw_only=True)
+class VQData(PictureData, AdversarialData, RevivalData):
+    """Entries of ``data`` of the ``vq`` task, beside those of PictureData, AdversarialData and RevivalData.
 
-    The reference gives it an optimizer of its own; here one backward pass serves both, as each loss reaches its own
-    weights alone.
+    Attributes:
+        size: side of the pictures in pixels.
+        anchor: weight of the term that draws latents to points of their own patches, see ``starts.patch_codes``; a new
+            codebook then starts as the k-means of such points.
     """
 
-    def __init__(self):
-        super().__init__()
-        self.discriminator = PatchDiscriminator()
+    size: int
+    anchor: float = 0.0
 
-    def forward(self, images: torch.Tensor, reconstruction: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the tokenizer minimises, and what the discriminator does, on pictures [B, 3, H, W] in [-1, 1]."""
-        fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
-        fooled = generator_loss(torch.func.functional_call(self.discriminator, fixed, (reconstruction,)))
-        told = discriminator_loss(self.discriminator(images), self.discriminator(reconstruction.detach()))
-        return fooled, told
+
+@dataclass(frozen=True, kw_only=True)
+class VQInit(PerceptualInit):
+    """Entries of ``init``, beside those of PerceptualInit.
+
+    Attributes:
+        vq: weights to go on from; new ones of the shape ``model`` if absent.
+    """
+
+    vq: str | None = None
 
 
 class VQObjective(nn.Module):
@@ -67,8 +82,8 @@ class VQObjective(nn.Module):
         self.anchor, self.anchor_weight = anchor, anchor_weight
         self.adversary, self.perceptual = adversary, perceptual
 
-    def forward(self, images: torch.Tensor, adversarial: torch.Tensor | None = None):
-        """The loss and its parts; ``adversarial`` is the weight of the adversarial term in this step."""
+    def forward(self, images: Tensor, adversarial: Tensor | None = None):
+        """Returns the loss and its parts; ``adversarial`` is the weight of the adversarial term in this step."""
         latents = self.tokenizer.latents(images)
         quantized = self.tokenizer.quantize(latents)
         reconstruction = self.tokenizer.decode_latents(quantized.latents)
@@ -89,75 +104,47 @@ class VQObjective(nn.Module):
         return loss, metrics
 
 
-def perceptual_distance(recipe: Recipe) -> nn.Module | None:
-    """LPIPS from the files that ``init.lpips`` and ``init.vgg`` name; None where a recipe names none."""
-    if "lpips" not in recipe.init:
-        return None
-    from vistok.models.vision.lpips import Lpips
-
-    return Lpips.from_files("vgg", recipe.init["lpips"], recipe.init["vgg"])
-
-
-def adversarial_weight(recipe: Recipe, step: int) -> dict[str, torch.Tensor]:
-    """``adversarial``, the weight of the adversarial term in a step; nothing where a recipe has no such term."""
-    weight = recipe.data.get("adversarial_weight", 0.0)
-    if not weight:
-        return {}
-    return {"adversarial": torch.tensor(weight if step >= recipe.data.get("adversarial_from", 0) else 0.0)}
-
-
-class VQTask:
-    """The ``vq`` task: scenes at ``data.size`` pixels, from new weights or from those that ``init.vq`` names.
-
-    ``data.adversarial_weight`` is the weight of the adversarial term from step ``data.adversarial_from`` on (published:
-    0.5 from 20,000); ``init.lpips`` and ``init.vgg`` name the files of the perceptual term, LPIPS's ``vgg.pth`` and
-    torchvision's VGG-16. ``data.anchor`` is the weight of the term that draws latents to points of their own patches,
-    see ``vistok.train.tasks.patch_codes``; a new codebook then starts as the k-means of such points. Codes that fall
-    out of use are revived every ``data.revive_every`` steps until step ``data.revive_until``.
-    """
+class VQTask(PictureTask):
+    """The ``vq`` task: see VQData and VQInit."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
+        self.data, init = read_options(VQData, recipe.data, "data"), read_options(VQInit, recipe.init, "init")
+        self.source = open_source(self.data, self.data.size)
         torch.manual_seed(recipe.seed)
-        if "vq" in recipe.init:
-            self.tokenizer = VQTokenizer.from_pretrained(recipe.init["vq"])
+        if init.vq is not None:
+            self.tokenizer = VQTokenizer.from_pretrained(init.vq)
+            check_agreement(self.tokenizer.config, recipe.model, "model")
         else:
-            config = dict(recipe.model)
-            config["channel_mult"] = tuple(config["channel_mult"])
-            self.tokenizer = VQTokenizer(VQConfig(**config))
-        adversary = Adversary() if recipe.data.get("adversarial_weight") else None
-        self.size = recipe.data["size"]
-        weight = recipe.data.get("anchor", 0.0)
-        anchor = self._anchor(fill="vq" not in recipe.init) if weight else None
-        self.model = VQObjective(self.tokenizer, anchor, weight, adversary, perceptual_distance(recipe))
-        self.revive_every = recipe.data.get("revive_every", 0)
-        self.revive_until = recipe.data.get("revive_until", 0)
+            self.tokenizer = VQTokenizer(read_options(VQConfig, recipe.model, "model"))
+        check_size(self.tokenizer.capabilities, self.data.size)
+        adversary = build_adversary(self.data)
+        anchor = self._anchor(fill=init.vq is None) if self.data.anchor else None
+        self.model = VQObjective(self.tokenizer, anchor, self.data.anchor, adversary, perceptual_distance(init))
         self.counts = torch.zeros(self.tokenizer.config.codebook_size)
 
     def _anchor(self, fill: bool) -> PatchCodes:
-        """What latents are drawn to, from ``ANCHOR_SCENES`` scenes; a new codebook is filled with their k-means."""
-        config, seed = self.tokenizer.config, self.recipe.data["seed"]
-        images = torch.cat([render(sample_scenes(64, seed, i), self.size) for i in range(0, ANCHOR_SCENES, 64)])
+        """Returns what latents are drawn to, from some pictures; a new codebook is filled with their k-means."""
+        config = self.tokenizer.config
+        images = self.first_pictures(ANCHOR_PICTURES)
         anchor = PatchCodes(images, config.downsample, config.codebook_dim)
         if fill:
             points = anchor(images).movedim(1, -1).flatten(0, 2)
-            centres = spherical_kmeans(points, config.codebook_size, torch.Generator().manual_seed(seed))
+            centres = spherical_kmeans(points, config.codebook_size, torch.Generator().manual_seed(self.data.seed))
             self.tokenizer.quantize.embedding.weight.data.copy_(centres)
         return anchor
 
-    def batch(self, step: int, rows: slice) -> dict[str, torch.Tensor]:
-        """Freshly drawn scenes: no picture is seen twice."""
-        start = step * self.recipe.batch_size + rows.start
-        scenes = sample_scenes(rows.stop - rows.start, self.recipe.data["seed"], start)
-        return {"images": render(scenes, self.size)} | adversarial_weight(self.recipe, step)
+    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
+        """Returns pictures, and the weight of the adversarial term if there is one."""
+        return {"images": self.draw_pictures(step, rows)} | adversarial_weight(self.data, step)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Revive dead codes, so that the whole codebook is used."""
-        if not self.revive_every or step >= self.revive_until:
+        if not self.data.revive_every or step >= self.data.revive_until:
             return
         self.counts += torch.bincount(self.model.last_indices.flatten().cpu(), minlength=len(self.counts))
-        if step % self.revive_every == 0:
+        if self.data.revives(step):
             latents = self.tokenizer.latents(self.model.last_images)
             generator = torch.Generator().manual_seed(step)
             self.tokenizer.quantize.revive(latents.float(), self.counts, generator)
@@ -165,11 +152,11 @@ class VQTask:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """PSNR in dB (mean over held-out scenes, pixels clamped to [-1, 1]), usage and perplexity of codes."""
+        """Returns PSNR in dB (mean over held-out pictures, clamped to [-1, 1]), usage and perplexity of codes."""
         device = next(self.tokenizer.parameters()).device
         psnr, counts = [], torch.zeros_like(self.counts)
-        for start in range(0, self.recipe.data.get("eval_scenes", 512), 64):
-            images = render(sample_scenes(64, HELD_OUT, start), self.size).to(device)
+        for images in self.held_out_pictures(64):
+            images = images.to(device)
             tokens = self.tokenizer.encode(images)
             error = (self.tokenizer.decode(tokens).clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4
             psnr.append(-10 * error.log10())
@@ -184,6 +171,4 @@ class VQTask:
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the tokenizer as an embedded model."""
         self.tokenizer.save_pretrained(directory, torch.float16)
-        write_training_card(
-            directory, self.recipe, self.tokenizer, "image-tokenizer", "vq", metrics, steps, paper="2406.06525"
-        )
+        self.write_card(directory, self.tokenizer, "image-tokenizer", "vq", metrics, steps, paper="2406.06525")

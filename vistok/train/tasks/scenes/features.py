@@ -3,42 +3,60 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vistok.data.scenes.splits import HELD_OUT
+from vistok.data.scenes.splits import HELD_OUT, check_training_seed
 from vistok.files import atomic_path
 from vistok.models.vision.inception import fold_batch_norms
-from vistok.models.vision.scenes import SceneFeatures, SceneFeaturesObjective, training_batch
+from vistok.models.vision.scenes import SceneFeatures
 from vistok.train.export import write_training_card
+from vistok.train.options import NoEntries, read_options
 from vistok.train.recipe import Recipe
+from vistok.train.tasks.scenes.features_objective import SceneFeaturesObjective, training_batch
+from vistok.train.trainer import Task
 
 STATISTICS_BATCHES = 8  # from which the batch norms of the averaged weights are estimated
 
 
-class SceneFeaturesTask:
-    """The ``scenes-features`` task."""
+@dataclass(frozen=True, kw_only=True)
+class SceneFeaturesData:
+    """Entries of ``data`` of the ``scenes-features`` task.
+
+    Attributes:
+        seed: the world that is trained on.
+        eval_pictures: how many held-out scenes are evaluated on.
+    """
+
+    seed: int
+    eval_pictures: int = field(default=512, metadata={"was": "eval_scenes"})
+
+
+class SceneFeaturesTask(Task):
+    """The ``scenes-features`` task: see SceneFeaturesData."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
+        self.data = read_options(SceneFeaturesData, recipe.data, "data")
+        check_training_seed(self.data.seed)
+        for name in ("model", "init"):
+            read_options(NoEntries, getattr(recipe, name), name)
         torch.manual_seed(recipe.seed)
         self.model = SceneFeaturesObjective(SceneFeatures()).to(memory_format=torch.channels_last)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Freshly drawn scenes, half of them blurred and noisy."""
         start = step * self.recipe.batch_size + rows.start
-        return training_batch(rows.stop - rows.start, self.recipe.data["seed"], start)
-
-    def after_step(self, step: int) -> None:
-        """Nothing happens between steps."""
+        return training_batch(rows.stop - rows.start, self.data.seed, start)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Loss and the heads' accuracies on held-out scenes, after batch norms that fit the averaged weights."""
         self._estimate_batch_norms()
-        loss, metrics = self.model(**self._to_device(training_batch(self.recipe.data["eval_scenes"], HELD_OUT, 0)))
+        loss, metrics = self.model(**self._to_device(training_batch(self.data.eval_pictures, HELD_OUT, 0)))
         return {"held_out_loss": float(loss)} | {key: float(value) for key, value in metrics.items()}
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ Naive means: FlexTok encodes with all registers, and decodes with all of them in
 once without, as the reference does; a shorter One-D-Piece is decoded with all tokens in the sequence, the tail masked;
 and every length encodes each picture anew. Networks and weights are the same, and the outputs' difference is printed.
 
-    python benchmarks/tokenizers.py FOLDER ... --threads 2 --json tokenizers.json
+    python benchmarks/image_tokenizers.py FOLDER ... --threads 2 --json tokenizers.json
 """
 
 from __future__ import annotations

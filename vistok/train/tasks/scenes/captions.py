@@ -7,6 +7,7 @@ mean feature.
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 from vistok.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, sample_scenes, statements, vocabulary
 from vistok.data.scenes.language import RELATIONS, Statement
-from vistok.data.scenes.splits import HELD_OUT
+from vistok.data.scenes.splits import HELD_OUT, check_training_seed
 from vistok.models.text_encoder import TextEncoder
+from vistok.train.options import NoEntries, read_options
 from vistok.train.recipe import Recipe
+from vistok.train.trainer import Task
 
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 PLACES = list(RELATIONS)
@@ -79,13 +82,45 @@ class CaptionObjective(nn.Module):
         return loss, {}
 
 
-class CaptionTask:
-    """The ``captions`` task."""
+@dataclass(frozen=True, kw_only=True)
+class CaptionData:
+    """Entries of ``data`` of the ``captions`` task.
+
+    Attributes:
+        seed: the world whose captions are read.
+    """
+
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionModel:
+    """Entries of ``model``.
+
+    Attributes:
+        d_model, num_layers, num_heads, d_ff: sizes of the encoder, under the names of T5Config.
+        max_length: caption length in tokens, the end token included.
+        dropout_rate: in training.
+    """
+
+    d_model: int
+    num_layers: int
+    num_heads: int
+    d_ff: int
+    max_length: int
+    dropout_rate: float = 0.1
+
+
+class CaptionTask(Task):
+    """The ``captions`` task: see CaptionData and CaptionModel."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
+        self.seed = check_training_seed(read_options(CaptionData, recipe.data, "data").seed)
+        read_options(NoEntries, recipe.init, "init")
+        model = read_options(CaptionModel, recipe.model, "model")
         torch.manual_seed(recipe.seed)
-        self.encoder = TextEncoder.build(vocabulary(), **recipe.model)
+        self.encoder = TextEncoder.build(vocabulary(), **asdict(model))
         self.model = CaptionObjective(self.encoder)
 
     def _batch(self, count: int, seed: int, start: int) -> dict[str, Tensor]:
@@ -102,10 +137,7 @@ class CaptionTask:
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Captions of freshly drawn scenes."""
         start = step * self.recipe.batch_size + rows.start
-        return self._batch(rows.stop - rows.start, self.recipe.data["seed"], start)
-
-    def after_step(self, step: int) -> None:
-        """Nothing happens between steps."""
+        return self._batch(rows.stop - rows.start, self.seed, start)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

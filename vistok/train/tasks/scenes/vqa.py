@@ -2,29 +2,27 @@
 
 A picture is encoded once for all of its questions: they lie behind its tokens in one sequence, with a mask and position
 numbers that let each see the picture and itself only, so each is trained exactly as it will be asked alone. The loss is
-on answers. A published tower comes pre-trained on captions; this one learns from what the scene is: linear heads read
-the object at each patch from the features that the projector gets, and a summary of the scene from the CLS token.
-The heads are not exported.
+on answers. The tower is supervised as ``tower`` tells; its heads are not exported.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, render, sample_scenes
-from vistok.data.scenes.render import render_masks
-from vistok.data.scenes.splits import HELD_OUT
+from vistok.data.scenes import Scenes, render, sample_scenes
+from vistok.data.scenes.splits import HELD_OUT, check_training_seed
 from vistok.data.scenes.vqa import (
     BEGIN,
     END,
     IGNORE,
     IMAGE,
     PAD,
-    SLOT,
     USER,
     draw_questions,
     llava_processor,
@@ -32,110 +30,56 @@ from vistok.data.scenes.vqa import (
     token_ids,
     vocabulary,
 )
-from vistok.data.scenes.world import MAX_OBJECTS, Scenes
+from vistok.errors import VistokError
 from vistok.train.export import write_training_card
+from vistok.train.options import NoEntries, check_entries, read_options
 from vistok.train.recipe import Recipe
+from vistok.train.tasks.scenes.packing import packed_mask, thinned
+from vistok.train.tasks.scenes.tower import SceneHeads, patch_targets, scene_targets, tower_states
+from vistok.train.trainer import Task
 from vistok.zoo.registry import resolve
 
-PATCH_CLASSES = (1 + len(SHAPES), 1 + len(COLOURS), 1 + len(SIZES))  # 0: background
-CLS_CLASSES = (*[1 + MAX_OBJECTS] * (len(SHAPES) + len(COLOURS)), len(BACKGROUNDS))
-LEAST_COVERAGE = 0.2  # of a patch that shows an object
 
+@dataclass(frozen=True, kw_only=True)
+class VqaData:
+    """Entries of ``data`` of the tasks of questions about scenes.
 
-def patch_targets(scenes: Scenes, side: int, patch: int) -> tuple[Tensor, Tensor]:
-    """What each patch shows.
-
-    Returns:
-        Shape, colour and size of its object, 0 for background, int64 [B, 3, N]; and where the object's centre lies
-        as seen from the patch's, in sides of the picture, float32 [B, 2, N], zero for background.
+    Attributes:
+        seed: the world that is trained on.
+        questions: about each picture.
+        supervision: weight of the tower's heads.
+        thin: learn to answer from fewer visual tokens too, see ``packing.thinned``.
+        eval_pictures: how many held-out pictures are asked about.
     """
-    covered, slot = F.avg_pool2d(render_masks(scenes, side), patch).flatten(2).max(1)  # [B, N]
-    classes = torch.stack([kind.gather(1, slot) + 1 for kind in (scenes.shape, scenes.colour, scenes.size)], 1)
-    line = (torch.arange(side // patch) + 0.5) * patch / side
-    places = torch.stack(torch.meshgrid(line, line, indexing="xy")).flatten(1)  # x, y of each patch
-    centres = scenes.centre.float().transpose(1, 2)  # [B, 2, slots]
-    offsets = centres.gather(2, slot[:, None].expand(-1, 2, -1)) - places
-    shown = (covered > LEAST_COVERAGE)[:, None]
-    return classes * shown, offsets * shown
+
+    seed: int
+    questions: int
+    supervision: float = 0.5
+    thin: bool = False
+    eval_pictures: int = field(default=256, metadata={"was": "eval_scenes"})
 
 
-def scene_targets(scenes: Scenes) -> Tensor:
-    """How many objects of each shape, then of each colour, then the background, int64 [B, 15]."""
-    present = scenes.present[..., None]
-    shapes = (F.one_hot(scenes.shape, len(SHAPES)) * present).sum(1)
-    colours = (F.one_hot(scenes.colour, len(COLOURS)) * present).sum(1)
-    return torch.cat([shapes, colours, scenes.background[:, None]], 1)
+@dataclass(frozen=True, kw_only=True)
+class VqaInit:
+    """Entries of ``init``.
 
-
-def tower_states(tower: nn.Module, images: Tensor) -> list[Tensor]:
-    """The hidden states of a CLIP tower, as transformers numbers them: [V, N + 1, C] each."""
-    states = [tower.pre_layrnorm(tower.embeddings(images))]
-    for layer in tower.encoder.layers:
-        states.append(layer(states[-1], None))
-    return states
-
-
-class SceneHeads(nn.Module):
-    """What supervises the tower: the object at each patch, and the summary at the CLS token."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.patches = nn.Linear(width, sum(PATCH_CLASSES) + 2)
-        self.summary = nn.Linear(width, sum(CLS_CLASSES))
-
-    def forward(self, patches: Tensor, cls: Tensor, classes: Tensor, offsets: Tensor, summary: Tensor):
-        """Features [B, N, C] and normalised CLS [B, C] to the losses of patches and of CLS."""
-        *logits, found = self.patches(self.norm(patches)).float().transpose(1, 2).split([*PATCH_CLASSES, 2], 1)
-        local = sum(F.cross_entropy(x, y) for x, y in zip(logits, classes.unbind(1), strict=True))
-        shown = classes[:, :1] > 0
-        local = local + 10 * ((found - offsets).square() * shown).sum() / shown.sum().clamp(min=1)
-        counts = self.summary(cls).float().split(CLS_CLASSES, -1)
-        scene = sum(F.cross_entropy(x, y) for x, y in zip(counts, summary.unbind(1), strict=True)) / len(counts)
-        return local, scene
-
-
-def packed_mask(present: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Mask and positions of ``count`` questions that share a prefix, some of whose tokens may be left out.
-
-    Args:
-        present: tokens of the prefix that are there, bool [B, P].
-        count: questions.
-
-    Returns:
-        bool [B, 1, S, S], True where a query may look; int64 [B, S], numbered as if the others were cut out.
+    Attributes:
+        llava: the LLaVA to start from.
     """
-    prefix = present.shape[1]
-    place = torch.arange(prefix + count * SLOT, device=present.device)
-    block = torch.where(place < prefix, -1, (place - prefix) // SLOT)
-    allowed = (place[:, None] >= place) & ((block == -1) | (block[:, None] == block))
-    there = F.pad(present, (0, count * SLOT), value=True)
-    allowed = allowed & (there[:, None] | torch.eye(len(place), dtype=torch.bool, device=place.device))
-    inside = present.long().cumsum(1) - 1
-    behind = present.sum(1, keepdim=True) + (place[prefix:] - prefix) % SLOT
-    return allowed[:, None], torch.cat([inside.clamp(min=0), behind], 1)
+
+    llava: str | None = None
 
 
-def thinned(shown: Tensor, seed: int) -> Tensor:
-    """Tokens that stay of each picture: all of 40 % of pictures, a half, a quarter or an eighth of the others'.
+@dataclass(frozen=True, kw_only=True)
+class VqaModel:
+    """Entries of ``model`` of the ``vqa`` task.
 
-    Which ones is drawn with a leaning to objects, to background, or to none, that differs from picture to picture: a
-    language model that has seen any mixture cannot count by how many patches show a thing.
-
-    Args:
-        shown: whether a token shows an object, bool [B, N].
-        seed: of the draw.
-
-    Returns:
-        bool [B, N].
+    Attributes:
+        vision, text: entries of CLIPVisionConfig and of LlamaConfig.
     """
-    generator = torch.Generator().manual_seed(seed)
-    batch, tokens = shown.shape
-    shares = torch.tensor([1.0, 1.0, 0.5, 0.25, 0.125])[torch.randint(5, (batch,), generator=generator)]
-    leaning = torch.tensor([-0.3, 0.0, 0.4, 1.0])[torch.randint(4, (batch,), generator=generator)]
-    scores = torch.rand(batch, tokens, generator=generator) + leaning[:, None] * shown
-    rank = scores.argsort(1, descending=True).argsort(1)
-    return rank < (shares * tokens)[:, None]
+
+    vision: dict[str, Any]
+    text: dict[str, Any]
 
 
 class VqaObjective(nn.Module):
@@ -202,18 +146,16 @@ class VqaObjective(nn.Module):
         return loss, {"answers": answers.detach(), "patches": local.detach(), "scene": scene.detach()}
 
 
-def build_llava(model: dict) -> nn.Module:
-    """An untrained LLaVA.
-
-    Args:
-        model: ``vision`` and ``text``, entries of CLIPVisionConfig and LlamaConfig.
-    """
+def build_llava(model: VqaModel) -> nn.Module:
+    """Returns an untrained LLaVA."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+    check_entries(model.vision, CLIPVisionConfig().to_dict(), "model.vision")
+    check_entries(model.text, LlamaConfig().to_dict(), "model.text")
     ids = token_ids()
-    vision = CLIPVisionConfig(**model["vision"])
+    vision = CLIPVisionConfig(**model.vision)
     special = {"pad_token_id": ids[PAD], "bos_token_id": ids[BEGIN], "eos_token_id": ids[END]}
-    text = LlamaConfig(vocab_size=len(vocabulary()), **special, **model["text"])
+    text = LlamaConfig(vocab_size=len(vocabulary()), **special, **model.text)
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
@@ -230,31 +172,39 @@ def load_llava(name: str) -> nn.Module:
     return LlavaForConditionalGeneration.from_pretrained(resolve(name), dtype=torch.float32)
 
 
-class VqaTask:
-    """The ``vqa`` task: a LLaVA on freshly drawn scenes, ``data.questions`` of each.
-
-    With ``data.thin`` it learns to answer from fewer visual tokens too; see :func:`thinned`.
-    """
+class VqaTask(Task):
+    """The ``vqa`` task: a LLaVA on freshly drawn scenes; see VqaData, VqaInit and VqaModel."""
 
     family = "llava"
     paper = "2310.03744"
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
+        self.data, self.init = read_options(VqaData, recipe.data, "data"), read_options(VqaInit, recipe.init, "init")
+        check_training_seed(self.data.seed)
         torch.manual_seed(recipe.seed)
         self.model = self.build()
         vision = self.model.llava.config.vision_config
         self.side, self.patch = vision.image_size, vision.patch_size
 
-    @property
-    def supervision(self) -> float:
-        return self.recipe.data.get("supervision", 0.5)
+    def start(self) -> nn.Module:
+        """Returns the LLaVA that ``init.llava`` names.
+
+        Raises:
+            VistokError: it names none.
+        """
+        if self.init.llava is None:
+            raise VistokError(f"the task '{self.recipe.task}' starts from a LLaVA: name one as 'init.llava'.")
+        return load_llava(self.init.llava)
 
     def build(self) -> VqaObjective:
-        """What is trained, from new weights or from those that ``init.llava`` names."""
-        init = self.recipe.init.get("llava")
-        llava = build_llava(self.recipe.model) if init is None else load_llava(init)
-        return VqaObjective(llava, self.supervision)
+        """Returns what is trained, from new weights or from those that ``init.llava`` names."""
+        if self.init.llava is None:
+            llava = build_llava(read_options(VqaModel, self.recipe.model, "model"))
+        else:
+            read_options(NoEntries, self.recipe.model, "model")
+            llava = self.start()
+        return VqaObjective(llava, self.data.supervision)
 
     def pictures(self, scenes: Scenes) -> Tensor:
         """What the objective's ``visual_tokens`` takes."""
@@ -267,10 +217,10 @@ class VqaTask:
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Freshly drawn scenes: no picture is seen twice."""
         start = step * self.recipe.batch_size + rows.start
-        scenes = sample_scenes(rows.stop - rows.start, self.recipe.data["seed"], start)
-        questions, targets = question_tokens(draw_questions(scenes, self.recipe.data["questions"]))
+        scenes = sample_scenes(rows.stop - rows.start, self.data.seed, start)
+        questions, targets = question_tokens(draw_questions(scenes, self.data.questions))
         classes, offsets = self.patch_targets(scenes)
-        kept = {"kept": thinned(classes[:, 0] > 0, start)} if self.recipe.data.get("thin") else {}
+        kept = {"kept": thinned(classes[:, 0] > 0, start)} if self.data.thin else {}
         return kept | {
             "images": self.pictures(scenes),
             "questions": questions,
@@ -280,17 +230,14 @@ class VqaTask:
             "summary": scene_targets(scenes),
         }
 
-    def after_step(self, step: int) -> None:
-        """Nothing happens between steps."""
-
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Share of questions about held-out scenes whose answer is right, in all and by kind."""
         device = self.model.opening.device
         right: dict[str, list[bool]] = {}
-        for start in range(0, self.recipe.data.get("eval_scenes", 256), 64):
-            scenes = sample_scenes(64, HELD_OUT, start)
-            drawn = draw_questions(scenes, self.recipe.data["questions"])
+        for start in range(0, self.data.eval_pictures, 64):
+            scenes = sample_scenes(min(64, self.data.eval_pictures - start), HELD_OUT, start)
+            drawn = draw_questions(scenes, self.data.questions)
             questions, targets = (x.to(device) for x in question_tokens(drawn))
             visual = self.model.visual_tokens(self.pictures(scenes).to(device))[0]
             said = self.model.answer_logits(visual, questions).argmax(-1)
@@ -312,7 +259,7 @@ class VqaTask:
         """Write model and processor as transformers reads them, in half precision, and the card."""
         self.model.half()
         self.save(directory)
-        parts = {"init": self.recipe.init["llava"]} if "llava" in self.recipe.init else None
+        parts = {"init": self.init.llava} if self.init.llava is not None else None
         network = self.model.network()
         task = "visual-question-answering"
         write_training_card(directory, self.recipe, network, task, self.family, metrics, steps, parts, self.paper)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from vistok.data.scenes import render
 from vistok.data.scenes.vqa import llava_next_processor, pinpoints
 from vistok.data.scenes.world import Scenes
-from vistok.train.tasks.vqa import VqaObjective, VqaTask, load_llava, patch_targets, tower_states
+from vistok.train.options import NoEntries, read_options
+from vistok.train.tasks.scenes.tower import patch_targets, tower_states
+from vistok.train.tasks.scenes.vqa import VqaObjective, VqaTask
 
 GRID = 2  # crops along a side
 
@@ -73,7 +75,8 @@ class AnyresTask(VqaTask):
     paper = None
 
     def build(self) -> AnyresObjective:
-        return AnyresObjective(next_from_llava(load_llava(self.recipe.init["llava"])), self.supervision)
+        read_options(NoEntries, self.recipe.model, "model")
+        return AnyresObjective(next_from_llava(self.start()), self.data.supervision)
 
     def pictures(self, scenes: Scenes) -> Tensor:
         return anyres_views(render(scenes, GRID * self.side))

@@ -8,6 +8,7 @@ nothing trains, because the class has one.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 
 from vistok.data.scenes import captions, render, sample_scenes
 from vistok.data.scenes.language import vocabulary
-from vistok.data.scenes.splits import HELD_OUT
+from vistok.data.scenes.splits import HELD_OUT, check_training_seed
 from vistok.models.codes.janus_vq import TOKENIZER_PREFIX, janus_vq_config, janus_vq_state
 from vistok.models.text_encoder import PAD, UNK
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card
+from vistok.train.options import check_entries, read_options
 from vistok.train.recipe import Recipe
+from vistok.train.trainer import Task
 
 BEGIN, END, IMAGE, BEGIN_IMAGE, END_IMAGE = "<s>", "</s>", "<image>", "<begin_of_image>", "<end_of_image>"
 SPECIAL = (PAD, END, UNK, BEGIN, IMAGE, BEGIN_IMAGE, END_IMAGE)
@@ -117,31 +120,66 @@ class JanusObjective(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten()), {}
 
 
-class JanusTask:
-    """The ``janus`` task.
+@dataclass(frozen=True)
+class JanusData:
+    """The section ``data``.
 
-    ``init.vq`` names the tokenizer, ``model`` holds entries of LlamaConfig; ``data`` the ``size`` of pictures in pixels,
-    the ``scenes`` that are drawn with ``seed``, and ``dropout``, the share of captions that are taken away.
+    Attributes:
+        seed: of the scenes.
+        scenes: how many are drawn; their codes are extracted once.
+        size: side of a picture in pixels.
+        dropout: share of captions that are taken away, for guidance.
+        eval_scenes: held-out scenes.
     """
+
+    seed: int
+    scenes: int
+    size: int
+    dropout: float = 0.1
+    eval_scenes: int = 64
+
+
+@dataclass(frozen=True)
+class JanusInit:
+    """The section ``init``: the tokenizer, by name."""
+
+    tokenizer: str
+
+
+SHAPE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
+
+
+class JanusTask(Task):
+    """The ``janus`` task: see JanusData and JanusInit; ``model`` holds entries of LlamaConfig."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
+        self.data = read_options(JanusData, recipe.data, "data")
+        self.init = read_options(JanusInit, recipe.init, "init")
+        check_entries(recipe.model, SHAPE, "model")
+        check_training_seed(self.data.seed)
         torch.manual_seed(recipe.seed)
-        self.size = recipe.data["size"]
-        self.vq = VQTokenizer.from_pretrained(recipe.init["vq"]).requires_grad_(False)
-        self.length = (self.size // self.vq.config.downsample) ** 2
-        self.processor = janus_processor(self.size, self.length)
-        janus = build_janus(self.vq, self.processor, self.size, recipe.model)
+        self.vq = VQTokenizer.from_pretrained(self.init.tokenizer).requires_grad_(False)
+        self.length = (self.data.size // self.vq.config.downsample) ** 2
+        self.processor = janus_processor(self.data.size, self.length)
+        janus = build_janus(self.vq, self.processor, self.data.size, recipe.model)
         for part in (janus.model.vqmodel, janus.model.vision_model, janus.model.aligner):
             part.requires_grad_(False)
         words = self.processor.tokenizer
         kept = (words.bos_token_id, words.boi_token_id)
-        self.model = JanusObjective(janus, words.pad_token_id, kept, recipe.data.get("dropout", 0.1))
-        self.codes = torch.full((recipe.data["scenes"], self.length), -1, dtype=torch.int16)
+        self.model = JanusObjective(janus, words.pad_token_id, kept, self.data.dropout)
+        self.codes = torch.full((self.data.scenes, self.length), -1, dtype=torch.int16)
 
     @torch.no_grad()
     def _extract(self, seed: int, start: int, count: int) -> Tensor:
-        images = render(sample_scenes(count, seed, start), self.size)
+        images = render(sample_scenes(count, seed, start), self.data.size)
         return self.vq.encode(images.to(next(self.vq.parameters()).device)).flatten(1).cpu()
 
     def _tokens(self, start: int, count: int) -> Tensor:
@@ -149,7 +187,7 @@ class JanusTask:
         for chunk in range(start // CHUNK, (start + count - 1) // CHUNK + 1):
             at = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.codes)))
             if self.codes[at.start, 0] < 0:
-                self.codes[at] = self._extract(self.recipe.data["seed"], at.start, at.stop - at.start).to(torch.int16)
+                self.codes[at] = self._extract(self.data.seed, at.start, at.stop - at.start).to(torch.int16)
         return self.codes[start : start + count].long()
 
     def _words(self, texts: list[str]) -> dict[str, Tensor]:
@@ -161,16 +199,13 @@ class JanusTask:
         steps = len(self.codes) // self.recipe.batch_size
         variant, place = divmod(step, steps)
         start, count = place * self.recipe.batch_size + rows.start, rows.stop - rows.start
-        told = captions(sample_scenes(count, self.recipe.data["seed"], start), variant)
+        told = captions(sample_scenes(count, self.data.seed, start), variant)
         return self._words(told) | {"tokens": self._tokens(start, count)}
-
-    def after_step(self, step: int) -> None:
-        """Nothing happens between steps."""
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Cross-entropy of held-out scenes, in nats per code, with and without their captions."""
-        count, device = self.recipe.data.get("eval_scenes", 64), self.model.kept.device
+        count, device = self.data.eval_scenes, self.model.kept.device
         tokens = self._extract(HELD_OUT, 0, count).to(device)
         told = {k: v.to(device) for k, v in self._words(captions(sample_scenes(count, HELD_OUT))).items()}
         untold = told | {"input_ids": self.model.untold(told["input_ids"])}
@@ -186,7 +221,7 @@ class JanusTask:
         janus.save_pretrained(directory, state_dict=own)
         self.processor.save_pretrained(directory)
         network = nn.ModuleList(m for name, m in janus.model.named_children() if name != "vqmodel")
-        parts = {"tokenizer": self.recipe.init["vq"]}
+        parts = {"tokenizer": self.init.tokenizer}
         write_training_card(
             directory, self.recipe, network, "text-to-image", "janus", metrics, steps, parts, "2410.13848"
         )

@@ -8,55 +8,13 @@ first two, and can plan the third. They serve training alone.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from vistok.data.scenes import COLOURS, NUM_CLASSES, Scenes, render_masks
+from vistok.data.scenes import COLOURS, NUM_CLASSES
 from vistok.data.scenes.world import MAX_OBJECTS
-from vistok.train.tasks.captions import FACT_SIZES
-
-SEEN = 0.1  # share of a cell that an object must cover to be seen in it
-SILHOUETTE = 4  # parts along a cell's side in which the objects' cover is told
-
-
-class Plan(NamedTuple):
-    """Where the objects of B scenes are on a grid of n cells in raster order.
-
-    Attributes:
-        cells: kind of object in each cell, NUM_CLASSES where there is none, [B, n].
-        kinds: kind of each object, [B, 4].
-        begins: first cell of each object, -1 where there is no object, [B, 4].
-    """
-
-    cells: Tensor
-    kinds: Tensor
-    begins: Tensor
-
-
-def plan(scenes: Scenes, grid: int, side: int = 64) -> Plan:
-    """The plans of scenes on a grid of ``grid`` x ``grid`` cells, int16."""
-    cover = F.avg_pool2d(render_masks(scenes, side), side // grid).flatten(2)  # [B, 4, n]
-    kinds = scenes.kind
-    most, owner = cover.max(1)
-    cells = torch.where(most > SEEN, kinds.gather(1, owner), NUM_CLASSES)
-    begins = torch.where(scenes.present, (cover > SEEN).long().argmax(2), -1)
-    return Plan(*(x.to(torch.int16) for x in (cells, kinds, begins)))
-
-
-def silhouettes(scenes: Scenes, grid: int, side: int = 64) -> Tensor:
-    """Share of each part of a cell that objects cover, in 1/255: uint8 [B, grid * grid, SILHOUETTE * SILHOUETTE]."""
-    cover = F.adaptive_avg_pool2d(render_masks(scenes, side).amax(1), grid * SILHOUETTE)
-    parts = (cover * 255).round().byte()
-    return rearrange(parts, "b (h p) (w q) -> b (h w) (p q)", p=SILHOUETTE, q=SILHOUETTE)
-
-
-def silhouette_loss(logits: Tensor, told: Tensor) -> Tensor:
-    """Cross-entropy of readings [..., SILHOUETTE * SILHOUETTE] and silhouettes, in nats a part."""
-    return F.binary_cross_entropy_with_logits(logits.float(), told.float() / 255)
+from vistok.train.tasks.scenes.captions import FACT_SIZES
 
 
 def code_colours(tokens: Tensor, cells: Tensor, count: int) -> Tensor:
@@ -64,7 +22,7 @@ def code_colours(tokens: Tensor, cells: Tensor, count: int) -> Tensor:
 
     Args:
         tokens: codes of some scenes, [B, n].
-        cells: what the scenes' cells show, see Plan.
+        cells: what the scenes' cells show, see ``plans.Plan``.
         count: size of the codebook.
     """
     background = len(COLOURS)
@@ -103,7 +61,7 @@ class FactReader(nn.Linear):
 
         Shape:
             states: [B, n, dim].
-            facts: [B, 41], see ``vistok.train.tasks.captions.facts``.
+            facts: [B, 41], see ``vistok.train.tasks.scenes.captions.facts``.
         """
         said = super().forward(states[:, ::8]).float().split(FACT_SIZES, -1)
         return sum(
@@ -137,7 +95,7 @@ class SceneReader(nn.Module):
 
         Shape:
             states: [B, n, dim]; entry k is what token k is predicted from.
-            cells, kinds, begins: see Plan.
+            cells, kinds, begins: see ``plans.Plan``.
             facts: see FactReader.
         """
         count = states.shape[1]

@@ -1,7 +1,8 @@
-"""Train the two trained compressors in the pipeline of the small LLaVA: TokenPacker's projector and PVC's tower."""
+"""Train PVC's progressive tower in the pipeline of the small LLaVA (arXiv 2412.09613)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,51 +12,19 @@ from vistok.data.scenes import render, sample_scenes
 from vistok.data.scenes.vqa import llava_processor
 from vistok.projectors.learned.pvc import ProgressiveEncoder
 from vistok.projectors.learned.pvc_llava import PvcVisionConfig
-from vistok.projectors.learned.tokenpacker import TokenPacker
-from vistok.train.tasks.vqa import VqaObjective, VqaTask, load_llava, tower_states
+from vistok.train.options import read_options
+from vistok.train.tasks.scenes.vqa import VqaObjective, VqaTask
 
 
-class TokenPackerObjective(VqaObjective):
-    """As :class:`VqaObjective`, with TokenPacker between tower and language model."""
+@dataclass(frozen=True, kw_only=True)
+class PvcModel:
+    """Entries of ``model`` of the ``vqa-pvc`` task.
 
-    def __init__(self, llava: nn.Module, supervision: float, packer: TokenPacker):
-        super().__init__(llava, supervision)
-        self.packer = packer
-        llava.model.multi_modal_projector.requires_grad_(False)  # the packer stands in its place
+    Attributes:
+        temporal_layers: layers that look over the frames, see ProgressiveEncoder.
+    """
 
-    def network(self) -> nn.Module:
-        return nn.ModuleList([self.llava, self.packer])
-
-    def visual_tokens(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        base = self.llava.model
-        states = tower_states(base.vision_tower, images)
-        patches = states[base.config.vision_feature_layer][:, 1:]
-        fine = torch.cat([states[i][:, 1:] for i in self.packer.states], -1)
-        return self.packer(patches, fine), patches, base.vision_tower.post_layernorm(states[-1][:, 0])
-
-
-class TokenPackerTask(VqaTask):
-    """The ``vqa-tokenpacker`` task: starts from the LLaVA that ``init.llava`` names; all of it is trained on."""
-
-    family = "tokenpacker"
-    paper = "2407.02392"
-
-    def build(self) -> TokenPackerObjective:
-        llava = load_llava(self.recipe.init["llava"])
-        vision = llava.config.vision_config
-        packer = TokenPacker(
-            raw_grid=vision.image_size // vision.patch_size,
-            embed_dim=vision.hidden_size,
-            hidden_size=llava.config.text_config.hidden_size,
-            num_heads=self.recipe.model["num_heads"],
-            scale_factor=self.recipe.model["scale_factor"],
-            states=tuple(self.recipe.model["states"]),
-        )
-        return TokenPackerObjective(llava, self.supervision, packer)
-
-    def save(self, directory: Path) -> None:
-        super().save(directory)
-        self.model.packer.save_pretrained(directory)
+    temporal_layers: int
 
 
 class PvcObjective(VqaObjective):
@@ -150,8 +119,8 @@ class PvcTask(VqaTask):
     paper = "2412.09613"
 
     def build(self) -> PvcObjective:
-        llava = load_llava(self.recipe.init["llava"])
-        return PvcObjective(pvc_from_llava(llava, self.recipe.model["temporal_layers"]), self.supervision)
+        layers = read_options(PvcModel, self.recipe.model, "model").temporal_layers
+        return PvcObjective(pvc_from_llava(self.start(), layers), self.data.supervision)
 
     def save(self, directory: Path) -> None:
         self.model.llava.save_pretrained(directory)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vistok.data.scenes.language import Statement
-from vistok.train.tasks.captions import OPPOSITE
+from vistok.train.tasks.scenes.captions import OPPOSITE
 
 ROWS = 3  # of tokens: half of a large object, all of a small one
 

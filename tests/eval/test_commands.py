@@ -1,0 +1,187 @@
+"""What commands promise: mistakes are told before the work, figures outlive a failed plot, and JSON is JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from vistok.cli.eval import app
+from vistok.cli.eval.common import figure_text
+from vistok.errors import VistokError
+from vistok.eval import plots
+from vistok.eval.geneval import write_prompt_folder
+from vistok.eval.geneval.metadata import colors
+from vistok.eval.sets import features
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """Two folders of pictures, a set of prompts and files of answers and captions, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for name in ("real", "fake"):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            array = random.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(array).save(tmp_path / name / f"{i:02d}.png")
+    write_prompt_folder(tmp_path / "set", 0, colors("circle", "red"), [Image.new("RGB", (64, 64))])
+    (tmp_path / "answers.jsonl").write_text('{"prediction": "yes", "answer": "yes"}')
+    (tmp_path / "captions.jsonl").write_text('{"image": "00.png", "caption": "noise"}')
+    (tmp_path / "before.json").write_text("[]")
+    (tmp_path / "one.json").write_text('[{"name": "a", "value": 1.0, "protocol": {"metric": "fid"}}]')
+    return tmp_path
+
+
+SEEN = ("--extractor", "scenes-features", "--workers", "0")
+COMMANDS = {
+    "measure": ("measure", "real", "fake", *SEEN),
+    "fid": ("fid", "real", "fake", *SEEN),
+    "stats": ("stats", "real", "-o", "s.npz", *SEEN),
+    "geneval": ("geneval", "--images", "set"),
+    "clipscore": ("clipscore", "--images", "real", "--captions", "captions.jsonl", "--clip", "no/where"),
+    "reconstruction": ("reconstruction", "--tokenizer", "vq-mini", "--count", "2"),
+    "two folders": ("reconstruction", "real", "fake"),
+    "language": ("language", "--count", "4"),
+    "answers": ("answers", "answers.jsonl", "--benchmark", "exact"),
+    "compare": ("compare", "one.json"),
+    "metrics": ("metrics",),
+}
+DRAWING = ("measure", "fid", "reconstruction", "language")
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Fails when pictures are read, features extracted, tokens made or answers scored."""
+
+    def work(*_, **__):
+        raise AssertionError("work began")
+
+    for module, name in (
+        ("vistok.eval.sets.distribution", "extract_features"),
+        ("vistok.eval.sets.features", "extract_features"),
+        ("vistok.eval.geneval.evaluate", "score_images"),
+        ("vistok.eval.geneval.paint", "reconstruction_ceiling"),
+        ("vistok.eval.reconstruction.pictures", "PictureSource.batches"),
+        ("vistok.eval.sets.pictures", "load_image"),
+        ("vistok.eval.language", "language_statistics"),
+        ("vistok.eval.answers.benchmarks", "score_answers"),
+        ("vistok.data.images", "load_image"),
+    ):
+        monkeypatch.setattr(f"{module}.{name}", work)
+
+
+def refused(arguments) -> str:
+    outcome = CliRunner().invoke(app, [*arguments])
+    assert isinstance(outcome.exception, VistokError), outcome.output
+    return str(outcome.exception)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_file_that_cannot_be_written_is_told_first(world, no_work, command):
+    for place, told in (("real", "is a folder"), ("answers.jsonl/r.json", "not a folder")):
+        assert told in refused((*COMMANDS[command], "--json", place))
+
+
+@pytest.mark.parametrize("command", DRAWING)
+def test_a_plot_that_cannot_be_drawn_is_told_first(world, no_work, monkeypatch, command):
+    for place, told in (("real", "is a folder"), ("curve.abc", ".png"), ("curve", ".png")):
+        assert told in refused((*COMMANDS[command], "--plot", place))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "pip install matplotlib" in refused((*COMMANDS[command], "--plot", "curve.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("stats", "real", "-o", "real/00.png/s.npz", *SEEN), "not a folder"),
+        (("stats", "one", "-o", "s.npz", *SEEN), "at least 2"),
+        (("fid", "real", "one", *SEEN), "at least 2"),
+        (("fid", "real", "fake", "--metrics", "kid", *SEEN), "kid:subset_size=12"),
+        (("fid", "real", "fake", "--metrics", "precision:neighbours=12", *SEEN), "at least 13"),
+        (("fid", "real", "fake", "--metrics", "fid,sfid", *SEEN), "inception"),
+        (("geneval", "--images", "set", "--tokenizer", "vq-minni"), "vq-mini"),
+        (("geneval", "--images", "set", "--out", "answers.jsonl"), "is a file"),
+        (("geneval", "--images", "set", "--ceiling", "before.json"), "summary.json"),
+        (("reconstruction", "one", "--tokenizer", "vq-mini", "--rfid", "scenes-features"), "at least 2"),
+        (("reconstruction", "real", "fake", "--lpips", "alex"), "--lpips-head"),
+        (("reconstruction", "real", "one"), "only in"),
+        (("language", "--count", "4", "--held-out", "1.5"), "between 0 and 1"),
+        (("language", "one"), "at least 2"),
+        (("language", "--count", "4", "--held-out", "0.1"), "none to score"),
+        (("language", "--count", "4", "--device", "cuda:99"), "cuda:99"),
+        (("reconstruction", "--tokenizer", "vq-mini", "--device", "gpu"), "gpu"),
+        (("fid", "real", "absent.npz", *SEEN), "there is no file 'absent.npz'"),
+        (("compare", "before.json"), "holds no result"),
+    ],
+)
+def test_what_is_known_at_the_start_is_told_at_the_start(world, no_work, arguments, told):
+    (world / "one").mkdir()
+    Image.new("RGB", (20, 20)).save(world / "one" / "00.png")
+    assert told in refused(arguments)
+
+
+@pytest.mark.parametrize("command", DRAWING)
+def test_figures_are_printed_and_written_before_anything_is_drawn(world, monkeypatch, command):
+    monkeypatch.setattr(plots.new_figure(1, 1).__class__, "savefig", lambda *_, **__: 1 / 0)
+    outcome = CliRunner().invoke(app, [*COMMANDS[command], "--plot", "curve.png", "--json", "r.json"])
+    assert isinstance(outcome.exception, ZeroDivisionError)
+    assert json.loads((world / "r.json").read_text()) and "─" in outcome.output
+    assert not (world / "curve.png").exists()
+
+
+def strict(text: str):
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_pairs_that_are_equal_leave_valid_json(world):
+    for name in ("real", "fake"):
+        Image.new("RGB", (20, 20)).save(world / name / "00.png")
+    outcome = CliRunner().invoke(app, ["reconstruction", "real", "fake", "--json", "-"])
+    psnr, ssim = strict(outcome.stdout)
+    assert psnr["details"] == {"identical pairs": 1.0} and 5 < psnr["value"] < 15 and psnr["std"] >= 0
+    outcome = CliRunner().invoke(app, ["reconstruction", "real", "real", "--json", "-"])
+    psnr, ssim = strict(outcome.stdout)
+    assert psnr["value"] is None and ssim["value"] == pytest.approx(1)
+    assert "none" in CliRunner().invoke(app, ["reconstruction", "real", "real"]).output
+
+
+def test_what_is_left_out_of_a_folder_is_told(world):
+    (world / "fake" / ".thumbnails").mkdir()
+    Image.new("RGB", (20, 20)).save(world / "fake" / ".thumbnails" / "00.png")
+    (world / "fake" / "log.txt").write_text("")
+    for command in (COMMANDS["fid"], COMMANDS["two folders"], ("stats", "fake", "-o", "s.npz", *SEEN)):
+        outcome = CliRunner().invoke(app, [*command])
+        assert outcome.exit_code == 0, outcome.output
+        assert "fake: left out 1 hidden folder (.thumbnails); 1 file of other kinds (.txt)" in outcome.output
+
+
+def test_options_that_became_part_of_a_metrics_name_still_work(world):
+    new = CliRunner().invoke(app, [*COMMANDS["fid"], "--metrics", "kid:subset_size=5", "--json", "-"])
+    old = CliRunner().invoke(app, [*COMMANDS["fid"], "--metrics", "kid", "--kid-subset-size", "5", "--json", "-"])
+    assert json.loads(old.stdout) == json.loads(new.stdout) and "kid:subset_size=5" in old.stderr
+
+
+@pytest.mark.parametrize(
+    ("figure", "text"),
+    [(-1e-9, "0.0000"), (0.0, "0.0000"), (-0.00006, "-0.0001"), (None, "none"), (12.34567, "12.3457")],
+)
+def test_zero_has_no_sign(figure, text):
+    assert figure_text(figure) == text
+
+
+def test_a_metric_that_reads_no_reference_extracts_none(world, monkeypatch):
+    asked = []
+    real = features.extract_features
+    monkeypatch.setattr(
+        "vistok.eval.sets.distribution.extract_features", lambda p, *a, **k: asked.append(p.name) or real(p, *a, **k)
+    )
+    outcome = CliRunner().invoke(app, [*COMMANDS["fid"], "--metrics", "vendi"])
+    assert outcome.exit_code == 0 and asked == ["fake"]

@@ -1,0 +1,268 @@
+"""Every tokenizer and the published objectives of the generators train on a folder of one's own pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from vistok import zoo
+from vistok.cli.main import app
+from vistok.errors import VistokError
+from vistok.models.llamagen import LlamaGen
+from vistok.tokenizers.load import load_tokenizer
+from vistok.train.options import read_options
+from vistok.train.recipe import Optimization, Recipe
+from vistok.train.sources import FolderSource, PictureData, open_source
+from vistok.train.tasks import SUPERVISED, TASKS, build_task
+from vistok.train.trainer import Trainer
+
+MODES = ("RGB", "L", "RGBA", "P", "1", "LA")
+WORDS = ("a red circle", "two small squares", "a blue ring on a plain background")
+ONE_D = {"encoder": [32, 1, 2], "decoder": [32, 1, 2], "num_tokens": 4, "codebook_size": 16, "token_size": 4}
+ONE_D |= {"legacy": False, "pixel_decoder": False, "variable_length": True, "image_size": 32, "patch_size": 8}
+FLEX = {"encoder": [32, 1], "decoder": [32, 1], "head_dim": 16, "registers": 4, "levels": [4, 4, 4]}
+FLEX |= {"latent_channels": 5, "latent_size": 8, "patch": 2, "time_features": 16}
+FLOW = {"image_size": 64, "codebook_size": 32, "semantic_dim": 8, "scales": [1, 16]}
+FLOW |= {"semantic_width": 24, "semantic_depth": 1, "semantic_heads": 2}
+VQ = {"codebook_size": 32, "channels": 32, "channel_mult": [1, 1, 2], "res_blocks": 1, "z_channels": 32}
+KL = {"channels": 32, "channel_mult": [1, 1, 2], "res_blocks": 1, "z_channels": 4}
+KL |= {"encoder_attention": [2], "decoder_attention": [2]}
+TOKENIZERS = {  # task: model, init, data
+    "vq": (VQ, {}, {"size": 32}),
+    "kl": (KL, {}, {"size": 32, "divergence": 1e-3}),
+    "one-d-piece": (ONE_D, {}, {}),
+    "flextok": (FLEX, {"kl": "kl-mini"}, {}),
+    "tokenflow": (FLOW, {"vq": "vq-mini", "teacher": "scenes-features"}, {"semantic": 1.0}),
+}
+GPT = {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 16}
+MAR = {"patch_size": 2, "encoder_embed_dim": 32, "encoder_depth": 1, "encoder_num_heads": 2, "buffer_size": 2}
+MAR |= {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2, "diffloss_d": 1, "diffloss_w": 32}
+TEXT = {"vq": "vq-mini", "text_encoder": "llamagen-mini"}
+GENERATORS = {
+    "llamagen": (GPT, TEXT, {"size": 32}),
+    "llamagen of classes": (GPT | {"model_type": "c2i"}, {"vq": "vq-mini"}, {"size": 32}),
+    "llamagen-sequence": (GPT, TEXT | {"vq": "one-d-piece-mini"}, {"size": 64, "tokens": 8}),
+    "mar": (MAR, {"kl": "kl-mini"}, {"size": 32}),
+}
+EAGLE = ({"intermediate_size": 64}, {"vq": "vq-mini", "gpt": "llamagen-mini"})
+EAGLE += ({"size": 64, "guidance": 2.0, "token_weight": 1.0, "noise": 1.0},)
+EVERY = TOKENIZERS | GENERATORS | {"eagle": EAGLE}
+
+
+def draw_pictures(root: Path, count: int = 6) -> Path:
+    """Pictures of all modes and of many sizes in two folders, with a caption beside each."""
+    for i in range(count):
+        path = root / ("cats" if i % 2 else "dogs") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (40 + 7 * i, 70 - 5 * i, 3), generator=torch.Generator().manual_seed(i))
+        Image.fromarray(pixels.byte().numpy()).convert(MODES[i % len(MODES)]).save(path)
+        path.with_suffix(".txt").write_text(WORDS[i % len(WORDS)] + "\n", encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return draw_pictures(tmp_path_factory.mktemp("mine"))
+
+
+def recipe(case: str, folder: Path, **data) -> Recipe:
+    model, init, entries = EVERY[case]
+    source = {"source": "folder", "path": str(folder)}
+    return Recipe(
+        name="mine",
+        task=case.split()[0],
+        steps=2,
+        batch_size=2,
+        log_every=1,
+        optimization=Optimization(lr=1e-3, warmup=1),
+        model=model,
+        init=init,
+        data=entries | source | data,
+    )
+
+
+def run(case: str, folder: Path, directory: Path) -> dict[str, float]:
+    mine = recipe(case, folder)
+    metrics = Trainer(mine, build_task(mine), directory).train()
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["loss"] > 0 for line in lines[:2])
+    assert zoo.read_card(directory / "export").data == f"pictures of the folder '{folder.name}'"
+    return metrics
+
+
+@pytest.mark.parametrize("task", TOKENIZERS)
+def test_a_tokenizer_trains_on_a_folder(task, folder, tmp_path):
+    metrics = run(task, folder, tmp_path)
+    assert any(name.startswith("psnr") for name in metrics)
+    assert not any(name.startswith(("probe", "right_class")) for name in metrics)
+    tokenizer = load_tokenizer(str(tmp_path / "export")).tokenizer
+    side = tokenizer.capabilities.image_size or 32
+    assert tokenizer.decode(tokenizer.encode(torch.zeros(1, 3, side, side))).shape == (1, 3, side, side)
+
+
+@pytest.mark.parametrize("case", GENERATORS)
+def test_a_generator_trains_on_a_folder_with_its_published_loss_alone(case, folder, tmp_path):
+    metrics = run(case, folder, tmp_path)
+    assert metrics["held_out_loss"] > 0
+    task = build_task(recipe(case, folder))
+    assert "vistok.train.tasks.scenes" not in type(task).__module__
+    _, parts = task.model(**task.batch(0, slice(0, 2)))
+    assert set(parts) in ({"codes"}, {"head"})
+    if case == "llamagen of classes":
+        assert LlamaGen.from_pretrained(tmp_path / "export").config.num_classes == 2
+        assert zoo.read_card(tmp_path / "export").task == "class-to-image"
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_a_batch_is_a_function_of_step_and_rows(case, folder):
+    def batch(step, rows):
+        torch.manual_seed(step)
+        return build_task(recipe(case, folder)).batch(step, rows)
+
+    whole, again, half = batch(3, slice(0, 2)), batch(3, slice(0, 2)), batch(3, slice(1, 2))
+    for name, value in whole.items():
+        assert torch.equal(value, again[name]), name
+        if case != "mar":  # whose draws of latents are seeded by process
+            torch.testing.assert_close(half[name].float(), value[1:].float(), atol=2e-3, rtol=0)
+
+
+def test_a_killed_run_goes_on(folder, tmp_path):
+    mine = recipe("vq", folder)
+    Trainer(mine, build_task(mine), tmp_path / "whole").train()
+    task = build_task(mine)
+    task.after_step = lambda step: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(mine, task, tmp_path / "broken").train()
+    Trainer(mine, build_task(mine), tmp_path / "broken").train()
+    whole, broken = (load_tokenizer(str(tmp_path / run / "export")).sha256 for run in ("whole", "broken"))
+    assert whole == broken
+
+
+def opened(folder: Path, **entries):
+    return open_source(read_options(PictureData, {"source": "folder", "path": str(folder), **entries}, "data"), 32)
+
+
+def test_each_pass_sees_every_training_picture_once_and_none_of_the_held_out(folder):
+    source = opened(folder)
+    assert len(source) + len(source.held_out()) == 6
+    assert not set(source.paths) & set(source.held_out().paths)
+    draws = [source.draw(start, len(source)) for start in (0, len(source), 2 * len(source))]
+    assert all(sorted(draw.index.tolist()) == list(range(len(source))) for draw in draws)
+    assert len({tuple(draw.index.tolist()) for draw in draws}) > 1
+    assert not torch.equal(source.augmented(draws[0]._replace(index=draws[1].index)), source.augmented(draws[1]))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pictures_of_any_mode_are_three_channels(mode, tmp_path):
+    for i in range(2):
+        Image.new(mode, (50, 40)).save(tmp_path / f"{i}.png")
+    source = opened(tmp_path)
+    assert source.pictures(torch.tensor([0])).shape == source.augmented(source.draw(0, 1)).shape == (1, 3, 32, 32)
+    assert source.labels(torch.tensor([0])).tolist() == [0] and source.classes == ()
+
+
+@pytest.mark.parametrize("keys", [("file", "caption"), ("file_name", "text")])
+def test_captions_are_read_from_lines_of_json(keys, tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 40)).save(tmp_path / name)
+    lines = [
+        json.dumps(dict(zip(keys, (f"{n}.png", f"it is \u2028 {n}"), strict=True)), ensure_ascii=False) for n in "ab"
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\ufeff" + "\n\n".join(lines) + "\n", encoding="utf-8")
+    source = opened(tmp_path)
+    assert source.captions(source.draw(0, 1)) == [f"it is {source.paths[0].stem}"]
+
+
+def broken(folder: Path, fault: str) -> None:
+    if fault == "unreadable":
+        for path in folder.rglob("*.png"):
+            path.write_bytes(b"not a picture")
+    elif fault == "no captions":
+        for path in folder.rglob("*.txt"):
+            path.unlink()
+    elif fault == "null caption":
+        (folder / "metadata.jsonl").write_text('{"file": "cats/1.png", "caption": null}\n')
+    elif fault == "strange words":
+        (folder / "cats" / "1.txt").write_text("an aardvark")
+    elif fault == "no class":
+        for path in (folder / "cats").iterdir():
+            path.rename(folder / path.name)
+    elif fault == "empty":
+        for path in folder.rglob("*.png"):
+            path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("case", "fault", "data", "culprits"),
+    [
+        ("vq", "empty", {}, ["no image", "mine"]),
+        ("vq", "", {"path": "nowhere"}, ["nowhere"]),
+        ("vq", "", {"path": None}, ["data.path"]),
+        ("vq", "unreadable", {}, [".png", "replace or remove"]),
+        ("vq", "", {"size": 30}, ["data.size", "30", "multiple of 4"]),
+        ("vq", "", {"size": -4}, ["data.size", "-4"]),
+        ("vq", "", {"pictures": 9}, ["data.pictures", "9"]),
+        ("vq", "", {"eval_pictures": 0}, ["data.eval_pictures"]),
+        ("vq", "", {"source": "web"}, ["data.source", "web", "folder"]),
+        ("vq", "", {"source": "scenes"}, ["data.path", "source: folder"]),
+        ("llamagen", "no captions", {}, ["caption", ".txt", "metadata.jsonl"]),
+        ("llamagen", "null caption", {}, ["line 1", "metadata.jsonl", "None"]),
+        ("llamagen", "strange words", {}, ["aardvark", "init.text_encoder"]),
+        ("llamagen", "", {"supervision": {"now": 0.1}}, ["data.supervision", "leave it out"]),
+        ("flextok", "", {"supervision": [0.1, 0.1, 0.1]}, ["data.supervision", "leave it out"]),
+        ("mar", "", {"supervision": [0.1, 0.1]}, ["data.supervision", "leave it out"]),
+        ("mar", "no class", {}, ["class folders", "dogs"]),
+        ("llamagen of classes", "no class", {}, ["class folders", "dogs"]),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_told_in_a_sentence(case, fault, data, culprits, tmp_path):
+    folder = draw_pictures(tmp_path / "mine")
+    broken(folder, fault)
+    mine = recipe(case, folder, **data)
+    with pytest.raises(VistokError) as told:
+        for step in range(3):
+            build_task(mine).batch(step, slice(0, 2))
+    assert all(culprit in str(told.value) for culprit in culprits), told.value
+    assert str(told.value).count("\n") == 0
+
+
+def test_one_picture_is_too_few(tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "one.png")
+    with pytest.raises(VistokError, match=r"one picture.*data.held_out"):
+        opened(tmp_path)
+    assert len(opened(tmp_path, held_out=str(tmp_path))) == 1
+
+
+def test_the_walk_through_of_the_documentation_runs(folder, tmp_path, monkeypatch):
+    """The YAML block and the commands behind it in docs/training.md, at two steps."""
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    block = page.split("## Your own pictures", 1)[1].split("```yaml\n", 1)[1].split("```", 1)[0]
+    entries = yaml.safe_load(block) | {"steps": 2, "batch_size": 2}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").symlink_to(folder)
+    entries["data"] |= {"size": 32}
+    Path("my-vq.yaml").write_text(yaml.safe_dump(entries))
+    out = CliRunner().invoke(app, ["train", "my-vq.yaml", "--out", "runs/my-vq"])
+    assert out.exit_code == 0, out.output
+    picture = next(folder.rglob("*.png"))
+    Image.open(picture).convert("RGB").resize((32, 32)).save("small.png")
+    out = CliRunner().invoke(app, ["tokenize", "small.png", "--tokenizer", "runs/my-vq/export", "-o", "small.vtok"])
+    assert out.exit_code == 0, out.output
+
+
+def test_tasks_are_named_once():
+    assert set(SUPERVISED) < set(TASKS)
+    assert isinstance(build_task(recipe("vq", Path(__file__).parent, source="scenes", path=None)), TASKS["vq"])
+    with pytest.raises(VistokError, match="did you mean llamagen"):
+        TASKS["lamagen"]
+
+
+def test_a_folder_source_holds_what_it_says(folder):
+    assert isinstance(opened(folder), FolderSource)
+    assert opened(folder).classes == ("cats", "dogs")

@@ -1,0 +1,52 @@
+"""Several questions about a picture in one sequence, and pictures of which some tokens are left out."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vistok.data.scenes.vqa import SLOT
+
+
+def packed_mask(present: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Mask and positions of ``count`` questions that share a prefix, some of whose tokens may be left out.
+
+    Args:
+        present: tokens of the prefix that are there, bool [B, P].
+        count: questions.
+
+    Returns:
+        bool [B, 1, S, S], True where a query may look; int64 [B, S], numbered as if the others were cut out.
+    """
+    prefix = present.shape[1]
+    place = torch.arange(prefix + count * SLOT, device=present.device)
+    block = torch.where(place < prefix, -1, (place - prefix) // SLOT)
+    allowed = (place[:, None] >= place) & ((block == -1) | (block[:, None] == block))
+    there = F.pad(present, (0, count * SLOT), value=True)
+    allowed = allowed & (there[:, None] | torch.eye(len(place), dtype=torch.bool, device=place.device))
+    inside = present.long().cumsum(1) - 1
+    behind = present.sum(1, keepdim=True) + (place[prefix:] - prefix) % SLOT
+    return allowed[:, None], torch.cat([inside.clamp(min=0), behind], 1)
+
+
+def thinned(shown: Tensor, seed: int) -> Tensor:
+    """Tokens that stay of each picture: all of 40 % of pictures, a half, a quarter or an eighth of the others'.
+
+    Which ones is drawn with a leaning to objects, to background, or to none, that differs from picture to picture: a
+    language model that has seen any mixture cannot count by how many patches show a thing.
+
+    Args:
+        shown: whether a token shows an object, bool [B, N].
+        seed: of the draw.
+
+    Returns:
+        bool [B, N].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batch, tokens = shown.shape
+    shares = torch.tensor([1.0, 1.0, 0.5, 0.25, 0.125])[torch.randint(5, (batch,), generator=generator)]
+    leaning = torch.tensor([-0.3, 0.0, 0.4, 1.0])[torch.randint(4, (batch,), generator=generator)]
+    scores = torch.rand(batch, tokens, generator=generator) + leaning[:, None] * shown
+    rank = scores.argsort(1, descending=True).argsort(1)
+    return rank < (shares * tokens)[:, None]
