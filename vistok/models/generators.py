@@ -9,6 +9,9 @@ GENERATORS = Registry(
     {
         "llamagen": "vistok.models.llamagen:FAMILY",
         "mar": "vistok.models.mar:FAMILY",
+        "janus": "vistok.models.codes.load:JANUS",
+        "emu3": "vistok.models.codes.load:EMU3",
+        "chameleon": "vistok.models.codes.load:CHAMELEON",
     },
     "vistok.generators",
 )

@@ -154,7 +154,7 @@ class PictureAcceleration(Acceleration):
         if others:
             names = ", ".join(type(one).__name__ for one in others)
             raise VistokError(
-                f"a picture is drawn by temperature, top_k, top_p and guidance_scale, but the call asks for {names} too, "
+                f"a picture is drawn by temperature, top_k, top_p and guidance_scale, but the call asks for {names}, "
                 "which would read codes as tokens of a text: leave its option out."
             )
         cut = (

@@ -13,8 +13,9 @@ RAMP = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253
 
 
 def acceptance_map(stats: Stats, sample: int, grid: int) -> np.ndarray:
-    """Tokens decided by the step that decided each token, int64 [grid, grid]."""
-    return stats.step_map(sample).view(grid, grid).numpy()
+    """Tokens decided by the step that decided each token, int64 [h, grid], without what stands behind whole rows."""
+    counts = stats.step_map(sample)
+    return counts[: len(counts) // grid * grid].view(-1, grid).numpy()
 
 
 def paint_trace(image: Image.Image, stats: Stats, sample: int, grid: int, brightest: int | None = None) -> Image.Image:
@@ -24,7 +25,7 @@ def paint_trace(image: Image.Image, stats: Stats, sample: int, grid: int, bright
         image: the finished picture.
         stats: of the batch that it was drawn in.
         sample: its number in the batch.
-        grid: tokens along a side.
+        grid: tokens of a row.
         brightest: tokens a step at the bright end of the ramp; the map's own most if None. Steps of one token are dark.
 
     Returns:

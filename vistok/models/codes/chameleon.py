@@ -17,7 +17,7 @@ from vistok.models.codes.emu3 import plan_of_call
 from vistok.models.codes.generator import Call, CodeGenerator, PromptCondition
 from vistok.models.codes.plan import PicturePlan
 
-BEGIN, END = 8197, 8196  # of a picture
+BEGIN, END = ("<racm3:break>", 8197), ("<eoss>", 8196)  # of a picture: the published names and ids
 LINE_END, SIZE = 8803, 8804  # Lumina-mGPT: behind a row; SIZE + n names 2 n codes
 
 
@@ -59,15 +59,17 @@ class ChameleonGenerator(CodeGenerator):
     def anole(cls, network: nn.Module) -> ChameleonGenerator:
         """Returns the generator of a square of codes and its end, which is Anole's layout."""
         side = network.config.vq_config.resolution >> (len(network.config.vq_config.channel_multiplier) - 1)
-        return cls(network, PicturePlan.raster(cls.code_ids(network), side, side, behind=[END]))
+        return cls(network, PicturePlan.raster(cls.code_ids(network), side, side, behind=[end_of_picture(network)]))
 
     @classmethod
     def lumina(cls, network: nn.Module, rows: int, columns: int) -> ChameleonGenerator:
-        """Returns the generator of Lumina-mGPT's layout; its prompts end in ``opening(rows, columns)``."""
-        return cls(network, PicturePlan.raster(cls.code_ids(network), rows, columns, LINE_END, [END]))
+        """Returns the generator of Lumina-mGPT's layout; its prompts end in ``opening``."""
+        return cls(
+            network, PicturePlan.raster(cls.code_ids(network), rows, columns, LINE_END, [end_of_picture(network)])
+        )
 
     @staticmethod
-    def opening(rows: int, columns: int) -> list[int]:
+    def opening(network: nn.Module, rows: int, columns: int) -> list[int]:
         """Returns the tokens that open a picture of Lumina-mGPT: its begin, and its sides.
 
         Raises:
@@ -75,7 +77,7 @@ class ChameleonGenerator(CodeGenerator):
         """
         if rows % 2 or columns % 2 or min(rows, columns) < 2:
             raise VistokError(f"Lumina-mGPT draws an even number of codes along a side, not {rows} by {columns}.")
-        return [BEGIN, SIZE + rows // 2, SIZE + columns // 2]
+        return [begin_of_picture(network), SIZE + rows // 2, SIZE + columns // 2]
 
     @staticmethod
     def guidance(config: Any) -> float:
@@ -88,7 +90,7 @@ class ChameleonGenerator(CodeGenerator):
 
     def negative(self, condition: PromptCondition) -> tuple[Tensor, Tensor | None]:
         """Returns the negative prompts of the call; else what opens the picture, from its begin on."""
-        opened = (condition.ids == BEGIN).nonzero()
+        opened = (condition.ids == begin_of_picture(self.network)).nonzero()
         if condition.negative_ids is not None or not len(opened):
             return super().negative(condition)
         return condition.ids[:, int(opened[:, 1].min()) :], None
@@ -97,3 +99,17 @@ class ChameleonGenerator(CodeGenerator):
         raise VistokError(
             "transformers has no decoder for Chameleon's codes: name the published one with --tokenizer vqgan.ckpt."
         )
+
+
+def begin_of_picture(network: nn.Module) -> int:
+    """The token that begins a picture."""
+    return _token(network, *BEGIN)
+
+
+def end_of_picture(network: nn.Module) -> int:
+    """The token that ends a picture."""
+    return _token(network, *END)
+
+
+def _token(network: nn.Module, name: str, published: int) -> int:
+    return (network.config.vocabulary_map or {}).get(name, published)

@@ -36,6 +36,11 @@ class PromptCondition:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def to(self, device: torch.device | str) -> PromptCondition:
+        """Returns the condition on another device."""
+        parts = (self.ids, self.mask, self.negative_ids, self.negative_mask)
+        return PromptCondition(*(None if part is None else part.to(device) for part in parts))
+
 
 class CodeGenerator(nn.Module):
     """Base of the families.
@@ -47,6 +52,7 @@ class CodeGenerator(nn.Module):
     Attributes:
         tokens: what it draws: entries of the plan's alphabet.
         plan: see above.
+        reader: texts to prompts, of generators that were loaded with their processor; else None.
     """
 
     family: ClassVar[str] = ""
@@ -56,6 +62,7 @@ class CodeGenerator(nn.Module):
     def __init__(self, network: nn.Module, plan: PicturePlan):
         super().__init__()
         self.network, self.plan = network, plan
+        self.register_module("reader", None)
         self.tokens = TokenSpec("codes", len(plan.ids), len(plan.places), row=plan.line, special=plan.special)
         self.register_buffer("_rows", None, persistent=False)
 
