@@ -33,7 +33,8 @@ def sample(
     model: Annotated[
         str | None,
         typer.Option(
-            help="A model of `vistok models`, or the folder or hub id of a Janus, an Emu3 or a Chameleon. [default: llamagen]"
+            help="A model of `vistok models`, or the folder or hub id of a Janus, an Emu3 or a Chameleon. "
+            "[default: llamagen]"
         ),
     ] = None,
     out: Annotated[

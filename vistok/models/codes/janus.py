@@ -67,7 +67,7 @@ class JanusGenerator(CodeGenerator):
         if condition.negative_ids is not None:
             raise VistokError("Janus knows no negative prompt: leave negative_prompt_ids out.")
         config, ids = self.network.generation_config, condition.ids
-        begin = (config.generation_kwargs or {}).get("boi_token_id")
+        begin = (getattr(config, "generation_kwargs", None) or {}).get("boi_token_id")
         if begin is None or config.pad_token_id is None or config.bos_token_id is None:
             raise VistokError(
                 "guidance of a Janus needs generation_config.bos_token_id, pad_token_id and "

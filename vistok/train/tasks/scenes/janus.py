@@ -56,7 +56,13 @@ def janus_processor(side: int, length: int) -> nn.Module:
 
 def build_janus(vq: VQTokenizer, processor: nn.Module, side: int, shape: dict) -> nn.Module:
     """An untrained model of a tokenizer's codes; ``shape`` holds entries of LlamaConfig."""
-    from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, LlamaConfig
+    from transformers import (
+        GenerationConfig,
+        JanusConfig,
+        JanusForConditionalGeneration,
+        JanusVisionConfig,
+        LlamaConfig,
+    )
 
     words, width, patch = processor.tokenizer, shape["hidden_size"], vq.config.downsample
     special = {
@@ -78,9 +84,7 @@ def build_janus(vq: VQTokenizer, processor: nn.Module, side: int, shape: dict) -
     model = JanusForConditionalGeneration(config)
     model.model.vqmodel.load_state_dict(janus_vq_state(vq))
     model.model.generation_embeddings.weight.data.copy_(vq.quantize.embedding.weight)
-    for name, value in special.items():
-        setattr(model.generation_config, name, value)
-    model.generation_config.generation_kwargs = {"boi_token_id": words.boi_token_id}
+    model.generation_config = GenerationConfig(**special, generation_kwargs={"boi_token_id": words.boi_token_id})
     return model
 
 
