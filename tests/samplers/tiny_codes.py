@@ -121,6 +121,7 @@ def chameleon(attention="sdpa"):
     letters = "ABCDEFGHIJ"
     order = [3, 0, 6, 8, 1, 5, 2, 7, 4]  # ids are not in the order of the codes
     words = {f"IMGIMG{letters[code]}Z": 4 + place for place, code in enumerate(order)} | {"<image>": 25}
+    words |= {"<racm3:break>": 20, "<eoss>": 19}  # begin and end of a picture
     config = ChameleonConfig(
         vocab_size=30,
         pad_token_id=0,

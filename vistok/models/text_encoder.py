@@ -215,7 +215,9 @@ def unknown_words(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -
 
 def _split(tokenizer: PreTrainedTokenizerFast, caption: str) -> list[str]:
     backend = tokenizer.backend_tokenizer
-    normal = backend.normalizer.normalize_str(caption)
+    normal = caption if backend.normalizer is None else backend.normalizer.normalize_str(caption)
+    if backend.pre_tokenizer is None:
+        return [normal]
     return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal)]
 
 

@@ -63,7 +63,16 @@ class ChameleonGenerator(CodeGenerator):
 
     @classmethod
     def lumina(cls, network: nn.Module, rows: int, columns: int) -> ChameleonGenerator:
-        """Returns the generator of Lumina-mGPT's layout; its prompts end in ``opening``."""
+        """Returns the generator of Lumina-mGPT's layout; its prompts end in ``opening``.
+
+        Raises:
+            VistokError: a side that no size token names, or a vocabulary without those tokens.
+        """
+        if max(cls.opening(network, rows, columns)) >= network.config.vocab_size:
+            raise VistokError(
+                f"the vocabulary of this Chameleon ends at {network.config.vocab_size - 1}, in front of the size tokens of "
+                "Lumina-mGPT: leave the preset out."
+            )
         return cls(
             network, PicturePlan.raster(cls.code_ids(network), rows, columns, LINE_END, [end_of_picture(network)])
         )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.models.codes.plan import PicturePlan
 from vistok.models.interface import TokenSpec
+from vistok.ops.linear import PackedLinear
 
 NEVER = -1e4  # logit of tokens that no place leaves free; finite in every format, so that guidance keeps it
 
@@ -64,10 +65,11 @@ class CodeGenerator(nn.Module):
         self.network, self.plan = network, plan
         self.register_module("reader", None)
         self.tokens = TokenSpec("codes", len(plan.ids), len(plan.places), row=plan.line, special=plan.special)
-        self.register_buffer("_rows", None, persistent=False)
+        self._projection: list[nn.Linear] | None = None  # in a list: it is no weight of its own
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
+        self._projection = None
         self.plan = self.plan.to(next(self.network.parameters()).device)
         return self
 
@@ -131,16 +133,12 @@ class CodeGenerator(nn.Module):
         Only the rows of the codes are multiplied: a slice of the output layer where they lie together, else a copy.
         """
         layer, codes = self.network.get_output_embeddings(), self.plan.ids[: self.plan.codes]
-        if not isinstance(layer, nn.Linear) or layer.weight.ndim != 2 or not layer.weight.is_floating_point():
-            logits = layer(hidden)[..., codes]  # quantised, or wrapped
+        if not isinstance(layer, nn.Linear) or not layer.weight.is_floating_point():  # quantised, or wrapped
+            logits = layer(hidden)[..., codes]
         else:
-            if self._rows is None:
-                first = int(codes[0])
-                together = torch.equal(codes, torch.arange(first, first + len(codes), device=codes.device))
-                rows = slice(first, first + len(codes)) if together else codes
-                self._rows = layer.weight.detach()[rows]
-            bias = None if layer.bias is None else layer.bias[codes]
-            logits = F.linear(hidden, self._rows, bias)
+            if self._projection is None:
+                self._projection = [_rows(layer, codes)]
+            logits = self._projection[0](hidden)
         return F.pad(logits, (0, self.plan.special), value=NEVER)
 
     def allowed(self, logits: Tensor, places: Tensor) -> Tensor:
@@ -155,6 +153,18 @@ class CodeGenerator(nn.Module):
     def image_tokens(self, drawn: Tensor) -> Tensor:
         """Returns the codes [B, h, w] of drawn entries [B, n]."""
         return self.plan.grid(drawn)
+
+
+def _rows(layer: nn.Linear, codes: Tensor) -> nn.Linear:
+    """The rows of an output layer that give codes: a view where they lie together, else a copy."""
+    first = int(codes[0])
+    together = torch.equal(codes, torch.arange(first, first + len(codes), device=codes.device))
+    rows = slice(first, first + len(codes)) if together else codes
+    part = nn.Linear(layer.in_features, len(codes), bias=layer.bias is not None, device="meta")
+    part.weight = nn.Parameter(layer.weight.detach()[rows], requires_grad=False)
+    if layer.bias is not None:
+        part.bias = nn.Parameter(layer.bias.detach()[rows], requires_grad=False)
+    return PackedLinear.from_linear(part) if isinstance(layer, PackedLinear) else part
 
 
 @dataclass(frozen=True)
