@@ -30,6 +30,18 @@ def test_it_can_be_removed_without_a_with_block():
     run.remove()  # twice does nothing
 
 
+def test_what_a_sampler_prepares_serves_the_next_call():
+    model = MODELS["emu3"]()
+    with vistok.accelerate(model, SpeculativeJacobi("auto")) as run:
+        model.generate(**call("emu3", do_sample=True))
+        first = run._generator
+        model.generate(**call("emu3", do_sample=True))
+        assert run._generator is first
+        model.generate(**call("emu3", do_sample=True) | {"max_new_tokens": 4})
+        assert run._generator is not first
+        assert run.stats.tokens == 4
+
+
 def test_a_call_for_text_goes_through_as_it_is():
     model = MODELS["janus"]()
     inputs = {"input_ids": torch.tensor([[1, 5, 6]]), "attention_mask": torch.ones(1, 3, dtype=torch.int64)}

@@ -44,21 +44,28 @@ class Acceleration(Attachment):
     """A sampler at work in a model's ``generate``.
 
     Attributes:
+        sampler: of pictures.
         stats: of the last picture or text; None before the first.
     """
 
     slot: ClassVar[str] = "sampler"
+    sampler: AutoregressiveSampler
     stats: Stats | None = None
 
-    def _run(
-        self, generator: nn.Module, sampler: AutoregressiveSampler, condition: Any, params: SamplingParams
-    ) -> Tensor:
-        """Drawn tokens [B, n], by the sampler; the seed is drawn from torch's own."""
-        prepared = sampler.prepare(generator, _Codebook(generator) if isinstance(generator, CodeGenerator) else None)
+    _generator: nn.Module | None = None
+    _prepared: AutoregressiveSampler | None = None
+
+    def _run(self, generator: nn.Module, condition: Any, params: SamplingParams) -> Tensor:
+        """Drawn tokens [B, n]; the seed is drawn from torch's own. What a sampler prepares serves the next call too."""
+        before = self._generator
+        if isinstance(generator, CodeGenerator) and before is not None and before.plan.same(generator.plan):
+            generator = before
+        if generator is not before:
+            codebook = _Codebook(generator) if isinstance(generator, CodeGenerator) else None
+            self._generator, self._prepared = generator, self.sampler.prepare(generator, codebook)
         seed = 0 if params.greedy else int(torch.randint(2**62, ()))
-        device = next(generator.parameters()).device
-        noise = Noise(seed, torch.arange(len(condition), device=device))
-        tokens, self.stats = prepared.sample(generator, condition, params, noise)
+        noise = Noise(seed, torch.arange(len(condition), device=next(generator.parameters()).device))
+        tokens, self.stats = self._prepared.sample(generator, condition, params, noise)
         return tokens
 
 
@@ -98,7 +105,7 @@ class PictureAcceleration(Acceleration):
             return plain(*args, **kwargs)
         call, params, config = self._read(ids, arguments)
         generator = self.family.of_call(self.model, call)
-        drawn = self._run(generator, self.sampler, call.condition, params)
+        drawn = self._run(generator, call.condition, params)
         if not self.family.with_prompt:
             sequences = drawn
         else:
@@ -234,7 +241,7 @@ class GeneratorAcceleration(Acceleration):
             Codes, int64 [B, n].
         """
         params = SamplingParams(guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p, greedy=not do_sample)
-        return self._run(self.model, self.sampler, Condition(inputs, attention_mask), params)
+        return self._run(self.model, Condition(inputs, attention_mask), params)
 
 
 def accelerate(model: nn.Module, sampler: AutoregressiveSampler | Speculation | TextDrafter) -> Acceleration:

@@ -70,7 +70,7 @@ class ChameleonGenerator(CodeGenerator):
         """
         if max(cls.opening(network, rows, columns)) >= network.config.vocab_size:
             raise VistokError(
-                f"the vocabulary of this Chameleon ends at {network.config.vocab_size - 1}, in front of the size tokens of "
+                f"the vocabulary of this Chameleon has {network.config.vocab_size} tokens, and none for the sizes of "
                 "Lumina-mGPT: leave the preset out."
             )
         return cls(

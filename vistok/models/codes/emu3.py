@@ -130,11 +130,8 @@ def plan_of_call(codes: Tensor, call: Call) -> PicturePlan | None:
         PicturePlan.of_function(codes, allowed, row, number, call.limit, call.ends)
         for number, row in enumerate(call.condition.ids)
     ]
-    first = plans[0]
-    for plan in plans[1:]:
-        if not torch.equal(plan.ids, first.ids) or not torch.equal(plan.places, first.places):
-            raise VistokError(
-                "prefix_allowed_tokens_fn lays out other pictures for other prompts: decode pictures of one size "
-                "together."
-            )
-    return first
+    if not all(plan.same(plans[0]) for plan in plans):
+        raise VistokError(
+            "prefix_allowed_tokens_fn lays out other pictures for other prompts: decode pictures of one size together."
+        )
+    return plans[0]

@@ -119,6 +119,10 @@ class CodeGenerator(nn.Module):
         """Width of the features that the output layer reads."""
         return self.config.hidden_size
 
+    def null_condition(self, batch: int) -> PromptCondition:
+        """Returns prompts that ask for nothing: one token each."""
+        return PromptCondition(torch.zeros(batch, 1, dtype=torch.int64, device=self.plan.ids.device))
+
     def words(self, ids: Tensor) -> Tensor:
         """Returns the backbone's input for tokens of a prompt."""
         return self.network.get_input_embeddings()(ids)

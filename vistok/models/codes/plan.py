@@ -110,6 +110,10 @@ class PicturePlan:
         """Codes of a row."""
         return int(self.free[: self.line].sum())
 
+    def same(self, other: PicturePlan) -> bool:
+        """Whether two plans lay out the same tokens."""
+        return torch.equal(self.ids, other.ids) and torch.equal(self.places, other.places) and self.line == other.line
+
     def kept(self, length: int) -> PicturePlan:
         """Returns the first ``length`` places of the plan."""
         return PicturePlan(self.ids, self.special, self.places[:length], self.line)
