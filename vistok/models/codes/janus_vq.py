@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
     from vistok.tokenizers.vq import VQConfig, VQTokenizer
 
 TOKENIZER_PREFIX = "model.vqmodel."  # of Janus's weights that are its tokenizer's
+_CODEBOOK = "quantize.embedding.weight"
 _MIDDLE = ("block_1", "attn_1", "block_2")
 
 
@@ -38,8 +40,15 @@ def janus_vq_config(config: VQConfig, width: int, side: int) -> Any:
 
 
 def janus_vq_state(vq: VQTokenizer) -> dict[str, Tensor]:
-    """Returns the weights of a tokenizer under Janus's names."""
-    return {_renamed(key): value for key, value in vq.state_dict().items() if "codebook_used" not in key}
+    """Returns the weights of a tokenizer under Janus's names.
+
+    The class of transformers compares latents with codes as they are, where LlamaGen compares them by angle: with codes
+    of length one that is the same.
+    """
+    state = {_renamed(key): value for key, value in vq.state_dict().items() if "codebook_used" not in key}
+    if vq.config.l2_norm:
+        state[_CODEBOOK] = F.normalize(state[_CODEBOOK], dim=-1)
+    return state
 
 
 def _renamed(key: str) -> str:
