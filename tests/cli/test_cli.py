@@ -96,7 +96,7 @@ def test_scenes_are_written(tmp_path):
         (("--prompt", "a red circle", "--temperature", "-1"), "temperature must be 0 or more"),
         (("--prompt", "a red circle", "--sampler", "sjd:windw=16"), "did you mean window"),
         (("--prompt", "a red circle", "--sampler", "sjd:window=wide"), "'auto', not 'wide'"),
-        (("--prompt", "a red circle", "--sampler", "lantern:k=many"), "is a number, not 'many'"),
+        (("--prompt", "a red circle", "--sampler", "lantern:k=many"), "is a whole number, not 'many'"),
         (("--prompt", "a red circle", "--sampler", "ar:window=16"), "has no options"),
         (("--prompt", "a red circle", "--sampler", "ar", "--window", "16"), "has no options"),
         (("--prompt", "a red circle", "--promt", "x"), "did you mean --prompt"),

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-import os
+import io
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+
+from vistok.cli.main import main
+from vistok.registry import Registry
 
 Run = Callable[..., subprocess.CompletedProcess]
 
 
 @pytest.fixture
-def install(tmp_path: Path) -> Callable[[str, str, str], Run]:
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, str], Run]:
     """Installs a package as pip would, and returns ``vistok`` as a command that sees it.
 
     ``install(source, group, entry)`` writes the module ``toy`` with this source and an entry point such as
-    ``"mine = toy:Mine"`` in the group; the command's arguments are those of ``vistok``.
+    ``"mine = toy:Mine"`` in the group; the command's arguments are those of ``vistok``. It runs in this process, which
+    spares each command the imports, in the folder of the test.
     """
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess:
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with monkeypatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setattr(sys, "argv", ["vistok", *map(str, arguments)])
+            try:
+                main()
+            except SystemExit as stop:
+                code = stop.code or 0
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
     def installed(source: str, group: str, entry: str) -> Run:
         site = tmp_path / "site"
@@ -28,13 +43,11 @@ def install(tmp_path: Path) -> Callable[[str, str, str], Run]:
         (site / "toy.py").write_text(source, encoding="utf-8")
         (information / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n", encoding="utf-8")
         (information / "entry_points.txt").write_text(f"[{group}]\n{entry}\n", encoding="utf-8")
-        path = os.pathsep.join([str(site), *sys.path])
-
-        def run(*arguments: str | Path) -> subprocess.CompletedProcess:
-            command = [sys.executable, "-m", "vistok", *map(str, arguments)]
-            environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-            return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-
+        monkeypatch.syspath_prepend(site)
+        monkeypatch.setattr(Registry, "plugins", property(Registry.plugins.func))  # looked up anew each time
+        monkeypatch.delitem(sys.modules, "toy", raising=False)
+        monkeypatch.chdir(tmp_path)
         return run
 
-    return installed
+    yield installed
+    sys.modules.pop("toy", None)

@@ -8,7 +8,7 @@ from transformers import DynamicCache, LogitsProcessorList, MaxLengthCriteria, S
 
 from tests.projectors import tiny
 from vistok.errors import VistokError
-from vistok.models.huggingface import given_cache
+from vistok.models.huggingface import cache_argument, given_cache
 from vistok.projectors import FastV, Uniform, VtcCls, compress
 
 GREEDY = {"do_sample": False}
@@ -171,6 +171,27 @@ def test_prompt_lookup_and_assistants_change_nothing(llava, compressor, seed):
         if isinstance(compressor, FastV):
             assisted = llava.generate(**inputs, **GREEDY, max_new_tokens=8, assistant_model=assistant)
             assert torch.equal(assisted, plain)
+
+
+@torch.no_grad()
+def test_candidates_behind_a_prompt_leave_no_trace_in_a_cropped_cache(llava):
+    """Assisted decoding runs the prompt with candidates behind it, and crops those that are refused."""
+    from transformers import DynamicCache
+
+    inputs = tiny.llava_inputs(pictures=(1,), lengths=((5, 9),), seed=0)
+    logits = []
+    with compress(llava, FastV(keep=3, layer=2)):
+        for widths in ([1, 1], [2]):
+            cache = DynamicCache(config=llava.config.get_text_config())
+            llava(**inputs, **{cache_argument(llava): cache})
+            cache.crop(-3)
+            pieces, start = [], 7
+            for width in widths:
+                tokens = torch.arange(start, start + width)[None]
+                pieces.append(llava(input_ids=tokens, **{cache_argument(llava): cache}).logits)
+                start += width
+            logits.append(torch.cat(pieces, 1))
+    assert torch.allclose(*logits, atol=1e-5)
 
 
 def _small():

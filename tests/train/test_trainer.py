@@ -1,12 +1,16 @@
 """Training: recipes are checked, runs learn, and a killed run ends with the very weights of an undisturbed one."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from vistok import zoo
 from vistok.errors import VistokError
@@ -89,6 +93,27 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch):
     assert whole.keys() == broken.keys()
     for key in whole:
         torch.testing.assert_close(whole[key], broken[key], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow(reason="starts Python three times")
+def test_two_processes_train_what_one_trains(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(yaml.safe_dump(VQ.to_dict() | {"aliases": [], "log_every": 1, "steps": 3}))
+    shares = {}
+    for count in (1, 2):
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "vistok", "--"]
+        command = [sys.executable, *launch, "train", str(recipe), "--out", str(tmp_path / str(count))]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count("psnr") == 1
+        shares[count] = [
+            json.loads(line) for line in (tmp_path / str(count) / "metrics.jsonl").read_text().splitlines()
+        ]
+    assert len(shares[1]) == len(shares[2])
+    for one, two in zip(*shares.values(), strict=True):
+        for name in set(one) - {"seconds"}:
+            assert two[name] == pytest.approx(one[name], rel=1e-3), name
 
 
 def test_a_run_writes_metrics_and_a_card(tmp_path):

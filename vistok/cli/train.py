@@ -32,7 +32,10 @@ def train(
     from vistok.train.trainer import Trainer
 
     directory = out if out is not None else Path("runs") / loaded.name
-    metrics = Trainer(loaded, build_task(loaded), directory).train()
+    trainer = Trainer(loaded, build_task(loaded), directory)
+    metrics = trainer.train()
+    if not trainer.accelerator.is_main_process:
+        return
     if not output_json(metrics, json, indent=None):
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         print(f"{loaded.name}: {figures}; weights in {directory / 'export'}")

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from vistok.errors import VistokError
 from vistok.files import atomic_path, check_writable, to_json
 from vistok.ops.noise import derive_seed
+from vistok.runtime import processes
 from vistok.train.recipe import Optimization, Recipe
 
 
@@ -101,6 +102,7 @@ class Trainer:
         self.recipe, self.task, self.directory = recipe, task, directory
         check_writable(directory, folder=True)
         directory.mkdir(parents=True, exist_ok=True)
+        processes()  # so that those without an accelerator meet as well
         self.accelerator = Accelerator(
             mixed_precision="bf16" if recipe.precision == "bf16" else "no",
             log_with="tensorboard",  # where it is installed (extra ``dev``)
@@ -194,15 +196,9 @@ class Trainer:
                 if self.step % recipe.log_every == 0:
                     now = time.perf_counter()
                     self.seconds, began = self.seconds + now - began, now
-                    self._log(
-                        {
-                            "loss": loss.item(),
-                            "grad_norm": float(norm),
-                            "lr_scale": scale,
-                            "seconds": self.seconds,
-                        }
-                        | {k: float(v) for k, v in metrics.items()}
-                    )
+                    parts = self._mean({"loss": loss.detach(), **metrics})
+                    told = {"grad_norm": float(norm), "lr_scale": scale, "seconds": self.seconds}
+                    self._log({"loss": parts.pop("loss")} | told | parts)
                 if self.step % recipe.save_every == 0:
                     self._save()
                 if self.step % recipe.eval_every == 0 and self.step < recipe.steps:
@@ -215,6 +211,13 @@ class Trainer:
                 self.task.export(self.directory / "export", metrics, self.step)
         self.accelerator.end_training()
         return metrics
+
+    def _mean(self, figures: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Returns figures of this process's rows as means over all processes."""
+        values = torch.stack(
+            [torch.as_tensor(value, device=self.accelerator.device).float() for value in figures.values()]
+        )
+        return dict(zip(figures, self.accelerator.reduce(values, "mean").tolist(), strict=True))
 
     @torch.no_grad()
     def _average(self, decay: float) -> None:

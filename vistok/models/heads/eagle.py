@@ -11,7 +11,7 @@ token j + 1.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -151,13 +151,14 @@ class _Drafter(Pretrained, nn.Module):
         # A published configuration describes the target's whole family; the drafter reads what shapes it.
         known = {field.name for field in fields(EagleConfig)}
         entries = defaults | {key: value for key, value in entries.items() if key in known and value is not None}
-        state = read_state_dict(weights)
-        # Published configurations copy the target's, so the weights say which biases there are.
-        entries |= {"bias": "fc.bias" in state, "qkv_bias": any(key.endswith("q_proj.bias") for key in state)}
         try:
-            model = cls(EagleConfig(**entries))
+            config = EagleConfig(**entries)
         except TypeError:
             raise VistokError(f"'{path}' does not say the shape of a drafter: name the folder of a drafter.") from None
+        state = read_state_dict(weights)
+        # Published configurations copy the target's, so the weights say which biases there are.
+        biases = any(key.endswith("q_proj.bias") for key in state)
+        model = cls(replace(config, bias="fc.bias" in state, qkv_bias=biases))
         load_strict(model, model.complete(state), cls.__name__)
         return model.eval()
 

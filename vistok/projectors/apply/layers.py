@@ -51,6 +51,11 @@ class Pruned:
         stages = [self.stage(layer) for layer in range(layers)]
         return torch.stack([(self if s is None else s).present.sum(1) for s in stages], 1).tolist()
 
+    def cut(self, columns: int) -> None:
+        """The last columns, candidates behind a prompt that were not accepted, have left the cache."""
+        self.visual, self.present = self.visual[:, :-columns], self.present[:, :-columns]
+        self.stages = {first: Stage(*(t[:, :-columns] for t in stage)) for first, stage in self.stages.items()}
+
     def last(self) -> Tensor:
         """Column of each prompt's last token, int64 [B]."""
         present = self.present[:, : self.prompt]
@@ -137,8 +142,11 @@ class LayerPruning:
             kwargs["position_embeddings"] = tuple(_at(t.expand(len(hidden), -1, -1), stage.columns) for t in rotary)
             past = 0
         else:
-            stage = _of_rows(pruned.stage(index), len(hidden))
             past = cache.get_seq_length(index)
+            gone = pruned.stage(index).columns.shape[1] - past
+            if gone > 0:
+                pruned.cut(gone)
+            stage = _of_rows(pruned.stage(index), len(hidden))
         mask = kwargs.get("attention_mask")
         if mask is not None or not bool(stage.present.all()):
             full = pruned.present.shape[1]

@@ -49,7 +49,7 @@ class Adversary(nn.Module):
         self.discriminator = PatchDiscriminator()
 
     def forward(self, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns what the tokenizer and what the discriminator minimises, of pictures [B, 3, H, W] in [-1, 1]."""
+        """Returns what the tokenizer minimises and what the discriminator does, on pictures [B, 3, H, W] in [-1, 1]."""
         fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         fooled = generator_loss(torch.func.functional_call(self.discriminator, fixed, (reconstruction,)))
         told = discriminator_loss(self.discriminator(images), self.discriminator(reconstruction.detach()))
@@ -62,7 +62,7 @@ def build_adversary(data: AdversarialData) -> Adversary | None:
 
 
 def adversarial_weight(data: AdversarialData, step: int) -> dict[str, Tensor]:
-    """Returns ``adversarial``, the weight of the adversarial term in a step, where a recipe has such a term."""
+    """Returns ``adversarial``, the weight of the adversarial term in a step; nothing where there is no such term."""
     if not data.adversarial_weight:
         return {}
     return {"adversarial": torch.tensor(data.adversarial_weight if step >= data.adversarial_from else 0.0)}

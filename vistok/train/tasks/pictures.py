@@ -31,7 +31,7 @@ class PictureTask(Task):
     source: Source
 
     def draw_pictures(self, step: int, rows: slice) -> Tensor:
-        """Returns rows of the pictures of a step: scenes are drawn afresh, a folder's cropped anew in each pass."""
+        """Returns rows of a step's pictures: scenes are freshly drawn, a folder's are cropped anew in each pass."""
         return self.source.augmented(
             self.source.draw(step * self.recipe.batch_size + rows.start, rows.stop - rows.start)
         )

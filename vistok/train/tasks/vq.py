@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import gather
 from torch import Tensor, nn
 
 from vistok.tokenizers.vq import VQConfig, VQTokenizer
@@ -143,9 +144,11 @@ class VQTask(PictureTask):
         """Revive dead codes, so that the whole codebook is used."""
         if not self.data.revive_every or step >= self.data.revive_until:
             return
-        self.counts += torch.bincount(self.model.last_indices.flatten().cpu(), minlength=len(self.counts))
+        # Of all processes' rows, so that all give the codes the same new places.
+        indices = gather(self.model.last_indices.flatten())
+        self.counts += torch.bincount(indices.cpu(), minlength=len(self.counts))
         if self.data.revives(step):
-            latents = self.tokenizer.latents(self.model.last_images)
+            latents = self.tokenizer.latents(gather(self.model.last_images.contiguous()))
             generator = torch.Generator().manual_seed(step)
             self.tokenizer.quantize.revive(latents.float(), self.counts, generator)
             self.counts.zero_()
