@@ -126,6 +126,9 @@ BAD = {
     "min_new_tokens": ({"min_new_tokens": 4}, "MinNewTokens"),
     "min_p": ({"min_p": 0.1}, "MinP"),
     "scores": ({"output_scores": True, "return_dict_in_generate": True}, "output_scores"),
+    "stop_strings": ({"stop_strings": ["a"]}, "stop_strings"),
+    "max_time": ({"max_time": 1.0}, "max_time"),
+    "a picture to edit": ({"pixel_values": torch.zeros(1, 3, 6, 6)}, "pixel_values"),
     "right padding": ({"attention_mask": torch.tensor([[1] * 4 + [0] * 2] * 2)}, "padding_side"),
 }
 
@@ -138,6 +141,17 @@ def test_calls_that_a_sampler_cannot_heed_are_refused_by_name(name):
     with vistok.accelerate(model, SpeculativeJacobi(4)), pytest.raises(VistokError, match=culprit):
         model.generate(**call("janus", do_sample=True) | options)
     assert vars(model) == before
+
+
+@pytest.mark.parametrize("option", [{"max_new_tokens": 7}, {"max_length": 18}])
+def test_a_limit_cuts_the_picture_as_in_transformers(option):
+    model = MODELS["emu3"]()
+    arguments = {k: v for k, v in call("emu3", do_sample=False).items() if k != "max_new_tokens"} | option
+    wanted = model.generate(**arguments)
+    with vistok.accelerate(model, SpeculativeJacobi(4)):
+        assert torch.equal(model.generate(**arguments), wanted)
+        del arguments["prefix_allowed_tokens_fn"]
+        assert torch.equal(model.generate(**arguments), wanted)
 
 
 def test_pictures_of_several_sizes_or_of_none_are_refused():

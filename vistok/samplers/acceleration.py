@@ -127,8 +127,18 @@ class PictureAcceleration(Acceleration):
         negative = arguments.pop("negative_prompt_ids", None), arguments.pop("negative_prompt_attention_mask", None)
         arguments.pop("image_sizes", None)  # of Emu3's processor; the prompt says the same
         mask = arguments.pop("attention_mask", None)
-        config, left = model._prepare_generation_config(arguments.pop("generation_config", None), **arguments)
+        given = arguments.pop("generation_config", None)
+        longest = _first(
+            arguments.get("max_length"), getattr(given, "max_length", None), model.generation_config.max_length
+        )
+        config, left = model._prepare_generation_config(given, **arguments)
         check_arguments(config, left, ids, {})
+        for name in ("stop_strings", "max_time"):
+            if getattr(config, name, None) is not None:
+                raise VistokError(
+                    f"a picture has as many tokens as its layout and stops nowhere else: leave {name} out."
+                )
+        limit = _first(config.max_new_tokens, None if longest is None else max(1, longest - ids.shape[1]))
         copies = config.num_return_sequences or 1
         ids, mask = (None if x is None else x.repeat_interleave(copies, 0) for x in (ids, mask))
         negative = tuple(
@@ -136,7 +146,7 @@ class PictureAcceleration(Acceleration):
         )
         condition = PromptCondition(ids, mask, *negative)
         ends = config.eos_token_id if isinstance(config.eos_token_id, (list, tuple)) else [config.eos_token_id]
-        call = Call(condition, own, _limit(config, ids), frozenset(int(e) for e in ends if e is not None), config)
+        call = Call(condition, own, limit, frozenset(int(e) for e in ends if e is not None), config)
         return call, self._params(config, ids), config
 
     def _params(self, config: Any, ids: Tensor) -> SamplingParams:
@@ -172,13 +182,9 @@ class PictureAcceleration(Acceleration):
         return SamplingParams(guidance, **cut)
 
 
-def _limit(config: Any, ids: Tensor) -> int | None:
-    """Most new tokens of a call; None where it does not say."""
-    if config.max_new_tokens is not None:
-        return config.max_new_tokens
-    if config.max_length is None or config.max_length <= ids.shape[1] or config.max_length == 20:  # the default
-        return None
-    return config.max_length - ids.shape[1]
+def _first(*values: int | None) -> int | None:
+    """The first value that is there."""
+    return next((value for value in values if value is not None), None)
 
 
 class TextAcceleration(Acceleration):
