@@ -61,19 +61,11 @@ class Acceleration(Attachment):
         if isinstance(generator, CodeGenerator) and before is not None and before.plan.same(generator.plan):
             generator = before
         if generator is not before:
-            codebook = _Codebook(generator) if isinstance(generator, CodeGenerator) else None
-            self._generator, self._prepared = generator, self.sampler.prepare(generator, codebook)
+            self._generator, self._prepared = generator, self.sampler.prepare(generator)
         seed = 0 if params.greedy else int(torch.randint(2**62, ()))
         noise = Noise(seed, torch.arange(len(condition), device=next(generator.parameters()).device))
         tokens, self.stats = self._prepared.sample(generator, condition, params, noise)
         return tokens
-
-
-class _Codebook:
-    """The codebook of a generator where samplers look for a tokenizer's."""
-
-    def __init__(self, generator: CodeGenerator):
-        self.quantize = generator.network.model.vqmodel.quantize
 
 
 class PictureAcceleration(Acceleration):

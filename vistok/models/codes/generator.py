@@ -88,7 +88,7 @@ class CodeGenerator(nn.Module):
     @property
     def codebook(self) -> Tensor:
         """Vectors of the codes, [K, D]."""
-        return self.network.model.vqmodel.quantize.embedding.weight
+        return self.network.model.vqmodel.quantize.embedding.weight.detach()
 
     def negative(self, condition: PromptCondition) -> tuple[Tensor, Tensor | None]:
         """Returns the prompts that guidance leads away from, and which of their tokens are real.

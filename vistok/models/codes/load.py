@@ -68,7 +68,6 @@ class NetworkTokenizer(nn.Module):
     def __init__(self, generator: CodeGenerator, pixels: int):
         super().__init__()
         self.generator, self.pixels = generator, pixels
-        self.quantize = generator.network.model.vqmodel.quantize
 
     @property
     def capabilities(self) -> Capabilities:

@@ -85,6 +85,8 @@ class Lantern(AutoregressiveSampler):
             VistokError: the network was made for another model, or the tokenizer has no codebook of weights.
         """
         codebook = self.codebook
+        if codebook is None:  # of a generator that has its tokenizer within
+            codebook = getattr(model, "codebook", None)
         if codebook is None and tokenizer is not None:
             if not hasattr(tokenizer, "quantize"):
                 raise VistokError(
