@@ -17,7 +17,7 @@ def train(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Train a model by a recipe: on a CPU, a GPU, or many with `accelerate launch -m vistok train ...`.
+    """Train a model by a recipe: on a CPU, a GPU, or many with `torchrun --nproc-per-node 2 -m vistok train ...`.
 
     A recipe names a task, the network's shape, and pictures: scenes of the embedded world, or a folder of your own
     (docs/training.md). Kill the run at any moment: the same command goes on from the last checkpoint.

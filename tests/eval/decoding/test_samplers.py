@@ -17,8 +17,9 @@ from vistok.eval.decoding.samplers import COLUMNS, choose_samplers, standard_ent
 from vistok.eval.decoding.scores import DETECTOR, GAIN, score_trials
 from vistok.models.heads.eagle import EagleConfig, EagleNetwork
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
-from vistok.pipelines import Pipeline, expand
+from vistok.pipelines import Pipeline, expand, pipeline
 from vistok.samplers import Autoregressive, Lantern, SamplingParams, SpeculativeJacobi, Stats
+from vistok.samplers.cost import forward_cost
 from vistok.tokenizers.vq import VQConfig, VQTokenizer
 
 
@@ -169,3 +170,15 @@ def test_scores_compare_the_pictures_of_the_same_prompts():
 def test_the_command_names_what_it_cannot_do():
     done = vistok("bench", "samplers", "--samplers", "copled", "--prompts-per-task", "1")
     assert done.returncode == 2 and "copled" in done.stderr and "coupled" in done.stderr
+
+
+@pytest.mark.parametrize("tokenizer", ["flextok", "one-d-piece"])
+def test_generators_of_ordered_tokens_are_measured_too(tokenizer):
+    """Nothing of the comparison asks for a grid of tokens, or for a tokenizer's codebook of weights."""
+    pipe = pipeline(tokenizer=tokenizer, tokens=4, device="cpu")
+    entries = choose_samplers(pipe, standard_entries(None), "recycling,sjd:window=2")
+    params, samples = pipe.sampling_params(), expand(["a red circle"], 1)
+    assert min(forward_cost(pipe.model, params, widths=(1, 2), repeats=1).values()) > 0
+    rows = summarise(draw_in_turn(pipe, entries, samples, params))
+    assert [row.name for row in rows] == ["ar", "recycling", "sjd:window=2"]
+    assert rows[1].figures["forwards"] <= rows[0].figures["forwards"] == 3

@@ -44,7 +44,7 @@ def measure(
     is_flavour: Annotated[str | None, typer.Option(hidden=True)] = None,
     json: Json = None,
 ) -> None:
-    """Any metric of two sets of pictures. Spread over processes by `accelerate launch -m vistok eval fid ...`.
+    """Any metric of two sets of pictures. Spread over processes by `torchrun -m vistok eval fid ...`.
 
     Example: vistok eval fid real/ generated/ --weights pt_inception-2015-12-05-6726825d.pth
 

@@ -126,7 +126,7 @@ def extract_features(
     Args:
         pictures: what to look at.
         extractor: what looks; moved to this process's device.
-        folder: shards and manifest of the job.
+        folder: shards and manifest of the job, in a folder named by the pictures' fingerprint.
         batch_size: pictures a forward pass.
         shard_size: pictures a file; at most this many are computed again after a kill.
         workers: processes that decode; 0 decodes in this one.
@@ -145,7 +145,8 @@ def extract_features(
         "shard_size": shard_size,
         "outputs": list(outputs),
     }
-    job = ShardedJob(folder, identity, -(-len(pictures) // shard_size), ".safetensors")
+    # Pictures that were written again get a place of their own: a cache is never stale, and need not be cleared.
+    job = ShardedJob(Path(folder) / pictures.fingerprint, identity, -(-len(pictures) // shard_size), ".safetensors")
     pending = job.pending(state.process_index, state.num_processes)
     bounds = _bounds(pending, shard_size, batch_size, len(pictures))
     loader = DataLoader(
