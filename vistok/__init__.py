@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "accelerate", "compress", "pipeline"]
 
 _LAZY = {"accelerate": "vistok.samplers", "compress": "vistok.projectors", "pipeline": "vistok.pipelines"}
-_MODULES = ("data", "eval", "models", "ops", "projectors", "samplers", "tokenizers", "train", "zoo")
+_MODULES = ("context", "data", "eval", "models", "ops", "projectors", "samplers", "tokenizers", "train", "zoo")
 
 
 def __getattr__(name: str) -> Any:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from vistok.data.images import to_pil
-from vistok.errors import VistokError
+from vistok.data.images import load_image, to_pil, to_tensor
+from vistok.errors import VistokError, unknown_name
 from vistok.models.codes.families import CODE_GENERATORS
 from vistok.models.generators import GENERATORS
-from vistok.models.interface import Condition, LoadRequest
+from vistok.models.interface import Condition, Control, Known, LoadRequest
 from vistok.ops.linear import pack_linears
 from vistok.ops.noise import derive_seed
 from vistok.runtime import resolve_device, resolve_dtype
@@ -76,6 +77,8 @@ class Pipeline:
         tokenizer: from its tokens to pixels; None of models that come without a decoder, which give codes alone.
         text_encoder: what reads the captions; None of class-conditional generators.
         name: of the generator.
+        control: pictures that all images follow, see :meth:`with_control`.
+        known: what all images show already, see :meth:`with_image`.
         guidance, temperature: of sampling, where no parameters are given.
         sampling: options of its samplers that suit it, where no other are given.
     """
@@ -87,6 +90,8 @@ class Pipeline:
     guidance: float = GUIDANCE
     temperature: float = 1.0
     sampling: Mapping[str, int | str] = field(default_factory=dict)
+    control: tuple[Control, ...] = ()
+    known: Known | None = None
     _features: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
@@ -107,7 +112,7 @@ class Pipeline:
 
     @property
     def size(self) -> int:
-        """Side of the images in pixels."""
+        """Side of the images in pixels; the width where they are no squares."""
         can, tokens = self.tokenizer.capabilities, self.model.tokens
         return can.image_size or tokens.line * tokens.patch * can.multiple
 
@@ -127,6 +132,71 @@ class Pipeline:
         the other attributes of :class:`SamplingParams`."""
         guidance = self.guidance if guidance is None else guidance
         return SamplingParams(guidance, temperature=self.temperature if temperature is None else temperature, **options)
+
+    def with_control(self, picture: Image | str | Path, kind: str | None = None, strength: float = 1.0) -> Pipeline:
+        """Returns a pipeline whose images follow a control picture and have its size; controls add up.
+
+        Args:
+            picture: what to follow, as the weights know it, such as white edges on black. A side that is no whole
+                number of tokens is enlarged to one.
+            kind: what it shows, e.g. ``canny``; the one kind that the weights know if None.
+            strength: how much it counts, 0 for not at all.
+
+        Raises:
+            VistokError: the model follows no such pictures, or the size does not fit it or an earlier control.
+        """
+        known = getattr(self.model, "controls", ())
+        if not known:
+            raise VistokError(f"'{self.name}' follows no control pictures: leave --control out, or name a ControlAR.")
+        if kind is None and len(known) > 1:
+            raise VistokError(f"'{self.name}' follows {', '.join(known)}: say which of them the control picture is.")
+        kind = known[0] if kind is None else kind
+        if kind not in known:
+            raise unknown_name(f"kind of control of '{self.name}'", kind, list(known))
+        if not 0 <= strength < math.inf:
+            raise VistokError(f"the strength of a control must be 0 or more, got {strength}.")
+        image = load_image(picture) if isinstance(picture, str | Path) else picture
+        side = self.model.multiple
+        size = tuple(-(-length // side) * side for length in image.size)
+        model = self.model.resized(size[1], size[0])
+        if self.control and self.control[0].picture.shape[:1:-1] != size:
+            width, height = self.control[0].picture.shape[:1:-1]
+            raise VistokError(
+                f"a control picture of {size[0]}x{size[1]} pixels cannot join one of {width}x{height}: make them "
+                "of one size."
+            )
+        if size != image.size:
+            image = image.resize(size)
+        pixels = to_tensor(image)[None].to(next(self.model.parameters()).device)
+        return replace(self, model=model, control=(*self.control, Control(pixels, kind, strength)))
+
+    def with_image(self, picture: Image | str | Path, mask: Image | str | Path) -> Pipeline:
+        """Returns a pipeline that draws anew what a mask shows white of a picture: the tokens of the rest stay.
+
+        Args:
+            picture: of the size of the model's images.
+            mask: of the same size; a token is drawn if any pixel of it is nearer to white than to black.
+
+        Raises:
+            VistokError: the model draws in one order only, a size that is not the model's, or a mask without white.
+        """
+        if not hasattr(self.model, "own_tokens"):
+            raise VistokError(f"'{self.name}' draws its tokens in one order, around nothing: leave --image out.")
+        image, shown = (load_image(each) if isinstance(each, str | Path) else each for each in (picture, mask))
+        for what, each in (("picture", image), ("mask", shown)):
+            if each.size != (self.size, self.size):
+                width, height = each.size
+                raise VistokError(
+                    f"the {what} has {width}x{height} pixels, but '{self.name}' draws {self.size}x{self.size}: make it "
+                    "of that size."
+                )
+        device, line = next(self.model.parameters()).device, self.model.tokens.line
+        white = (to_tensor(shown).amax(0, keepdim=True) > 0).float()
+        stays = torch.nn.functional.adaptive_max_pool2d(white, line).flatten().to(device) == 0
+        if bool(stays.all()):
+            raise VistokError("the mask is black everywhere, so that nothing is drawn: paint white what should change.")
+        tokens = self.tokenizer.encode(to_tensor(image)[None].to(device))
+        return replace(self, known=Known(self.model.own_tokens(tokens)[0], stays))
 
     def sampler(self, sampler: Sampler | str | None = None) -> Sampler:
         """Returns a sampler for this model.
@@ -203,6 +273,8 @@ class Pipeline:
             raise VistokError(f"the batch size must be at least 1, got {batch_size}.")
         sampler, params = self.sampler(sampler), params or self.sampling_params()
         check_honoured(sampler, params)
+        if self.known is not None and not getattr(sampler, "fills", False):
+            raise VistokError(f"the sampler {type(sampler).__name__} draws whole images only: leave --image out.")
         sampler = sampler.prepare(self.model, self.tokenizer)
         for start in range(0, len(samples), batch_size):
             batch = list(samples[start : start + batch_size])
@@ -232,13 +304,13 @@ class Pipeline:
         """The condition of a batch; each caption is encoded by itself and once."""
         weight = next(self.model.parameters())
         if self.conditional_on == "class":
-            return Condition(torch.tensor(conditions, device=weight.device))
+            return Condition(torch.tensor(conditions, device=weight.device), None, self.control, self.known)
         if getattr(self.model, "reader", None) is not None:  # a language model draws, and reads prompts in tokens
             return self.model.reader(conditions).to(weight.device)
         for text in set(conditions) - set(self._features):
             self._features[text] = self.text_encoder([text])
         features, masks = zip(*(self._features[text] for text in conditions), strict=True)
-        return Condition(torch.cat(features).to(weight), torch.cat(masks).to(weight.device))
+        return Condition(torch.cat(features).to(weight), torch.cat(masks).to(weight.device), self.control, self.known)
 
     def __call__(
         self,
@@ -345,7 +417,7 @@ def pipeline(
         found = own
     else:
         own = _own_card(name or DEFAULT_MODEL, checkpoint)
-        found = own or card(name or DEFAULT_MODEL)
+        found = own or _card_for(name or DEFAULT_MODEL, checkpoint)
     if found.family not in GENERATORS:
         raise VistokError(f"'{found.name}' is a model for {found.task}, it does not paint: see `vistok models`.")
     family = GENERATORS[found.family]
@@ -393,8 +465,21 @@ def _given_model(name: str) -> ModelCard | None:
 def _own_card(name: str, checkpoint: str | Path | None) -> ModelCard | None:
     """The card of the very weights: a checkpoint's own, where it has one."""
     if checkpoint is None:
-        return card(name)
+        return _card_for(name, None)
     return card_of_folder(checkpoint) or card_of_file(checkpoint)
+
+
+def _card_for(name: str, checkpoint: str | Path | None) -> ModelCard:
+    """The card of a name; that of a family where a checkpoint is named beside it and no weights have its name.
+
+    Raises:
+        VistokError: no model has this name, or only a family of which no weights are known.
+    """
+    if name not in GENERATORS or any(name in (each.name, *each.aliases) for each in cards()):
+        return card(name)
+    if checkpoint is None:
+        raise VistokError(f"there are no embedded or published weights of {name}: name yours with --checkpoint.")
+    return ModelCard(name, "class-to-image", name, 0, {}, "", "unknown")
 
 
 def _generator_of(tokenizer: str) -> str:

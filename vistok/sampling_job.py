@@ -165,6 +165,14 @@ def _folder_job(out, pipe, samples, sampler, params, seed: int, rank: int) -> Sh
         "seed": seed,
         "conditions": hashlib.sha256(asked.encode()).hexdigest(),
     }
+    if pipe.control:
+        identity["control"] = [
+            [hashlib.sha256(each.picture.cpu().numpy().tobytes()).hexdigest(), each.kind, each.strength]
+            for each in pipe.control
+        ]
+    if pipe.known is not None:
+        parts = (pipe.known.tokens, pipe.known.mask)
+        identity["known"] = hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in parts)).hexdigest()
     job = ShardedJob(out, identity, len(samples), CODES if pipe.tokenizer is None else ".png")
     if rank == 0:
         with atomic_path(out / "metadata.jsonl") as path, path.open("w", encoding="utf-8") as file:

@@ -63,6 +63,23 @@ def sample(
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the k most likely codes. [default: all]")] = None,
     top_p: Annotated[float, typer.Option(help="Keep the smallest set of this probability.")] = 1.0,
+    control: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Picture that the images follow, such as edges, and whose size they have; may be given again."
+        ),
+    ] = None,
+    control_kind: Annotated[
+        list[str] | None,
+        typer.Option(help="What it shows, such as canny; one for each. [default: what the model knows]"),
+    ] = None,
+    strength: Annotated[
+        list[float] | None, typer.Option(help="How much it counts; one for all, or one for each. [default: 1]")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="Picture of which a part is painted anew; see --mask.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="White where --image is painted anew, black where it stays.")
+    ] = None,
     size: Annotated[int | None, typer.Option(help="Side in pixels, for checkpoints that do not tell.")] = None,
     tokens: Annotated[
         int | None, typer.Option(help="Stop after so many tokens, where they run coarse to fine.")
@@ -93,6 +110,9 @@ def sample(
 
     `vistok sample --model mar --class 12 --sampler cspd:drafter=mar-mini-draft --out cross.png`
 
+    `vistok sample --checkpoint canny_MR.safetensors --tokenizer vq_ds16_t2i.pt --text-encoder flan-t5-xl
+    --control edges.png --control-kind canny --strength 0.8 --prompt "a house by a lake" --out house.png`
+
     `vistok sample --checkpoint c2i_B_256.pt --tokenizer vq_ds16_c2i.pt --class 207 --cfg 4 --top-k 2000 --out dog.png`
     """
     from vistok.errors import VistokError
@@ -100,6 +120,9 @@ def sample(
     if top_k is not None and top_k < 1:
         raise VistokError(f"--top-k must be at least 1, got {top_k}; leave it out to keep all codes.")
     conditions = _conditions(prompt, prompts, class_)
+    controls = _controls(control, control_kind, strength)
+    if (image is None) != (mask is None):
+        raise VistokError("--image and --mask belong together: the mask is white where the picture is painted anew.")
     from vistok.files import check_writable, is_folder_target
 
     check_writable(out, is_folder_target(out))
@@ -131,6 +154,10 @@ def sample(
         tokens=tokens,
     )
     pipe.check(conditions, force)
+    if image is not None:
+        pipe = pipe.with_image(image, mask)
+    for given_control in controls:
+        pipe = pipe.with_control(*given_control)
     if sampler is None and spec:
         spec = pipe.family.plain + spec
     chosen = pipe.sampler(spec or None)
@@ -139,6 +166,27 @@ def sample(
         return
     if not output_json(summary.to_dict(), json, indent=None):
         print(summary)
+
+
+def _controls(
+    pictures: list[Path] | None, kinds: list[str] | None, strengths: list[float] | None
+) -> list[tuple[Path, str | None, float]]:
+    """Control pictures of the command line, each with its kind and strength."""
+    from vistok.errors import VistokError
+
+    pictures, kinds, strengths = list(pictures or []), list(kinds or []), list(strengths or [])
+    if not pictures and (kinds or strengths):
+        raise VistokError("--control-kind and --strength tell about a picture: give it by --control edges.png.")
+    if kinds and len(kinds) != len(pictures):
+        raise VistokError(
+            f"--control was given {len(pictures)} times and --control-kind {len(kinds)}: give one for each."
+        )
+    if len(strengths) not in (0, 1, len(pictures)):
+        raise VistokError(
+            f"--control was given {len(pictures)} times and --strength {len(strengths)}: give one for each."
+        )
+    strengths = strengths * len(pictures) if len(strengths) == 1 else strengths or [1.0] * len(pictures)
+    return list(zip(pictures, kinds or [None] * len(pictures), strengths, strict=True))
 
 
 def _with_former_options(sampler: str | None, context: typer.Context) -> str:
@@ -178,7 +226,7 @@ def _conditions(prompt: list[str] | None, prompts: Path | None, classes: list[in
                 f"cannot read the prompts in '{prompts}': give a text file in UTF-8, one prompt a line."
             ) from error
         # A line ends where editors end it: str.splitlines would also cut at separators inside a caption.
-        texts += [" ".join(line.split()) for line in text.split("\n") if line.strip()]
+        texts += [line.strip() for line in text.split("\n") if line.strip()]
     if bool(texts) == bool(classes):
         seen = "both" if texts else "neither"
         raise VistokError(f'say what to paint by --prompt "a red circle" or by --class 207; got {seen}.')

@@ -8,10 +8,14 @@ GENERATORS = Registry(
     "generator family",
     {
         "llamagen": "vistok.models.llamagen:FAMILY",
+        "controlar": "vistok.models.controlar:FAMILY",
         "mar": "vistok.models.mar:FAMILY",
         "janus": "vistok.models.codes.load:JANUS",
         "emu3": "vistok.models.codes.load:EMU3",
         "chameleon": "vistok.models.codes.load:CHAMELEON",
+        "xar": "vistok.models.xar:FAMILY",
+        "enat": "vistok.models.enat:FAMILY",
+        "maskgit": "vistok.models.maskgit:FAMILY",
     },
     "vistok.generators",
 )

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from vistok.tokenizers.interface import Tokenizer
     from vistok.zoo import ModelCard
 
@@ -29,7 +31,7 @@ class TokenSpec:
         length: tokens of an image.
         layout: ``grid`` in raster order, or ``sequence``, ordered from coarse to fine.
         patch: positions of the tokenizer's grid along a side of a token.
-        row: tokens of a row of a grid that is no square; 0 for a square.
+        columns: tokens of a row of a grid that is no square; None of a square.
         special: how many of the ``size`` are no codes but forced by a layout, such as line ends; they come last.
     """
 
@@ -38,15 +40,48 @@ class TokenSpec:
     length: int
     layout: Literal["grid", "sequence"] = "grid"
     patch: int = 1
-    row: int = 0
+    columns: int | None = None
     special: int = 0
 
     @property
     def line(self) -> int:
         """Tokens of a row; a sequence is one row."""
-        if self.row:
-            return self.row
+        if self.columns is not None:
+            return self.columns
         return self.length if self.layout == "sequence" else round(self.length**0.5)
+
+
+@dataclass(frozen=True)
+class Control:
+    """A picture that images follow in space, such as edges.
+
+    Attributes:
+        picture: [1, 3, H, W] in [-1, 1]; both sides are whole numbers of tokens.
+        kind: what it shows, e.g. ``canny`` or ``depth``.
+        strength: how much it counts; 1 as in training.
+    """
+
+    picture: Tensor
+    kind: str
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Known:
+    """Tokens of an image that stay as they are, while the others are drawn around them.
+
+    Attributes:
+        tokens: of the whole image as its generator draws them, [L] or [L, D].
+        mask: True where a token stays, bool [L].
+    """
+
+    tokens: Tensor
+    mask: Tensor
+
+    @property
+    def hidden(self) -> int:
+        """How many tokens are drawn."""
+        return int((~self.mask).sum())
 
 
 @dataclass(frozen=True)
@@ -56,10 +91,14 @@ class Condition:
     Attributes:
         values: classes int64 [B], or text features [B, T, D].
         mask: which text features are real, [B, T]; all if None.
+        control: pictures that all images of the batch follow; their effects add up.
+        known: what all images of the batch have in common already.
     """
 
     values: Tensor
     mask: Tensor | None = None
+    control: tuple[Control, ...] = ()
+    known: Known | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -102,6 +141,55 @@ class AutoregressiveGenerator(Generator, Protocol):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Returns logits [..., V] of features [..., width]."""
+
+
+class FillingGenerator(Generator, Protocol):
+    """A generator that draws tokens in any places, so that others may be known."""
+
+    def own_tokens(self, tokens: Tensor) -> Tensor:
+        """Returns tokens of B images as the tokenizer encodes them as this generator draws them: what ``image_tokens``
+        undoes."""
+
+
+class ControlledGenerator(Generator, Protocol):
+    """A generator that follows control pictures.
+
+    Attributes:
+        controls: kinds of pictures that its weights know.
+        multiple: pixels of a token along a side.
+    """
+
+    controls: tuple[str, ...]
+    multiple: int
+
+    def resized(self, height: int, width: int) -> Self:
+        """Returns the same network, sharing its weights, that draws images of this size in pixels.
+
+        Raises:
+            VistokError: it cannot.
+        """
+
+
+class MaskedGenerator(Generator, Protocol):
+    """A generator that predicts hidden codes, given visible ones in any places.
+
+    Attributes:
+        mask_id: the id of a hidden code.
+    """
+
+    mask_id: int
+
+    def null_condition(self, batch: int) -> Tensor:
+        """Returns the values of the condition "nothing asked for", for ``batch`` images."""
+
+    def predict(self, codes: Tensor, values: Tensor, state: Any | None = None) -> tuple[Tensor, Any | None]:
+        """Returns logits [B, L, V] of all codes, and what the next step of the same images is told of this one.
+
+        Args:
+            codes: int64 [B, L], as many hidden in each row.
+            values: of the condition.
+            state: what the step before left; codes that were visible then are the same now. None begins anew.
+        """
 
 
 @dataclass(frozen=True)

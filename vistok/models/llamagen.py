@@ -10,7 +10,8 @@ log(visible tokens). Cached decoding uses this exactly: the whole prefix costs o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -232,14 +233,33 @@ class DecodeState:
         cache: keys and values; row 0 is the collapsed prefix, row 1 + k is image token k.
         bias: additive logits of the cached keys, [B, 1, 1, S]: log of the prefix length at row 0. None where it is
             zero.
+        added: see ``add_streams``.
     """
 
     cache: KVCache
     bias: Tensor | None
+    added: Mapping[int, Tensor] = field(default_factory=dict)
 
     def narrow(self, batch: int) -> DecodeState:
         """The first ``batch`` sequences alone, sharing memory."""
-        return DecodeState(self.cache.narrow(batch), None if self.bias is None else self.bias[:batch])
+        bias = None if self.bias is None else self.bias[:batch]
+        return DecodeState(self.cache.narrow(batch), bias, {layer: x[:batch] for layer, x in self.added.items()})
+
+
+def add_streams(x: Tensor, added: Mapping[int, Tensor], layer: int, predicted: Tensor) -> Tensor:
+    """Returns the residual stream [B, T, dim] at the input of a layer, with what a control adds to it.
+
+    Args:
+        x: the stream.
+        added: by layer, what is added where an image token is predicted, [B, n, dim].
+        layer: which.
+        predicted: the image token that each position predicts, [T] or [B, T]; negative where it is none.
+    """
+    if layer not in added:
+        return x
+    predicted = predicted.expand(len(x), -1)[..., None]
+    stream = added[layer].take_along_dim(predicted.clamp(0, added[layer].shape[1] - 1), dim=1)
+    return x + torch.where(predicted >= 0, stream, 0)
 
 
 class LlamaGen(Pretrained, nn.Module):
@@ -369,13 +389,19 @@ class LlamaGen(Pretrained, nn.Module):
         return self.head(self.norm(self.states(tokens, condition, mask)[-1]))
 
     def states(
-        self, tokens: Tensor, condition: Tensor, mask: Tensor | None = None, dropped: Tensor | None = None
+        self,
+        tokens: Tensor,
+        condition: Tensor,
+        mask: Tensor | None = None,
+        dropped: Tensor | None = None,
+        added: Mapping[int, Tensor] | None = None,
     ) -> list[Tensor]:
         """The residual stream behind every layer, [B, n + 1, dim] each.
 
         Args:
             tokens, condition, mask: as of ``forward``.
             dropped: in training, whose conditions are dropped, bool [B]; ``draw_dropped`` decides if None.
+            added: see ``add_streams``.
         """
         if self.training and self.config.class_dropout_prob > 0:
             dropped = self.draw_dropped(len(condition)) if dropped is None else dropped
@@ -384,9 +410,10 @@ class LlamaGen(Pretrained, nn.Module):
         x = torch.cat([prefix, self.tok_embeddings(tokens)], 1)
         x = F.dropout(x, self.config.token_dropout_p, self.training)
         rope, visible = self.rope[: x.shape[1]], self._full_mask(x, mask)
+        predicted = torch.arange(x.shape[1], device=x.device) - (prefix.shape[1] - 1)
         states = []
-        for layer in self.layers:
-            x = layer(x, rope, visible)
+        for i, layer in enumerate(self.layers):
+            x = layer(add_streams(x, added or {}, i, predicted), rope, visible)
             states.append(x[:, prefix.shape[1] - 1 :])
         return states
 
@@ -405,7 +432,7 @@ class LlamaGen(Pretrained, nn.Module):
     def new_state(self, batch: int, extra: int = 0) -> DecodeState:
         """An empty state for ``batch`` sequences, with room for ``extra`` draft rows behind the image."""
         config = self.config
-        rows = 1 + config.block_size + extra
+        rows = 1 + self.tokens.length + extra
         weight = self.tok_embeddings.weight
         kv_heads = config.n_kv_head or config.n_head
         cache = KVCache(config.n_layer, batch, rows, kv_heads, config.head_dim, weight.dtype, weight.device)
@@ -428,7 +455,9 @@ class LlamaGen(Pretrained, nn.Module):
         # A padded token still sees itself: its own value enters its own mean only.
         total = (seen.cumsum(1) + (1 - seen))[:, None, :, None]
         weight = seen[:, None, :, None]
+        predicted = torch.arange(1 - length, 1, device=x.device)
         for i, layer in enumerate(self.layers):
+            x = add_streams(x, state.added, i, predicted)
             values = layer.attention.values(layer.attention_norm(x))
             mean = ((values * weight).cumsum(2) + values * (1 - weight)) / total
             mean = mean.to(values.dtype).repeat_interleave(layer.attention.heads // values.shape[1], 1)
@@ -458,6 +487,7 @@ class LlamaGen(Pretrained, nn.Module):
         rope = self.rope[self.config.cls_token_num + positions]
         visible = self._decode_mask(x, state, ancestors)
         for i, layer in enumerate(self.layers):
+            x = add_streams(x, state.added, i, positions + 1)
             q, k, v = layer.project(x, rope)
             keys, values = state.cache.write(i, k, v)
             x = layer.residual(x, layer.attention.merge(attention(q, keys, values, mask=visible)))
@@ -499,6 +529,7 @@ class LlamaGen(Pretrained, nn.Module):
 class LlamaGenFamily:
     """How LlamaGens load: the generator with the image tokenizer that made its codes."""
 
+    kind: ClassVar[type[LlamaGen]] = LlamaGen
     name = "llamagen"
     interface = "autoregressive"
     plain = "ar"
@@ -514,7 +545,7 @@ class LlamaGenFamily:
         tokenizer = load_tokenizer(str(source)).tokenizer if path.is_dir() else VQTokenizer.from_pretrained(path)
         can = tokenizer.capabilities
         overrides = {} if request.size is None else {"block_size": _block_size(request.size, can.multiple)}
-        model = LlamaGen.from_pretrained(request.source, request.preset, **overrides)
+        model = self.kind.from_pretrained(request.source, request.preset, **overrides)
         own = model.tokens
         if request.size is not None and own.length != overrides["block_size"]:
             side = can.image_size or own.line * can.multiple

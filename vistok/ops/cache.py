@@ -7,11 +7,23 @@ Rows behind a sequence's length hold garbage that nothing reads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.ops.dispatch import on_triton
+
+
+class Mark(NamedTuple):
+    """Lengths of a cache at some moment."""
+
+    lengths: Tensor
+    bound: int
+    common: bool
 
 
 class KVCache:
@@ -128,13 +140,64 @@ class KVCache:
         self.advance(count)
 
     def crop(self, lengths: int | Tensor) -> None:
-        """Shorten every sequence to a common length, or to [B] lengths of their own; none may grow."""
+        """Set a common length, or [B] lengths of their own; rows that were never written must not come into use."""
         if isinstance(lengths, int):
             self.lengths.fill_(lengths)
             self.bound, self._common = lengths, True
         else:
             self.lengths.copy_(lengths)
             self._ragged(self.bound)
+
+    def reserve(self, length: int) -> None:
+        """Make room for sequences of ``length`` rows, at least twice those of now, so appending is cheap."""
+        if length <= self.capacity:
+            return
+        more = max(length, 2 * self.capacity) - self.capacity
+        self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
+
+    def mark(self) -> Mark:
+        """Lengths as they are now, for :meth:`restore`."""
+        return Mark(self.lengths.clone(), self.bound, self._common)
+
+    def restore(self, mark: Mark) -> None:
+        """Go back to marked lengths; rows that were written since are dropped, or written again by another layer."""
+        self.lengths.copy_(mark.lengths)
+        self.bound, self._common = mark.bound, mark.common
+
+    def replace(self, layer: int, k: Tensor, v: Tensor, which: slice = slice(None), first: int = 0) -> None:
+        """Put other rows in the place of some of a layer's; lengths are for :meth:`crop`.
+
+        Args:
+            layer: which layer.
+            k: keys [B, H, M, D] of the sequences ``which``.
+            v: values [B, H, M, D].
+            which: sequences.
+            first: row that the first goes to.
+        """
+        last = first + k.shape[2]
+        self.reserve(last)
+        self.keys[layer, which, :, first:last] = k
+        self.values[layer, which, :, first:last] = v
+
+    def move(self, sequence: int, rows: Tensor, to: Tensor, turn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        """Put rows of a sequence elsewhere, in all layers; lengths are for :meth:`crop`.
+
+        Args:
+            sequence: which.
+            rows: those that move, int64 [n].
+            to: where to, int64 [n], below the capacity; other rows that lie there are lost.
+            turn: ``turn(keys [L, H, S, D], rows, to)`` gives their keys [L, H, n, D] as they are there.
+        """
+        keys = turn(self.keys[:, sequence], rows, to)
+        values = self.values[:, sequence].index_select(2, rows)
+        self.keys[:, sequence].index_copy_(2, to, keys)
+        self.values[:, sequence].index_copy_(2, to, values)
+
+    def reorder(self, sequences: Tensor) -> None:
+        """Sequence b becomes a copy of sequence ``sequences[b]``, int64 [B]: beams."""
+        self.keys[..., : self.bound, :] = self.keys[..., : self.bound, :].index_select(1, sequences)
+        self.values[..., : self.bound, :] = self.values[..., : self.bound, :].index_select(1, sequences)
+        self.lengths.copy_(self.lengths[sequences])
 
     def _ragged(self, bound: int) -> None:
         """Lengths have changed on the device: on a CPU look at them, elsewhere settle for a bound."""

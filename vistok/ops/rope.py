@@ -79,17 +79,31 @@ def rope_2d(
     Raises:
         VistokError: if ``head_dim`` is not a multiple of 4.
     """
+    rows = torch.arange(grid_h, dtype=torch.float32, device=device)
+    columns = torch.arange(grid_w, dtype=torch.float32, device=device)
+    return rope_places(torch.cartesian_prod(rows, columns).view(-1, 2), head_dim, base, prefix)
+
+
+def rope_places(places: Tensor, head_dim: int, base: float = 10000.0, prefix: int = 0) -> Tensor:
+    """The rotary table of ``rope_2d`` for tokens anywhere in the plane.
+
+    Args:
+        places: row and column of each token, float [N, 2]; they need not be whole.
+        head_dim, base, prefix: see ``rope_2d``.
+
+    Returns:
+        float32 [prefix + N, head_dim // 2, 2], (cos, sin) last.
+
+    Raises:
+        VistokError: if ``head_dim`` is not a multiple of 4.
+    """
     if head_dim % 4:
         raise VistokError(
-            f"rope_2d splits the pairs between rows and columns and needs head_dim % 4 == 0, got {head_dim}."
+            f"a rotary table of two axes splits the pairs between rows and columns and needs head_dim % 4 == 0, got "
+            f"{head_dim}."
         )
-    frequencies = inverse_frequencies(head_dim // 2, base, device)
-    rows = torch.arange(grid_h, dtype=torch.float32, device=device)[:, None] * frequencies
-    columns = torch.arange(grid_w, dtype=torch.float32, device=device)[:, None] * frequencies
-    angles = torch.cat([rows[:, None].expand(-1, grid_w, -1), columns[None].expand(grid_h, -1, -1)], dim=-1).flatten(
-        0, 1
-    )
-    return _table(angles, prefix)
+    angles = places.float()[:, :, None] * inverse_frequencies(head_dim // 2, base, places.device)
+    return _table(angles.flatten(1), prefix)
 
 
 def apply_rope(x: Tensor, table: Tensor, layout: Layout = "interleaved") -> Tensor:

@@ -86,6 +86,8 @@ class Sampler(Protocol):
         interface: which generators it draws from, see ``vistok.models.interface.GeneratorFamily``.
         honours: the fields of ``SamplingParams`` that it heeds; it refuses the others.
         lossless: whether the tokens follow the model's distribution exactly.
+
+    One that draws around tokens that are known, ``Condition.known``, has a class attribute ``fills`` that is True.
     """
 
     interface: ClassVar[str]

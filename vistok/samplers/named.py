@@ -20,6 +20,8 @@ SAMPLERS = Registry(
         "recycling": "vistok.samplers.drafters.recycling:Recycling",
         "mar": "vistok.samplers.continuous.mar:MaskedAutoregressive",
         "cspd": "vistok.samplers.continuous.cspd:ContinuousSpeculative",
+        "xar": "vistok.samplers.continuous.xar:NextEntity",
+        "masked": "vistok.samplers.masked:Masked",
     },
     "vistok.samplers",
 )

@@ -1,7 +1,8 @@
 """MaskGIT's VQGAN (Chang et al., arXiv 2202.04200): the proxy codes that TiTok and One-D-Piece learn to predict, and
 their decoder.
 
-Parameter names are those of the published ``maskgit-vqgan-imagenet-f16-256.bin``. Where a residual block changes its
+Parameter names are those of the published ``maskgit-vqgan-imagenet-f16-256.bin``; those of MAGE's and ENAT's
+``vqgan_jax_strongaug.ckpt``, the same network, are renamed on loading. Where a residual block changes its
 width, the published weights expect the 1x1 shortcut on the block's own output, and the input is left out; so it is
 here.
 """
@@ -9,6 +10,7 @@ here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +29,8 @@ class MaskGITVQGANConfig:
         codebook_size, codebook_dim: of the codebook.
         channels: base width, a multiple of 32 (GroupNorm has 32 groups).
         channel_mult: width of each level in units of ``channels``, highest resolution first.
-        res_blocks: residual blocks of each level and of the middle.
+        res_blocks: residual blocks of each level.
+        mid_blocks: residual blocks of the middle; as many as of a level if None.
     """
 
     codebook_size: int = 1024
@@ -35,6 +38,12 @@ class MaskGITVQGANConfig:
     channels: int = 128
     channel_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
     res_blocks: int = 2
+    mid_blocks: int | None = None
+
+    @property
+    def middle(self) -> int:
+        """Residual blocks of the middle."""
+        return self.res_blocks if self.mid_blocks is None else self.mid_blocks
 
     @property
     def downsample(self) -> int:
@@ -78,7 +87,7 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3, config.channels, 3, padding=1, bias=False)
         before = [config.channels, *widths[:-1]]
         self.down = nn.ModuleList(_level(i, o, config.res_blocks) for i, o in zip(before, widths, strict=True))
-        self.mid = nn.ModuleList(ResBlock(widths[-1], widths[-1]) for _ in range(config.res_blocks))
+        self.mid = nn.ModuleList(ResBlock(widths[-1], widths[-1]) for _ in range(config.middle))
         self.norm_out = nn.GroupNorm(32, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], config.codebook_dim, 1)
 
@@ -101,7 +110,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.channels * m for m in config.channel_mult]
         self.conv_in = nn.Conv2d(config.codebook_dim, widths[-1], 3, padding=1)
-        self.mid = nn.ModuleList(ResBlock(widths[-1], widths[-1]) for _ in range(config.res_blocks))
+        self.mid = nn.ModuleList(ResBlock(widths[-1], widths[-1]) for _ in range(config.middle))
         before = [*widths[1:], widths[-1]]
         self.up = nn.ModuleList(_level(i, o, config.res_blocks) for i, o in zip(before, widths, strict=True))
         for level, width in zip(self.up[1:], widths[1:], strict=True):
@@ -132,6 +141,11 @@ class MaskGITVQGAN(Pretrained, nn.Module):
     config_class = MaskGITVQGANConfig
     presets = PRESETS
     family = "maskgit_vqgan"
+    renamed_keys: ClassVar = {
+        r"\.mid\.block_1\.": ".mid.0.",
+        r"\.mid\.block_2\.": ".mid.1.",
+        r"\.upsample\.conv\.": ".upsample_conv.",
+    }
 
     def __init__(self, config: MaskGITVQGANConfig | None = None):
         super().__init__()

@@ -70,6 +70,25 @@ def check_agreement(config: Any, entries: Mapping[str, Any], where: str, free: t
             )
 
 
+def check_shape(config: Any, shape: Mapping[str, Any], name: str) -> None:
+    """Refuse a generator to go on from that does not fit what a recipe names.
+
+    Args:
+        config: of the generator.
+        shape: what the data and the other networks ask for.
+        name: of the generator, for the sentence.
+
+    Raises:
+        VistokError: an entry is another one.
+    """
+    for key, value in shape.items():
+        if getattr(config, key) != value:
+            raise VistokError(
+                f"the generator '{name}' has {key} {getattr(config, key)}, but what 'init' and 'data' name asks for "
+                f"{value}: name those that it was trained with."
+            )
+
+
 @dataclass(frozen=True)
 class NoEntries:
     """A section that must be empty."""

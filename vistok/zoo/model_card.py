@@ -26,7 +26,7 @@ class ModelCard:
         family: the module that implements it, e.g. ``llamagen`` or ``vq``.
         parameters: number of weights.
         files: weights files, relative to the model's folder or repository, with their SHA-256 (None: not known).
-        source: ``embedded``, a folder, or the hub repository that publishes the files.
+        source: ``embedded``, a folder, or the hub repository that publishes the files; empty where none does.
         licence: of the weights.
         aliases: other names that lead here.
         preset: name of the shape in the family's table of presets; None where ``config.json`` holds the shape.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from torch import Tensor
 
 from vistok.errors import VistokError, unknown_name
 from vistok.files import atomic_path, write_json
@@ -47,6 +49,7 @@ class Pretrained:
         published_entries: entries of the reference's own ``config.json`` and ours of the same meaning; None for those
             that say nothing about the network's function.
         dropped_keys: regular expressions of checkpoint entries that carry no weights.
+        renamed_keys: regular expressions of parts of published keys, and what they are replaced by, in this order.
         card: of the folder that the weights came from; what it tells about use travels with ``save_pretrained``.
     """
 
@@ -55,6 +58,7 @@ class Pretrained:
     published_entries: ClassVar[Mapping[str, str | None]] = {}
     presets: ClassVar[dict[str, Any]] = {}
     dropped_keys: ClassVar[tuple[str, ...]] = ()
+    renamed_keys: ClassVar[Mapping[str, str]] = {}
     card: ModelCard | None = None
 
     @classmethod
@@ -97,10 +101,26 @@ class Pretrained:
                     f"one of {', '.join(cls.presets)}."
                 )
             model, weights = cls.from_preset(preset, **overrides), path
-        state = read_state_dict(weights, prefer_ema=prefer_ema)
+        state = cls.rename(read_state_dict(weights, prefer_ema=prefer_ema))
         variants = {key: (lambda key=key: cls.from_preset(key, **overrides)) for key in cls.presets}
         load_strict(model, state, preset or cls.__name__, cls.dropped_keys, variants)
         return model.eval()
+
+    @classmethod
+    def rename(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns weights under our keys; keys that are ours already stay.
+
+        Raises:
+            VistokError: two of them become one.
+        """
+        renamed: dict[str, Tensor] = {}
+        for key, value in state.items():
+            for theirs, ours in cls.renamed_keys.items():
+                key = re.sub(theirs, ours, key)
+            if key in renamed:
+                raise VistokError(f"the checkpoint holds {key} twice, under two names: keep one of them.")
+            renamed[key] = value
+        return renamed
 
     @classmethod
     def read_config(cls, path: Path) -> Any:

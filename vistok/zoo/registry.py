@@ -73,7 +73,12 @@ def card_of_folder(path: str | Path) -> ModelCard | None:
 
 
 def _hub_names(card: ModelCard) -> list[str]:
-    """What a user writes to fetch the files of a card: the bare repository where it holds one model and its shape."""
+    """What a user writes to fetch the files of a card: the bare repository where it holds one model and its shape.
+
+    Nothing where the files are not on the hub.
+    """
+    if not card.source:
+        return []
     if tuple(card.files) == (WHOLE_REPOSITORY,):
         return [card.source]
     return [f"{card.source}:{file}" for file in card.files]
@@ -113,7 +118,8 @@ def resolve(name: str | Path, filename: str | None = None) -> Path:
     elif not path.exists():
         if found is not None:
             hub = ", ".join(f"'{where}'" for where in _hub_names(found))
-            raise VistokError(f"the weights of '{name}' are not part of vistok: name your file, or {hub} to fetch it")
+            mend = f", or {hub} to fetch it" if hub else f" {' or '.join(found.files)}"
+            raise VistokError(f"the weights of '{name}' are not part of vistok: name your file{mend}")
         if hub_id(name) is not None:
             return _fetch(str(name), filename)
         if path.suffix in _WEIGHTS_SUFFIXES or re.search(r"[/\\]", str(name)):

@@ -64,7 +64,7 @@ class CodeGenerator(nn.Module):
         super().__init__()
         self.network, self.plan = network, plan
         self.register_module("reader", None)
-        self.tokens = TokenSpec("codes", len(plan.ids), len(plan.places), row=plan.line, special=plan.special)
+        self.tokens = TokenSpec("codes", len(plan.ids), len(plan.places), columns=plan.line, special=plan.special)
         self._projection: list[nn.Linear] | None = None  # in a list: it is no weight of its own
 
     def _apply(self, fn, recurse=True):

@@ -72,7 +72,8 @@ class NetworkTokenizer(nn.Module):
     @property
     def capabilities(self) -> Capabilities:
         """A grid of codes."""
-        return Capabilities(self.generator.plan.codes, "grid", multiple=self.pixels)
+        side = self.generator.plan.columns * self.pixels
+        return Capabilities(self.generator.plan.codes, "grid", multiple=self.pixels, image_size=side)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, length: int | Tensor | None = None) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.models.interface import TokenSpec
 from vistok.models.mar.head import DiffLoss
+from vistok.models.patches import patchify, unpatchify
 from vistok.zoo.pretrained import Pretrained
 
 
@@ -230,17 +231,17 @@ class MAR(Pretrained, nn.Module):
         """Returns tokens [B, L, D] as its autoencoder decodes them: latents [B, c, H, W]."""
         return self.unpatchify(drawn)
 
+    def own_tokens(self, tokens: Tensor) -> Tensor:
+        """Returns latents [B, c, H, W] of the autoencoder as tokens [B, L, D]."""
+        return self.patchify(tokens)
+
     def patchify(self, latents: Tensor) -> Tensor:
         """Latents [B, c, H, W] to tokens [B, L, c p p], channels outermost."""
-        p = self.config.patch_size
-        grid = latents.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # [B, c, h, p, w, p]
-        return grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return patchify(latents, self.config.patch_size)
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """Tokens [B, L, c p p] to latents [B, c, H, W]."""
-        p, side = self.config.patch_size, self.config.grid
-        grid = tokens.unflatten(2, (-1, p, p)).unflatten(1, (side, side))  # [B, h, w, c, p, p]
-        return grid.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+        return unpatchify(tokens, self.config.patch_size, self.config.grid)
 
     def condition(self, labels: Tensor) -> Tensor:
         """Class embeddings [B, E] of classes [B]; in training some rows get the null condition."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vistok.errors import VistokError, unknown_name
@@ -134,6 +135,7 @@ def paint(
     noise: Trajectories,
     solver: str = "ddpm",
     progress: Callable[[int], None] | None = None,
+    known: Tensor | None = None,
 ) -> Tensor:
     """The whole of MAR sampling: tokens [B, L, D].
 
@@ -144,9 +146,11 @@ def paint(
         rank: place of each position in its order, [B, L]; the last places are drawn first.
         noise, solver: see :func:`paint_step`.
         progress: called with the tokens that each sample gained.
+        known: tokens [L, D], of which those stay that the plan does not draw.
     """
-    config = guided.model.config
-    tokens = torch.zeros(*rank.shape, config.token_dim, device=rank.device)
+    tokens = torch.zeros(*rank.shape, guided.model.config.token_dim, device=rank.device)
+    if known is not None:
+        tokens = tokens + known
     for (before, after, _), scale in zip(plan.steps, scales, strict=True):
         mask = rank < before
         paint_step(guided, tokens, mask, mask & (rank >= after), scale, noise, solver)
@@ -184,6 +188,7 @@ class MaskedAutoregressive:
     interface = "mar"
     honours = frozenset({"guidance", "temperature"})
     lossless = True
+    fills = True
 
     def prepare(self, model: MAR, tokenizer: Tokenizer | None = None) -> MaskedAutoregressive:
         """Returns the sampler itself: it needs nothing but the model."""
@@ -213,18 +218,23 @@ class MaskedAutoregressive:
         began = time.perf_counter()
         check_head(self.solver, self.head_steps)
         process = head_process("root" if self.solver == "dpm++" else self.spacing, self.head_steps)
-        plan = MaskSchedule(model.config.seq_len, self.iterations)
+        known, length = condition.known, model.config.seq_len
+        plan = MaskSchedule(length if known is None else known.hidden, self.iterations)
         guided = GuidedMAR(model, condition.values, process, params.guided, params.temperature)
         numbers = TokenNoise(noise)
-        rank = ranks(numbers.orders(plan.length))
+        rank = ranks(numbers.orders(length))
+        if known is not None:  # known tokens come first in every order
+            rank = ranks((rank + length * known.mask).argsort(1))
 
         def trajectories(rows: Tensor, positions: Tensor) -> Tensor:
             return numbers.paths(rows, positions, len(process), model.config.token_dim)
 
         scales = plan.guidance(params.guidance, self.guidance_schedule)
-        tokens = paint(guided, plan, scales, rank, trajectories, self.solver, progress)
+        given = None if known is None else known.tokens
+        tokens = paint(guided, plan, scales, rank, trajectories, self.solver, progress, given)
+        step_of = F.pad(1 + plan.step_of_rank, (0, length - plan.length))  # 0 where it was known
         stats = ContinuousStats(
-            1 + plan.step_of_rank.to(rank.device)[rank].cpu(),
+            step_of.to(rank.device)[rank].cpu(),
             torch.zeros(len(condition), dtype=torch.int64),
             seconds=time.perf_counter() - began,
             target_calls=guided.calls,

@@ -27,7 +27,7 @@ SUMMED = (
 class ContinuousStats(Stats):
     """Steps, calls, acceptance and time of one run.
 
-    ``step_of`` is the target forward that decided each token, from 1: for plain MAR that is its step.
+    ``step_of`` is the target forward that decided each token, from 1: for plain MAR that is its step. 0 was known.
 
     Attributes:
         accepted_drafts: drafted tokens that were accepted, of each sample, int64 [B].
@@ -55,7 +55,7 @@ class ContinuousStats(Stats):
     @property
     def mean_accepted_length(self) -> float:
         """Tokens decided by a target forward on average."""
-        return self.step_of.numel() / max(1, int(self.forwards.sum()))
+        return int((self.step_of > 0).sum()) / max(1, int(self.forwards.sum()))
 
     def summary(self) -> dict[str, float]:
         """The figures that the command line prints; calls are of a batch."""

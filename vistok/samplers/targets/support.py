@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 import inspect
 import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from vistok.errors import VistokError
+from vistok.models.attach import attached
 from vistok.samplers.targets.cached_lm import CachedLM, layer_windows, text_model
 
 ATTENTION = ("sdpa", "eager")
@@ -32,6 +34,12 @@ def check_model(model: nn.Module, length: int) -> None:
     name, config = type(model).__name__, model.config.get_text_config(decoder=True)
     if model.config.is_encoder_decoder:
         raise VistokError(f"{name} is an encoder-decoder: speculation needs a decoder-only model.")
+    context = attached(model, "context policy")  # which says itself which drafts it can check
+    with nullcontext() if context is None else context.paused():
+        _check_plain(model, name, config, length)
+
+
+def _check_plain(model: nn.Module, name: str, config: Any, length: int) -> None:
     check_attention(config)
     attention = config._attn_implementation
     reason = _by_config(model, config)

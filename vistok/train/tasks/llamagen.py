@@ -20,7 +20,7 @@ from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.models.text_encoder import TextEncoder, left_pad
 from vistok.tokenizers.vq import VQTokenizer
-from vistok.train.options import check_agreement, read_options
+from vistok.train.options import check_agreement, check_shape, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw, Extracted, PictureData, Source, open_source
 from vistok.train.tasks.pictures import PictureTask, check_size
@@ -146,6 +146,7 @@ class LlamaGenTask(PictureTask):
     """
 
     data_class = LlamaGenData
+    paper = "2406.06525"
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
@@ -193,12 +194,7 @@ class LlamaGenTask(PictureTask):
             return gpt
         gpt = LlamaGen.from_pretrained(self.init.gpt)
         check_agreement(gpt.config, model, "model")
-        for name, value in shape.items():
-            if getattr(gpt.config, name) != value:
-                raise VistokError(
-                    f"the generator '{self.init.gpt}' has {name} {getattr(gpt.config, name)}, but what 'init' and "
-                    f"'data' name asks for {value}: name those that it was trained with."
-                )
+        check_shape(gpt.config, shape, self.init.gpt)
         return gpt
 
     def load_tokenizer(self, name: str) -> nn.Module:
@@ -267,4 +263,4 @@ class LlamaGenTask(PictureTask):
             text.half().save_pretrained(directory / "text_encoder")
         network = nn.ModuleList([gpt, *([] if text is None else [text])])
         task, parts = "class-to-image" if text is None else "text-to-image", {"tokenizer": self.init.vq}
-        self.write_card(directory, network, task, "llamagen", metrics, steps, parts, "2406.06525")
+        self.write_card(directory, network, task, gpt.family, metrics, steps, parts, self.paper)

@@ -17,30 +17,25 @@ from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.models.mar import MAR, MARConfig
-from vistok.tokenizers.kl import KLAutoencoder, Posterior
-from vistok.train.options import check_agreement, read_options
+from vistok.train.options import check_agreement, check_shape, read_options
 from vistok.train.recipe import Recipe
-from vistok.train.sources import Draw, Extracted, PictureData, Source, open_source
+from vistok.train.sources import Draw
+from vistok.train.tasks.latents import LatentData, LatentTask
 from vistok.train.tasks.mar_distillation import Distillation, OwnPictures, OwnShare, Sampling
-from vistok.train.tasks.pictures import PictureTask, check_size
 
 RATIO_MEAN, RATIO_STD = 1.0, 0.25  # published, of the mask ratio's normal law before it is truncated to [least, 1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MARData(PictureData):
-    """Entries of ``data`` of the ``mar`` task, beside those of PictureData.
+class MARData(LatentData):
+    """Entries of ``data`` of the ``mar`` task, beside those of LatentData.
 
     Attributes:
-        size: side of the pictures in pixels.
-        tokenizer: name under which the card lists the autoencoder; ``init.kl`` if absent.
         mask_deviation: of the normal law of mask ratios. A small model learns from fuller contexts than the published.
         teacher: how the generator ``init.teacher`` samples, see ``mar_distillation.Sampling``.
         own: share of a batch that a draft draws itself, see ``mar_distillation.OwnShare``.
     """
 
-    size: int
-    tokenizer: str | None = None
     mask_deviation: float = RATIO_STD
     teacher: Sampling | None = None
     own: OwnShare | None = None
@@ -104,7 +99,7 @@ class MARObjective(nn.Module):
         return loss, {name: x.detach() for name, x in metrics.items()}
 
 
-class MARTask(PictureTask):
+class MARTask(LatentTask):
     """The ``mar`` task: see MARData and MARInit."""
 
     data_class = MARData
@@ -114,32 +109,18 @@ class MARTask(PictureTask):
         self.data = read_options(self.data_class, recipe.data, "data")
         self.init = read_options(MARInit, recipe.init, "init")
         torch.manual_seed(recipe.seed)
-        self.kl = KLAutoencoder.from_pretrained(self.init.kl).requires_grad_(False)
-        check_size(self.kl.capabilities, self.data.size)
-        self.source = open_source(self.data, self.data.size, finite=True, by_class=True)
+        self.open(self.init.kl)
         self.mar = self._generator()
         self.own: OwnPictures | None = None
         self.model = self.objective(self._distillation())
-        self.moments = Extracted(len(self.source), lambda index: self._encode(self.source.pictures(index)), torch.half)
-        self.labels = Extracted(len(self.source), self.source.labels, torch.long)
 
     def _generator(self) -> MAR:
-        shape = {
-            "img_size": self.data.size,
-            "vae_stride": self.kl.config.downsample,
-            "vae_embed_dim": self.kl.config.z_channels,
-            "class_num": max(1, len(self.source.classes)),
-        }
+        shape = self.latent_shape()
         if self.init.mar is None:
             return MAR(read_options(MARConfig, self.recipe.model, "model", shape))
         mar = MAR.from_pretrained(self.init.mar)
         check_agreement(mar.config, self.recipe.model, "model")
-        for name, value in shape.items():
-            if getattr(mar.config, name) != value:
-                raise VistokError(
-                    f"the generator '{self.init.mar}' has {name} {getattr(mar.config, name)}, but what 'init' and "
-                    f"'data' name asks for {value}: name those that it was trained with."
-                )
+        check_shape(mar.config, shape, self.init.mar)
         return mar
 
     def _distillation(self) -> Distillation | None:
@@ -161,17 +142,6 @@ class MARTask(PictureTask):
         """Returns what is trained."""
         return MARObjective(self.mar, distillation)
 
-    @torch.no_grad()
-    def _encode(self, images: Tensor) -> Tensor:
-        """Returns scaled means and deviations, upright and mirrored, [B, 2, 2, c, h, w]."""
-        device = next(self.mar.parameters()).device
-        both = torch.stack([images, images.flip(-1)], 1).flatten(0, 1).to(device)
-        kl = self.kl.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            posterior: Posterior = kl.posterior(both)
-        pair = torch.stack([posterior.mean.float(), posterior.std.float()], 1) * kl.config.scaling_factor
-        return pair.unflatten(0, (len(images), 2)).half().cpu()
-
     def told(self, draw: Draw, mirrored: Tensor) -> dict[str, Tensor]:
         """Returns what the objective is told of pictures beside latents and classes; ``mirrored`` is 0 or 1, [B]."""
         return {}
@@ -180,10 +150,8 @@ class MARTask(PictureTask):
         """Returns pictures in a new order in each pass, mirrored or not by a coin."""
         size = self.recipe.batch_size
         draw = self.source.draw(step * size + rows.start, rows.stop - rows.start)
-        side = torch.randint(2, (len(draw.index),))
-        mean, std = self.moments[draw.index][torch.arange(len(side)), side].float().unbind(1)
-        config = self.mar.config
-        latents, labels = mean + std * torch.randn_like(std), self.labels[draw.index]
+        latents, side = self.draw_latents(draw)
+        config, labels = self.mar.config, self.labels[draw.index]
         if self.own is not None:
             latents, labels = self.own.mix(self.mar, step, latents, labels)
         mask = draw_mask(size, config.seq_len, config.mask_ratio_min, self.data.mask_deviation)[rows]
@@ -194,15 +162,12 @@ class MARTask(PictureTask):
         """Returns the loss of held-out pictures at fixed masks, steps and noise, in the published units."""
         device = next(self.mar.parameters()).device
         held_out, index = self.source.held_out(), self.held_out_index()
-        moments, labels = self._held_out_moments(held_out, index), held_out.labels(index)
+        moments, labels = self.held_out_moments(held_out, index), held_out.labels(index)
         torch.manual_seed(self.recipe.seed)
         config = self.mar.config
         mask = draw_mask(len(labels), config.seq_len, config.mask_ratio_min, self.data.mask_deviation)
         loss = self.mar(moments[:, 0, 0].float().to(device), labels.to(device), mask.to(device))
         return {"held_out_loss": float(loss)}
-
-    def _held_out_moments(self, held_out: Source, index: Tensor) -> Tensor:
-        return torch.cat([self._encode(held_out.pictures(part)) for part in index.split(64)])
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the generator as an embedded model."""

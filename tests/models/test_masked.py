@@ -1,0 +1,131 @@
+"""Generators of masked codes: strict loading of the published layout, and what re-use changes and what it does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vistok.errors import VistokError
+from vistok.models.enat import ENAT, ENATConfig
+from vistok.models.maskgit import MaskGIT, MaskGITConfig
+from vistok.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
+
+SMALL = {"grid": 4, "codebook_size": 11, "num_classes": 5, "embed_dim": 16, "num_heads": 2}
+KINDS = {
+    "enat": (ENAT, ENATConfig, {"enc_depth": 2, "dec_depth": 1}),
+    "maskgit": (MaskGIT, MaskGITConfig, {"depth": 2}),
+}
+
+
+def small(name: str):
+    """A network whose weights are all noise: the zeros of a new one would hide what they gate."""
+    kind, config, shape = KINDS[name]
+    model = kind(config(**SMALL, **shape)).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
+    return model
+
+
+@pytest.mark.parametrize(("preset", "millions", "entries"), [("ENAT-L", 574.3, 358), ("ENAT-B", 219.6, 246)])
+def test_published_shapes(preset, millions, entries) -> None:
+    with torch.device("meta"):
+        model = ENAT.from_preset(preset)
+    assert abs(sum(p.numel() for p in model.parameters()) / 1e6 - millions) < 0.06
+    assert len(model.state_dict()) == entries
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_published_files_load_strictly(tmp_path, wrapped) -> None:
+    model, path = small("enat"), tmp_path / "nnet_ema.pth"
+    state = model.state_dict() | {"x_embedder.position_ids": torch.arange(16)}
+    torch.save({f"module.{key}": value for key, value in state.items()} if wrapped else state, path)
+    loaded = ENAT.from_pretrained(path, preset="ENAT-L", **SMALL, enc_depth=2, dec_depth=1)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+    del state["prev_embedder.fc1.weight"]  # computes nothing, but the published files have it
+    torch.save(state, path)
+    with pytest.raises(VistokError, match=r"prev_embedder\.fc1\.weight"):
+        ENAT.from_pretrained(path, preset="ENAT-L", **SMALL, enc_depth=2, dec_depth=1)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_saved_models_come_back(tmp_path, name) -> None:
+    model = small(name)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    codes, labels = torch.randint(12, (1, 16)), torch.tensor([2])
+    assert torch.equal(loaded(codes, labels), model(codes, labels))
+
+
+def published_names(state: dict) -> dict:
+    """The names of MAGE's tokenizer."""
+    pairs = ((".mid.0.", ".mid.block_1."), (".mid.1.", ".mid.block_2."), (".upsample_conv.", ".upsample.conv."))
+    for ours, theirs in pairs:
+        state = {key.replace(ours, theirs): value for key, value in state.items()}
+    return state
+
+
+def test_both_published_names_of_the_tokenizer_load_strictly(tmp_path) -> None:
+    config = MaskGITVQGANConfig(16, 4, 32, (1, 1))
+    tokenizer = MaskGITVQGAN(config).eval()
+    shape = {"codebook_size": 16, "codebook_dim": 4, "channels": 32, "channel_mult": (1, 1)}
+    codes = torch.randint(16, (1, 4, 4))
+    for number, state in enumerate((tokenizer.state_dict(), published_names(tokenizer.state_dict()))):
+        path = tmp_path / f"{number}.ckpt"
+        torch.save({"state_dict": state}, path)
+        loaded = MaskGITVQGAN.from_pretrained(path, "MaskGIT-VQGAN", **shape)
+        assert torch.equal(loaded.decode(codes), tokenizer.decode(codes))
+    both = tokenizer.state_dict() | published_names(tokenizer.state_dict())
+    torch.save(both, path)
+    with pytest.raises(VistokError, match="twice"):
+        MaskGITVQGAN.from_pretrained(path, "MaskGIT-VQGAN", **shape)
+
+
+@pytest.fixture
+def steps():
+    """Codes of two pictures, and which are visible in three steps."""
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(11, (2, 16), generator=generator)
+    ranks = torch.rand(2, 16, generator=generator).argsort(1).argsort(1)
+    return codes, [ranks < count for count in (3, 7, 12)]
+
+
+@torch.no_grad()
+def test_a_state_without_visible_codes_is_none(steps) -> None:
+    codes, (visible, *_) = steps
+    model, labels = small("enat"), torch.tensor([0, 4])
+    empty = model.predict(torch.full_like(codes, model.mask_id), labels)[1]
+    fed = codes.masked_fill(~visible, model.mask_id)
+    assert torch.equal(model(fed, labels, empty), model(fed, labels))
+
+
+@torch.no_grad()
+def test_revealed_codes_change_what_is_predicted_and_older_ones_are_not_encoded_again(steps) -> None:
+    codes, masks = steps
+    model, labels, state = small("enat"), torch.tensor([0, 4]), None
+    seen = []
+    model.blocks[0].register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0].shape[1]))
+    for visible in masks:
+        logits, state = model.predict(codes.masked_fill(~visible, model.mask_id), labels, state)
+        assert logits.shape == (2, 16, 11)
+    assert seen == [3, 4, 5]
+    assert not torch.allclose(logits, model(codes.masked_fill(~masks[-1], model.mask_id), labels))
+
+
+@torch.no_grad()
+def test_rows_must_hide_the_same_number() -> None:
+    codes = torch.zeros(2, 16, dtype=torch.int64)
+    codes[0, 0] = 11
+    with pytest.raises(VistokError, match="same number"):
+        small("enat")(codes, torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_parameter_that_computes_something_trains(name, steps) -> None:
+    codes, (first, second, _) = steps
+    model, labels = small(name).train(), torch.tensor([0, 4])
+    state = model.predict(codes.masked_fill(~first, model.mask_id), labels)[1]
+    model(codes.masked_fill(~second, model.mask_id), labels, state).square().mean().backward()
+    silent = [n for n, p in model.named_parameters() if p.grad is None]
+    assert all(n.startswith("prev_embedder.") for n in silent)

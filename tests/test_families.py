@@ -1,0 +1,183 @@
+"""Families of generators end to end: a user's weights in, pictures out of the command line; seeds, jobs and mistakes.
+
+The networks are tiny and untrained: what is tested is the way from a file to a picture, which no family may need a
+special case for.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import vistok
+from tests.cli.test_cli import vistok as command
+from tests.models.test_masked import KINDS as MASKED
+from vistok.errors import VistokError
+from vistok.models.controlar import ControlAR, ControlARConfig
+from vistok.models.xar import XAR, XARConfig
+from vistok.samplers import parse_sampler
+
+WIDTH = {"embed_dim": 16, "num_heads": 2}
+TOKENIZER = {"xar": "kl-mini", "enat": "vq-mini", "maskgit": "vq-mini", "controlar": "vq-mini"}
+QUICK = {"xar": "xar:num_steps=3", "enat": "masked:steps=3", "maskgit": "masked:steps=3", "controlar": "ar"}
+
+
+def build(family: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    if family == "xar":
+        model = XAR(XARConfig(64, 4, 1, 5, "cell:8", **WIDTH, encoder_depth=1, decoder_depth=1, class_num=5))
+    elif family == "controlar":
+        shape = {"dim": 16, "n_layer": 3, "n_head": 2, "multiple_of": 8, "vocab_size": 512, "block_size": 256}
+        encoder = {"adapter_width": 16, "adapter_depth": 1, "adapter_heads": 2, "adapter_image_size": 256}
+        model = ControlAR(ControlARConfig(**shape, **encoder, num_classes=5, downsample=4, controls=("canny", "depth")))
+    else:
+        kind, config, depths = MASKED[family]
+        model = kind(config(grid=16, codebook_size=512, num_classes=5, **WIDTH, **depths))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    for family in TOKENIZER:
+        build(family).save_pretrained(root / family)
+    Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).save(root / "edges.png")
+    Image.new("L", (32, 64)).save(root / "narrow.png")
+    return root
+
+
+@pytest.fixture
+def run(folders, tmp_path):
+    def sample(family, *more, out="out.png"):
+        arguments = ["sample", "--model", family, "--checkpoint", folders / family, "--class", "2"]
+        if "--sampler" not in more:
+            more = ("--sampler", QUICK[family], *more)
+        if "--tokenizer" not in more:
+            more = ("--tokenizer", TOKENIZER[family], *more)
+        return command(*(str(each) for each in (*arguments, *more, "--out", tmp_path / out)))
+
+    return sample
+
+
+@pytest.mark.parametrize("family", TOKENIZER)
+def test_a_seed_gives_the_same_pictures_in_any_batch_and_a_job_goes_on(run, tmp_path, family):
+    for out, size in (("four", 4), ("one", 1)):
+        done = run(family, "-n", 4, "--batch-size", size, "--seed", 5, "--cfg", 2, "--json", out=out)
+        assert done.returncode == 0, done.stderr
+    files = sorted((tmp_path / "four").glob("*.png"))
+    pictures = [path.read_bytes() for path in files]
+    assert len(set(pictures)) == 4
+    assert pictures == [path.read_bytes() for path in sorted((tmp_path / "one").glob("*.png"))]
+    files[2].unlink()
+    again = run(family, "-n", 4, "--seed", 5, "--cfg", 2, "--json", out="four")
+    assert json.loads(again.stdout)["pictures"] == 1 and files[2].read_bytes() == pictures[2]
+
+
+@pytest.mark.parametrize("family", TOKENIZER)
+def test_a_trace_shows_which_step_decided_what(run, tmp_path, family):
+    done = run(family, "--trace", tmp_path / "trace.png")
+    assert done.returncode == 0, done.stderr
+    sheet = Image.open(tmp_path / "trace.png")
+    assert sheet.width == 2 * sheet.height
+
+
+@pytest.mark.parametrize("family", ["xar", "enat", "maskgit"])
+def test_averaged_weights_of_a_training_checkpoint_and_pythons_call(folders, tmp_path, family):
+    model = build(family)
+    path = tmp_path / "checkpoint.pth"
+    wrong = {key: torch.zeros_like(value) for key, value in model.state_dict().items()}
+    torch.save({"model": wrong, "model_ema": model.state_dict()}, path)
+    kind, shape = type(model), model.config
+    preset = next(iter(kind.presets))
+    loaded = kind.from_pretrained(path, preset, prefer_ema=True, **{k: getattr(shape, k) for k in vars(shape)})
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+    pipe = vistok.pipeline(family, checkpoint=folders / family, tokenizer=TOKENIZER[family])
+    out = pipe(3, n=2, sampler=QUICK[family], seed=1)
+    assert [image.size for image in out.images] == [(64, 64)] * 2 and out.tokens.shape[:2] == (2, 256)
+
+
+def fails(done, *said):
+    assert done.returncode == 2, done.stderr
+    for each in said:
+        assert each in " ".join(done.stderr.split()), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "said"),
+    [
+        ("xar", ("--sampler", "xar:num_steps=2"), ("num_steps", "3")),
+        ("xar", ("--sampler", "masked"), ("xar",)),
+        ("xar", ("--sampler", "xar:solver=heun"), ("euler",)),
+        ("xar", ("--temperature", "0.5"), ("temperature",)),
+        ("xar", ("--tokenizer", "vq-mini"), ("KLAutoencoder",)),
+        ("enat", ("--tokenizer", "kl-mini"), ("--tokenizer",)),
+        ("enat", ("--sampler", "masked:steps=300"), ("300", "256")),
+        ("enat", ("--sampler", "ar"), ("masked",)),
+        ("enat", ("--tokens", "5"), ("--tokens",)),
+        ("enat", ("--size", "30"), ("--size 30", "4")),
+        ("enat", ("--size", "32"), ("64",)),
+        ("maskgit", ("--sampler", "masked:order=any"), ("random",)),
+        ("maskgit", ("--class", "7"), ("classes 0 to 4",)),
+        ("maskgit", ("--control", "edges.png"), ("--control", "ControlAR")),
+        ("controlar", ("--control-kind", "canny"), ("--control edges.png",)),
+        ("controlar", ("--control", "edges.png"), ("canny", "depth")),
+        ("controlar", ("--control", "edges.png", "--control-kind", "cany"), ("canny",)),
+        ("controlar", ("--control", "none.png", "--control-kind", "canny"), ("none.png",)),
+        ("controlar", ("--control", "edges.png", "--control-kind", "canny", "--strength", "-1"), ("strength",)),
+        (
+            "controlar",
+            ("--control", "edges.png", "--control-kind", "canny", "--control-kind", "depth"),
+            ("one for each",),
+        ),
+    ],
+)
+def test_mistakes_are_named_with_their_mend(run, folders, family, more, said):
+    more = [folders / each if each.endswith(".png") else each for each in more]
+    fails(run(family, *more), *said)
+
+
+def test_controls_of_two_sizes_are_refused(run, folders):
+    kinds = ("--control-kind", "canny", "--control-kind", "depth")
+    done = run("controlar", "--control", folders / "edges.png", "--control", folders / "narrow.png", *kinds)
+    fails(done, "32x64", "64x64", "one size")
+
+
+@pytest.mark.parametrize("strengths", [("0.8",), ("0.8", "0.2")])
+def test_pictures_follow_controls_and_have_their_size(run, folders, tmp_path, strengths):
+    given = [part for each in strengths for part in ("--strength", each)]
+    narrow = folders / "narrow.png"
+    kinds = ("canny", "depth")[: len(strengths)]
+    controls = [part for kind in kinds for part in ("--control", narrow, "--control-kind", kind)]
+    done = run("controlar", *controls, *given, "--trace", tmp_path / "trace.png")
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "out.png").size == (32, 64)
+    assert Image.open(tmp_path / "trace.png").size == (2 * 4 * 32, 4 * 64)
+
+
+def test_another_control_is_another_job(run, folders):
+    control = ("--control", folders / "edges.png", "--control-kind", "canny")
+    assert run("controlar", *control, out="job").returncode == 0
+    again = run("controlar", *control, "--json", out="job")
+    assert json.loads(again.stdout)["skipped"] == 1
+    fails(run("controlar", *control, "--strength", "0.3", out="job"), "job")
+
+
+def test_a_family_without_weights_asks_for_them(tmp_path):
+    for name, said in (("maskgit", "--checkpoint"), ("xar", "xAR-B.pth"), ("enat", "nnet_ema.pth")):
+        done = command("sample", "--model", name, "--class", "1", "--out", str(tmp_path / "x.png"))
+        assert done.returncode == 2, done.stderr
+        assert said in " ".join(done.stderr.split())
+
+
+def test_samplers_are_listed_with_their_defaults():
+    listed = command("samplers").stdout
+    assert "masked" in listed and "xar" in listed
+    with pytest.raises(VistokError, match="num_steps"):
+        parse_sampler("xar:steps=4")

@@ -1,0 +1,60 @@
+"""Training ControlAR: exact control pictures of scenes, the start from a LlamaGen, and a run from recipe to picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.train.tiny import figures, tiny
+from vistok.data.scenes import SHAPES, render, sample_scenes
+from vistok.data.scenes.controls import render_outlines, render_segmentation, shape_map
+from vistok.errors import VistokError
+from vistok.models.controlar import ControlAR
+from vistok.models.llamagen import LlamaGen
+from vistok.train.tasks import build_task
+
+
+def test_maps_and_outlines_are_those_of_the_rendered_objects():
+    scenes = sample_scenes(32, 3)
+    shapes, pictures = shape_map(scenes, 64), render(scenes, 64)
+    assert int(shapes.max()) < len(SHAPES)
+    for i in range(len(scenes)):
+        assert set(shapes[i].unique().tolist()) - {-1} == set(scenes.shape[i][scenes.present[i]].tolist())
+    segmentation, outlines = render_segmentation(scenes, 64), render_outlines(scenes, 64)
+    assert segmentation.shape == outlines.shape == pictures.shape
+    for control in (segmentation, outlines):
+        assert set(control.unique().tolist()) == {-1.0, 1.0}
+    white = outlines[:, 0] > 0
+    assert (shapes[white] >= 0).all()  # outlines belong to their objects
+    background = torch.nn.functional.pad((shapes < 0).float(), (1, 1, 1, 1), value=1.0)
+    near = torch.nn.functional.max_pool2d(background[:, None], 3, stride=1)[:, 0] > 0
+    assert (white | ~(near & (shapes >= 0))).all()  # every object pixel beside the background is in one
+
+
+def test_a_run_starts_from_a_llamagen_and_ends_in_a_folder_that_loads(tmp_path):
+    recipe = tiny("llamagen-mini-control", steps=2)
+    base = LlamaGen.from_pretrained(recipe.init["gpt"]).state_dict()
+    own = build_task(recipe).model.gpt.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in base.items()) and len(own) > len(base)
+    found = figures(recipe, tmp_path)
+    assert all(loss > 0 for loss in found["loss"])
+    assert {"held_out_loss", "held_out_loss_without_control"} <= found["held_out"].keys()
+    model = ControlAR.from_pretrained(tmp_path / "export")
+    assert model.controls == ("canny", "seg") and model.card.family == "controlar"
+    assert (tmp_path / "export" / "text_encoder").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"controls": ["cany"]}, "canny"),
+        ({"controls": "canny"}, "list"),
+        ({"source": "folder", "path": "."}, "of scenes alone"),
+    ],
+)
+def test_controls_that_are_not_known_are_refused(change, said):
+    recipe = tiny("llamagen-mini-control")
+    with pytest.raises(VistokError, match=said):
+        build_task(replace(recipe, data=recipe.data | change))

@@ -1,0 +1,34 @@
+"""Which transformers models a policy can work on."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from vistok.errors import VistokError
+from vistok.samplers.targets.cached_lm import layer_windows
+
+BIDIRECTIONAL = ("paligemma", "gemma3")  # tokens of a picture see one another, which policies do not know
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise VistokError if a model is no decoder with full attention in all layers."""
+    name, whole = type(model).__name__, getattr(model, "config", None)
+    if whole is None or not hasattr(model, "get_decoder"):
+        raise VistokError(f"{name} is no model of transformers: pass one that AutoModelForCausalLM loads.")
+    config = whole.get_text_config(decoder=True)
+    if getattr(whole, "is_encoder_decoder", False):
+        raise VistokError(f"{name} is an encoder-decoder: a policy needs a decoder-only model.")
+    windows = layer_windows(config)
+    if windows is None or getattr(model, "_is_stateful", False):
+        raise VistokError(
+            f"{name} has layers that keep a state instead of keys and values (linear attention): a policy needs full "
+            "attention in all layers."
+        )
+    if any(size is not None for _, size in windows.values()):
+        raise VistokError(
+            f"{name} has sliding windows, which forget keys by themselves: a policy needs full attention in all layers."
+        )
+    if getattr(whole, "model_type", "") in BIDIRECTIONAL:
+        raise VistokError(f"{name} lets tokens of a picture see one another: a policy needs causal attention.")
+    if not getattr(model, "_supports_attention_backend", False):
+        raise VistokError(f"{name} computes its attention itself: no policy can change it.")

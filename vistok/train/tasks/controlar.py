@@ -1,0 +1,110 @@
+"""Train a ControlAR on pictures and their control pictures (arXiv 2410.02705): all weights, from a LlamaGen of captions
+or of classes.
+
+Control pictures follow from scenes exactly: outlines of the objects (``canny``), and maps of their shapes (``seg``). A
+picture is trained with one kind, in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vistok.data.scenes import Scenes
+from vistok.data.scenes.controls import render_outlines, render_segmentation
+from vistok.errors import VistokError, unknown_name
+from vistok.models.controlar import ControlAR, ControlARConfig
+from vistok.models.interface import Control
+from vistok.models.llamagen import LlamaGen, LlamaGenConfig
+from vistok.models.text_encoder import TextEncoder, left_pad
+from vistok.train.options import read_options
+from vistok.train.recipe import Recipe
+from vistok.train.sources import Draw, Source
+from vistok.train.tasks.llamagen import LlamaGenData, LlamaGenObjective, LlamaGenTask
+
+CONTROLS: dict[str, Callable[[Scenes, int], Tensor]] = {"canny": render_outlines, "seg": render_segmentation}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlARData(LlamaGenData):
+    """Entries of ``data`` of the ``controlar`` task, beside those of LlamaGenData.
+
+    Attributes:
+        controls: kinds of control pictures.
+    """
+
+    controls: tuple[str, ...] = ("canny", "seg")
+
+
+class ControlARObjective(LlamaGenObjective):
+    """Cross-entropy of image codes given captions or classes, and control pictures of one kind."""
+
+    gpt: ControlAR
+
+    def states(self, tokens: Tensor, control: Tensor, kind: Tensor, **condition: Tensor) -> list[Tensor]:
+        """Returns the states after each layer that tokens [B, N] are predicted from.
+
+        Args:
+            tokens, condition: see ``LlamaGenObjective.states``.
+            control: control pictures [B, 3, H, W].
+            kind: their kind, the same of all, by its number among the generator's, [B].
+        """
+        controls = [Control(control, self.gpt.controls[int(kind[0])])]
+        if self.text_encoder is None:
+            return self.gpt.controlled_states(tokens[:, :-1], condition["labels"], None, controls)
+        words, mask = condition["input_ids"], condition["attention_mask"]
+        encoded = self.text_encoder.encoder(input_ids=words, attention_mask=mask).last_hidden_state
+        return self.gpt.controlled_states(tokens[:, :-1], *left_pad(encoded, mask), controls)
+
+
+class ControlARTask(LlamaGenTask):
+    """The ``controlar`` task: see ControlARData, and LlamaGenInit, whose ``gpt`` may be a LlamaGen or a ControlAR."""
+
+    data_class = ControlARData
+    paper = "2410.02705"
+
+    def __init__(self, recipe: Recipe):
+        if recipe.data.get("source", "scenes") != "scenes":
+            raise VistokError("control pictures are known of scenes alone: leave 'data.source' out.")
+        super().__init__(recipe)
+
+    def _generator(self, shape: dict[str, Any]) -> ControlAR:
+        if strange := [kind for kind in self.data.controls if kind not in CONTROLS]:
+            raise unknown_name("kind of 'data.controls'", strange[0], list(CONTROLS))
+        shape |= {"controls": self.data.controls, "downsample": self.vq.config.downsample}
+        if self.init.gpt is None:
+            return ControlAR(read_options(ControlARConfig, self.recipe.model, "model", shape))
+        base = LlamaGen.from_pretrained(self.init.gpt)
+        shape = {field.name: getattr(base.config, field.name) for field in fields(LlamaGenConfig)} | shape
+        model = ControlAR(read_options(ControlARConfig, self.recipe.model, "model", shape))
+        model.load_state_dict(model.state_dict() | base.state_dict())  # the control's own weights are new
+        return model
+
+    def objective(self, gpt: ControlAR, text: TextEncoder | None) -> ControlARObjective:
+        """Returns what is trained."""
+        return ControlARObjective(gpt, text)
+
+    def condition(self, source: Source, draw: Draw) -> dict[str, Tensor]:
+        """Returns what the objective is told about pictures beside their codes."""
+        kinds = self.data.controls
+        kind = int(draw.passes[0] + draw.index[0] // self.recipe.batch_size) % len(kinds)
+        control = CONTROLS[kinds[kind]](source.scenes(draw.index), self.data.size)
+        return super().condition(source, draw) | {"control": control, "kind": torch.full_like(draw.index, kind)}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Returns the cross-entropy of held-out pictures, in nats a code, with their controls and without."""
+        gpt, held_out, index = self.model.gpt, self.source.held_out(), self.held_out_index()
+        device = gpt.rope.device
+        tokens = torch.cat([self.extract(held_out, part) for part in index.split(128)]).to(device)
+        told = self.condition(held_out, Draw(index, torch.zeros_like(index)))
+        told = {name: value.to(device) for name, value in told.items()}
+        with_control = self.model(**told, tokens=tokens)[1]["codes"].item()
+        untold = gpt(tokens[:, :-1], gpt.null_condition(len(index)))
+        without = F.cross_entropy(untold.flatten(0, 1), tokens.flatten()).item()
+        return {"held_out_loss": with_control, "held_out_loss_without_control": without}

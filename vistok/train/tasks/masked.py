@@ -1,0 +1,255 @@
+"""Train a generator of masked codes on the codes of pictures of classes: MaskGIT (arXiv 2202.04200), and ENAT (arXiv
+2411.06959, section 4), whose network also learns to go on from features of an earlier step.
+
+Of the scenes only those with one object are used; of a folder, the folders below it are the classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vistok.models.enat import ENAT
+from vistok.models.masked import MaskedTransformer
+from vistok.models.maskgit import MaskGIT
+from vistok.tokenizers.load import load_tokenizer
+from vistok.train.options import check_agreement, check_shape, read_options
+from vistok.train.recipe import Recipe
+from vistok.train.sources import Extracted, PictureData, Source, open_source
+from vistok.train.tasks.pictures import PictureTask, check_size
+
+IGNORED = -1  # the label of a code that is not hidden
+SMOOTHING = 0.1
+
+
+def hide(scores: Tensor, ratio: float) -> Tensor:
+    """Returns a training mask, bool [B, L], True where hidden.
+
+    Args:
+        scores: uniforms [B, L].
+        ratio: share of hidden codes; at least one is, and one is not.
+    """
+    length = scores.shape[1]
+    return scores.argsort(1) < min(max(round(length * ratio), 1), length - 1)
+
+
+def masked_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns the cross-entropy of hidden codes with smoothed labels.
+
+    Args:
+        logits: [B, L, V].
+        labels: codes [B, L], ``IGNORED`` where visible.
+    """
+    return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, label_smoothing=SMOOTHING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedData(PictureData):
+    """Entries of ``data``, beside those of PictureData.
+
+    Attributes:
+        size: side of the pictures in pixels.
+        ratio: the two parameters of the beta law of the share of hidden codes, one draw a batch.
+        class_dropout: share of samples without a class, beside those that the network drops.
+    """
+
+    size: int
+    ratio: tuple[float, float] = (12.0, 3.0)
+    class_dropout: float = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class ENATData(MaskedData):
+    """Entries of ``data`` of the ``enat`` task.
+
+    Attributes:
+        reuse: share of batches in which an earlier step is simulated, by the averaged weights.
+        average: decay of these weights, each step.
+    """
+
+    reuse: float = 0.5
+    average: float = 0.9999
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedInit:
+    """Entries of ``init``.
+
+    Attributes:
+        tokenizer: of a grid of codes.
+        model: weights to go on from; new ones of the shape ``model`` if absent.
+    """
+
+    tokenizer: str
+    model: str | None = None
+
+
+class MaskedObjective(nn.Module):
+    """The cross-entropy of hidden codes.
+
+    Args:
+        network: the generator.
+    """
+
+    def __init__(self, network: MaskedTransformer):
+        super().__init__()
+        self.network = network
+
+    def forward(self, codes: Tensor, labels: Tensor, mask: Tensor, earlier: Tensor | None = None):
+        """Returns the loss of a batch and its parts.
+
+        Args:
+            codes: [B, L].
+            labels: classes [B].
+            mask: True where hidden, [B, L].
+            earlier: the mask of the step before, which is simulated, or nothing.
+        """
+        network = self.network
+        logits = network(codes.masked_fill(mask, network.mask_id), labels, self.state(codes, labels, earlier))
+        loss = masked_loss(logits.float(), codes.masked_fill(~mask, IGNORED))
+        return loss, {"codes": loss.detach()}
+
+    def state(self, codes: Tensor, labels: Tensor, earlier: Tensor | None) -> Any | None:
+        """Returns what the step before leaves; nothing."""
+        return None
+
+
+class ENATObjective(MaskedObjective):
+    """The cross-entropy of hidden codes, given features of an earlier step by averaged weights.
+
+    Args:
+        network: the generator.
+        decay: of the average.
+    """
+
+    def __init__(self, network: ENAT, decay: float):
+        super().__init__(network)
+        self.decay = decay
+        self.averaged = copy.deepcopy(network).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Move the averaged weights towards those in training."""
+        for mean, now in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
+            mean.lerp_(now.to(mean), 1 - self.decay)
+
+    @torch.no_grad()
+    def state(self, codes: Tensor, labels: Tensor, earlier: Tensor | None) -> Any | None:
+        """Returns the averaged network's state after a step without one, or nothing."""
+        if earlier is None or bool(earlier.all()):
+            return None
+        self.averaged.eval()
+        return self.averaged.predict(codes.masked_fill(earlier, self.averaged.mask_id), labels)[1]
+
+
+class MaskGITTask(PictureTask):
+    """The ``maskgit`` task: see MaskedData and MaskedInit."""
+
+    data_class: type[MaskedData] = MaskedData
+    network_class: type[MaskedTransformer] = MaskGIT
+    paper = "2202.04200"
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.data = read_options(self.data_class, recipe.data, "data")
+        self.init = read_options(MaskedInit, recipe.init, "init")
+        torch.manual_seed(recipe.seed)
+        self.tokenizer = load_tokenizer(self.init.tokenizer).tokenizer.requires_grad_(False)
+        can = self.tokenizer.capabilities
+        check_size(can, self.data.size)
+        self.source = open_source(self.data, self.data.size, finite=True, by_class=True)
+        shape = {
+            "grid": self.data.size // can.multiple,
+            "codebook_size": can.codebook_size,
+            "num_classes": max(1, len(self.source.classes)),
+        }
+        kind = self.network_class
+        if self.init.model is None:
+            network = kind(read_options(kind.config_class, recipe.model, "model", shape))
+        else:
+            network = kind.from_pretrained(self.init.model)
+            check_agreement(network.config, recipe.model, "model")
+            check_shape(network.config, shape, self.init.model)
+        self.model = self.objective(network)
+        self.codes = Extracted(len(self.source), lambda index: self._encode(self.source, index), torch.int32)
+        self.labels = Extracted(len(self.source), self.source.labels, torch.long)
+
+    def objective(self, network: MaskedTransformer) -> MaskedObjective:
+        """Returns what is trained."""
+        return MaskedObjective(network)
+
+    @torch.no_grad()
+    def _encode(self, source: Source, index: Tensor) -> Tensor:
+        """Returns the codes of pictures, upright and mirrored, [B, 2, L]."""
+        device = next(self.model.parameters()).device
+        images = source.pictures(index).to(device)
+        both = torch.stack([images, images.flip(-1)], 1).flatten(0, 1)
+        return self.tokenizer.to(device).encode(both).flatten(1).unflatten(0, (len(images), 2)).cpu()
+
+    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
+        """Returns codes of pictures, mirrored or not by a coin, their classes, and one mask ratio for the batch."""
+        size, network = self.recipe.batch_size, self.model.network
+        draw = self.source.draw(step * size + rows.start, rows.stop - rows.start)
+        mask, earlier = self.masks(size, network.config.seq_len)
+        side = torch.randint(2, (size,))[rows]
+        dropped = (torch.rand(size) < self.data.class_dropout)[rows]
+        batch = {
+            "codes": self.codes[draw.index][torch.arange(len(side)), side].long(),
+            "labels": self.labels[draw.index].masked_fill(dropped, network.config.num_classes),
+            "mask": mask[rows],
+        }
+        return batch if earlier is None else batch | {"earlier": earlier[rows]}
+
+    def masks(self, batch: int, length: int) -> tuple[Tensor, Tensor | None]:
+        """Returns the mask of a batch [B, L], and that of the step before it, if one is simulated."""
+        ratio = float(torch.distributions.Beta(*self.data.ratio).sample())
+        return hide(torch.rand(batch, length), ratio), None
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Returns the loss of held-out pictures at fixed masks."""
+        network, held_out, index = self.model.network, self.source.held_out(), self.held_out_index()
+        device = network.norm.weight.device
+        codes = torch.cat([self._encode(held_out, part)[:, 0] for part in index.split(64)]).long()
+        torch.manual_seed(self.recipe.seed)
+        mask = hide(torch.rand(codes.shape), self.data.ratio[0] / sum(self.data.ratio))
+        loss, _ = MaskedObjective(network)(*(x.to(device) for x in (codes, held_out.labels(index), mask)))
+        return {"held_out_loss": float(loss)}
+
+    def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
+        """Write the generator as an embedded model."""
+        network, parts = self.model.network, {"tokenizer": self.init.tokenizer}
+        network.save_pretrained(directory, torch.float16)
+        self.write_card(directory, network, "class-to-image", network.family, metrics, steps, parts, self.paper)
+
+
+class ENATTask(MaskGITTask):
+    """The ``enat`` task: see ENATData and MaskedInit."""
+
+    data_class = ENATData
+    network_class = ENAT
+    paper = "2411.06959"
+
+    def objective(self, network: ENAT) -> ENATObjective:
+        """Returns what is trained."""
+        return ENATObjective(network, self.data.average)
+
+    def masks(self, batch: int, length: int) -> tuple[Tensor, Tensor | None]:
+        """Returns the mask of a batch, and in some of them that of an earlier step, which hides some more."""
+        mask, _ = super().masks(batch, length)
+        if float(torch.rand(())) >= self.data.reuse:
+            return mask, None
+        visible = int((~mask[0]).sum())
+        kept = round(visible * float(torch.rand(())))
+        scores = torch.rand(batch, length).masked_fill(mask, torch.inf)
+        return mask, scores.argsort(1).argsort(1) >= kept
+
+    def after_step(self, step: int) -> None:
+        """Average the weights."""
+        self.model.follow()
