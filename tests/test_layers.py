@@ -28,6 +28,7 @@ KNOW_MODELS = ("vistok.samplers.targets", "vistok.samplers.continuous")
 GENERAL = (
     "vistok.models.interface",
     "vistok.models.attach",
+    "vistok.models.codes",
     "vistok.models.families",
     "vistok.models.huggingface",
     "vistok.models.heads",

@@ -13,13 +13,14 @@ from vistok import moved
 if TYPE_CHECKING:
     from vistok.pipelines import pipeline
     from vistok.projectors import compress
+    from vistok.samplers import accelerate
 
 moved.install()
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compress", "pipeline"]
+__all__ = ["__version__", "accelerate", "compress", "pipeline"]
 
-_LAZY = {"compress": "vistok.projectors", "pipeline": "vistok.pipelines"}
+_LAZY = {"accelerate": "vistok.samplers", "compress": "vistok.projectors", "pipeline": "vistok.pipelines"}
 _MODULES = ("context", "data", "eval", "models", "ops", "projectors", "samplers", "tokenizers", "train", "zoo")
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vistok.data.images import load_image, to_pil, to_tensor
 from vistok.errors import VistokError, unknown_name
+from vistok.models.codes.families import CODE_GENERATORS
 from vistok.models.generators import GENERATORS
 from vistok.models.interface import Condition, Control, Known, LoadRequest
 from vistok.ops.linear import pack_linears
@@ -23,6 +24,8 @@ from vistok.ops.noise import derive_seed
 from vistok.runtime import resolve_device, resolve_dtype
 from vistok.samplers import SAMPLERS, Noise, SamplingParams, Stats, parse_sampler
 from vistok.zoo import ModelCard, card, card_of_file, card_of_folder, cards, resolve
+from vistok.zoo.registry import hub_id
+from vistok.zoo.transformers import load_config
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,8 +58,8 @@ class Output:
     """What a pipeline returns.
 
     Attributes:
-        images: PIL images, in the order of the samples.
-        tokens: their codes, int64 [N, n], or continuous tokens [N, n, D].
+        images: PIL images, in the order of the samples; none without a decoder.
+        tokens: their codes, int64 [N, n], or continuous tokens [N, n, D]; without a decoder as grids [N, h, w].
         stats: steps, target forwards, accepted lengths and seconds of drawing the tokens.
     """
 
@@ -71,7 +74,7 @@ class Pipeline:
 
     Attributes:
         model: the generator, see ``vistok.models.interface.Generator``.
-        tokenizer: from its tokens to pixels.
+        tokenizer: from its tokens to pixels; None of models that come without a decoder, which give codes alone.
         text_encoder: what reads the captions; None of class-conditional generators.
         name: of the generator.
         control: pictures that all images follow, see :meth:`with_control`.
@@ -284,6 +287,8 @@ class Pipeline:
         noise = Noise(seed, torch.tensor([s.index for s in batch], device=device))
         report = None if progress is None else lambda gained: progress(gained * len(batch))
         tokens, stats = sampler.sample(self.model, condition, params, noise, report)
+        if self.tokenizer is None:
+            return Output([], self.model.image_tokens(tokens).cpu(), stats)
         # One by one: rounding inside a batched decoder depends on the batch, and an image must not.
         images = [to_pil(self._decode(drawn, seed, s.index))[0] for drawn, s in zip(tokens, batch, strict=True)]
         return Output(images, tokens.cpu(), stats)
@@ -300,6 +305,8 @@ class Pipeline:
         weight = next(self.model.parameters())
         if self.conditional_on == "class":
             return Condition(torch.tensor(conditions, device=weight.device), None, self.control, self.known)
+        if getattr(self.model, "reader", None) is not None:  # a language model draws, and reads prompts in tokens
+            return self.model.reader(conditions).to(weight.device)
         for text in set(conditions) - set(self._features):
             self._features[text] = self.text_encoder([text])
         features, masks = zip(*(self._features[text] for text in conditions), strict=True)
@@ -405,8 +412,12 @@ def pipeline(
         raise VistokError("on a CPU packed weights are faster than compiled blocks: leave --compile out.")
     if name is None and checkpoint is None and tokenizer is not None:
         name = _generator_of(str(tokenizer))
-    own = _own_card(name or DEFAULT_MODEL, checkpoint)
-    found = own or _card_for(name or DEFAULT_MODEL, checkpoint)
+    if name is not None and checkpoint is None and (given_model := _given_model(name)) is not None:
+        own, checkpoint = given_model, name
+        found = own
+    else:
+        own = _own_card(name or DEFAULT_MODEL, checkpoint)
+        found = own or _card_for(name or DEFAULT_MODEL, checkpoint)
     if found.family not in GENERATORS:
         raise VistokError(f"'{found.name}' is a model for {found.task}, it does not paint: see `vistok models`.")
     family = GENERATORS[found.family]
@@ -426,7 +437,29 @@ def pipeline(
         encoder = encoder.to(target).eval()
     suits = {} if own is None else {"guidance": own.guidance, "temperature": own.temperature, "sampling": own.sampling}
     suits = {key: value for key, value in suits.items() if value is not None}
-    return Pipeline(model, image_tokenizer.to(target), encoder, found.name, **suits)
+    image_tokenizer = None if image_tokenizer is None else image_tokenizer.to(target)
+    return Pipeline(model, image_tokenizer, encoder, found.name, **suits)
+
+
+def _given_model(name: str) -> ModelCard | None:
+    """The card of a generator that is named by its folder or hub id; None where the name is that of a model.
+
+    Raises:
+        VistokError: there is no image generator.
+    """
+    folder = Path(name).expanduser()
+    if any(name in (each.name, *each.aliases) for each in cards()) or not (folder.is_dir() or hub_id(name)):
+        return None
+    found = card_of_folder(name) if folder.is_dir() else None
+    if found is not None:
+        return found
+    kind = load_config(name, "image generator").model_type
+    if kind not in CODE_GENERATORS:
+        raise VistokError(
+            f"'{name}' holds a {kind}, which is no image generator that vistok knows: name one of "
+            f"{', '.join(CODE_GENERATORS)}, or a model of `vistok models`."
+        )
+    return ModelCard(name, "text-to-image", kind, 0, {}, str(name), "see its repository")
 
 
 def _own_card(name: str, checkpoint: str | Path | None) -> ModelCard | None:
@@ -469,6 +502,10 @@ def _generator_of(tokenizer: str) -> str:
 
 
 def _text_encoder(model: nn.Module, request: LoadRequest, given: Any) -> TextEncoder | None:
+    if getattr(model, "reader", None) is not None:
+        if given is not None:
+            raise VistokError(f"'{request.source}' reads prompts itself: leave --text-encoder out.")
+        return model.reader
     if model.conditional_on != "text":
         if given is not None:
             raise VistokError(f"'{request.source}' paints classes and reads no text: leave --text-encoder out.")

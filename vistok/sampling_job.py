@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from vistok.data.images import grid, save_image
 from vistok.errors import VistokError
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
     from vistok.samplers import Sampler, SamplingParams
 
 Part = tuple[int, Stats | None]  # images that a process drew, and the statistics of their batches
+CODES = ".npy"  # suffix of files of codes, where there is no decoder
+NO_DECODER = (
+    "transformers has no decoder for this model's codes, so codes are saved: give --tokenizer vqgan.ckpt for pictures."
+)
 TRACED = 16  # samples on the sheet of ``trace``
 
 
@@ -97,6 +104,12 @@ def paint_to(
         raise VistokError(f"{world} processes cannot share the one file '{out}': give a folder as --out.")
     if trace is not None and pipe.model.tokens.layout == "sequence":
         raise VistokError("a trace maps tokens onto a picture, and a sequence has no places in it: leave --trace out.")
+    codes_only = pipe.tokenizer is None
+    if codes_only:
+        if trace is not None:
+            raise VistokError("a trace is painted beside a picture, and there is no decoder: give --tokenizer.")
+        print(f"vistok: {NO_DECODER}", file=sys.stderr)
+        out = out.with_suffix(CODES) if is_file else out
     job = None if is_file else _folder_job(out, pipe, samples, sampler, params, seed, rank)
     wanted = list(samples) if job is None else [samples[i] for i in job.pending(rank, world)]
     began, stats, images, traces = time.perf_counter(), [], [], []
@@ -106,12 +119,15 @@ def paint_to(
             if trace is not None and len(traces) < TRACED:
                 maps = [paint_trace(x, output.stats, i, pipe.model.tokens.line) for i, x in enumerate(output.images)]
                 traces += maps[: TRACED - len(traces)]
+            drawn = [codes.numpy() for codes in output.tokens] if codes_only else output.images
             if job is None:
-                images += output.images
+                images += drawn
                 continue
-            for sample, image in zip(batch, output.images, strict=True):
-                save_image(image, job.path(sample.index))
-    if job is None:
+            for sample, image in zip(batch, drawn, strict=True):
+                save_codes(image, job.path(sample.index)) if codes_only else save_image(image, job.path(sample.index))
+    if job is None and codes_only:
+        save_codes(np.stack(images), out)
+    elif job is None:
         save_image(images[0] if len(images) == 1 else grid(images), out)
     if traces and rank == 0:
         save_image(grid(traces), trace)
@@ -122,6 +138,12 @@ def paint_to(
         return None
     drawn, stats = sum(count for count, _ in parts), [each for _, each in parts if each is not None]
     return Summary(drawn, len(samples) - drawn, seconds, out, type(stats[0]).merged(stats) if stats else None)
+
+
+def save_codes(codes: np.ndarray, path: Path) -> None:
+    """Write codes as ``numpy.load`` reads them; the file is whole or absent."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, codes)
 
 
 def _gathered(part: Part) -> list[Part]:
@@ -151,7 +173,7 @@ def _folder_job(out, pipe, samples, sampler, params, seed: int, rank: int) -> Sh
     if pipe.known is not None:
         parts = (pipe.known.tokens, pipe.known.mask)
         identity["known"] = hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in parts)).hexdigest()
-    job = ShardedJob(out, identity, len(samples), ".png")
+    job = ShardedJob(out, identity, len(samples), CODES if pipe.tokenizer is None else ".png")
     if rank == 0:
         with atomic_path(out / "metadata.jsonl") as path, path.open("w", encoding="utf-8") as file:
             for s in samples:

@@ -30,7 +30,13 @@ def sample(
     prompt: Prompts = None,
     prompts: Annotated[Path | None, typer.Option(help="File with one prompt a line.")] = None,
     class_: Annotated[list[int] | None, typer.Option("--class", help="Class to paint; may be given again.")] = None,
-    model: Annotated[str | None, typer.Option(help="A model of `vistok models`. [default: llamagen]")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A model of `vistok models`, or the folder or hub id of a Janus, an Emu3 or a Chameleon. "
+            "[default: llamagen]"
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option(help="A .png (one image, or a grid of several), or a folder for one PNG each.")
     ] = Path("out.png"),

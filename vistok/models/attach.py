@@ -90,7 +90,8 @@ class _Generate:
         self.earlier = earlier  # an attribute that the model had
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = self.earlier or partial(type(self.model).generate, self.model)
+        own = getattr(type(self.model), "generate", None)  # a generator of this package has none of its own
+        call = self.earlier or (None if own is None else partial(own, self.model))
         for attachment in vars(self.model)[_ATTACHED].values():
             call = partial(attachment.generate, call)
         return call(*args, **kwargs)

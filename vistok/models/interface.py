@@ -32,6 +32,7 @@ class TokenSpec:
         layout: ``grid`` in raster order, or ``sequence``, ordered from coarse to fine.
         patch: positions of the tokenizer's grid along a side of a token.
         columns: tokens of a row of a grid that is no square; None of a square.
+        special: how many of the ``size`` are no codes but forced by a layout, such as line ends; they come last.
     """
 
     kind: Literal["codes", "vectors"]
@@ -40,6 +41,7 @@ class TokenSpec:
     layout: Literal["grid", "sequence"] = "grid"
     patch: int = 1
     columns: int | None = None
+    special: int = 0
 
     @property
     def line(self) -> int:

@@ -107,17 +107,11 @@ class TextEncoder(nn.Module):
     @property
     def known_words(self) -> list[str] | None:
         """The words of a word-level tokenizer, sorted; None for tokenizers that can spell any word."""
-        if not _is_word_level(self.tokenizer):
-            return None
-        return sorted(set(self.tokenizer.get_vocab()) - set(self.tokenizer.all_special_tokens))
+        return known_words(self.tokenizer)
 
     def unknown_words(self, captions: Sequence[str]) -> list[str]:
         """The distinct words of the captions that a word-level tokenizer does not know, in order."""
-        if not _is_word_level(self.tokenizer):
-            return []
-        words = (word for caption in captions for word in _split(self.tokenizer, caption))
-        vocabulary = self.tokenizer.get_vocab()
-        return list(dict.fromkeys(word for word in words if word not in vocabulary))
+        return unknown_words(self.tokenizer, captions)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, dtype: torch.dtype | None = None) -> TextEncoder:
@@ -203,9 +197,27 @@ def word_level_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def known_words(tokenizer: PreTrainedTokenizerBase) -> list[str] | None:
+    """Returns the words of a word-level tokenizer, sorted; None for tokenizers that can spell any word."""
+    if not _is_word_level(tokenizer):
+        return None
+    return sorted(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens))
+
+
+def unknown_words(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> list[str]:
+    """Returns the distinct words of the captions that a word-level tokenizer does not know, in order."""
+    if not _is_word_level(tokenizer):
+        return []
+    words = (word for caption in captions for word in _split(tokenizer, caption))
+    vocabulary = tokenizer.get_vocab()
+    return list(dict.fromkeys(word for word in words if word not in vocabulary))
+
+
 def _split(tokenizer: PreTrainedTokenizerFast, caption: str) -> list[str]:
     backend = tokenizer.backend_tokenizer
-    normal = backend.normalizer.normalize_str(caption)
+    normal = caption if backend.normalizer is None else backend.normalizer.normalize_str(caption)
+    if backend.pre_tokenizer is None:
+        return [normal]
     return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal)]
 
 

@@ -43,6 +43,8 @@ _EXPORTS = {
     "vistok.samplers.targets.causal_lm": ("Prompt", "TextTarget"),
     "vistok.samplers.speculation": ("Speculation", "TextOutput", "generate"),
     "vistok.samplers.pearl": ("Pearl",),
+    "vistok.samplers.acceleration": ("Acceleration", "accelerate"),
+    "vistok.samplers.targets.codes": ("CodeTarget",),
     "vistok.samplers.interface": ("AutoregressiveSampler", "DraftHead", "DraftPolicy", "Sampler"),
     "vistok.samplers.named": ("SAMPLERS", "TEXT_DRAFTERS", "parse_sampler", "sampler_options"),
     "vistok.samplers.params": ("SamplingParams",),

@@ -40,7 +40,8 @@ def forward_cost(
     """
     middle = model.tokens.length // 2
     widths = [width for width in widths if width <= model.tokens.length - middle]
-    condition = Condition(model.null_condition(batch))
+    null = model.null_condition(batch)
+    condition = Condition(null) if isinstance(null, torch.Tensor) else null
     target = target_of(model, condition, params, max(*widths, middle))
     device = next(model.parameters()).device
 

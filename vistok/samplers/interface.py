@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.models.interface import Condition
+from vistok.samplers.drafters.planned import Planned
 from vistok.samplers.loop import Drafter, Run, Verifier, decode
 from vistok.samplers.noise import Noise
 from vistok.samplers.params import SamplingParams
@@ -144,5 +145,7 @@ class AutoregressiveSampler:
     ) -> tuple[Tensor, Stats]:
         """Draws a batch of images; see ``Sampler.sample``."""
         drafter, verifier = self.parts(model, params, len(condition))
+        if model.tokens.special:
+            drafter = Planned(drafter, model.plan.places)
         target = target_of(model, condition, params, drafter.nodes)
         return decode(target, drafter, verifier, params, noise, progress)

@@ -13,8 +13,9 @@ RAMP = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253
 
 
 def acceptance_map(stats: Stats, sample: int, grid: int) -> np.ndarray:
-    """Tokens decided by the step that decided each token, int64 [rows, grid], with ``grid`` tokens in a row."""
-    return stats.step_map(sample).view(-1, grid).numpy()
+    """Tokens decided by the step that decided each token, int64 [h, grid], without what stands behind whole rows."""
+    counts = stats.step_map(sample)
+    return counts[: len(counts) // grid * grid].view(-1, grid).numpy()
 
 
 def paint_trace(image: Image.Image, stats: Stats, sample: int, grid: int, brightest: int | None = None) -> Image.Image:

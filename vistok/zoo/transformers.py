@@ -65,6 +65,17 @@ def load_text_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizer
     return tokenizer
 
 
+def load_processor(name: str | Path) -> ProcessorMixin:
+    """Returns the processor that lies beside a model.
+
+    Raises:
+        VistokError: the name leads nowhere, or there is none.
+    """
+    from transformers import AutoProcessor
+
+    return _read(AutoProcessor, name, "processor")
+
+
 def load_model(
     name: str | Path,
     loader: type,

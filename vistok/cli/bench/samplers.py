@@ -56,11 +56,11 @@ def samplers(
     from vistok.progress import progress
     from vistok.samplers.cost import best_window, forward_cost
     from vistok.samplers.drafters.eagle import DEFAULT_DRAFTER
-    from vistok.zoo import card, cards
+    from vistok.zoo import cards
 
-    if draft is None and card(model).name == "llamagen-mini":
-        draft = next((found.name for found in cards() if found.name == DEFAULT_DRAFTER), None)
     pipe = pipeline(model)
+    if draft is None and pipe.name == "llamagen-mini":
+        draft = next((found.name for found in cards() if found.name == DEFAULT_DRAFTER), None)
     entries = standard_entries(draft)
     if samplers is not None:
         entries = choose_samplers(pipe, entries, samplers)

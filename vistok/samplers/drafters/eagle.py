@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import EagleNetwork
-from vistok.ops import pack_linears
+from vistok.models.heads.eagle import BEYOND, EagleNetwork
+from vistok.ops import pack_linears, rope_1d
 from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.interface import AutoregressiveSampler, DraftPolicy
 from vistok.samplers.params import SamplingParams
@@ -51,7 +51,7 @@ def drafter_of(drafter: EagleNetwork | str, model: nn.Module) -> EagleNetwork:
         VistokError: the name leads nowhere, or the network was made for another target.
     """
     tokens, weight = model.tokens, next(model.parameters())
-    grid = tokens.line
+    grid = getattr(model, "rope_grid", tokens.line)
     if isinstance(drafter, str):
         drafter = _load(drafter, grid, model.prefix, weight.dtype, weight.device)
     own = drafter.config
@@ -66,6 +66,9 @@ def drafter_of(drafter: EagleNetwork | str, model: nn.Module) -> EagleNetwork:
             raise VistokError(
                 f"the drafter's {what} is {mine}, but the model's is {theirs}: name the drafter of this model."
             )
+    slots = model.prefix + tokens.length + BEYOND
+    if not grid and len(drafter.rope) < slots:  # rotations reach as far as the picture
+        drafter.rope = rope_1d(slots, own.head_dim, own.rope_theta).to(drafter.rope)
     return drafter
 
 

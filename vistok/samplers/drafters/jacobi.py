@@ -280,7 +280,10 @@ class SpeculativeJacobi(AutoregressiveSampler):
     def parts(self, model: nn.Module, params: SamplingParams, batch: int) -> tuple[JacobiWindow, ExactChain]:
         """Returns the window of drafts and the exact rule."""
         window = self.tuned(model, params, batch).window
-        return JacobiWindow(window, model.tokens.line, self.init, self.variant == "coupled"), ExactChain()
+        tokens, device = model.tokens, next(model.parameters()).device
+        codes = torch.arange(tokens.size - tokens.special, device=device) if tokens.special else None
+        coupled = self.variant == "coupled"
+        return JacobiWindow(window, tokens.line, self.init, coupled, vocabulary=codes), ExactChain()
 
 
 def _check_window(nodes: int, init: str) -> None:

@@ -138,11 +138,17 @@ class TokenRecycling(TextDrafter):
                 self._foreseen[row] = rank >= 0
 
     def renew(self, tokens: Tensor, logits: Tensor) -> None:
-        """Write the rows of tokens [M] anew from the logits behind them [M, V]; the last of equal tokens counts."""
+        """Write the rows of tokens [M] anew from the logits behind them [M, V]; the last of equal tokens counts.
+
+        Where fewer tokens are allowed than a row holds (behind a line comes its end), there is nothing to learn.
+        """
+        best = logits.topk(self.width)
+        teaches = best.values[:, -1] > -torch.inf
+        tokens, best = tokens[teaches], best.indices[teaches]
         order = torch.arange(len(tokens), device=tokens.device)
         last = torch.zeros_like(self.adjacency[:, 0]).scatter_reduce(0, tokens, order, "amax")
         counts = last[tokens] == order
-        self.adjacency[tokens[counts]] = logits.topk(self.width).indices[counts]
+        self.adjacency[tokens[counts]] = best[counts]
 
 
 # 16 drafts for codes whose runners-up are about equally likely: wide near the root, two levels deep.

@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from vistok.samplers.loop import Target
     from vistok.samplers.params import SamplingParams
 
+_CODES = "vistok.samplers.targets.codes:CodeTarget"
 TARGETS = Registry(
     "target",
     {
         "llamagen": "vistok.samplers.targets.llamagen:ImageTarget",
+        "janus": _CODES,
+        "emu3": _CODES,
+        "chameleon": _CODES,
         "controlar": "vistok.samplers.targets.controlar:ControlTarget",
     },
     "vistok.targets",

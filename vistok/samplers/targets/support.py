@@ -42,12 +42,8 @@ def check_model(model: nn.Module, length: int) -> None:
 
 
 def _check_plain(model: nn.Module, name: str, config: Any, length: int) -> None:
+    check_attention(config)
     attention = config._attn_implementation
-    if attention not in ATTENTION:
-        raise VistokError(
-            f"the attention implementation '{attention}' takes no tree mask: load the model with "
-            f"attn_implementation='{ATTENTION[0]}'."
-        )
     reason = _by_config(model, config)
     if reason is None:
         known = _found.setdefault(model, {})
@@ -65,6 +61,15 @@ def _check_plain(model: nn.Module, name: str, config: Any, length: int) -> None:
         raise VistokError(
             f"{name} has {positions} positions, but prompt and new tokens are {length}: shorten the prompt or "
             "max_new_tokens."
+        )
+
+
+def check_attention(config: Any) -> None:
+    """Raise VistokError if the kernel that a text config names takes no mask of a tree."""
+    if config._attn_implementation not in ATTENTION:
+        raise VistokError(
+            f"the attention implementation '{config._attn_implementation}' takes no tree mask: load the model with "
+            f"attn_implementation='{ATTENTION[0]}'."
         )
 
 

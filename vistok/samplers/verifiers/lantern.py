@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
@@ -84,6 +85,8 @@ class Lantern(AutoregressiveSampler):
             VistokError: the network was made for another model, or the tokenizer has no codebook of weights.
         """
         codebook = self.codebook
+        if codebook is None:  # of a generator that has its tokenizer within
+            codebook = getattr(model, "codebook", None)
         if codebook is None and tokenizer is not None:
             if not hasattr(tokenizer, "quantize"):
                 raise VistokError(
@@ -102,6 +105,12 @@ class Lantern(AutoregressiveSampler):
             VistokError: there is no codebook, or it is that of another tokenizer.
         """
         neighbours = self.neighbours.to(next(model.parameters()).device)
+        special = model.tokens.special
+        if (
+            special and len(neighbours) == model.tokens.size - special
+        ):  # tokens that are no codes look like nothing else
+            own = torch.arange(len(neighbours), model.tokens.size, device=neighbours.device)
+            neighbours = torch.cat([neighbours, own[:, None].expand(-1, neighbours.shape[1])])
         if len(neighbours) != model.tokens.size:
             raise VistokError(
                 f"the codebook has {len(neighbours)} codes, but the model draws from {model.tokens.size}: "

@@ -24,6 +24,7 @@ TASKS = Registry(
         "flextok": f"{_HERE}.flextok:FlexTokTask",
         "hidden-transfer": f"{_HERE}.extra_rows:HiddenTransferTask",
         "judge": f"{_HERE}.judge:JudgeTask",
+        "janus": f"{_HERE}.scenes.janus:JanusTask",
         "kl": f"{_HERE}.kl:KLTask",
         "lexical-units": f"{_HERE}.lexical_units:LexicalUnitsTask",
         "llamagen": f"{_HERE}.llamagen:LlamaGenTask",
