@@ -12,7 +12,8 @@ from vistok.models.families import FAMILIES, family_of
 from vistok.models.huggingface import cache_argument, given_cache
 from vistok.projectors.apply.shrink import positions_of
 
-NAMES = [name for name in FAMILIES if hasattr(tiny, name)]
+# LFM2 has convolutions among its layers, whose state no window of rows can be scored on.
+NAMES = [name for name in FAMILIES if hasattr(tiny, name) and name != "lfm2_vl"]
 
 
 @pytest.mark.parametrize("name", NAMES)

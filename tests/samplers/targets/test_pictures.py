@@ -20,7 +20,7 @@ from vistok.samplers.drafters.eagle_head import EagleHead
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.pictures import text_of
 
-NAMES = [name for name in FAMILIES if hasattr(tiny, name)]
+NAMES = [name for name in FAMILIES if hasattr(tiny, name) and name != "lfm2_vl"]  # refused, see test_arguments.py
 TREE = ((0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0))
 GREEDY = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
 # What thins the pictures: before the text model, in tokens that stand for several, and inside the text model.
@@ -61,8 +61,8 @@ def _thinner(model, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_tokens_of_every_family(name, thinned):
     model, inputs = _model(name), _inputs(name)
-    if (name, thinned) == ("gemma3", "fastv"):
-        pytest.skip("compress refuses it: Gemma 3's sliding layers forget what lies behind their window")
+    if name in ("gemma3", "aya_vision", "cohere2_vision") and thinned == "fastv":
+        pytest.skip("compress refuses it: sliding layers forget what lies behind their window")
     with _thinner(model, thinned):
         plain = model.generate(**inputs, **GREEDY)
         for drafter in (TokenRecycling(TREE), PromptLookup(4, 2)):

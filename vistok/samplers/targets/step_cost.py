@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vistok.samplers.targets.cached_lm import CachedLM
-from vistok.samplers.targets.support import learned_positions, parts_of
+from vistok.samplers.targets.support import learned_positions, parts_of, unobserved
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 BEFORE, REPEATS = 48, 5
@@ -33,6 +33,7 @@ def step_cost(model: nn.Module, batch: int = 1, widths: Sequence[int] = WIDTHS) 
     key = (batch, tuple(widths), weight.dtype, str(weight.device), torch.get_num_threads())
     if key in known:
         return known[key]
+    model = unobserved(model)
     table = learned_positions(model)
     before = BEFORE if table is None else max(1, min(BEFORE, table // 2))
     lm = CachedLM(model, before + max(widths), end=table, **parts_of(model))

@@ -145,6 +145,13 @@ def _by_config(model: nn.Module, config: Any) -> str | None:
     return None
 
 
+def unobserved(model: nn.Module) -> nn.Module:
+    """The same model, whose hooks count and see nothing of what is tried on this one."""
+    model = copy.copy(model)
+    model._forward_hooks, model._forward_pre_hooks = {}, {}
+    return model
+
+
 @torch.inference_mode()
 def _by_trial(model: nn.Module, config: Any) -> str | None:
     """Why a tree does not give the logits of a plain forward; None if it does."""
@@ -152,8 +159,7 @@ def _by_trial(model: nn.Module, config: Any) -> str | None:
     before = max([PREFIX, *(size + 2 for size in sizes if size <= WIDEST)])
     table = learned_positions(model)
     before = before if table is None else max(1, min(before, table - 5))
-    model = copy.copy(model)  # whose hooks count and see nothing of this
-    model._forward_hooks, model._forward_pre_hooks = {}, {}
+    model = unobserved(model)
     device, vocabulary = model.get_input_embeddings().weight.device, config.vocab_size
     text = (3 + 7 * torch.arange(before + 4, device=device)) % max(1, vocabulary - 1)
     drafts = torch.stack([text[before], text[before + 3], text[before + 1], text[before + 2]])[None]
