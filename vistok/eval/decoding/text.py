@@ -30,6 +30,7 @@ from vistok.eval.decoding.prompts import Text
 from vistok.models.heads.eagle import EagleNetwork
 from vistok.models.heads.eagle3 import Eagle3Network
 from vistok.models.heads.judge import JudgeHead
+from vistok.ops.noise import check_seed
 from vistok.samplers.drafters.aded import Aded
 from vistok.samplers.drafters.draft_model import DraftModel
 from vistok.samplers.drafters.eagle_head import EagleHead
@@ -245,7 +246,7 @@ def continue_in_turn(
         number, text = unit
         ids = text.ids.to(model.device)
         mask = torch.ones_like(ids)
-        torch.manual_seed(seed + number)
+        torch.manual_seed((check_seed(seed) + number) % (1 << 64))
         with counted_calls(model, draft) as calls, trial.timed():
             found = model.generate(ids, attention_mask=mask, **options, **trial.entry.method)
         return Continuation(found, found.shape[1] - ids.shape[1], *calls)
