@@ -25,7 +25,7 @@ from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.interface import AutoregressiveSampler
 from vistok.samplers.noise import Noise
 from vistok.samplers.params import SamplingParams
-from vistok.samplers.processors import split_processors
+from vistok.samplers.processors import draw_seed, split_processors
 from vistok.samplers.speculation import Speculation
 from vistok.samplers.stats import Stats
 
@@ -62,7 +62,7 @@ class Acceleration(Attachment):
             generator = before
         if generator is not before:
             self._generator, self._prepared = generator, self.sampler.prepare(generator)
-        seed = 0 if params.greedy else int(torch.randint(2**62, ()))
+        seed = draw_seed(params)
         noise = Noise(seed, torch.arange(len(condition), device=next(generator.parameters()).device))
         tokens, self.stats = self._prepared.sample(generator, condition, params, noise)
         return tokens

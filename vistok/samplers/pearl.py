@@ -24,7 +24,7 @@ from vistok.ops.sampling import residual_law
 from vistok.samplers.drafters.draft_model import DraftModel
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import Chain
-from vistok.samplers.processors import split_processors
+from vistok.samplers.processors import draw_seed, split_processors
 from vistok.samplers.speculation import Speculation
 from vistok.samplers.stopping import sort_criteria
 from vistok.samplers.targets.cached_lm import CachedLM
@@ -261,7 +261,7 @@ class Pearl(Speculation):
             return super()._decode(model, prompt, inputs, processors, criteria, config, streamer)
         self.drafter.bind(model, prompt, params, limits.length - prompt.ids.shape[1], self.tokenizer)
         vocabulary = model.get_output_embeddings().weight.shape[0]
-        generator = torch.Generator().manual_seed(0 if params.greedy else int(torch.randint(2**62, ())))
+        generator = torch.Generator().manual_seed(draw_seed(params))
 
         def uniform() -> float:
             return float(torch.rand((), generator=generator, dtype=torch.float64))

@@ -80,6 +80,11 @@ def split_processors(processors: LogitsProcessorList, sampling: bool) -> tuple[S
     return SamplingParams(**options), LogitsProcessorList(rest)
 
 
+def draw_seed(params: SamplingParams) -> int:
+    """A seed for one call, drawn from torch's own generator; greedy decoding draws none."""
+    return 0 if params.greedy else int(torch.randint(2**62, ()))
+
+
 def _usual(warper: Any) -> bool:
     """Whether a warper does what its name says and no more; top-k holds its least number in ``top_k``."""
     least = getattr(warper, "min_tokens_to_keep", 1)

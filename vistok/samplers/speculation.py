@@ -20,7 +20,7 @@ from vistok.samplers.arguments import check_arguments, given_to_generate
 from vistok.samplers.drafters.text import TextDrafter, Undrafted
 from vistok.samplers.loop import Verifier, decode
 from vistok.samplers.noise import Noise
-from vistok.samplers.processors import TextProcessing, split_processors
+from vistok.samplers.processors import TextProcessing, draw_seed, split_processors
 from vistok.samplers.stats import Stats
 from vistok.samplers.stopping import Stopping, Streaming, as_criteria, sort_criteria
 from vistok.samplers.targets.causal_lm import Prompt, TextTarget
@@ -136,7 +136,7 @@ class Speculation:
         features = drafter.features or getattr(verifier, "features", False)
         wanted = (model, prompt, length, drafter.nodes, features, reader)
         target = TextTarget(*wanted) if inputs is None else PictureTarget(*wanted, inputs)
-        seed = 0 if params.greedy else int(torch.randint(2**62, ()))
+        seed = draw_seed(params)
         tokens, self.stats = decode(
             target,
             drafter,

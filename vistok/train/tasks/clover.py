@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
 from vistok.models.heads.clover import Clover
 from vistok.models.heads.eagle import EagleConfig
@@ -21,7 +21,6 @@ from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import text
 from vistok.train.trainer import Task
-from vistok.zoo import resolve
 
 
 class CloverObjective(nn.Module):
@@ -98,9 +97,7 @@ class CloverTask(Task):
         self.recipe = recipe
         self.data = read_options(CloverData, recipe.data, "data")
         self.init = read_options(CloverInit, recipe.init, "init")
-        folder = resolve(self.init.target)
-        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-        lm = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.tokenizer, lm = text.load_lm(self.init.target)
         torch.manual_seed(recipe.seed)
         given = {"vocab_size": lm.config.vocab_size, "hidden_size": lm.config.hidden_size}
         heads = Clover(read_options(EagleConfig, recipe.model, "model", given))
@@ -110,9 +107,7 @@ class CloverTask(Task):
         self.tokens = text.encoded(self.tokenizer, "train")
 
     def _samples(self, tokens: Tensor, count: int, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        starts = torch.randint(len(tokens) - self.data.length, (count, 1), generator=generator)
-        return tokens[starts + torch.arange(self.data.length)]
+        return text.draw_passages(tokens, self.data.length, count, torch.Generator().manual_seed(seed))
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Passages of the corpus."""

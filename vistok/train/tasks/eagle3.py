@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
 from vistok.data.text import documents
 from vistok.models.heads.eagle import EagleConfig
@@ -20,8 +20,7 @@ from vistok.models.heads.eagle3 import Eagle3Network
 from vistok.train.export import write_training_card
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.text import TextTask
-from vistok.zoo import resolve
+from vistok.train.tasks.text import TextTask, load_lm
 
 DECAY = 0.8  # weight of a step against the one before
 
@@ -119,9 +118,7 @@ class Eagle3Task(TextTask):
         self.recipe = recipe
         data, self.init = read_options(Eagle3Data, recipe.data, "data"), read_options(Eagle3Init, recipe.init, "init")
         self.length, self.seed, self.eval_samples = data.length, data.seed, data.eval_samples
-        folder = resolve(self.init.target)
-        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-        target = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.tokenizer, target = load_lm(self.init.target)
         self.tokens = self._encode(documents("train"))
         torch.manual_seed(recipe.seed)
         own = target.config

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
 from vistok.errors import VistokError
 from vistok.models.heads.extra_rows import RowNetwork
@@ -28,7 +28,6 @@ from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import text
 from vistok.train.trainer import Task
-from vistok.zoo import resolve
 
 
 def rows_forward(lm: nn.Module, network: RowNetwork, tokens: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,9 +130,7 @@ class AheadTask(Task):
         self.recipe = recipe
         self.data = read_options(ContinuationData, recipe.data, "data")
         self.init = read_options(ContinuationInit, recipe.init, "init")
-        folder = resolve(self.init.teacher)
-        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-        lm = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.tokenizer, lm = text.load_lm(self.init.teacher)
         torch.manual_seed(recipe.seed)
         network = self.network(lm)
         if self.data.continuation <= network.ahead:
@@ -148,9 +145,8 @@ class AheadTask(Task):
     @torch.no_grad()
     def _passages(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
         data, generator = self.data, torch.Generator().manual_seed(seed)
-        starts = torch.randint(len(tokens) - data.prompt, (count, 1), generator=generator)
         lm = self.model.lm
-        read = tokens[starts + torch.arange(data.prompt)].to(lm.device)
+        read = text.draw_passages(tokens, data.prompt, count, generator).to(lm.device)
         length = {"min_new_tokens": data.continuation, "max_new_tokens": data.continuation, "pad_token_id": 0}
         whole = lm.generate(read, attention_mask=torch.ones_like(read), do_sample=False, **length)
         # A row at the prompt's last token stands in front of the continuation's first.

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
 from vistok.models.heads.extra_rows import Placeholders
 from vistok.train.export import write_training_card
@@ -23,7 +23,6 @@ from vistok.train.recipe import Recipe
 from vistok.train.tasks import text
 from vistok.train.tasks.extra_rows import rows_forward
 from vistok.train.trainer import Task
-from vistok.zoo import resolve
 
 PLACEHOLDER = "<|placeholder|>"
 
@@ -119,9 +118,7 @@ class LexicalUnitsTask(Task):
         self.data = read_options(LexicalUnitsData, recipe.data, "data")
         self.init = read_options(LexicalUnitsInit, recipe.init, "init")
         check_entries(recipe.model, (), "model")
-        folder = resolve(self.init.lm)
-        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-        lm = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.tokenizer, lm = text.load_lm(self.init.lm)
         torch.manual_seed(recipe.seed)
         teacher = copy.deepcopy(lm)
         self.tokenizer.add_special_tokens({"additional_special_tokens": [PLACEHOLDER]})
@@ -132,9 +129,9 @@ class LexicalUnitsTask(Task):
 
     def _samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
         data, generator = self.data, torch.Generator().manual_seed(seed)
-        starts = torch.randint(len(tokens) - data.length, (count, 1), generator=generator)
+        ids = text.draw_passages(tokens, data.length, count, generator)
         cuts = torch.randint(data.length - 2 - data.ahead, (count, data.cuts), generator=generator)
-        return {"input_ids": tokens[starts + torch.arange(data.length)], "cuts": cuts}
+        return {"input_ids": ids, "cuts": cuts}
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Passages of the corpus."""

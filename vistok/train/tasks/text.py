@@ -54,6 +54,19 @@ def encoded(tokenizer: PreTrainedTokenizerFast, split: str) -> Tensor:
     return torch.cat([torch.tensor(each.ids, dtype=torch.int64) for each in found])
 
 
+def load_lm(name: str) -> tuple[PreTrainedTokenizerFast, LlamaForCausalLM]:
+    """The tokenizer and the language model, in float32, of a zoo name, folder or hub id."""
+    folder = resolve(name)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    return tokenizer, LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def draw_passages(tokens: Tensor, length: int, count: int, generator: torch.Generator) -> Tensor:
+    """Passages of a corpus [n] that begin anywhere, [count, length]."""
+    starts = torch.randint(len(tokens) - length, (count, 1), generator=generator)
+    return tokens[starts + torch.arange(length)]
+
+
 def held_out_figures(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> dict[str, float]:
     """Mean loss and metrics of an objective over batches of its arguments."""
     found = [model(*batch) for batch in batches]
@@ -132,9 +145,7 @@ class TextTask(Task):
         texts = documents("train")
         teacher = None
         if self.init.teacher is not None:
-            folder = resolve(self.init.teacher)
-            self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-            teacher = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            self.tokenizer, teacher = load_lm(self.init.teacher)
         elif data.vocabulary is None:
             raise VistokError("say as 'data.vocabulary' how many tokens the tokenizer has, or name 'init.teacher'.")
         else:
