@@ -165,6 +165,8 @@ def _folder_job(out, pipe, samples, sampler, params, seed: int, rank: int) -> Sh
         "seed": seed,
         "conditions": hashlib.sha256(asked.encode()).hexdigest(),
     }
+    if pipe.products is not None:
+        identity["products"] = pipe.products
     if pipe.control:
         identity["control"] = [
             [hashlib.sha256(each.picture.cpu().numpy().tobytes()).hexdigest(), each.kind, each.strength]
