@@ -15,6 +15,7 @@ _HERE = "vistok.train.tasks"
 TASKS = Registry(
     "training task",
     {
+        "augmentation": f"{_HERE}.augmentation:AugmentationTask",
         "captions": f"{_HERE}.scenes.captions:CaptionTask",
         "clover": f"{_HERE}.clover:CloverTask",
         "controlar": f"{_HERE}.controlar:ControlARTask",
@@ -29,6 +30,7 @@ TASKS = Registry(
         "lexical-units": f"{_HERE}.lexical_units:LexicalUnitsTask",
         "llamagen": f"{_HERE}.llamagen:LlamaGenTask",
         "llamagen-sequence": f"{_HERE}.llamagen_sequence:LlamaGenSequenceTask",
+        "lococo": f"{_HERE}.lococo:LoCoCoTask",
         "mar": f"{_HERE}.mar:MARTask",
         "maskgit": f"{_HERE}.masked:MaskGITTask",
         "one-d-piece": f"{_HERE}.one_d_piece:OneDPieceTask",
