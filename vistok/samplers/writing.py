@@ -21,7 +21,6 @@ from vistok.samplers.stats import Stats
 from vistok.samplers.tree import TokenTree
 from vistok.zoo.transformers import load_causal_lm
 
-
 LAST = -1  # instead of the number of a step
 
 
