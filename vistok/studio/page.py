@@ -77,21 +77,25 @@ class Models:
 
         return self._keep("write", lambda: load_causal_lm(self.options.write, self.options.device or "cpu"))
 
+    def drafter(self) -> Any | None:
+        """Returns the draft model of *Write*; None where there is none."""
+        from vistok.zoo.transformers import load_causal_lm
+
+        name = self.options.draft or ("text-mini-draft" if self.options.write == "text-mini" else None)
+        if name is None:
+            return None
+        return self._keep("draft", lambda: load_causal_lm(name, self.options.device or "cpu")[0])
+
     def tokenizer(self, name: str) -> LoadedTokenizer:
         """Returns an embedded tokenizer."""
         return self._keep(f"tokenizer {name}", lambda: load_tokenizer(name, device=self.options.device))
-
-    @property
-    def draft(self) -> str | None:
-        """Name of the draft model of *Write*."""
-        return self.options.draft or ("text-mini-draft" if self.options.write == "text-mini" else None)
 
 
 def told(function: Callable[..., Any]) -> Callable[..., Any]:
     """Shows a user's mistake as its one sentence, in place of a traceback."""
 
     def as_shown(error: VistokError) -> gr.Error:
-        return gr.Error(str(error), duration=12, title="That did not work", print_exception=False)
+        return gr.Error(str(error), duration=12, print_exception=False)
 
     if inspect.isgeneratorfunction(function):
 
@@ -120,6 +124,10 @@ def theme() -> Any:
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_600",
         button_primary_text_color="white",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
         block_border_width="1px",
         block_shadow="none",
         body_background_fill="*neutral_50",
@@ -181,7 +189,7 @@ def _paint(models: Models) -> None:
             )
             beside = gr.Checkbox(True, label="Beside plain decoding", elem_id="paint-beside")
             with gr.Accordion("Seed, guidance, temperature", open=False):
-                seed = gr.Number(0, label="Seed", precision=0)
+                seed = gr.Number(3, label="Seed", precision=0)
                 guidance = gr.Slider(1, 10, pipe.guidance, step=0.1, label="Guidance scale")
                 temperature = gr.Slider(0, 2, pipe.temperature, step=0.05, label="Temperature")
             go = gr.Button("Paint", variant="primary", elem_id="paint-go")
@@ -265,8 +273,8 @@ def _write(models: Models) -> None:
             prompt = gr.Textbox(
                 "def read(self, path):\n", label="Text to continue", lines=4, max_lines=12, elem_id="write-prompt"
             )
-            drafters = [name for name in write.DRAFTERS if name != "draft" or models.draft is not None]
-            drafter = gr.Dropdown(drafters, value=drafters[0], label="Drafter", elem_id="write-drafter")
+            names = write.drafters_of(*models.writer(), models.drafter())
+            drafter = gr.Dropdown(names, value=names[1], label="Drafter", elem_id="write-drafter")
             length = gr.Slider(8, write.MOST_TOKENS, NEW_TOKENS, step=8, label="New tokens")
             temperature = gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 decodes greedily.")
             seed = gr.Number(0, label="Seed", precision=0)
@@ -276,7 +284,7 @@ def _write(models: Models) -> None:
 
     def run(text: str, name: str, count: float, heat: float, number: float | None) -> Any:
         model, words = models.writer()
-        for written in write.write(model, words, models.draft, text, name, int(count), heat, int(number or 0)):
+        for written in write.write(model, words, models.drafter(), text, name, int(count), heat, int(number or 0)):
             yield write.written_html(written)
 
     inputs = [prompt, drafter, length, temperature, seed]

@@ -110,15 +110,18 @@ def _psnr(pixels: Tensor, output: Tensor) -> float:
 
 def tokens_html(found: Sequence[Rendition]) -> str:
     """Returns the renditions, a row each: reconstruction, JPEG and WebP with their bytes."""
-    return "".join(_line(each) for each in found)
+    if not found:
+        return ""
+    largest = max((each.original for each in found), key=lambda picture: picture.width)
+    shown = html.figure(html.img(largest, "the picture"), "Original", "cropped and reduced as each tokenizer needs it")
+    return f'<div class="vs-line">{html.row(shown)}</div>' + "".join(_line(each) for each in found)
 
 
 def _line(each: Rendition) -> str:
     size = "continuous, no bytes" if each.bytes is None else f"{each.bytes} bytes"
-    caption = f"{each.tokens} of {each.total} tokens, {size}, {each.psnr:.1f} dB"
+    caption = f"{each.tokens} of {each.total} tokens, {size}, {each.psnr:.1f} dB at {each.picture.width} pixels"
     picture = html.img(each.picture, f"the picture from {each.tokens} tokens of {each.name}")
-    shots = [html.figure(html.img(each.original, "the picture"), "Original", f"{each.original.width} pixels wide")]
-    shots.append(html.figure(picture, each.name, caption))
+    shots = [html.figure(picture, each.name, caption)]
     for codec, (other, spent, quality) in each.codecs.items():
         remark = "" if spent <= (each.bytes or 0) else ", its smallest file"
         name = {"jpeg": "JPEG", "webp": "WebP"}[codec]

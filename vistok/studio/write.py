@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from vistok.errors import VistokError
-from vistok.samplers.writing import LAST, Node, continued, drafter_of, figures, pieces, tree_nodes
+from vistok.samplers import TEXT_DRAFTERS, Speculation
+from vistok.samplers.writing import LAST, Node, Watched, continued, figures, pieces, tree_nodes
 from vistok.studio import html
 from vistok.studio.streaming import streamed
 
-DRAFTERS = ("recycling", "lookup", "draft", "none")
 LONGEST_PROMPT = 4000  # characters
 MOST_TOKENS = 512
 SHOWN_NODES = 64  # of a tree
@@ -52,16 +52,21 @@ class _Told(io.StringIO):
         return count
 
 
+def drafters_of(model: Any, tokenizer: Any, draft: Any) -> list[str]:
+    """Returns the names of text drafters that a model has what they need for; ``none`` comes last."""
+    return [*(name for name in TEXT_DRAFTERS if TEXT_DRAFTERS[name](model, tokenizer, draft) is not None), "none"]
+
+
 def write(
-    model: Any, tokenizer: Any, draft: str | None, prompt: str, drafter: str, length: int, temperature: float, seed: int
+    model: Any, tokenizer: Any, draft: Any, prompt: str, drafter: str, length: int, temperature: float, seed: int
 ) -> Iterator[Written]:
     """Yields a text while it is written; the last one has the figures of the run.
 
     Args:
         model, tokenizer: see ``vistok.zoo.transformers.load_causal_lm``.
-        draft: name of the draft model; None where there is none.
+        draft: the draft model; None where there is none.
         prompt: what is continued.
-        drafter: of ``DRAFTERS``.
+        drafter: of :func:`drafters_of`.
         length: most new tokens.
         temperature: 0 decodes greedily.
         seed: of the draws.
@@ -75,7 +80,9 @@ def write(
         raise VistokError(f"the prompt has {len(prompt)} characters: shorten it to {LONGEST_PROMPT}.")
     if not 1 <= length <= MOST_TOKENS:
         raise VistokError(f"the number of new tokens must be 1 to {MOST_TOKENS}, got {length}.")
-    speculation, watched = drafter_of(drafter, model, draft, str(model.device), "float32", LAST)
+    drafting = None if drafter == "none" else TEXT_DRAFTERS[drafter](model, tokenizer, draft)
+    watched = None if drafting is None else Watched(drafting, LAST)
+    speculation = Speculation(watched)
     options = {"temperature": temperature, "top_k": 0} if temperature > 0 else {}
     ids = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
 
