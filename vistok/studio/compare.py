@@ -20,7 +20,7 @@ from vistok.eval.sets.extractors import load_extractor
 from vistok.eval.sets.features import work_folder
 from vistok.studio import html
 
-METRICS = "fid,kid"
+METRICS = "fid"
 SHOWN, SIDE = 16, 64  # pictures of a folder, and their side in pixels
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
 from vistok.errors import VistokError
-from vistok.pipelines import Output, Pipeline, Sample
+from vistok.pipelines import Pipeline, Sample
 from vistok.samplers import SAMPLERS, Stats
 from vistok.samplers.interface import Partial, shows_steps
 from vistok.samplers.trace import acceptance_map, heat_map
@@ -84,18 +85,20 @@ def paint(
     params = pipe.sampling_params(guidance, temperature)
 
     def work(show) -> Painted:
+        spent = 0.0  # on showing, which is no part of drawing
+
         def watch(partial: Partial) -> None:
+            nonlocal spent
+            began = time.perf_counter()
             show(lambda: Painted(pipe.preview(partial, seed)[0], name, partial.step))
+            spent += time.perf_counter() - began
 
         watched = watch if shows_steps(chosen) and pipe.tokenizer is not None else None
         ((_, output),) = pipe.iterate([Sample(0, condition)], chosen, params, seed, watch=watched)
-        return _whole(output, name)
+        stats = replace(output.stats, seconds=output.stats.seconds - spent)
+        return Painted(output.images[0], name, int(stats.forwards[0]), stats)
 
     return streamed(work)
-
-
-def _whole(output: Output, name: str) -> Painted:
-    return Painted(output.images[0], name, int(output.stats.forwards[0]), output.stats)
 
 
 def painting_html(pipe: Pipeline, prompt: str, drawn: Painted | None, plain: Painted | None = None) -> str:

@@ -130,6 +130,6 @@ def _tree_html(written: Written) -> str:
         for node in written.tree[:SHOWN_NODES]
     )
     more = len(written.tree) - SHOWN_NODES
-    behind = f" and {more} more nodes" if more > 0 else ""
+    behind = f"; {more} more nodes are not shown" if more > 0 else ""
     own = html.note(f"then {written.own!r}, the model's own{behind}")
     return f'<section class="vs-tree"><h3>Draft tree of the last step</h3><ul>{lines}</ul>{own}</section>'
