@@ -148,7 +148,7 @@ def test_compare(page, tmp_path):
     page.fill("#compare-samples input, #compare-samples textarea", str(tmp_path / "set1"))
     page.click("#compare-go")
     page.wait_for_selector("#compare-out .vs-chips")
-    assert "fid" in page.inner_text("#compare-out")
+    assert "fd-scenes-features" in page.inner_text("#compare-out")
 
 
 def test_a_narrow_screen_needs_no_scrolling_sideways(page):
