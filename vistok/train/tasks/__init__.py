@@ -40,6 +40,7 @@ TASKS = Registry(
         "text": f"{_HERE}.text:TextTask",
         "tokenflow": f"{_HERE}.tokenflow:TokenFlowTask",
         "vq": f"{_HERE}.vq:VQTask",
+        "vq-upscaled": f"{_HERE}.vq_upscaled:UpscaledVQTask",
         "vqa": f"{_HERE}.scenes.vqa:VqaTask",
         "vqa-anyres": f"{_HERE}.scenes.vqa_anyres:AnyresTask",
         "vqa-pvc": f"{_HERE}.scenes.vqa_pvc:PvcTask",
