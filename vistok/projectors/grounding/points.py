@@ -1,6 +1,6 @@
 """READ (arXiv 2412.17741): the similarity of a <SEG> token to the visual tokens, as points that prompt a mask decoder.
 
-The last hidden state at <SEG> already looks like those of the tokens of what it means, so the map of their products says
+The last hidden state at <SEG> looks like those of the tokens of what it means, so the map of their products says
 where it is; its peaks become positive points and its valleys negative ones. Visual tokens are taken to show the centre
 square of the picture, as CLIP crops it. Where a map has no spread, every cell is neutral (the authors' code divides by
 zero there).

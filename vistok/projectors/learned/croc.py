@@ -1,7 +1,7 @@
 """Croc (arXiv 2410.14332): visual tokens are replaced by prompt tokens, and a multimodal model learns to restore them.
 
-Parts of the pre-training stage between the projector's and the instructions': a pool of prompt tokens, the matching that
-says which replaces which visual token, an attention mask under which visual tokens see each other, the head that
+Parts of the pre-training stage between the projector's and the instructions': a pool of prompt tokens, the matching
+that says which replaces which visual token, a mask under which visual tokens see each other, the head that
 reconstructs them, and its loss. ``reference=True`` stands for what the released code does instead of the paper: nearest
 prompt tokens, with repetition, and a mask that opens the whole prompt. Published key layout (``model.mask_token`` and
 ``transform_block.*`` of a checkpoint).
