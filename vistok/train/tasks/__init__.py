@@ -17,6 +17,7 @@ TASKS = Registry(
     {
         "augmentation": f"{_HERE}.augmentation:AugmentationTask",
         "captions": f"{_HERE}.scenes.captions:CaptionTask",
+        "chat3d": f"{_HERE}.scenes.chat3d:Chat3DTask",
         "clover": f"{_HERE}.clover:CloverTask",
         "controlar": f"{_HERE}.controlar:ControlARTask",
         "eagle": f"{_HERE}.eagle:EagleTask",
