@@ -36,16 +36,20 @@ class GuidedMasked:
 
     Args:
         model: the network.
-        values: classes of B images.
+        condition: of B images.
         guided: whether the unconditional half runs, in the same batch.
 
     Attributes:
         forwards: passes so far; ``rows`` counts the sequences in all of them.
     """
 
-    def __init__(self, model: MaskedGenerator, values: Tensor, guided: bool):
-        self.model, self.batch, self.guided = model, len(values), guided
-        self.values = torch.cat([values, model.null_condition(len(values))]) if guided else values
+    def __init__(self, model: MaskedGenerator, condition: Condition, guided: bool):
+        self.model, self.batch, self.guided = model, len(condition), guided
+        self.values = condition.mean
+        if guided:
+            avoided = condition.negative
+            null = model.null_condition(self.batch) if avoided is None else avoided.mean
+            self.values = torch.cat([self.values, null.to(self.values.dtype)])
         self.state = None
         self.forwards = self.rows = 0
 
@@ -196,7 +200,7 @@ class Masked:
         def spread(step: int) -> Tensor:
             return -(-noise.uniform(positions, SAMPLE, step).log()).log()  # standard Gumbel
 
-        guided = GuidedMasked(model, condition.values, params.guided)
+        guided = GuidedMasked(model, condition, params.guided)
         codes, step_of = fill(guided, plan, codes, draw, spread, self.order, progress, show=watch)
         stats = ContinuousStats(
             step_of.cpu(),

@@ -53,10 +53,12 @@ TASKS = Registry(
 SUPERVISED = Registry(
     "supervised task",
     {
+        "enat": f"{_HERE}.scenes.masked:SupervisedENATTask",
         "flextok": f"{_HERE}.scenes.flextok:SupervisedFlexTokTask",
         "llamagen": f"{_HERE}.scenes.llamagen:SupervisedLlamaGenTask",
         "llamagen-sequence": f"{_HERE}.scenes.llamagen_sequence:SupervisedSequenceTask",
         "mar": f"{_HERE}.scenes.mar:SupervisedMARTask",
+        "maskgit": f"{_HERE}.scenes.masked:SupervisedMaskGITTask",
     },
     "vistok.supervised_tasks",
 )
