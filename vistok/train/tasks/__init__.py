@@ -31,6 +31,7 @@ TASKS = Registry(
         "llamagen-sequence": f"{_HERE}.llamagen_sequence:LlamaGenSequenceTask",
         "mar": f"{_HERE}.mar:MARTask",
         "maskgit": f"{_HERE}.masked:MaskGITTask",
+        "medusa": f"{_HERE}.extra_rows:MedusaTask",
         "one-d-piece": f"{_HERE}.one_d_piece:OneDPieceTask",
         "prompt-tokens": f"{_HERE}.extra_rows:PromptTokensTask",
         "scenes-features": f"{_HERE}.scenes.features:SceneFeaturesTask",
