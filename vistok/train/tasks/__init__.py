@@ -34,6 +34,7 @@ TASKS = Registry(
         "lococo": f"{_HERE}.lococo:LoCoCoTask",
         "mar": f"{_HERE}.mar:MARTask",
         "maskgit": f"{_HERE}.masked:MaskGITTask",
+        "medusa": f"{_HERE}.extra_rows:MedusaTask",
         "one-d-piece": f"{_HERE}.one_d_piece:OneDPieceTask",
         "prompt-tokens": f"{_HERE}.extra_rows:PromptTokensTask",
         "scenes-features": f"{_HERE}.scenes.features:SceneFeaturesTask",
