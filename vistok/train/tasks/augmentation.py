@@ -1,7 +1,7 @@
 """Train a coprocessor that adds latent embeddings to a frozen language model's cache (arXiv 2412.17747).
 
 Every passage trains several points in one pass; the loss is that of the tokens behind each point, read behind its
-latents. As published, but that points are drawn once a batch instead of for each passage.
+latents. As published, but that the passages of a process share the points of a step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from vistok.train.export import write_training_card
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import text
-from vistok.train.trainer import Task
 
 
 class AugmentationObjective(nn.Module):
@@ -96,7 +95,7 @@ class AugmentationModel:
     latents: int = 16
 
 
-class AugmentationTask(Task):
+class AugmentationTask(text.PassageTask):
     """The ``augmentation`` task: see AugmentationData, AugmentationInit and AugmentationModel."""
 
     def __init__(self, recipe: Recipe):
@@ -114,27 +113,12 @@ class AugmentationTask(Task):
         self.model = AugmentationObjective(lm, Coprocessor(lm, shape.latents), self.data.ahead)
         self.tokens = text.encoded(self.tokenizer, "train")
 
-    def _passages(self, tokens: Tensor, rows: slice, seed: int) -> dict[str, Tensor]:
-        """Passages, a function of their number in the batch, and the places that all of them share."""
-        data = self.data
-        ids = [
-            text.draw_passages(tokens, data.length, 1, torch.Generator().manual_seed(seed + row))
-            for row in range(rows.start, rows.stop)
-        ]
-        room = data.length - data.ahead
-        points = torch.randperm(room, generator=torch.Generator().manual_seed(seed))[: data.points].sort().values
-        return {"input_ids": torch.cat(ids), "points": points.expand(len(ids), -1)}
-
-    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Passages of the corpus."""
-        return self._passages(self.tokens, rows, self.data.seed * 1_000_003 + step * self.recipe.batch_size)
-
-    @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Loss on held-out modules, and what the latents are worth, in nats."""
-        passages = self._passages(text.encoded(self.tokenizer, "held-out"), slice(0, self.data.eval_samples), 1)
-        parts = (passages[name].to(self.model.lm.device).split(16) for name in ("input_ids", "points"))
-        return text.held_out_figures(self.model, zip(*parts, strict=True))
+    def samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
+        """Passages of the corpus, and the places that all of them share."""
+        data, generator = self.data, torch.Generator().manual_seed(seed)
+        ids = text.draw_passages(tokens, data.length, count, generator)
+        points = torch.randperm(data.length - data.ahead, generator=generator)[: data.points].sort().values
+        return {"input_ids": ids, "points": points.expand(count, -1)}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the coprocessor in half precision, its number of latents, and a card."""

@@ -23,7 +23,6 @@ from vistok.train.export import write_training_card
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import text
-from vistok.train.trainer import Task
 
 
 class LoCoCoObjective(nn.Module):
@@ -81,7 +80,7 @@ class LoCoCoInit:
     target: str
 
 
-class LoCoCoTask(Task):
+class LoCoCoTask(text.PassageTask):
     """The ``lococo`` task: see LoCoCoData and LoCoCoInit; ``model`` holds entries of vistok.context.Mixing."""
 
     def __init__(self, recipe: Recipe):
@@ -97,19 +96,14 @@ class LoCoCoTask(Task):
         self.model = LoCoCoObjective(lm, self.policy, self.data.chunk)
         self.tokens = text.encoded(self.tokenizer, "train")
 
-    def _passages(self, tokens: Tensor, count: int, seed: int) -> Tensor:
-        return text.draw_passages(tokens, self.data.length, count, torch.Generator().manual_seed(seed))
-
-    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
+    def samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
         """Passages of the corpus."""
-        first = step * self.recipe.batch_size + rows.start
-        return {"input_ids": self._passages(self.tokens, rows.stop - rows.start, self.data.seed * 1_000_003 + first)}
+        generator = torch.Generator().manual_seed(seed)
+        return {"input_ids": text.draw_passages(tokens, self.data.length, count, generator)}
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Loss on held-out modules, beside dropping all but heavy hitters and beside the whole cache."""
-        passages = self._passages(text.encoded(self.tokenizer, "held-out"), self.data.eval_samples, 1)
-        parts = passages.to(self.model.lm.device).split(16)
         rivals: dict[str, Policy] = {
             "_heavy_hitters": context.HeavyHitters(self.mixing.memory, self.mixing.local, self.data.chunk),
             "_whole_cache": context.Full(),
@@ -118,7 +112,7 @@ class LoCoCoTask(Task):
         figures = {}
         for name, policy in rivals.items():
             self.model.under(policy)
-            figures[f"held_out_loss{name}"] = float(torch.stack([self.model(part)[0] for part in parts]).mean())
+            figures[f"held_out_loss{name}"] = super().evaluate()["held_out_loss"]
         return figures
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
