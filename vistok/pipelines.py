@@ -550,14 +550,14 @@ def _text_encoder(model: nn.Module, request: LoadRequest, given: Any) -> TextEnc
         if given is not None:
             raise VistokError(f"'{request.source}' paints classes and reads no text: leave --text-encoder out.")
         return None
-    from vistok.models.text_encoder import TextEncoder
+    from vistok.models.text_encoder import load_text_encoder
 
     if given is None:
         folder = resolve(request.source)
         given = folder / "text_encoder"
         if not given.is_dir():
             raise VistokError("this model comes without its text-encoder weights: name them with --text-encoder.")
-    encoder = TextEncoder.from_pretrained(given, dtype=torch.float32)
+    encoder = load_text_encoder(given)
     if encoder.dim != model.text_width:
         raise VistokError(
             f"'{request.source}' reads text features of width {model.text_width} but '{given}' gives {encoder.dim}: "
