@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the top. Parts of one layer may import each other.
 LAYERS = (
     ("cli",),
+    ("studio",),
     ("pipelines", "sampling_job", "train"),
     ("eval",),
     ("samplers", "projectors", "context"),

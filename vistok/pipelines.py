@@ -23,6 +23,7 @@ from vistok.ops.linear import pack_linears
 from vistok.ops.noise import derive_seed
 from vistok.runtime import resolve_device, resolve_dtype
 from vistok.samplers import SAMPLERS, Noise, SamplingParams, Stats, parse_sampler
+from vistok.samplers.interface import Partial, Watch, shows_steps
 from vistok.zoo import ModelCard, card, card_of_file, card_of_folder, cards, resolve
 from vistok.zoo.registry import hub_id
 from vistok.zoo.transformers import load_config
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from vistok.tokenizers.interface import Tokenizer
 
 DEFAULT_MODEL = "llamagen"
+UNDECIDED = 0.72  # brightness of what a preview does not know, in [-1, 1]
 GUIDANCE = 3.0  # of models whose card tells no scale
 
 
@@ -255,6 +257,7 @@ class Pipeline:
         seed: int = 0,
         batch_size: int = 8,
         progress: Callable[[int], None] | None = None,
+        watch: Watch | None = None,
     ) -> Iterator[tuple[list[Sample], Output]]:
         """Draws samples batch after batch.
 
@@ -265,9 +268,11 @@ class Pipeline:
             seed: of the job.
             batch_size: images at a time; it does not change them.
             progress: called with the number of tokens that were just committed.
+            watch: shown the tokens of the batch after each step; :meth:`preview` makes images of them.
 
         Raises:
-            VistokError: a sampler of other generators, or parameters that it does not heed.
+            VistokError: a sampler of other generators or one that shows no steps to ``watch``, or parameters that it
+                does not heed.
         """
         if batch_size < 1:
             raise VistokError(f"the batch size must be at least 1, got {batch_size}.")
@@ -275,23 +280,58 @@ class Pipeline:
         check_honoured(sampler, params)
         if self.known is not None and not getattr(sampler, "fills", False):
             raise VistokError(f"the sampler {type(sampler).__name__} draws whole images only: leave --image out.")
+        if watch is not None and not shows_steps(sampler):
+            raise VistokError(f"the sampler {type(sampler).__name__} shows no steps while it draws: leave watch out.")
         sampler = sampler.prepare(self.model, self.tokenizer)
         for start in range(0, len(samples), batch_size):
             batch = list(samples[start : start + batch_size])
-            yield batch, self._draw(batch, sampler, params, seed, progress)
+            yield batch, self._draw(batch, sampler, params, seed, progress, watch)
 
     @torch.inference_mode()
-    def _draw(self, batch: list[Sample], sampler: Sampler, params: SamplingParams, seed: int, progress) -> Output:
+    def _draw(
+        self, batch: list[Sample], sampler: Sampler, params: SamplingParams, seed: int, progress, watch
+    ) -> Output:
         device = next(self.model.parameters()).device
         condition = self._condition([s.condition for s in batch])
         noise = Noise(seed, torch.tensor([s.index for s in batch], device=device))
         report = None if progress is None else lambda gained: progress(gained * len(batch))
-        tokens, stats = sampler.sample(self.model, condition, params, noise, report)
+        shown = {} if watch is None else {"watch": watch}
+        tokens, stats = sampler.sample(self.model, condition, params, noise, report, **shown)
         if self.tokenizer is None:
             return Output([], self.model.image_tokens(tokens).cpu(), stats)
         # One by one: rounding inside a batched decoder depends on the batch, and an image must not.
         images = [to_pil(self._decode(drawn, seed, s.index))[0] for drawn, s in zip(tokens, batch, strict=True)]
         return Output(images, tokens.cpu(), stats)
+
+    @torch.inference_mode()
+    def preview(self, partial: Partial, seed: int = 0) -> list[Image]:
+        """Returns images while they are drawn: what is not decided is grey, and a sequence is decoded as far as it is.
+
+        Args:
+            partial: as ``watch`` of :meth:`iterate` is shown it.
+            seed: of decoders that draw noise.
+
+        Raises:
+            VistokError: there is no decoder.
+        """
+        if self.tokenizer is None:
+            raise VistokError(f"'{self.name}' comes without a decoder: name one as tokenizer=.")
+        decided = partial.decided
+        shown = decided if partial.tokens.ndim == 2 else decided[..., None]
+        tokens = self.model.image_tokens(partial.tokens.masked_fill(~shown, 0))
+        can, spec = self.tokenizer.capabilities, self.model.tokens
+        decoding = {"generator": torch.Generator().manual_seed(derive_seed(seed))} if can.stochastic_decode else {}
+        if spec.layout == "sequence":
+            if can.variable_length:
+                known = int(decided.sum(1).min())
+                decoding["length"] = max((each for each in can.lengths if each <= known), default=can.lengths[0])
+            return to_pil(self.tokenizer.decode(tokens, **decoding))
+        pixels = self.tokenizer.decode(tokens, **decoding)
+        places = (
+            self.model.image_tokens(decided.long()) if spec.kind == "codes" else decided.unflatten(1, (-1, spec.line))
+        )
+        mask = torch.nn.functional.interpolate(places[:, None].float(), pixels.shape[-2:], mode="nearest")
+        return to_pil(pixels.clamp(-1, 1) * mask + UNDECIDED * (1 - mask))
 
     def _decode(self, drawn: Tensor, seed: int, index: int) -> Tensor:
         """The image of one sample's tokens [n] or [n, D], as [1, 3, H, W]."""

@@ -111,7 +111,10 @@ def test_a_second_question_about_a_video(family):
         assert torch.equal(model.generate(**words, **NEW, cache=cache), fresh)
 
 
-SECONDS = {"long": [4.0, 8.0], "short": [0.1, 0.1]}  # of a grid: past the frames' sides, so that time counts most, or not
+SECONDS = {
+    "long": [4.0, 8.0],
+    "short": [0.1, 0.1],
+}  # of a grid: past the frames' sides, so that time counts most, or not
 
 
 @pytest.mark.parametrize("span", list(SECONDS))

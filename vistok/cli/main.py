@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from vistok.cli import bench, compress, data, eval, models, sample, samplers, tokenize, train, write
+from vistok.cli import bench, compress, data, eval, models, sample, samplers, studio, tokenize, train, write
 from vistok.cli.output import Commands
 from vistok.errors import VistokError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("sample", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(sample.sample)
 app.command("write")(write.write)
+app.command("studio")(studio.studio)
 app.command("samplers")(samplers.samplers)
 app.command("models")(models.models)
 app.command("compress")(compress.compress)

@@ -33,6 +33,17 @@ def prefill_flops(config: Any, tokens: int | Sequence[int]) -> int:
     return sum(2 * weights * n + 4 * queries * n * n for n, (queries, _, weights) in zip(lengths, layers, strict=True))
 
 
+def flops_text(flops: float) -> str:
+    """Returns a number of floating-point operations with the unit that leaves digits before the point: ``7.3 GFLOPs``.
+
+    Below 1,000 operations there is no unit but ``FLOPs``.
+    """
+    for unit, name in ((1e12, "TFLOPs"), (1e9, "GFLOPs"), (1e6, "MFLOPs"), (1e3, "kFLOPs")):
+        if flops >= unit:
+            return f"{flops / unit:.1f} {name}"
+    return f"{flops:.0f} FLOPs"
+
+
 def kv_cache_bytes(config: Any, tokens: int | Sequence[int], bytes_per_value: int = 2) -> int:
     """Bytes of the key-value cache, which layers of convolutions have no part in.
 

@@ -28,6 +28,7 @@ __all__ = [
     "ask",
     "build_compressor",
     "check_trained",
+    "has_keep",
     "kept_overlay",
     "load",
     "parse_keep",
@@ -87,9 +88,18 @@ def build_compressor(name: str, keep: int | float | None = None) -> Any:
     check_trained(kind)
     if keep is None:
         return kind()
-    if "keep" not in inspect.signature(kind).parameters:
+    if not has_keep(name):
         raise VistokError(f"{name} chooses the number of tokens by itself: leave keep out.")
     return kind(keep=keep)
+
+
+def has_keep(name: str) -> bool:
+    """Whether one chooses how many tokens a method keeps.
+
+    Raises:
+        VistokError: unknown name.
+    """
+    return "keep" in inspect.signature(compressor_class(name)).parameters
 
 
 def check_trained(kind: type) -> None:

@@ -20,7 +20,8 @@ def peak_scores(x: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     Returns:
         Scores [n] and distances over the square root of D, [n, n], both float32.
     """
-    distances = torch.cdist(x.float(), x.float()) * x.shape[1] ** -0.5
+    # Without the product of matrices, which leaves rounding where tokens are equal.
+    distances = torch.cdist(x.float(), x.float(), compute_mode="donot_use_mm_for_euclid_dist") * x.shape[1] ** -0.5
     nearest = distances.topk(min(neighbours, len(x)), largest=False).values
     density = torch.exp(-nearest.square().mean(1))
     rank = density.argsort(descending=True, stable=True).argsort()

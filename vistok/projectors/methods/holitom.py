@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vistok.projectors.interface import Compressor, ImageTokens, Kept, Needs, check_keep, everything
 from vistok.errors import VistokError
+from vistok.projectors.interface import Compressor, ImageTokens, Kept, Needs, check_keep, everything
 from vistok.projectors.methods.density_peaks import cluster, means
 
 NEIGHBOURS = 7

@@ -18,6 +18,7 @@ from torch import Tensor
 from vistok.errors import VistokError, unknown_name
 from vistok.models.interface import Condition, MaskedGenerator
 from vistok.samplers.continuous.stats import ContinuousStats
+from vistok.samplers.interface import Partial, Watch
 from vistok.samplers.masked.schedule import MaskPlan
 from vistok.samplers.noise import DRAW, SAMPLE, Noise
 from vistok.samplers.params import SamplingParams
@@ -35,16 +36,20 @@ class GuidedMasked:
 
     Args:
         model: the network.
-        values: classes of B images.
+        condition: of B images.
         guided: whether the unconditional half runs, in the same batch.
 
     Attributes:
         forwards: passes so far; ``rows`` counts the sequences in all of them.
     """
 
-    def __init__(self, model: MaskedGenerator, values: Tensor, guided: bool):
-        self.model, self.batch, self.guided = model, len(values), guided
-        self.values = torch.cat([values, model.null_condition(len(values))]) if guided else values
+    def __init__(self, model: MaskedGenerator, condition: Condition, guided: bool):
+        self.model, self.batch, self.guided = model, len(condition), guided
+        self.values = condition.mean
+        if guided:
+            avoided = condition.negative
+            null = model.null_condition(self.batch) if avoided is None else avoided.mean
+            self.values = torch.cat([self.values, null.to(self.values.dtype)])
         self.state = None
         self.forwards = self.rows = 0
 
@@ -77,6 +82,7 @@ def fill(
     order: str = "confidence",
     progress: Callable[[int], None] | None = None,
     watch: Callable[[Tensor, Tensor], None] | None = None,
+    show: Watch | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns whole pictures of codes [B, L], and the step from 1 that decided each; 0 where it was known.
 
@@ -88,6 +94,7 @@ def fill(
         order: ``confidence`` keeps the codes that the model is surest of; ``random`` keeps any, by ``spread`` alone.
         progress: called with the codes that each picture gained.
         watch: called with the codes fed in a step and those drawn in it.
+        show: shown the codes after each step.
     """
     mask = guided.model.mask_id
     hidden = codes == mask
@@ -109,6 +116,8 @@ def fill(
         codes, hidden = codes.masked_fill(left, mask), left
         if progress is not None:
             progress(before - step.hidden)
+        if show is not None:
+            show(Partial(codes, ~hidden, number + 1))
         before = step.hidden
     return codes, step_of
 
@@ -162,6 +171,7 @@ class Masked:
         params: SamplingParams,
         noise: Noise,
         progress: Callable[[int], None] | None = None,
+        watch: Watch | None = None,
     ) -> tuple[Tensor, ContinuousStats]:
         """Draws a batch of images: codes [B, L] in raster order; see ``Sampler.sample``."""
         began = time.perf_counter()
@@ -190,8 +200,8 @@ class Masked:
         def spread(step: int) -> Tensor:
             return -(-noise.uniform(positions, SAMPLE, step).log()).log()  # standard Gumbel
 
-        guided = GuidedMasked(model, condition.values, params.guided)
-        codes, step_of = fill(guided, plan, codes, draw, spread, self.order, progress)
+        guided = GuidedMasked(model, condition, params.guided)
+        codes, step_of = fill(guided, plan, codes, draw, spread, self.order, progress, show=watch)
         stats = ContinuousStats(
             step_of.cpu(),
             torch.zeros(batch, dtype=torch.int64),

@@ -1,5 +1,5 @@
 """Train a ControlAR on pictures and their control pictures (arXiv 2410.02705): all weights, from a LlamaGen of captions
-or of classes.
+or of classes, or the control's own alone.
 
 Control pictures follow from scenes exactly: outlines of the objects (``canny``), and maps of their shapes (``seg``). A
 picture is trained with one kind, in turn.
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vistok.data.scenes import Scenes
 from vistok.data.scenes.controls import render_outlines, render_segmentation
@@ -36,9 +36,12 @@ class ControlARData(LlamaGenData):
 
     Attributes:
         controls: kinds of control pictures.
+        tune_generator: train the weights of ``init.gpt`` as well, as published. Without, what is exported are the
+            control's weights alone, and at strength 0 the generator draws what it drew.
     """
 
     controls: tuple[str, ...] = ("canny", "seg")
+    tune_generator: bool = True
 
 
 class ControlARObjective(LlamaGenObjective):
@@ -62,6 +65,17 @@ class ControlARObjective(LlamaGenObjective):
         return self.gpt.controlled_states(tokens[:, :-1], *left_pad(encoded, mask), controls)
 
 
+def begin_control(model: ControlAR) -> None:
+    """Draw new weights for the way from control features into the stream; its end is zero, so that the generator begins
+    as it was."""
+    for module in (model.adapter_mlp, model.condition_mlp, model.condition_layers):
+        for linear in module.modules():
+            if isinstance(linear, nn.Linear):
+                nn.init.xavier_uniform_(linear.weight)
+    for network in model.condition_layers:
+        nn.init.zeros_(network.fc2.weight)
+
+
 class ControlARTask(LlamaGenTask):
     """The ``controlar`` task: see ControlARData, and LlamaGenInit, whose ``gpt`` may be a LlamaGen or a ControlAR."""
 
@@ -83,6 +97,10 @@ class ControlARTask(LlamaGenTask):
         shape = {field.name: getattr(base.config, field.name) for field in fields(LlamaGenConfig)} | shape
         model = ControlAR(read_options(ControlARConfig, self.recipe.model, "model", shape))
         model.load_state_dict(model.state_dict() | base.state_dict())  # the control's own weights are new
+        begin_control(model)
+        if not self.data.tune_generator:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name not in base.state_dict())
         return model
 
     def objective(self, gpt: ControlAR, text: TextEncoder | None) -> ControlARObjective:
