@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,6 +77,12 @@ def test_all_tokens_give_what_the_plain_model_gives(family):
             got = model.generate(**inputs, **NEW, **LOGITS)
         assert torch.equal(got.sequences, plain.sequences)
         torch.testing.assert_close(torch.stack(got.logits), torch.stack(plain.logits), atol=1e-5, rtol=1e-5)
+
+
+def test_the_docs_say_which_videos_which_methods_thin():
+    text = (Path(__file__).parents[2] / "docs/projectors.md").read_text(encoding="utf-8")
+    said = set(re.findall("`([^`]+)`", text[text.index("- **Videos.**") : text.index("Other families refuse")]))
+    assert said == {*INPUTS, *(name for name in METHODS if COMPRESSORS[name].temporal), "keep"}
 
 
 @pytest.mark.parametrize("method", METHODS)

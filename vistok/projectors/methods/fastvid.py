@@ -9,6 +9,8 @@ leave out, and salience is the mean attention received in the last layer; ties g
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,7 +37,7 @@ def segments(frames: Tensor, cuts: int, likeness: float) -> list[tuple[int, int]
     cut = alike < likeness
     cut[alike.argsort(stable=True)[:cuts]] = True
     edges = [0, *(cut.nonzero().squeeze(1) + 1).tolist(), len(frames)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def join_anchors(values: Tensor, anchors: Tensor, likeness: Tensor, least: float) -> Tensor:
@@ -101,7 +103,7 @@ class FastVID(Compressor):
         features = torch.stack([frame.features[0] for frame in frames])  # [T, N, D]
         hidden = torch.stack([frame.hidden[0] for frame in frames])
         seen = torch.stack([frame.attention[frame.layers - 1].saliency()[0].mean(0) for frame in frames])
-        salient = seen.argsort(1, descending=True, stable=True)[:, : count - merged]
+        salient = seen.argsort(dim=1, descending=True, stable=True)[:, : count - merged]
         rest = torch.ones_like(seen, dtype=torch.bool).scatter_(1, salient, False)
         kept = [(places, hidden[i][places]) for i, places in enumerate(salient)]
         for first, end in segments(features.mean(1), self.segments - 1, self.likeness):

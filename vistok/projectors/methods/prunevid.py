@@ -58,10 +58,9 @@ def static_places(frames: Tensor, likeness: float) -> Tensor:
     count = len(frames)
     if count == 1:
         return torch.zeros(frames.shape[1], dtype=torch.bool, device=frames.device)
-    together = (
-        F.normalize(frames.float(), dim=-1).sum(0).square().sum(-1)
-    )  # cosines of all pairs, and of each with itself
-    return (together - count) / (count * (count - 1)) > likeness
+    unit = F.normalize(frames.float(), dim=-1)
+    pairs = unit.sum(0).square().sum(-1) - count  # cosines of all pairs, without those of frames with themselves
+    return pairs / (count * (count - 1)) > likeness
 
 
 class PruneVid(Compressor):
