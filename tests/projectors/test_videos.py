@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,6 +79,12 @@ def test_all_tokens_give_what_the_plain_model_gives(family):
         torch.testing.assert_close(torch.stack(got.logits), torch.stack(plain.logits), atol=1e-5, rtol=1e-5)
 
 
+def test_the_docs_say_which_videos_which_methods_thin():
+    text = (Path(__file__).parents[2] / "docs/projectors.md").read_text(encoding="utf-8")
+    said = set(re.findall("`([^`]+)`", text[text.index("- **Videos.**") : text.index("Other families refuse")]))
+    assert said == {*INPUTS, *(name for name in METHODS if COMPRESSORS[name].temporal), "keep"}
+
+
 @pytest.mark.parametrize("method", METHODS)
 @torch.no_grad()
 def test_every_method_thins_videos(family, method):
@@ -111,7 +119,10 @@ def test_a_second_question_about_a_video(family):
         assert torch.equal(model.generate(**words, **NEW, cache=cache), fresh)
 
 
-SECONDS = {"long": [4.0, 8.0], "short": [0.1, 0.1]}  # of a grid: past the frames' sides, so that time counts most, or not
+SECONDS = {
+    "long": [4.0, 8.0],
+    "short": [0.1, 0.1],
+}  # of a grid: past the frames' sides, so that time counts most, or not
 
 
 @pytest.mark.parametrize("span", list(SECONDS))

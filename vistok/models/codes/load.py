@@ -183,7 +183,7 @@ class ChameleonFamily(CodeFamily):
 
 
 def load_janus(source: str | Path) -> nn.Module:
-    """Returns a network that was exported without its tokenizer of pictures, with the one that its card names, in float32.
+    """Returns a network in float32 that was exported without its tokenizer of pictures, with the one its card names.
 
     Raises:
         VistokError: the folder's card names none, or the weights are of another shape.

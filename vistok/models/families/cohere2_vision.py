@@ -1,4 +1,4 @@
-"""Cohere2 Vision (Command A Vision): square tiles through SigLIP, blocks of 2x2 patches as tokens, the whole picture last."""
+"""Cohere2 Vision (Command A Vision): square tiles through SigLIP with the whole picture last, 2x2 patches a token."""
 
 from __future__ import annotations
 

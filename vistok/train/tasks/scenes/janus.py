@@ -19,8 +19,8 @@ from vistok.data.scenes.language import Statement, vocabulary
 from vistok.data.scenes.splits import HELD_OUT, check_training_seed
 from vistok.data.scenes.world import MAX_OBJECTS
 from vistok.errors import unknown_name
-from vistok.models.codes.load import load_janus
 from vistok.models.codes.janus_vq import TOKENIZER_PREFIX, janus_vq_config, janus_vq_state
+from vistok.models.codes.load import load_janus
 from vistok.models.text_encoder import PAD, UNK
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card
