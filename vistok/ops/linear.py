@@ -8,6 +8,8 @@ processors its kernel for 2 rows is slower than the one for 4.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -15,6 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _PACK_ROWS = 8  # row count for which oneDNN picks its layout
+_plain: list[None] = []  # not empty while packed layers compute as plain ones
+
+
+@contextmanager
+def plain_linears() -> Iterator[None]:
+    """While open, packed layers compute as plain ones, so that their operations can be counted."""
+    _plain.append(None)
+    try:
+        yield
+    finally:
+        _plain.pop()
 
 
 @cache
@@ -55,7 +68,7 @@ class PackedLinear(nn.Linear):
         return packed.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.device.type != "cpu":
+        if torch.is_grad_enabled() or x.device.type != "cpu" or _plain:
             return F.linear(x, self.weight, self.bias)
         flat = x.reshape(-1, self.in_features)
         rows, least = len(flat), least_rows(flat.dtype)
