@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vistok.data.scenes import SHAPES, Scenes, sample_scenes, statements
-from vistok.data.scenes.controls import inner_edges, render_outlines, render_segmentation, shape_map
+from vistok.data.scenes.controls import RENDERERS, inner_edges, shape_map
 from vistok.data.scenes.language import Statement
 from vistok.data.scenes.splits import HELD_OUT
 from vistok.eval.decoding.estimate import Estimate, paired_estimate, ratio_estimate
@@ -26,7 +26,6 @@ from vistok.eval.scene_detector import SceneObject, detect, segment
 
 TOLERANCE = 1  # pixels
 LEAST_SCORE = 0.6  # of an object that counts, as in GenEval on scenes
-RENDERERS = {"canny": render_outlines, "seg": render_segmentation}
 
 
 def edge_f1(asked: Tensor, found: Tensor, tolerance: int = TOLERANCE) -> Estimate:

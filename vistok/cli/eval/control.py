@@ -38,7 +38,8 @@ def control(
     import torch
 
     from vistok.data.images import grid, save_image, to_pil, to_tensor
-    from vistok.eval.control import RENDERERS, held_out_controls, score
+    from vistok.data.scenes.controls import RENDERERS
+    from vistok.eval.control import held_out_controls, score
     from vistok.pipelines import pipeline
     from vistok.progress import progress
 

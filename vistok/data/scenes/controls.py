@@ -39,3 +39,6 @@ def inner_edges(regions: torch.Tensor) -> torch.Tensor:
     inside = regions.float()
     outside = F.max_pool2d(1 - F.pad(inside, (1, 1, 1, 1)), 3, stride=1)  # a neighbour, or the pixel itself, is outside
     return inside * outside > 0
+
+
+RENDERERS = {"canny": render_outlines, "seg": render_segmentation}  # by the names that ControlAR gives to kinds

@@ -7,7 +7,6 @@ picture is trained with one kind, in turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.data.scenes import Scenes
-from vistok.data.scenes.controls import render_outlines, render_segmentation
+from vistok.data.scenes.controls import RENDERERS
 from vistok.errors import VistokError, unknown_name
 from vistok.models.controlar import ControlAR, ControlARConfig
 from vistok.models.interface import Control
@@ -28,8 +26,6 @@ from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw, Source
 from vistok.train.tasks.llamagen import LlamaGenData, LlamaGenObjective, LlamaGenTask
 from vistok.zoo.pretrained import BASE
-
-CONTROLS: dict[str, Callable[[Scenes, int], Tensor]] = {"canny": render_outlines, "seg": render_segmentation}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +91,8 @@ class ControlARTask(LlamaGenTask):
             )
 
     def _generator(self, shape: dict[str, Any]) -> ControlAR:
-        if strange := [kind for kind in self.data.controls if kind not in CONTROLS]:
-            raise unknown_name("kind of 'data.controls'", strange[0], list(CONTROLS))
+        if strange := [kind for kind in self.data.controls if kind not in RENDERERS]:
+            raise unknown_name("kind of 'data.controls'", strange[0], list(RENDERERS))
         shape |= {"controls": self.data.controls, "downsample": self.vq.config.downsample}
         if self.init.gpt is None:
             return ControlAR(read_options(ControlARConfig, self.recipe.model, "model", shape))
@@ -118,7 +114,7 @@ class ControlARTask(LlamaGenTask):
         """Returns what the objective is told about pictures beside their codes."""
         kinds = self.data.controls
         kind = int(draw.passes[0] + draw.index[0] // self.recipe.batch_size) % len(kinds)
-        control = CONTROLS[kinds[kind]](source.scenes(draw.index), self.data.size)
+        control = RENDERERS[kinds[kind]](source.scenes(draw.index), self.data.size)
         return super().condition(source, draw) | {"control": control, "kind": torch.full_like(draw.index, kind)}
 
     @torch.no_grad()
