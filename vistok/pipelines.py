@@ -81,6 +81,7 @@ class Pipeline:
         name: of the generator.
         control: pictures that all images follow, see :meth:`with_control`.
         known: what all images show already, see :meth:`with_image`.
+        negative: the prompt that all images are guided away from, see :meth:`with_negative`.
         guidance, temperature: of sampling, where no parameters are given.
         sampling: options of its samplers that suit it, where no other are given.
     """
@@ -94,6 +95,7 @@ class Pipeline:
     sampling: Mapping[str, int | str] = field(default_factory=dict)
     control: tuple[Control, ...] = ()
     known: Known | None = None
+    negative: str | None = None
     _features: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
@@ -171,6 +173,21 @@ class Pipeline:
             image = image.resize(size)
         pixels = to_tensor(image)[None].to(next(self.model.parameters()).device)
         return replace(self, model=model, control=(*self.control, Control(pixels, kind, strength)))
+
+    def with_negative(self, prompt: str, force: bool = False) -> Pipeline:
+        """Returns a pipeline whose images guidance leads away from a prompt, in the place of no prompt.
+
+        Args:
+            prompt: what the images are not to show.
+            force: take words that the model never saw.
+
+        Raises:
+            VistokError: a model of classes, or an empty or unknown prompt.
+        """
+        if self.conditional_on == "class":
+            raise VistokError(f"'{self.name}' paints classes and reads no prompts: leave --negative out.")
+        self.check([prompt], force)
+        return replace(self, negative=prompt)
 
     def with_image(self, picture: Image | str | Path, mask: Image | str | Path) -> Pipeline:
         """Returns a pipeline that draws anew what a mask shows white of a picture: the tokens of the rest stay.
@@ -278,6 +295,8 @@ class Pipeline:
             raise VistokError(f"the batch size must be at least 1, got {batch_size}.")
         sampler, params = self.sampler(sampler), params or self.sampling_params()
         check_honoured(sampler, params)
+        if self.negative is not None and not params.guided:
+            raise VistokError("a negative prompt acts by guidance, and there is none: give --cfg above 1.")
         if self.known is not None and not getattr(sampler, "fills", False):
             raise VistokError(f"the sampler {type(sampler).__name__} draws whole images only: leave --image out.")
         if watch is not None and not shows_steps(sampler):
@@ -346,11 +365,23 @@ class Pipeline:
         if self.conditional_on == "class":
             return Condition(torch.tensor(conditions, device=weight.device), None, self.control, self.known)
         if getattr(self.model, "reader", None) is not None:  # a language model draws, and reads prompts in tokens
-            return self.model.reader(conditions).to(weight.device)
-        for text in set(conditions) - set(self._features):
+            read = self.model.reader(conditions)
+            if self.negative is not None:
+                avoided = self.model.reader([self.negative])
+                read = replace(read, negative_ids=avoided.ids, negative_mask=avoided.mask)
+            return read.to(weight.device)
+        features, mask = self._read(conditions, weight)
+        negative = None
+        if self.negative is not None:
+            negative = Condition(*self._read([self.negative] * len(conditions), weight))
+        return Condition(features, mask, self.control, self.known, negative)
+
+    def _read(self, texts: Sequence[str], weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of texts and their mask, like a weight of the generator."""
+        for text in set(texts) - set(self._features):
             self._features[text] = self.text_encoder([text])
-        features, masks = zip(*(self._features[text] for text in conditions), strict=True)
-        return Condition(torch.cat(features).to(weight), torch.cat(masks).to(weight.device), self.control, self.known)
+        features, masks = zip(*(self._features[text] for text in texts), strict=True)
+        return torch.cat(features).to(weight), torch.cat(masks).to(weight.device)
 
     def __call__(
         self,
@@ -554,6 +585,9 @@ def _text_encoder(model: nn.Module, request: LoadRequest, given: Any) -> TextEnc
 
     if given is None:
         folder = resolve(request.source)
+        own = card_of_folder(folder) if folder.is_dir() else None
+        if own is not None and "text_encoder" in own.parts:  # that of another generator
+            folder = resolve(own.parts["text_encoder"])
         given = folder / "text_encoder"
         if not given.is_dir():
             raise VistokError("this model comes without its text-encoder weights: name them with --text-encoder.")

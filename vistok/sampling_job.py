@@ -170,6 +170,8 @@ def _folder_job(out, pipe, samples, sampler, params, seed: int, rank: int) -> Sh
             [hashlib.sha256(each.picture.cpu().numpy().tobytes()).hexdigest(), each.kind, each.strength]
             for each in pipe.control
         ]
+    if pipe.negative is not None:
+        identity["negative"] = pipe.negative
     if pipe.known is not None:
         parts = (pipe.known.tokens, pipe.known.mask)
         identity["known"] = hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in parts)).hexdigest()

@@ -28,6 +28,9 @@ FORMER = {name: name for name in ("window", "init", "variant", "delta", "mode", 
 def sample(
     context: typer.Context,
     prompt: Prompts = None,
+    negative: Annotated[
+        str | None, typer.Option(help="What guidance leads away from, e.g. a green ring; of models that read prompts.")
+    ] = None,
     prompts: Annotated[Path | None, typer.Option(help="File with one prompt a line.")] = None,
     class_: Annotated[list[int] | None, typer.Option("--class", help="Class to paint; may be given again.")] = None,
     model: Annotated[
@@ -154,6 +157,8 @@ def sample(
         tokens=tokens,
     )
     pipe.check(conditions, force)
+    if negative is not None:
+        pipe = pipe.with_negative(negative, force)
     if image is not None:
         pipe = pipe.with_image(image, mask)
     for given_control in controls:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from vistok.cli.eval import answers, fid, geneval, language, reconstruction, vqa
+from vistok.cli.eval import answers, control, fid, geneval, language, reconstruction, vqa
 from vistok.cli.output import MeasuringCommands
 
 app = typer.Typer(cls=MeasuringCommands, help="Score pictures, reconstructions and answers.", no_args_is_help=True)
@@ -18,4 +18,5 @@ app.command("reconstruction")(reconstruction.reconstruction)
 app.command("language")(language.language)
 app.command("answers")(answers.answers)
 app.command("compare")(fid.compare)
+app.command("control")(control.control)
 app.command("vqa")(vqa.vqa)
