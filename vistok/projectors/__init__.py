@@ -44,6 +44,7 @@ _NAMES = {
     "VisionZip": f"{_METHODS}.visionzip",
     "VtcCls": f"{_METHODS}.vtc_cls",
     "compress": f"{_APPLY}.compress",
+    "concentric": f"{_APPLY}.concentric",
     "compressor_class": "vistok.projectors.registry",
 }
 __all__ = list(_NAMES)
