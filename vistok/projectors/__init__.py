@@ -31,6 +31,7 @@ _NAMES = {
     "LayerCompressor": "vistok.projectors.interface",
     "LayerView": "vistok.projectors.interface",
     "Needs": _TOKENS,
+    "PMod": f"{_METHODS}.pmod",
     "Plan": "vistok.models.families.plan",
     "PruMerge": f"{_METHODS}.prumerge",
     "PyramidDrop": f"{_METHODS}.pyramiddrop",
