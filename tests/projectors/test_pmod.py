@@ -60,7 +60,7 @@ def oracle(model, method, ids, pixels):
 @pytest.mark.parametrize(
     "shares, norm",
     # Small weights leave tokens that later routers cannot tell apart: one mixed layer for norms that give such.
-    [(name, "tanh_0.2_1") for name in SHARES] + [("one", norm) for norm in ("sigmoid", "softmax", "none")],
+    [(name, "tanh_0.2_1") for name in SHARES] + [("one", norm) for norm in ("sigmoid_1_0", "softmax_1_0", "none")],
 )
 @torch.no_grad()
 def test_logits_are_those_of_the_equations(shares, norm, left):
@@ -121,14 +121,19 @@ def test_a_loss_reaches_the_routers():
 
 
 def test_published_schedules():
+    def mean(ratios):
+        return sum(1 if r is None else r for r in ratios) / len(ratios)
+
     ratios = progressive_ratios(32, 0.5, 0.85, 0.15)
-    assert [r == 1 for r in ratios] == [True] * 8 + [False] * 24
-    assert sum(ratios) / 32 == pytest.approx(0.5375, abs=1e-3)
-    assert target_ratios("shiftedcos_decay_0.85_0.15", 0.5, 32)[8:] == ratios[8:]
-    assert sum(progressive_ratios(4, 0.5, 0.85, 0.15)) / 4 == pytest.approx(0.5375)
+    assert [r is None for r in ratios] == [True] * 8 + [False] * 24
+    assert mean(ratios) == pytest.approx(0.5375, abs=1e-3)
+    assert target_ratios("shiftedcos_decay_0.85_0.15", 0.5, 32) == ratios
+    assert mean(progressive_ratios(4, 0.5, 0.85, 0.15)) == pytest.approx(0.5375)
     assert [r is not None for r in target_ratios("deep_all", 0.3, 6)] == [False, False, True, True, True, False]
     assert [r is not None for r in target_ratios("interleave", 0.3, 4)] == [False, True, False, True]
-    assert RouterNorm("tanh_0.2_1")(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)).item() == 1
+    zero, visual = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
+    for name, weight in (("tanh_0.2_1", 1.0), ("none", 1.0), ("sigmoid", 1.5), ("softmax_2_-1", 0.0)):
+        assert RouterNorm(name)(zero, visual)[0, 0].item() == weight
 
 
 def published(folder, model, method):

@@ -17,11 +17,9 @@ SYSTEM = "p_mod"
 def schedule(case: Case) -> None:
     config = case.config
     total = len(case.outputs["ratio"])
-    ratios = torch.tensor(
-        progressive_ratios(total, config["average"], config["max"], config["min"], config["kind"]), dtype=torch.float64
-    )
-    case.close(ratios, "ratio")
-    case.equal(ratios < 1, "is_mod")
+    ratios = progressive_ratios(total, config["average"], config["max"], config["min"], config["kind"])
+    case.close(torch.tensor([1.0 if r is None else r for r in ratios], dtype=torch.float64), "ratio")
+    case.equal(torch.tensor([r is not None for r in ratios]), "is_mod")
 
 
 @torch.no_grad()

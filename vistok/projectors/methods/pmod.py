@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ _WRAPPED = ".decoder_layer."  # between a published mixed layer and the layer th
 _ROUTER = ".router.router."
 
 
-def progressive_ratios(total: int, average: float, high: float, low: float, kind: str = "shiftedcos") -> list[float]:
-    """Share of the visual tokens that each layer sees; 1.0 in plain layers.
+def progressive_ratios(
+    total: int, average: float, high: float, low: float, kind: str = "shiftedcos"
+) -> list[float | None]:
+    """Share of the visual tokens that each layer sees; None in plain layers.
 
     Args:
         total: layers.
@@ -42,11 +45,11 @@ def progressive_ratios(total: int, average: float, high: float, low: float, kind
         raise VistokError(f"the schedule '{kind}' is not known: choose shiftedcos or shiftedlinear.")
     if not 0 < low <= high <= 1:
         raise VistokError(f"shares of p-mod are 0 < min <= max <= 1, got {low:g} and {high:g}.")
-    out = []
+    out: list[float | None] = []
     for layer in range(total):
         depth = layer / max(total - 1, 1)
         share = average + (0.5 * math.cos(math.pi * depth) if kind == "shiftedcos" else 0.5 - depth)
-        out.append(max(share, low) if share <= high else 1.0)
+        out.append(max(share, low) if share <= high else None)
     return out
 
 
@@ -62,7 +65,7 @@ def target_ratios(target: str, factor: float, total: int) -> list[float | None]:
             high, low = map(float, window.split("_"))
         except ValueError:
             raise VistokError(f"mod_target_layers is '{target}': expected '{kind}_decay_MAX_MIN'.") from None
-        return [None if share == 1.0 else share for share in progressive_ratios(total, factor, high, low, kind)]
+        return progressive_ratios(total, factor, high, low, kind)
     chosen = {
         "deep_all": range(2, total - 1),
         "deep_all_include_last": range(2, total),
@@ -74,7 +77,9 @@ def target_ratios(target: str, factor: float, total: int) -> list[float | None]:
 
 
 class RouterNorm:
-    """Logits of a router to weights: ``tanh_SCALE_BIAS``, ``softmax``, ``sigmoid``, or ``none``.
+    """Logits of a router to weights: ``tanh``, ``softmax`` over the visual tokens, ``sigmoid`` or ``none``.
+
+    What it gives is scaled and shifted: ``tanh_0.2_1`` is 0.2 tanh + 1; a name without numbers has 1 and 1.
 
     Raises:
         VistokError: the name is not one of these.
@@ -82,22 +87,21 @@ class RouterNorm:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        head, *numbers = name.split("_")
-        try:
-            self.scale, self.bias = (float(n) for n in numbers) if head == "tanh" else (1.0, 0.0)
-        except ValueError:
-            head = ""
-        if head not in ("tanh", "softmax", "sigmoid", "none"):
-            raise VistokError(f"mod_weight_norm is '{name}': known are tanh_SCALE_BIAS, softmax, sigmoid and none.")
-        self.head = head
+        match = re.fullmatch(r"(tanh|softmax|sigmoid|none)(?:_(\d+(?:\.\d+)?)_(-?\d+(?:\.\d+)?))?", name)
+        if match is None:
+            raise VistokError(
+                f"mod_weight_norm is '{name}': known are tanh, softmax, sigmoid and none, with _SCALE_BIAS or without."
+            )
+        self.head = match[1]
+        self.scale, self.bias = (1.0, 1.0) if match[2] is None else (float(match[2]), float(match[3]))
 
     def __call__(self, logits: Tensor, visual: Tensor) -> Tensor:
         """Weights [B, S] of visual tokens; the others' count for nothing."""
-        if self.head == "tanh":
-            return self.scale * logits.tanh() + self.bias
         if self.head == "softmax":
-            return logits.masked_fill(~visual, torch.finfo(logits.dtype).min).softmax(-1)
-        return logits.sigmoid() if self.head == "sigmoid" else logits + 1
+            logits = logits.masked_fill(~visual, torch.finfo(logits.dtype).min).softmax(-1)
+        elif self.head != "none":
+            logits = logits.tanh() if self.head == "tanh" else logits.sigmoid()
+        return self.scale * logits + self.bias
 
 
 class Router(nn.Module):
@@ -161,13 +165,12 @@ class PMod(nn.Module, LayerCompressor):
             visual: bool [B, S].
             counts: how many of each prompt go through.
         """
-        logits = self.router(layer)(hidden)
-        weights = torch.where(visual, self.norm(logits, visual), 1.0).to(hidden.dtype)
-        order = logits.float().masked_fill(~visual, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        rank = torch.empty_like(order).scatter_(
-            1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-        )
-        return visual & (rank < torch.tensor(counts, device=rank.device)[:, None]), weights
+        scores = self.norm(self.router(layer)(hidden), visual)
+        order = scores.float().masked_fill(~visual, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        place = torch.arange(order.shape[1], device=order.device).expand_as(order)
+        rank = torch.empty_like(order).scatter_(1, order, place)
+        kept = visual & (rank < torch.tensor(counts, device=rank.device)[:, None])
+        return kept, torch.where(visual, scores, 1.0).to(hidden.dtype)
 
     @classmethod
     def from_checkpoint(cls, folder: str | Path) -> PMod:
