@@ -165,12 +165,13 @@ class PMod(nn.Module, LayerCompressor):
             visual: bool [B, S].
             counts: how many of each prompt go through.
         """
-        scores = self.norm(self.router(layer)(hidden), visual)
-        order = scores.float().masked_fill(~visual, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        logits = self.router(layer)(hidden)
+        # Every norm rises with its logits, and may saturate: the logits rank.
+        order = logits.float().masked_fill(~visual, -torch.inf).argsort(dim=1, descending=True, stable=True)
         place = torch.arange(order.shape[1], device=order.device).expand_as(order)
         rank = torch.empty_like(order).scatter_(1, order, place)
         kept = visual & (rank < torch.tensor(counts, device=rank.device)[:, None])
-        return kept, torch.where(visual, scores, 1.0).to(hidden.dtype)
+        return kept, torch.where(visual, self.norm(logits, visual), 1.0).to(hidden.dtype)
 
     @classmethod
     def from_checkpoint(cls, folder: str | Path) -> PMod:
