@@ -34,6 +34,7 @@ TASKS = Registry(
         "maskgit": f"{_HERE}.masked:MaskGITTask",
         "one-d-piece": f"{_HERE}.one_d_piece:OneDPieceTask",
         "prompt-tokens": f"{_HERE}.extra_rows:PromptTokensTask",
+        "read": f"{_HERE}.scenes.read:ReadTask",
         "scenes-features": f"{_HERE}.scenes.features:SceneFeaturesTask",
         "sorted-text": f"{_HERE}.sorted_text:SortedTextTask",
         "text": f"{_HERE}.text:TextTask",
