@@ -33,8 +33,10 @@ _NAMES = {
     "Needs": _TOKENS,
     "Plan": "vistok.models.families.plan",
     "PruMerge": f"{_METHODS}.prumerge",
+    "PyramidDrop": f"{_METHODS}.pyramiddrop",
     "Random": f"{_METHODS}.baselines",
     "Report": f"{_APPLY}.report",
+    "SparseVLM": f"{_METHODS}.sparsevlm",
     "ToMe": f"{_METHODS}.tome",
     "TokenPacker": "vistok.projectors.learned.tokenpacker",
     "Uniform": f"{_METHODS}.baselines",
@@ -42,6 +44,7 @@ _NAMES = {
     "VisionZip": f"{_METHODS}.visionzip",
     "VtcCls": f"{_METHODS}.vtc_cls",
     "compress": f"{_APPLY}.compress",
+    "concentric": f"{_APPLY}.concentric",
     "compressor_class": "vistok.projectors.registry",
 }
 __all__ = list(_NAMES)

@@ -15,6 +15,8 @@ COMPRESSORS = Registry(
         "prumerge": f"{_METHODS}.prumerge:PruMerge",
         "tome": f"{_METHODS}.tome:ToMe",
         "fastv": f"{_METHODS}.fastv:FastV",
+        "sparsevlm": f"{_METHODS}.sparsevlm:SparseVLM",
+        "pyramiddrop": f"{_METHODS}.pyramiddrop:PyramidDrop",
         "dart": f"{_METHODS}.dart:Dart",
         "fastervlm": f"{_METHODS}.fastervlm:FasterVLM",
         "vispruner": f"{_METHODS}.vispruner:VisPruner",

@@ -20,6 +20,7 @@ from vistok.models.attach import Attachment, attached, unwrapped
 from vistok.models.families import FAMILIES, family_of
 from vistok.models.families.family import Picture
 from vistok.models.huggingface import given_cache
+from vistok.projectors.apply.concentric import concentric_of
 from vistok.projectors.apply.history import History, Turn, history_of, new_pictures, turn_of
 from vistok.projectors.apply.layers import LayerPruning
 from vistok.projectors.apply.layout import pack
@@ -190,7 +191,9 @@ class Compression(Attachment):
         if self._pruning is not None and self.family.position_axes == 3:  # the prompt is whole: the model counts itself
             offset, positions = turn.history.offset, None
         else:
-            given = kwargs.get("position_ids")
+            given, rings = kwargs.get("position_ids"), concentric_of(self.model)
+            if given is None and rings is not None:
+                given = rings.positions(turn.ids, turn.mask)
             offset, positions = positions_in(self.model, self.family, turn, shrunk, new, grids, given, original)
         by_token = columns_of(turn, shrunk, kwargs, pad_id(self.model))
         if positions is not None:

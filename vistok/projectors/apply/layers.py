@@ -47,7 +47,11 @@ class LayerPruning:
                 raise VistokError(f"{method.name} cannot read the queries of {name}: choose another method.")
         self.norm = decoder.norm
         self._running: Pruned | None = None  # during a prefill
+        self._whole: list[int] = []  # visual tokens of each prompt
+        self._raters: Tensor | None = None
         self._normed: dict[int, tuple[nn.Module, Tensor]] = {}
+        if type(method).raters is not LayerCompressor.raters:
+            hook(layers[0], self._rate)
         for first in self.first:
             hook(layers[first - 1].self_attn, self._remember)
         for index in range(self.first[0], len(layers)):
@@ -63,14 +67,21 @@ class LayerPruning:
         """
         present = torch.ones_like(visual) if attention_mask is None else attention_mask.bool()
         self._running = Pruned(visual & present, present, prompt)
+        self._whole = self._running.visual.sum(1).tolist()
 
     def end(self, cache: Any | None = None) -> Pruned | None:
         """The forward is over; returns what a prefill kept, which belongs to its cache from now on."""
         done, self._running = self._running, None
+        self._raters = None
         self._normed.clear()
         if done is not None and cache is not None:
             setattr(cache, PRUNED, done)
         return done
+
+    def _rate(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self._running is not None:
+            prompt = torch.arange(args[0].shape[1], device=args[0].device) <= self._running.last()[:, None]
+            self._raters = self.method.raters(args[0], self._running.visual, self._running.present & prompt)
 
     def _remember(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._running is not None:
@@ -89,7 +100,7 @@ class LayerPruning:
         hidden, kwargs = args[0], dict(kwargs)
         if self._running is not None:
             if index in self.first:
-                hidden = self._choose(index, hidden, kwargs["position_embeddings"])
+                hidden = self._choose(layer, hidden, kwargs["position_embeddings"])
             stage = pruned.stage(index)
             rotary = kwargs["position_embeddings"]
             kwargs["position_embeddings"] = tuple(_at(t.expand(len(hidden), -1, -1), stage.columns) for t in rotary)
@@ -107,9 +118,9 @@ class LayerPruning:
             kwargs["attention_mask"] = _short_mask(mask, stage, full, past + hidden.shape[1], hidden.shape[1], prefill)
         return (hidden, *args[1:]), kwargs
 
-    def _choose(self, index: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def _choose(self, layer: nn.Module, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Let the method choose among what is left, and shorten the states [B, S, D] to it."""
-        running = self._running
+        running, index, raters = self._running, layer.self_attn.layer_idx, self._raters
         before = running.stage(index)
         rotary = tuple(t.expand(len(hidden), -1, -1) for t in rotary)
         visual, present, last = running.visual, running.present, running.last()
@@ -118,9 +129,27 @@ class LayerPruning:
             present = before.present
             last = (before.columns == last[:, None]).int().argmax(1)
             rotary = tuple(_at(t, before.columns) for t in rotary)
+            raters = None if raters is None else raters.gather(1, before.columns) & present
         attention, normed = self._normed.pop(index)
-        view = LayerView(index, hidden, visual, present, last, attention, normed, rotary, self.norm)
-        stays = present & (~visual | self.method.select(view))
+        view = LayerView(
+            layer=index,
+            states=hidden,
+            visual=visual,
+            present=present,
+            last=last,
+            attention=attention,
+            normed=normed,
+            rotary=rotary,
+            norm=self.norm,
+            following=layer,
+            later=len(self.first) - 1 - self.first.index(index),
+            whole=self._whole,
+            raters=raters,
+        )
+        chosen = self.method.select(view)
+        if isinstance(chosen, tuple):
+            chosen, hidden = chosen
+        stays = present & (~visual | chosen)
         lengths = stays.sum(1)
         width = int(lengths.max())
         # A stable sort by "stays" keeps the order of tokens and puts those that stay last, padding before them.
