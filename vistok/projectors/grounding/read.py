@@ -6,7 +6,6 @@ map; its points and the projected state prompt a mask decoder: the small one tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +16,13 @@ from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.models.extension import load_extended, word_ids
+from vistok.projectors.grounding.interface import Grounding, Region, check_text
 from vistok.projectors.grounding.masks import MaskDecoder, SamMasks, point_hints
 from vistok.projectors.grounding.points import Points, full_map, similarity, similarity_points
 
 SEG, WHERE = "<SEG>", "where"
 TEMPLATE = "USER: <image>\nwhere is {text}? ASSISTANT:"
 LONGEST_ANSWER = 8
-
-
-@dataclass(frozen=True)
-class Region:
-    """What one <SEG> means in a picture: its mask, bool [H, W], its points, and the similarity map in [0, 1], [H, W]."""
-
-    mask: Tensor
-    points: Points
-    similarity: Tensor
-
-
-@dataclass(frozen=True)
-class Grounding:
-    """What a model says to a text, and the regions of its <SEG> tokens; none where it says that nothing is there."""
-
-    answer: str
-    regions: tuple[Region, ...]
 
 
 def seg_projection(width: int, out: int) -> nn.ModuleList:
@@ -128,11 +111,10 @@ class Read:
         Raises:
             VistokError: the text is empty, the model has no mask decoder and no SAM is given, or it sees no grid.
         """
-        if not text.strip():
-            raise VistokError("there is no text to look for: give a phrase such as 'the red circle'.")
+        text = check_text(text)
         if self.head is None and sam is None:
             raise VistokError("this model has no mask decoder of its own: name a SAM checkpoint.")
-        prompt = self.template.format(text=text.strip().rstrip("?."))
+        prompt = self.template.format(text=text)
         inputs = self.processor(images=picture, text=prompt, return_tensors="pt").to(self.model.device)
         said = self.model.generate(**inputs, max_new_tokens=LONGEST_ANSWER, do_sample=False)
         answer = self.processor.decode(said[0, inputs["input_ids"].shape[1] :], skip_special_tokens=False)
@@ -140,7 +122,7 @@ class Read:
         places = (said[0] == self.seg).nonzero()[:, 0]
         places = places[places >= inputs["input_ids"].shape[1]]
         if not len(places):
-            return Grounding(answer, ())
+            return Grounding(answer)
         inputs["input_ids"], inputs["attention_mask"] = said, torch.ones_like(said)
         states = self.model(**inputs, output_hidden_states=True, use_cache=False).hidden_states[-1][0]
         visual = states[said[0] == self.model.config.image_token_id]
@@ -158,12 +140,12 @@ class Read:
         points = similarity_points(scores, size) if self.head is None else self.head.find(scores, size)
         shown = full_map(scores, size)
         if sam is not None:
-            return Region(sam(picture, points), points, shown)
+            return Region(None, sam(picture, points), points, shown)
         config = self.model.config
         states = self.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
         features = states[config.vision_feature_layer][:, 1:]
         logits = self.head(pixels, features, scores[None], seg[None])
-        return Region(uncrop(logits[0], size) > 0, points, shown)
+        return Region(None, uncrop(logits[0], size) > 0, points, shown)
 
 
 def uncrop(logits: Tensor, image_hw: tuple[int, int]) -> Tensor:

@@ -33,6 +33,7 @@ TASKS = Registry(
         "mar": f"{_HERE}.mar:MARTask",
         "maskgit": f"{_HERE}.masked:MaskGITTask",
         "one-d-piece": f"{_HERE}.one_d_piece:OneDPieceTask",
+        "pink": f"{_HERE}.scenes.pink:PinkTask",
         "prompt-tokens": f"{_HERE}.extra_rows:PromptTokensTask",
         "read": f"{_HERE}.scenes.read:ReadTask",
         "scenes-features": f"{_HERE}.scenes.features:SceneFeaturesTask",

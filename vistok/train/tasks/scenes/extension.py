@@ -122,6 +122,32 @@ class ExtendedLlava(nn.Module):
         ).last_hidden_state
         return hidden[:, prefix - visual.shape[1] : prefix], hidden[:, prefix:].unflatten(1, (count, slot))
 
+    def decode(self, images: Tensor, asked: Sequence[str], slot: int) -> list[str]:
+        """Greedy answers to one question about each picture, in words with blanks.
+
+        Args:
+            images: [B, 3, S, S].
+            asked: words with blanks, which end in ``assistant:``.
+            slot: tokens of the longest question with its answer.
+        """
+        words = {number: word for word, number in self.ids.items()}
+        tokens, _ = slots([[(question, "")] for question in asked], self.ids, slot)
+        tokens, at = tokens.to(images.device), torch.tensor([len(q.split()) for q in asked], device=images.device)
+        visual, _ = self.look(images)
+        rows = torch.arange(len(asked), device=images.device)
+        said: list[list[str]] = [[] for _ in asked]
+        done = [False] * len(asked)
+        while not all(done) and int(at.max()) < slot:
+            hidden = self.read(visual, tokens)[1][rows, 0, at - 1]
+            following = self.logits(hidden).argmax(-1)
+            tokens[rows, 0, at] = following
+            at = at + 1
+            for b, number in enumerate(following.tolist()):
+                done[b] = done[b] or number == self.ids[END]
+                if not done[b]:
+                    said[b].append(words[number])
+        return [" ".join(row) for row in said]
+
     def save(self, directory: Path, extension: Extension, state: Mapping[str, Tensor]) -> None:
         """Write the difference: rows and ``state`` beside it, and the LoRA factors as PEFT does."""
         rows = {ROWS: self.rows, HEAD_ROWS: self.head_rows} if self.words else {}
