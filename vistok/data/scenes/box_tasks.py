@@ -2,6 +2,7 @@
 
 Each is a question and its answer in which boxes are text; all are certain. Templates are one a task here, in the words
 of the embedded models; the published ones are dozens of sentences.
+"""
 
 from __future__ import annotations
 
