@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from vistok.cli import bench, compress, data, eval, models, sample, samplers, tokenize, train, write
+from vistok.cli import bench, compress, data, eval, ground, models, sample, samplers, tokenize, train, write
 from vistok.cli.output import Commands
 from vistok.errors import VistokError
 
@@ -24,6 +24,7 @@ app.command("write")(write.write)
 app.command("samplers")(samplers.samplers)
 app.command("models")(models.models)
 app.command("compress")(compress.compress)
+app.command("ground")(ground.ground)
 app.command("train")(train.train)
 app.command("tokenize")(tokenize.tokenize)
 app.command("detokenize")(tokenize.detokenize)

@@ -16,6 +16,7 @@ TASKS = Registry(
     "training task",
     {
         "captions": f"{_HERE}.scenes.captions:CaptionTask",
+        "chat3d": f"{_HERE}.scenes.chat3d:Chat3DTask",
         "clover": f"{_HERE}.clover:CloverTask",
         "controlar": f"{_HERE}.controlar:ControlARTask",
         "eagle": f"{_HERE}.eagle:EagleTask",
@@ -32,7 +33,9 @@ TASKS = Registry(
         "mar": f"{_HERE}.mar:MARTask",
         "maskgit": f"{_HERE}.masked:MaskGITTask",
         "one-d-piece": f"{_HERE}.one_d_piece:OneDPieceTask",
+        "pink": f"{_HERE}.scenes.pink:PinkTask",
         "prompt-tokens": f"{_HERE}.extra_rows:PromptTokensTask",
+        "read": f"{_HERE}.scenes.read:ReadTask",
         "scenes-features": f"{_HERE}.scenes.features:SceneFeaturesTask",
         "sorted-text": f"{_HERE}.sorted_text:SortedTextTask",
         "text": f"{_HERE}.text:TextTask",
