@@ -11,7 +11,7 @@ from vistok.models.huggingface import cache_argument, given_cache
 from vistok.projectors import FastV, LayerCompressor, PyramidDrop, SparseVLM, Uniform, VtcCls, compress
 
 GREEDY = {"do_sample": False}
-BOTH = pytest.mark.parametrize("compressor", [VtcCls(4), FastV(4), SparseVLM(5, version=1)], ids=lambda c: c.name)
+BOTH = pytest.mark.parametrize("compressor", [VtcCls(4), FastV(4), SparseVLM(9, version=1)], ids=lambda c: c.name)
 
 
 @pytest.fixture(scope="module")

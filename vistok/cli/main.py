@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from vistok.cli import bench, compress, data, eval, models, sample, samplers, studio, tokenize, train, write
+from vistok.cli import bench, compress, data, eval, ground, models, sample, samplers, studio, tokenize, train, write
 from vistok.cli.output import Commands
 from vistok.errors import VistokError
 
@@ -25,6 +25,7 @@ app.command("studio")(studio.studio)
 app.command("samplers")(samplers.samplers)
 app.command("models")(models.models)
 app.command("compress")(compress.compress)
+app.command("ground")(ground.ground)
 app.command("train")(train.train)
 app.command("tokenize")(tokenize.tokenize)
 app.command("detokenize")(tokenize.detokenize)

@@ -104,3 +104,25 @@ def _through(layer: nn.Module, name: str):
         return layer.get_submodule(name)(out)
 
     return hook
+
+
+def load_bottlenecks(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Put adapters into a model as the tensors of ``bottleneck_state`` tell, and load them; nothing if there are none.
+
+    Args:
+        model: the one that the state was taken from, without adapters.
+        state: named as in ``bottleneck_state``.
+        where: they were read, for the sentence.
+
+    Raises:
+        VistokError: they belong to another model.
+    """
+    if not state:
+        return
+    downs = [value for key, value in state.items() if key.endswith("tune_adapter_a.weight")]
+    add_bottlenecks(model, len(downs[0]) if downs else 8, mlp=any(".adapter_mlp." in key for key in state))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if unexpected or any(key in bottleneck_state(model) for key in missing):
+        raise VistokError(
+            f"the adapters of '{where}' are not those of this model: name the model they were trained on."
+        )

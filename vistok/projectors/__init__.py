@@ -33,6 +33,7 @@ _NAMES = {
     "LayerCompressor": "vistok.projectors.interface",
     "LayerView": "vistok.projectors.interface",
     "Needs": _TOKENS,
+    "PMod": f"{_METHODS}.pmod",
     "Plan": "vistok.models.families.plan",
     "PruMerge": f"{_METHODS}.prumerge",
     "PruneVid": f"{_METHODS}.prunevid",
@@ -47,6 +48,7 @@ _NAMES = {
     "VisionZip": f"{_METHODS}.visionzip",
     "VtcCls": f"{_METHODS}.vtc_cls",
     "compress": f"{_APPLY}.compress",
+    "concentric": f"{_APPLY}.concentric",
     "compressor_class": "vistok.projectors.registry",
 }
 __all__ = list(_NAMES)
