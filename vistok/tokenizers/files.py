@@ -96,7 +96,9 @@ def prepare(image: Image.Image, capabilities: Capabilities, size: int | None) ->
         VistokError: the picture is smaller than one token, or the tokenizer does not take that size.
     """
     side, multiple = size or capabilities.image_size, capabilities.multiple
-    if side is not None:
+    if side is not None and capabilities.resize == "stretch":
+        image = image.resize((side, side), Image.Resampling.BICUBIC)
+    elif side is not None:
         image = center_crop(image, side)
     width, height = (length // multiple * multiple for length in image.size)
     if not width or not height:

@@ -40,6 +40,11 @@ def read_entries(path: Path) -> dict[str, Any]:
     return entries
 
 
+def _frozen(value: Any) -> Any:
+    """Lists of a JSON file, also nested, as tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
 class Pretrained:
     """Mixin of an ``nn.Module`` that is built from one frozen dataclass.
 
@@ -152,7 +157,7 @@ class Pretrained:
         if unknown := sorted(set(entries) - {f.name for f in fields(cls.config_class)}):
             raise VistokError(f"'{path}' has entries that a {cls.__name__} does not know: {', '.join(unknown)}.")
         try:
-            return cls.config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()})
+            return cls.config_class(**{key: _frozen(value) for key, value in entries.items()})
         except TypeError as error:
             raise VistokError(f"'{path}' is not the shape of a {cls.__name__} ({error}).") from error
 
