@@ -83,6 +83,12 @@ def sample(
     mask: Annotated[
         Path | None, typer.Option(help="White where --image is painted anew, black where it stays.")
     ] = None,
+    upscale: Annotated[
+        int | None, typer.Option(metavar="2..8", help="Write pictures so many times as large. [default: as drawn]")
+    ] = None,
+    upscale_by: Annotated[str, typer.Option(help="lanczos, which is smooth, or nearest, which repeats pixels.")] = (
+        "lanczos"
+    ),
     size: Annotated[int | None, typer.Option(help="Side in pixels, for checkpoints that do not tell.")] = None,
     tokens: Annotated[
         int | None, typer.Option(help="Stop after so many tokens, where they run coarse to fine.")
@@ -130,6 +136,9 @@ def sample(
 
     check_writable(out, is_folder_target(out))
     check_outputs(trace, json)
+    from vistok.data.images import Upscale
+
+    enlarged = None if upscale is None else Upscale(upscale, upscale_by)
     from vistok.pipelines import expand, pipeline
     from vistok.samplers import SamplingParams, parse_sampler
     from vistok.sampling_job import paint_to
@@ -166,7 +175,9 @@ def sample(
     if sampler is None and spec:
         spec = pipe.family.plain + spec
     chosen = pipe.sampler(spec or None)
-    summary = paint_to(out, pipe, samples, chosen, pipe.sampling_params(**given, **cut), seed, batch_size, trace)
+    summary = paint_to(
+        out, pipe, samples, chosen, pipe.sampling_params(**given, **cut), seed, batch_size, trace, enlarged
+    )
     if summary is None:  # another process of the job reports
         return
     if not output_json(summary.to_dict(), json, indent=None):

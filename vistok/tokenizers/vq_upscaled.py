@@ -1,8 +1,8 @@
 """A VQ tokenizer whose codes are decoded into larger pictures; a network of our own.
 
 The codes are those of a trained ``VQTokenizer``, so every generator of its tokens draws larger pictures with it. The
-frozen base encodes, and decodes as far as its lowest resolution; the levels behind that are trained anew, and their
-last convolution gives ``scale`` x ``scale`` pixels where the base gives one (sub-pixel convolution, arXiv 1609.05158).
+frozen base encodes, and decodes up to its last features. Residual blocks on these, and a convolution that gives
+``scale`` x ``scale`` pixels where the base gives one (arXiv 1609.05158) are all that is trained.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 
 from vistok.errors import VistokError
 from vistok.tokenizers.interface import Capabilities
-from vistok.tokenizers.vq import VQTokenizer
+from vistok.tokenizers.vq import ResBlock, VQTokenizer
 from vistok.zoo.pretrained import Pretrained
 from vistok.zoo.registry import is_embedded
 
@@ -31,10 +31,12 @@ class UpscaledVQConfig:
     Attributes:
         base: the tokenizer of the codes: an embedded one, or a folder.
         scale: pixels along a side where the base has one.
+        res_blocks: residual blocks behind the base's last features.
     """
 
     base: str = "vq-mini"
     scale: int = 2
+    res_blocks: int = 2
 
 
 class UpscaledVQ(Pretrained, nn.Module):
@@ -59,11 +61,14 @@ class UpscaledVQ(Pretrained, nn.Module):
             )
         base = VQTokenizer.from_pretrained(config.base).requires_grad_(False)
         object.__setattr__(self, "base", base)  # not registered: its weights are not this network's
-        self.conv_blocks = copy.deepcopy(base.decoder.conv_blocks).requires_grad_(True)
+        last, width = base.decoder.conv_out, base.decoder.conv_out.in_channels
+        self.blocks = nn.ModuleList(ResBlock(width, width) for _ in range(config.res_blocks))
         self.norm_out = copy.deepcopy(base.decoder.norm_out).requires_grad_(True)
-        last = base.decoder.conv_out
-        self.conv_out = nn.Conv2d(last.in_channels, 3 * config.scale**2, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, 3 * config.scale**2, 3, padding=1)
         with torch.no_grad():  # a new one repeats the base's pixels
+            for block in self.blocks:
+                block.conv2.weight.zero_()
+                block.conv2.bias.zero_()
             self.conv_out.weight.copy_(last.weight.repeat_interleave(config.scale**2, 0))
             self.conv_out.bias.copy_(last.bias.repeat_interleave(config.scale**2))
 
@@ -109,12 +114,8 @@ class UpscaledVQ(Pretrained, nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Codes int64 [B, h, w] to pictures [B, 3, f*h, f*w], for training."""
         with torch.no_grad():
-            x = self.base.post_quant_conv(self.base.quantize.codes(tokens).movedim(-1, 1))
-            x = self.base.decoder.conv_in(x)
-            for block in self.base.decoder.mid:
-                x = block(x)
-        for level in self.conv_blocks:
-            x = level(x)
-            if hasattr(level, "upsample"):
-                x = level.upsample(x)
+            z = self.base.post_quant_conv(self.base.quantize.codes(tokens).movedim(-1, 1))
+            x = self.base.decoder.features(z)
+        for block in self.blocks:
+            x = block(x)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.config.scale)
