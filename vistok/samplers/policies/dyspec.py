@@ -236,9 +236,16 @@ class DynamicLayers:
 
     def grow(self, head: DraftHead, run: Run) -> TokenTree:
         """Grow by layers."""
-        growth = _Growth(head, run)
-        limits = (self.threshold, self.nodes, self.depth, self.children)
-        return growth.tree(grow_by_layers(*growth.root(), growth.expand, *limits))
+        return layered(head, run, self.threshold, self.nodes, self.depth, self.children)[0]
+
+
+def layered(
+    head: DraftHead, run: Run, threshold: float, nodes: int, depth: int, children: int
+) -> tuple[TokenTree, Tensor]:
+    """A tree that ``grow_by_layers`` grows from a draft network, and the values of its nodes' slots, [B, N]."""
+    growth = _Growth(head, run)
+    grown = grow_by_layers(*growth.root(), growth.expand, threshold, nodes, depth, children)
+    return growth.tree(grown), grown.slot_value
 
 
 class _Growth:
