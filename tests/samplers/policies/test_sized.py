@@ -122,7 +122,7 @@ def test_greedy_tokens_are_the_targets_at_any_cost(name, cost, monkeypatch):
         found = generate(tiny(), ragged(), drafter, **options)
         assert torch.equal(found.sequences, expected)
     if cost is STEEP and not isinstance(drafter, Rasd):
-        assert int(found.stats.proposed.max()) <= 4 * AGAIN  # trials alone
+        assert int(found.stats.proposed.max()) <= 8 * AGAIN  # two trials
 
 
 def test_what_pays_is_drafted(monkeypatch):
@@ -188,5 +188,5 @@ def test_the_long_run_of_states_is_that_of_a_simulation():
     ],
 )
 def test_names_of_trees_are_refused(make):
-    with pytest.raises(VistokError, match="'wide'.*auto"):
+    with pytest.raises(VistokError, match=r"'wide'.*auto"):
         make("wide")

@@ -36,11 +36,13 @@ class Size(NamedTuple):
     Attributes:
         levels, drafts: at most.
         least: value below which a node is not worth its row.
+        widths: drafts of each level.
     """
 
     levels: int
     drafts: int
     least: float
+    widths: tuple[int, ...]
 
 
 class Valued(NamedTuple):
@@ -90,27 +92,31 @@ class SizedTree:
         self.size = None if option is None else option.tree
         return option is not None
 
-    def _level(self, level: int) -> list[float]:
-        """Values of the best nodes of a level, from 0; levels that were never seen fall as the last ones did."""
-        known = self._values
-        if level < len(known):
-            return known[level]
-        if not known:
-            return [0.6 / 2 ** (level + rank) for rank in range(KEPT)]
-        fall = min(sum(known[-1]) / max(sum(known[-2]), 1e-9), 0.95) if len(known) > 1 else 0.5
-        return [value * fall ** (level + 1 - len(known)) for value in known[-1]]
+    def _worth(self) -> list[list[tuple[float, float]]]:
+        """How often the best nodes of each level will be right, and their values; unseen levels fall as seen ones."""
+        values = self._values or [[0.6 / 2**rank for rank in range(KEPT)]]
+        found = []
+        for level, known in enumerate(values):
+            ratio = self._right[level] / max(self._promised[level], 1e-9)
+            ratio = min(ratio, 0.98 / max(sum(known), 1e-9))
+            found.append([(ratio * value, value) for value in known])
+        totals = [sum(worth for worth, _ in nodes) for nodes in found[-2:]]
+        fall = min(totals[1] / max(totals[0], 1e-9), 0.95) if len(totals) > 1 else min(totals[0], 0.95)
+        while len(found) < LEVELS:
+            found.append([(worth * fall, value * fall) for worth, value in found[-1]])
+        return found
 
     def _options(self) -> list[Option]:
-        ratio = [min(right / promised, 2.0) for right, promised in zip(self._right, self._promised, strict=True)]
-        found = []
+        worth, found = self._worth(), []
         for levels in range(1, LEVELS + 1):
-            nodes = [(ratio[level] * value, value) for level in range(levels) for value in self._level(level)]
-            nodes.sort(reverse=True)
+            nodes = sorted(((*node, level) for level in range(levels) for node in worth[level]), reverse=True)
             for drafts in (size for size in SIZES if size <= min(MOST, TOP + (levels - 1) * TOP**2)):
                 best = nodes[:drafts]
                 seconds = interpolated(self._target, 1 + drafts) + levels * self._call
-                size = Size(levels, drafts, max(1e-6, min(value for _, value in best)))
-                found.append(Option(size, 1 + sum(worth for worth, _ in best), seconds))
+                held = [level for *_, level in best]
+                least, widths = max(1e-6, min(node[1] for node in best)), tuple(map(held.count, range(levels)))
+                size = Size(levels, drafts, least, widths)
+                found.append(Option(size, 1 + sum(node[0] for node in best), seconds))
         trial = next(option for option in found if option.tree[:2] == (2, 4))
         return [trial, *found]
 
@@ -135,10 +141,10 @@ class SizedTree:
         right = kept[going].float().mean(0).tolist() + [0.0] * LEVELS
         for level in range(self.size.levels):
             seen, promised = self._looked.best(level + 1, going), sum(self._shown.best(level + 1, going))
-            old = self._level(level)
-            least = self.size.least if self.hides else 0.0  # what is worth less was not looked at
-            seen = [max(new, min(before, least)) for new, before in zip(seen, old, strict=True)]
             if level < len(self._values):
+                old = self._values[level]
+                least = self.size.least if self.hides else 0.0  # what is worth less was not looked at
+                seen = [max(new, min(before, least)) for new, before in zip(seen, old, strict=True)]
                 seen = [KEEP * before + (1 - KEEP) * new for new, before in zip(seen, old, strict=True)]
             self._values[level : level + 1] = [sorted(seen, reverse=True)]
             self._right[level] = KEEP * self._right[level] + right[level + 1]
@@ -171,7 +177,7 @@ class SizedLayers(SizedTree):
         return kind_of(params, LawKind.WITHOUT_REPLACEMENT)
 
     def _grow(self, head: DraftHead, run: Run, size: Size) -> tuple[TokenTree, Valued, Valued]:
-        tree, slots = layered(head, run, size.least, MOST + 1, size.levels, 2 * TOP)
+        tree, slots = layered(head, run, size.least, size.drafts + 1, size.levels, KEPT, size.widths)
         exists = tree.shape.parents >= 0
         valued = Valued(torch.where(exists, slots, 0.0), tree.shape.depth.expand(len(slots), -1))
         return tree, valued, valued

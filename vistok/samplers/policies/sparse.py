@@ -76,8 +76,8 @@ class SparseTrees:
         return 1 + int(self.rank.max())
 
     def rows(self, group: int = 1) -> int:
-        """Most rows of a step, ``group`` for each prediction."""
-        return int((self.nodes + group * self.predictions).max())
+        """Most rows of a step, ``group`` for each prediction; a batch of several states has the most of both kinds."""
+        return int(self.nodes.max() + group * self.predictions.max())
 
     def long_run(
         self, accuracy: Sequence[Sequence[float]], cost: Callable[[float], float], group: int = 1
