@@ -17,14 +17,10 @@ from vistok.samplers import MedusaHeads, best_tree, generate
 OPTIONS = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
 
 
-@pytest.mark.parametrize("paths", [None, ((0,),), ((0,), (1,), (0, 0), (1, 2), (1, 0), (1, 1), (0, 0, 0))])
+@pytest.mark.parametrize("paths", [None, ((0,),), ((0,), (1,), (0, 0), (1, 0), (1, 1), (0, 0, 0))])
 def test_greedy_tokens_are_the_targets(paths):
-    found = generate(tiny(), ragged(), MedusaHeads(tiny_medusa(), paths and best_sorted(paths)), **OPTIONS)
+    found = generate(tiny(), ragged(), MedusaHeads(tiny_medusa(), paths), **OPTIONS)
     assert torch.equal(found.sequences, tiny().generate(**ragged(), **OPTIONS))
-
-
-def best_sorted(paths):
-    return tuple(sorted(paths, key=lambda path: (len(path), path)))
 
 
 def test_untrained_heads_say_what_the_target_says():
@@ -54,10 +50,8 @@ def test_published_files_load_strictly(tmp_path, layers):
 def test_own_files_load_again(tmp_path):
     network = tiny_medusa()
     network.save_pretrained(tmp_path)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(Medusa.from_pretrained(tmp_path).parameters(), network.float().parameters(), strict=True)
-    )
+    found = Medusa.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(found[name], value.float()) for name, value in network.state_dict().items())
 
 
 def test_heads_of_another_model_and_trees_without_heads_are_refused():
