@@ -22,8 +22,8 @@ from vistok.errors import VistokError, unknown_name
 from vistok.models import one_token
 from vistok.models.interface import LoadRequest, TokenSpec
 from vistok.ops import KVCache, apply_rope, attention, causal_attention, collapse_prefix, rope_1d, rope_2d
-from vistok.ops import KVCache, apply_rope, attention, causal_attention, collapse_prefix, rope_1d, rope_2d, rope_places
 from vistok.ops.linear import joint
+from vistok.ops.rope import rope_places
 from vistok.zoo import resolve
 from vistok.zoo.pretrained import Pretrained
 
