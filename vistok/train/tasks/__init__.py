@@ -41,6 +41,7 @@ TASKS = Registry(
         "text": f"{_HERE}.text:TextTask",
         "tokenflow": f"{_HERE}.tokenflow:TokenFlowTask",
         "vq": f"{_HERE}.vq:VQTask",
+        "vpt": f"{_HERE}.scenes.vpt:VptTask",
         "vqa": f"{_HERE}.scenes.vqa:VqaTask",
         "vqa-anyres": f"{_HERE}.scenes.vqa_anyres:AnyresTask",
         "vqa-pvc": f"{_HERE}.scenes.vqa_pvc:PvcTask",
