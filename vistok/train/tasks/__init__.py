@@ -43,6 +43,7 @@ TASKS = Registry(
         "sorted-text": f"{_HERE}.sorted_text:SortedTextTask",
         "text": f"{_HERE}.text:TextTask",
         "tokenflow": f"{_HERE}.tokenflow:TokenFlowTask",
+        "vpt": f"{_HERE}.scenes.vpt:VptTask",
         "vq": f"{_HERE}.vq:VQTask",
         "vq-upscaled": f"{_HERE}.vq_upscaled:UpscaledVQTask",
         "vqa": f"{_HERE}.scenes.vqa:VqaTask",
