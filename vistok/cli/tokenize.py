@@ -11,6 +11,7 @@ from vistok.cli.output import Json, check_outputs, output_json
 
 if TYPE_CHECKING:
     from vistok.tokenizers.files import Reached
+    from vistok.tokenizers.load import LoadedTokenizer
 
 Tokenizer = Annotated[str, typer.Option(help="An embedded tokenizer, a folder, a checkpoint file or a hub id.")]
 Preset = Annotated[str | None, typer.Option(help="Shape of a checkpoint with an unpublished name.")]
@@ -76,6 +77,9 @@ def detokenize(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A .png, or a folder. [default: beside]")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Decode this many first tokens. [default: all]")] = None,
     seed: Annotated[int, typer.Option(help="Of tokenizers that decode by sampling.")] = 0,
+    unclip: Annotated[
+        str | None, typer.Option(help="A Stable unCLIP of diffusers that paints SEED's image embeddings.")
+    ] = None,
     preset: Preset = None,
     batch_size: BatchSize = 8,
     device: Device = None,
@@ -96,6 +100,8 @@ def detokenize(
     pairs = pair_paths(inputs, out, TOKENS, ".png")
     loaded = load_tokenizer(tokenizer or _embedded(read_vtok(pairs[0][0]).tokenizer), preset, device)
     decoding = {}
+    if unclip is not None:
+        _attach_unclip(loaded, unclip)
     if loaded.tokenizer.capabilities.stochastic_decode:
         import torch
 
@@ -106,6 +112,18 @@ def detokenize(
         count = detokenize_files(loaded, pairs, tokens, batch_size, advance, **decoding)
     if not output_json({"pictures": count}, json, indent=None):
         print(f"{count} pictures")
+
+
+def _attach_unclip(loaded: LoadedTokenizer, name: str) -> None:
+    """Let an unCLIP paint what the tokenizer gives."""
+    from vistok.errors import VistokError
+    from vistok.tokenizers.unclip import UnClip
+
+    if not hasattr(loaded.tokenizer, "unclip"):
+        raise VistokError(f"'{loaded.name}' gives no image embeddings that an unCLIP paints: leave --unclip out.")
+    painter = UnClip.load(name)
+    painter.pipeline.to(loaded.device)
+    loaded.tokenizer.unclip = painter
 
 
 def _embedded(name: str) -> str:
