@@ -76,7 +76,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, spoil, culprit):
 
 def test_a_file_of_unknown_name_needs_a_preset(tmp_path):
     torch.save(seed().state_dict(), tmp_path / "mine.pt")
-    with pytest.raises(VistokError, match="preset.*SEED-2"):
+    with pytest.raises(VistokError, match=r"preset.*SEED-2"):
         Seed.from_pretrained(tmp_path / "mine.pt")
 
 
@@ -128,7 +128,7 @@ def test_half_precision_is_asked_for_by_name():
 
 def test_without_an_unclip_pixels_are_refused_with_the_mend():
     model = seed()
-    with pytest.raises(VistokError, match="embed.*--unclip"):
+    with pytest.raises(VistokError, match=r"embed.*--unclip"):
         model.decode(model.encode(pictures()))
 
 
@@ -184,7 +184,7 @@ def test_an_unclip_of_diffusers_paints_the_embedding(unclip_folder):
     assert painted.shape[:2] == (3, 3) and bool(painted.isfinite().all())
     assert torch.equal(model.decode(tokens[1:2]), painted[1:2]), "a picture depends on the others of its batch"
     model.unclip.pipeline.image_normalizer.mean.data = torch.zeros(1, 5)
-    with pytest.raises(VistokError, match="5 numbers.*6"):
+    with pytest.raises(VistokError, match=r"5 numbers.*6"):
         model.decode(tokens)
 
 

@@ -32,6 +32,12 @@ def tokenize(
     lpips_head: Annotated[Path | None, typer.Option(help="alex.pth, vgg.pth or squeeze.pth of LPIPS v0.1.")] = None,
     lpips_backbone: Annotated[Path | None, typer.Option(help="torchvision's weights of that network.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Side of the centre crop. [default: the tokenizer's]")] = None,
+    tiles: Annotated[
+        bool, typer.Option("--tiles", help="Whole pictures in overlapping tiles, nothing cropped.")
+    ] = False,
+    overlap: Annotated[
+        int | None, typer.Option(min=0, help="Least pixels that tiles share. [default: an eighth of a tile]")
+    ] = None,
     preset: Preset = None,
     batch_size: BatchSize = 8,
     device: Device = None,
@@ -45,10 +51,12 @@ def tokenize(
 
     if sum(choice is not None for choice in (tokens, psnr, lpips)) > 1:
         raise VistokError("--tokens, --psnr and --lpips each choose the number of tokens: give one of them.")
+    if overlap is not None and not tiles:
+        raise VistokError("--overlap is that of tiles: add --tiles, or leave it out.")
     from vistok.data.vtok import SUFFIX
     from vistok.progress import progress
     from vistok.runtime import resolve_device
-    from vistok.tokenizers.files import PICTURES, pair_paths, tokenize_files
+    from vistok.tokenizers.files import PICTURES, pair_paths, tile_side, tokenize_files
     from vistok.tokenizers.load import load_tokenizer
 
     check_outputs(json)
@@ -56,8 +64,10 @@ def tokenize(
     pairs = pair_paths(inputs, out, PICTURES, SUFFIX)
     reached = _quality(psnr, lpips, lpips_net, lpips_head, lpips_backbone)
     loaded = load_tokenizer(tokenizer, preset, device)
+    if tiles and overlap is None:
+        overlap = tile_side(loaded.tokenizer.capabilities, size) // 8
     with progress("tokenize", len(pairs)) as advance:
-        summary = tokenize_files(loaded, pairs, tokens, reached, size, batch_size, advance)
+        summary = tokenize_files(loaded, pairs, tokens, reached, size, batch_size, advance, overlap)
     figures = summary.to_dict()
     if output_json(figures, json, indent=None):
         return
