@@ -141,15 +141,14 @@ def test_tiles_survive_the_way_through_bytes():
     written = _tiled()
     read = TokenFile.from_bytes(written.to_bytes())
     assert read.tiling == written.tiling and read.parts == 8 and torch.equal(read.tokens, written.tokens)
-    assert len(written.to_bytes()) == len(_file(96, shape=(96,)).to_bytes()) + 16 + len("one-d-piece-mini") - len(
-        "vq-mini"
-    )
+    whole = TokenFile(written.tokenizer, DIGEST, 1000, (96,), written.tokens)
+    assert len(written.to_bytes()) == len(whole.to_bytes()) + 16
     assert _file().to_bytes()[4] == 1 and written.to_bytes()[4] == 2, "pictures without tiles stay readable everywhere"
 
 
 @pytest.mark.parametrize(
     "tiling",
-    [Tiling(40, 100, 32, 0), Tiling(4_000_000_000, 4_000_000_000, 1, 0), Tiling(1, 1, 1, 0)],
+    [Tiling(40, 64, 32, 0), Tiling(4_000_000_000, 4_000_000_000, 1, 0), Tiling(1, 1, 1, 0)],
     ids=["fewer", "no end of them", "one"],
 )
 def test_tokens_that_do_not_fill_the_tiles_are_refused(tiling):

@@ -170,7 +170,12 @@ def unclip_folder(tmp_path_factory):
         text_encoder=text,
         unet=unet,
         scheduler=diffusers.DDIMScheduler(),
-        vae=diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=2, latent_channels=4),
+        vae=diffusers.AutoencoderKL(
+            block_out_channels=(8,) * 4,
+            norm_num_groups=2,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        ),  # fmt: skip
     )
     pipeline.save_pretrained(folder / "pipeline")
     return folder / "pipeline"

@@ -15,7 +15,8 @@ All numbers are little-endian.
 | ceil(number * bits / 8) | tokens, most significant bit first, zero bits at the end |
 | 16 | BLAKE2b of all bytes before |
 
-Tokens in tiles stand tile by tile, row by row, as many of each. The checksum finds damage and careless edits. It is no signature: whoever forges tokens can also forge it.
+Tokens in tiles stand tile by tile, row by row, as many of each. The checksum finds damage and careless edits. It is no
+signature: whoever forges tokens can also forge it.
 """
 
 from __future__ import annotations
