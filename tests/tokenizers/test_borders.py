@@ -30,9 +30,9 @@ def build() -> dict[str, torch.nn.Module]:
         **THIN,
     )  # fmt: skip
     seed = SeedConfig(
-        image_size=16, tower_width=16, tower_layers=1, tower_heads=1, tower_mlp=32, tower_patch=8, width=16, layers=2, heads=1,
-        hidden=32, num_tokens=4, codebook_size=16, code_dim=4, decode_layers=1, decode_heads=1, image_down=(8, 4), embed_dim=6,
-        pixels="vq-mini", pixel_layers=1,
+        image_size=16, tower_width=16, tower_layers=1, tower_heads=1, tower_mlp=32, tower_patch=8, width=16, layers=2,
+        heads=1, hidden=32, num_tokens=4, codebook_size=16, code_dim=4, decode_layers=1, decode_heads=1,
+        image_down=(8, 4), embed_dim=6, pixels="vq-mini", pixel_layers=1, pixel_grid=4,
     )  # fmt: skip
     return {
         "seed": Seed(seed),
@@ -52,7 +52,7 @@ def tokenizers():
     return {name: tokenizer.eval() for name, tokenizer in build().items()}
 
 
-NAMES = ["vq", "kl", "titok", "titok vae", "flextok", "tokenflow", "maskgit_vqgan"]
+NAMES = ["vq", "kl", "titok", "titok vae", "flextok", "tokenflow", "maskgit_vqgan", "seed"]
 INDICES = [name for name in NAMES if name not in ("kl", "titok vae")]
 
 

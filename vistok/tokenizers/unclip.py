@@ -37,7 +37,7 @@ class UnClip:
             raise VistokError("painting with an unCLIP needs diffusers: pip install 'vistok[unclip]'.") from None
         try:
             pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(name, use_safetensors=True)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise VistokError(
                 f"'{name}' is no Stable unCLIP that diffusers can load ({reason}): name a folder or a hub id such as "

@@ -46,7 +46,6 @@ from vistok.train.tasks.starts.one_d_piece import OrderedPatches, start_spatiall
 from vistok.train.tasks.starts.patch_codes import distance_to_points
 
 ANCHOR_PICTURES = 256
-CELL_PICTURES = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +60,7 @@ class OneDPieceData(PictureData, AdversarialData, RevivalData):
             then start there.
         start: ``cells``: the encoder and the codes are written in closed form, see ``starts.cells``, and what paints is
             trained alone. ``patches``: as ``anchor`` says.
+        start_pictures: that codes in closed form are the k-means of.
         keep: whether the number of kept tokens is drawn for each picture, or for each step, as the reference does,
             which is faster.
     """
@@ -70,6 +70,7 @@ class OneDPieceData(PictureData, AdversarialData, RevivalData):
     perceptual_weight: float = 0.1
     anchor: float = 0.0
     start: Literal["patches", "cells"] = "patches"
+    start_pictures: int = 512
     keep: Literal["picture", "step"] = "picture"
 
 
@@ -202,7 +203,7 @@ class OneDPieceTask(PictureTask):
                 "'data.revive_every' out."
             )
         if new:
-            images = self.first_pictures(CELL_PICTURES)
+            images = self.first_pictures(self.data.start_pictures)
             cells = Cells(self.tokenizer.config, images)
             start_from_cells(self.tokenizer, cells, images, torch.Generator().manual_seed(self.recipe.seed))
         freeze_codes(self.tokenizer)
