@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("cli",),
     ("studio",),
-    ("pipelines", "sampling_job", "train"),
+    ("pipelines", "sampling_job", "train", "doctor"),
     ("eval",),
     ("samplers", "projectors", "context"),
     ("models", "tokenizers"),

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vistok.cli.output import Json, check_outputs, output_json
+from vistok.cli.shared import say
 
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What to paint; may be given again.")]
 
@@ -181,7 +182,7 @@ def sample(
     if summary is None:  # another process of the job reports
         return
     if not output_json(summary.to_dict(), json, indent=None):
-        print(summary)
+        say(summary)
 
 
 def _controls(
