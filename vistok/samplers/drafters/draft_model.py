@@ -94,7 +94,9 @@ class DraftModel(TextDrafter):
         """Begin with the prompt and the first token, to be read when they are needed."""
         self._size = prefill.logits.shape[-1]
         self._read: Tensor | None = None
-        if not isinstance(self.policy, SizedTree):
+        if isinstance(self.policy, SizedTree):
+            self.policy.begin()
+        else:
             self._catch_up(run)
 
     def _catch_up(self, run: Run) -> None:

@@ -117,7 +117,9 @@ class EagleHead(HeadDrafter, TextDrafter):
         self.reset(len(tokens), tokens.shape[1] + self.length)
         self.hidden = prefill.hidden.new_zeros(len(tokens), 1, self.network.config.hidden_size)
         self._unread: list[tuple[Tensor, Tensor, Tensor]] = [(prefill.hidden, tokens, prompt.count)]
-        if not isinstance(self.policy, SizedTree):
+        if isinstance(self.policy, SizedTree):
+            self.policy.begin()
+        else:
             self._catch_up()
 
     def _catch_up(self) -> None:

@@ -98,6 +98,8 @@ class TokenRecycling(TextDrafter):
         self._allocate(prefill.logits.shape[-1], device)
         if self.auto and self._cost is None:
             raise VistokError("tree='auto' measures a model of text: give rank paths here.")
+        if self.auto:
+            self.sizer.begin()
         self._foreseen = [False] * len(run.tokens)
         self._late: list[tuple[Tensor, Tensor, Tensor]] = []
         self._lay_out(device)

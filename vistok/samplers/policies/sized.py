@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ DEPTH = 8
 FORGET = 0.97  # weight of the past when a token is decided
 PRIOR = 4.0  # tokens that the first guess is worth
 MARGIN = 1.03  # a tree must promise so much more than none, for what cannot be measured
+BETTER = 1.02  # and so much more than the one of now
+TIMED = 64  # steps that are timed, with drafts and without
 AGAIN = 4  # steps of a trial, and those after which a tree is chosen anew
 REST, LONGEST = 16, 256  # steps of the first rest, and of any
 
@@ -38,14 +41,19 @@ class Option(NamedTuple):
     seconds: float
 
 
-def best_option(options: Iterable[Option], plain: float) -> Option | None:
-    """The option of most tokens a second; None where none beats a step of ``plain`` seconds without drafts."""
-    best = max(options, key=lambda option: option.tokens / option.seconds, default=None)
-    return best if best is not None and best.tokens / best.seconds > MARGIN / plain else None
+def best_option(options: Iterable[Option], plain: float, more: float = 0.0) -> Option | None:
+    """The option of most tokens a second, each taking ``more`` seconds than it says; None where none beats a step of
+    ``plain`` seconds without drafts.
+    """
+    best = max(options, key=lambda option: option.tokens / (option.seconds + more), default=None)
+    return best if best is not None and best.tokens / (best.seconds + more) > MARGIN / plain else None
 
 
 class Sizer:
     """Which tree the coming steps take.
+
+    What a step takes beside the forwards that are measured beforehand is learnt from the steps themselves: the least
+    that it was, with drafts and without.
 
     Args:
         watches: it is known how good candidates are even while none is shown, so that no trials are needed.
@@ -55,6 +63,23 @@ class Sizer:
         self.watches = watches
         self.chosen: Option | None = None
         self._left, self._rest, self._tried = 0, REST, False
+        self._beside: dict[bool, list[float]] = {False: [], True: []}
+        self._began: float | None = None
+
+    def begin(self) -> None:
+        """A run begins: what passed since the last step was none."""
+        self._began = None
+
+    def _more(self, drafts: bool) -> float:
+        return min(self._beside[drafts], default=0.0)
+
+    def _clock(self, plain: float) -> None:
+        """Note what the step that is over took."""
+        now, drafts = time.perf_counter(), self.chosen is not None
+        if self._began is not None and len(self._beside[drafts]) < TIMED:
+            expected = self.chosen.seconds if drafts else plain
+            self._beside[drafts].append(max(0.0, now - self._began - expected))
+        self._began = now
 
     @property
     def due(self) -> bool:
@@ -63,10 +88,11 @@ class Sizer:
 
     def next(self, options: Callable[[], Sequence[Option]], plain: float) -> Option | None:
         """The option for a step, None for no drafts; the first option is the one for trials."""
+        self._clock(plain)
         if self.due:
             self._left = AGAIN
             if self.watches or self._tried:
-                self.chosen = best_option(options(), plain)
+                self.chosen = self._best(options(), plain)
                 if self.chosen is not None:
                     self._rest = REST
                 elif self.watches:
@@ -77,6 +103,15 @@ class Sizer:
                 self.chosen, self._tried = options()[0], True
         self._left -= 1
         return self.chosen
+
+    def _best(self, options: Sequence[Option], plain: float) -> Option | None:
+        more = self._more(True)
+        best = best_option(options, plain + self._more(False), more)
+        if best is None or self.chosen is None:
+            return best
+        now = next((option for option in options if option.tree == self.chosen.tree), best)
+        gain = best.tokens / (best.seconds + more) * (now.seconds + more) / now.tokens
+        return best if gain > BETTER else now
 
 
 def interpolated(cost: Mapping[int, float], rows: float) -> float:
