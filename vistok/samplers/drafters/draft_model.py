@@ -145,7 +145,7 @@ class DraftModel(TextDrafter):
 
     def propose(self, run: Run) -> TokenTree:
         """Read what was decided and grow a tree."""
-        self.rests = isinstance(self.policy, SizedTree) and not self.policy.choose()
+        self.rests = isinstance(self.policy, SizedTree) and not self.policy.choose(run)
         if self.rests:
             return TokenTree(run.root, chain_shape(1, run.root.device), self.kind)
         self._catch_up(run)

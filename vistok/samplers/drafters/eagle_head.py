@@ -148,7 +148,7 @@ class EagleHead(HeadDrafter, TextDrafter):
 
     def propose(self, run: Run) -> TokenTree:
         """Grow a tree, if any."""
-        self.rests = isinstance(self.policy, SizedTree) and not self.policy.choose()
+        self.rests = isinstance(self.policy, SizedTree) and not self.policy.choose(run)
         if self.rests:
             return TokenTree(run.root, chain_shape(1, run.root.device), self.kind)
         self._catch_up()

@@ -20,7 +20,7 @@ from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import kind_of
 from vistok.samplers.policies.dynamic import look
 from vistok.samplers.policies.dyspec import layered
-from vistok.samplers.policies.sized import PRIOR, SIZES, Option, Sizer, interpolated
+from vistok.samplers.policies.sized import PRIOR, SIZES, Option, Sizer, interpolated, mean_decided
 from vistok.samplers.tree import LawKind, TokenTree
 
 LEVELS, MOST = 6, 32  # levels of drafts, and drafts at most
@@ -89,9 +89,9 @@ class SizedTree:
         """A run begins."""
         self.sizer.begin()
 
-    def choose(self) -> bool:
+    def choose(self, run: Run) -> bool:
         """Settle the size of the next tree; False if there is to be none."""
-        option = self.sizer.next(self._options, interpolated(self._target, 1))
+        option = self.sizer.next(self._options, interpolated(self._target, 1), mean_decided(run))
         self.size = None if option is None else option.tree
         return option is not None
 
