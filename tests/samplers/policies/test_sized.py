@@ -142,7 +142,8 @@ def test_what_pays_is_drafted(monkeypatch):
     assert int(found.stats.forwards.max()) < 45
 
 
-def test_rests_grow_while_trials_do_not_pay_and_end_when_one_does():
+def test_rests_grow_while_trials_do_not_pay_and_end_when_one_does(monkeypatch):
+    costing(monkeypatch, FLAT)
     sizer, options = Sizer(), [Option("small", 1.0, 2.0), Option("large", 1.0, 3.0)]
     drafted = [sizer.next(lambda: options, 1.0) is not None for _ in range(600)]
     trials = [step for step in range(600) if drafted[step] and not (step and drafted[step - 1])]
