@@ -175,7 +175,7 @@ def unclip_folder(tmp_path_factory):
             norm_num_groups=2,
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
-        ),  # fmt: skip
+        ),
     )
     pipeline.save_pretrained(folder / "pipeline")
     return folder / "pipeline"

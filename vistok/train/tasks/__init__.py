@@ -37,6 +37,7 @@ TASKS = Registry(
         "sorted-text": f"{_HERE}.sorted_text:SortedTextTask",
         "text": f"{_HERE}.text:TextTask",
         "tokenflow": f"{_HERE}.tokenflow:TokenFlowTask",
+        "tokenunify": f"{_HERE}.tokenunify:TokenUnifyTask",
         "vq": f"{_HERE}.vq:VQTask",
         "vqa": f"{_HERE}.scenes.vqa:VqaTask",
         "vqa-anyres": f"{_HERE}.scenes.vqa_anyres:AnyresTask",
