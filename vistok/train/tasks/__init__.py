@@ -34,6 +34,7 @@ TASKS = Registry(
         "one-d-piece": f"{_HERE}.one_d_piece:OneDPieceTask",
         "prompt-tokens": f"{_HERE}.extra_rows:PromptTokensTask",
         "scenes-features": f"{_HERE}.scenes.features:SceneFeaturesTask",
+        "seed": f"{_HERE}.seed:SeedTask",
         "sorted-text": f"{_HERE}.sorted_text:SortedTextTask",
         "text": f"{_HERE}.text:TextTask",
         "tokenflow": f"{_HERE}.tokenflow:TokenFlowTask",
