@@ -8,8 +8,8 @@ picture anew. Networks and weights are the same, and the outputs' difference is 
     python benchmarks/image_tokenizers.py --threads 2 --json tokenizers.json
     python benchmarks/image_tokenizers.py FOLDER ...
 
-Without names it measures the embedded one of every family. Of SEED and MaskGIT's VQGAN none is embedded: they have small
-untrained networks, whose speed is that of trained ones.
+Without names it measures the embedded one of every family. Of SEED and MaskGIT's VQGAN none is embedded: they have
+small untrained networks, whose speed is that of trained ones.
 """
 
 from __future__ import annotations
