@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vistok.cli.output import Json, check_outputs, output_json
+from vistok.cli.shared import say
 
 if TYPE_CHECKING:
     from vistok.tokenizers.files import Reached
@@ -71,12 +72,12 @@ def tokenize(
     figures = summary.to_dict()
     if output_json(figures, json, indent=None):
         return
-    print(
+    say(
         f"{summary.pictures} pictures, {summary.tokens} tokens, {summary.bytes} bytes, "
         f"{figures['bits_per_pixel']:.3f} bits a pixel"
     )
     if summary.unreached:
-        print(f"{summary.unreached} pictures do not reach the quality with all of their tokens, and hold all.")
+        say(f"{summary.unreached} pictures do not reach the quality with all of their tokens, and hold all.")
 
 
 def detokenize(
@@ -121,7 +122,7 @@ def detokenize(
     with progress("detokenize", len(pairs)) as advance:
         count = detokenize_files(loaded, pairs, tokens, batch_size, advance, **decoding)
     if not output_json({"pictures": count}, json, indent=None):
-        print(f"{count} pictures")
+        say(f"{count} pictures")
 
 
 def _attach_unclip(loaded: LoadedTokenizer, name: str) -> None:

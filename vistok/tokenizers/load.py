@@ -22,6 +22,7 @@ TOKENIZERS = Registry(
     "tokenizer family",
     {
         "vq": "vistok.tokenizers.vq:VQTokenizer",
+        "vq_upscaled": "vistok.tokenizers.vq_upscaled:UpscaledVQ",
         "kl": "vistok.tokenizers.kl:KLAutoencoder",
         "titok": "vistok.tokenizers.titok:TiTok",
         "flextok": "vistok.tokenizers.flextok:FlexTok",

@@ -34,7 +34,7 @@ class UnClip:
         try:
             from diffusers import StableUnCLIPImg2ImgPipeline
         except ImportError:
-            raise VistokError("painting with an unCLIP needs diffusers: pip install 'vistok[unclip]'.") from None
+            raise VistokError("painting with an unCLIP needs diffusers: pip install diffusers.") from None
         try:
             pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(name, use_safetensors=True)
         except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:

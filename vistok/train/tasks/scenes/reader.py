@@ -16,6 +16,8 @@ from vistok.data.scenes import COLOURS, NUM_CLASSES
 from vistok.data.scenes.world import MAX_OBJECTS
 from vistok.train.tasks.scenes.captions import FACT_SIZES
 
+COUNTED = 256  # scenes in which is counted what codes show
+
 
 def code_colours(tokens: Tensor, cells: Tensor, count: int) -> Tensor:
     """What each code of a codebook shows most often: the number of a colour of objects, or 8 for background, [count].
