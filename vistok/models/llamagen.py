@@ -368,7 +368,7 @@ class LlamaGen(Pretrained, nn.Module):
             raise VistokError("this model paints a grid of tokens as a whole: leave the number of tokens out.")
         if not 1 <= tokens <= self.config.block_size:
             raise VistokError(f"this model draws 1 to {self.config.block_size} tokens, got {tokens}.")
-        self.config = replace(self.config, block_size=tokens)
+        self.config = replace(self.config, block_size=tokens, places=self.config.places[:tokens])
 
     def _init(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
