@@ -23,6 +23,7 @@ from vistok.ops.linear import pack_linears
 from vistok.ops.noise import derive_seed
 from vistok.runtime import resolve_device, resolve_dtype
 from vistok.samplers import SAMPLERS, Noise, SamplingParams, Stats, parse_sampler
+from vistok.samplers.interface import Partial, Watch, shows_steps
 from vistok.zoo import ModelCard, card, card_of_file, card_of_folder, cards, resolve
 from vistok.zoo.registry import hub_id
 from vistok.zoo.transformers import load_config
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from vistok.tokenizers.interface import Tokenizer
 
 DEFAULT_MODEL = "llamagen"
+UNDECIDED = 0.72  # brightness of what a preview does not know, in [-1, 1]
 GUIDANCE = 3.0  # of models whose card tells no scale
 
 
@@ -79,6 +81,7 @@ class Pipeline:
         name: of the generator.
         control: pictures that all images follow, see :meth:`with_control`.
         known: what all images show already, see :meth:`with_image`.
+        negative: the prompt that all images are guided away from, see :meth:`with_negative`.
         guidance, temperature: of sampling, where no parameters are given.
         sampling: options of its samplers that suit it, where no other are given.
     """
@@ -92,6 +95,7 @@ class Pipeline:
     sampling: Mapping[str, int | str] = field(default_factory=dict)
     control: tuple[Control, ...] = ()
     known: Known | None = None
+    negative: str | None = None
     _features: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
@@ -169,6 +173,21 @@ class Pipeline:
             image = image.resize(size)
         pixels = to_tensor(image)[None].to(next(self.model.parameters()).device)
         return replace(self, model=model, control=(*self.control, Control(pixels, kind, strength)))
+
+    def with_negative(self, prompt: str, force: bool = False) -> Pipeline:
+        """Returns a pipeline whose images guidance leads away from a prompt, in the place of no prompt.
+
+        Args:
+            prompt: what the images are not to show.
+            force: take words that the model never saw.
+
+        Raises:
+            VistokError: a model of classes, or an empty or unknown prompt.
+        """
+        if self.conditional_on == "class":
+            raise VistokError(f"'{self.name}' paints classes and reads no prompts: leave --negative out.")
+        self.check([prompt], force)
+        return replace(self, negative=prompt)
 
     def with_image(self, picture: Image | str | Path, mask: Image | str | Path) -> Pipeline:
         """Returns a pipeline that draws anew what a mask shows white of a picture: the tokens of the rest stay.
@@ -255,6 +274,7 @@ class Pipeline:
         seed: int = 0,
         batch_size: int = 8,
         progress: Callable[[int], None] | None = None,
+        watch: Watch | None = None,
     ) -> Iterator[tuple[list[Sample], Output]]:
         """Draws samples batch after batch.
 
@@ -265,33 +285,72 @@ class Pipeline:
             seed: of the job.
             batch_size: images at a time; it does not change them.
             progress: called with the number of tokens that were just committed.
+            watch: shown the tokens of the batch after each step; :meth:`preview` makes images of them.
 
         Raises:
-            VistokError: a sampler of other generators, or parameters that it does not heed.
+            VistokError: a sampler of other generators or one that shows no steps to ``watch``, or parameters that it
+                does not heed.
         """
         if batch_size < 1:
             raise VistokError(f"the batch size must be at least 1, got {batch_size}.")
         sampler, params = self.sampler(sampler), params or self.sampling_params()
         check_honoured(sampler, params)
+        if self.negative is not None and not params.guided:
+            raise VistokError("a negative prompt acts by guidance, and there is none: give --cfg above 1.")
         if self.known is not None and not getattr(sampler, "fills", False):
             raise VistokError(f"the sampler {type(sampler).__name__} draws whole images only: leave --image out.")
+        if watch is not None and not shows_steps(sampler):
+            raise VistokError(f"the sampler {type(sampler).__name__} shows no steps while it draws: leave watch out.")
         sampler = sampler.prepare(self.model, self.tokenizer)
         for start in range(0, len(samples), batch_size):
             batch = list(samples[start : start + batch_size])
-            yield batch, self._draw(batch, sampler, params, seed, progress)
+            yield batch, self._draw(batch, sampler, params, seed, progress, watch)
 
     @torch.inference_mode()
-    def _draw(self, batch: list[Sample], sampler: Sampler, params: SamplingParams, seed: int, progress) -> Output:
+    def _draw(
+        self, batch: list[Sample], sampler: Sampler, params: SamplingParams, seed: int, progress, watch
+    ) -> Output:
         device = next(self.model.parameters()).device
         condition = self._condition([s.condition for s in batch])
         noise = Noise(seed, torch.tensor([s.index for s in batch], device=device))
         report = None if progress is None else lambda gained: progress(gained * len(batch))
-        tokens, stats = sampler.sample(self.model, condition, params, noise, report)
+        shown = {} if watch is None else {"watch": watch}
+        tokens, stats = sampler.sample(self.model, condition, params, noise, report, **shown)
         if self.tokenizer is None:
             return Output([], self.model.image_tokens(tokens).cpu(), stats)
         # One by one: rounding inside a batched decoder depends on the batch, and an image must not.
         images = [to_pil(self._decode(drawn, seed, s.index))[0] for drawn, s in zip(tokens, batch, strict=True)]
         return Output(images, tokens.cpu(), stats)
+
+    @torch.inference_mode()
+    def preview(self, partial: Partial, seed: int = 0) -> list[Image]:
+        """Returns images while they are drawn: what is not decided is grey, and a sequence is decoded as far as it is.
+
+        Args:
+            partial: as ``watch`` of :meth:`iterate` is shown it.
+            seed: of decoders that draw noise.
+
+        Raises:
+            VistokError: there is no decoder.
+        """
+        if self.tokenizer is None:
+            raise VistokError(f"'{self.name}' comes without a decoder: name one as tokenizer=.")
+        decided = partial.decided
+        shown = decided if partial.tokens.ndim == 2 else decided[..., None]
+        tokens = self.model.image_tokens(partial.tokens.masked_fill(~shown, 0))
+        can, spec = self.tokenizer.capabilities, self.model.tokens
+        decoding = {"generator": torch.Generator().manual_seed(derive_seed(seed))} if can.stochastic_decode else {}
+        if spec.layout == "sequence":
+            if can.variable_length:
+                known = int(decided.sum(1).min())
+                decoding["length"] = max((each for each in can.lengths if each <= known), default=can.lengths[0])
+            return to_pil(self.tokenizer.decode(tokens, **decoding))
+        pixels = self.tokenizer.decode(tokens, **decoding)
+        places = (
+            self.model.image_tokens(decided.long()) if spec.kind == "codes" else decided.unflatten(1, (-1, spec.line))
+        )
+        mask = torch.nn.functional.interpolate(places[:, None].float(), pixels.shape[-2:], mode="nearest")
+        return to_pil(pixels.clamp(-1, 1) * mask + UNDECIDED * (1 - mask))
 
     def _decode(self, drawn: Tensor, seed: int, index: int) -> Tensor:
         """The image of one sample's tokens [n] or [n, D], as [1, 3, H, W]."""
@@ -306,11 +365,23 @@ class Pipeline:
         if self.conditional_on == "class":
             return Condition(torch.tensor(conditions, device=weight.device), None, self.control, self.known)
         if getattr(self.model, "reader", None) is not None:  # a language model draws, and reads prompts in tokens
-            return self.model.reader(conditions).to(weight.device)
-        for text in set(conditions) - set(self._features):
+            read = self.model.reader(conditions)
+            if self.negative is not None:
+                avoided = self.model.reader([self.negative])
+                read = replace(read, negative_ids=avoided.ids, negative_mask=avoided.mask)
+            return read.to(weight.device)
+        features, mask = self._read(conditions, weight)
+        negative = None
+        if self.negative is not None:
+            negative = Condition(*self._read([self.negative] * len(conditions), weight))
+        return Condition(features, mask, self.control, self.known, negative)
+
+    def _read(self, texts: Sequence[str], weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of texts and their mask, like a weight of the generator."""
+        for text in set(texts) - set(self._features):
             self._features[text] = self.text_encoder([text])
-        features, masks = zip(*(self._features[text] for text in conditions), strict=True)
-        return Condition(torch.cat(features).to(weight), torch.cat(masks).to(weight.device), self.control, self.known)
+        features, masks = zip(*(self._features[text] for text in texts), strict=True)
+        return torch.cat(features).to(weight), torch.cat(masks).to(weight.device)
 
     def __call__(
         self,
@@ -493,6 +564,9 @@ def _generator_of(tokenizer: str) -> str:
         if each.embedded and each.family in GENERATORS and "tokenizer" in each.parts:
             known.setdefault(each.parts["tokenizer"], each.name)
     wanted = next((each.name for each in cards() if tokenizer in (each.name, *each.aliases)), tokenizer)
+    base = next((each.parts.get("base") for each in cards() if each.name == wanted), None)
+    if wanted not in known and base in known:  # it decodes the same codes
+        return known[base]
     if wanted not in known:
         raise VistokError(
             f"no embedded generator draws tokens of '{tokenizer}': name the generator with --model or --checkpoint, or "
@@ -510,14 +584,17 @@ def _text_encoder(model: nn.Module, request: LoadRequest, given: Any) -> TextEnc
         if given is not None:
             raise VistokError(f"'{request.source}' paints classes and reads no text: leave --text-encoder out.")
         return None
-    from vistok.models.text_encoder import TextEncoder
+    from vistok.models.text_encoder import load_text_encoder
 
     if given is None:
         folder = resolve(request.source)
+        own = card_of_folder(folder) if folder.is_dir() else None
+        if own is not None and "text_encoder" in own.parts:  # that of another generator
+            folder = resolve(own.parts["text_encoder"])
         given = folder / "text_encoder"
         if not given.is_dir():
             raise VistokError("this model comes without its text-encoder weights: name them with --text-encoder.")
-    encoder = TextEncoder.from_pretrained(given, dtype=torch.float32)
+    encoder = load_text_encoder(given)
     if encoder.dim != model.text_width:
         raise VistokError(
             f"'{request.source}' reads text features of width {model.text_width} but '{given}' gives {encoder.dim}: "

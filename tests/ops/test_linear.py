@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vistok.ops.linear import PackedLinear, least_rows, pack_linears
+from vistok.ops.linear import PackedLinear, joint, least_rows, pack_linears
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -81,3 +81,16 @@ def test_the_least_rows_are_measured_once():
     assert least_rows(torch.float32) in (2, 4)
     least_rows(torch.float32)
     assert least_rows.cache_info().hits > 0
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_joint_products_are_those_of_each_layer(rows):
+    layers = [pack_linears(nn.Sequential(nn.Linear(48, width, bias=False)))[0] for width in (32, 80, 8)]
+    x = torch.randn(rows, 1, 48)
+    for part, layer in zip(joint(x, *layers), layers, strict=True):
+        assert torch.equal(part, layer(x))
+    with torch.no_grad():
+        layers[1].weight.mul_(2)
+    assert torch.equal(joint(x, *layers)[1], layers[1](x))
+    assert len(joint(x, *copy.deepcopy(layers))) == 3

@@ -16,6 +16,7 @@ SMALL = {
     "eval_pictures": 8,
     "pictures": 16,
     "anchor_pictures": 16,
+    "start_pictures": 16,
     "vocabulary": 512,
     "own": {"share": 0.5, "count": 4, "every": 2, "iterations": 4},
     "eval_samples": 2,

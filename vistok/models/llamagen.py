@@ -19,8 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError, unknown_name
+from vistok.models import one_token
 from vistok.models.interface import LoadRequest, TokenSpec
 from vistok.ops import KVCache, apply_rope, attention, causal_attention, collapse_prefix, rope_1d, rope_2d
+from vistok.ops.linear import joint
+from vistok.ops.rope import rope_places
 from vistok.zoo import resolve
 from vistok.zoo.pretrained import Pretrained
 
@@ -40,6 +43,8 @@ class LlamaGenConfig:
         block_size: image tokens; a square number in a grid.
         layout: ``grid`` in raster order with the published 2D positions, or ``sequence`` with 1D positions, for
             tokenizers whose tokens are ordered from coarse to fine.
+        places: row and column of each token of a sequence, where tokens have places; positions are then 2D as in a
+            grid.
         model_type: ``c2i`` (class to image) or ``t2i`` (text to image).
         cls_token_num: length T of the conditioning prefix.
         num_classes: classes of ``c2i``; one more row is the null class.
@@ -70,6 +75,7 @@ class LlamaGenConfig:
     attn_dropout_p: float = 0.0
     drop_path_rate: float = 0.0
     layout: str = "grid"
+    places: tuple[tuple[float, float], ...] = ()
 
     @property
     def head_dim(self) -> int:
@@ -187,7 +193,8 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        gate, up = joint(x, self.w1, self.w3)
+        return self.w2(F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -288,6 +295,11 @@ class LlamaGen(Pretrained, nn.Module):
             raise VistokError(
                 f"LlamaGen paints square grids, but block_size {config.block_size} is not a square number."
             )
+        if config.places and (config.layout == "grid" or len(config.places) != config.block_size):
+            raise VistokError(
+                f"LlamaGen's places are those of the {config.block_size} tokens of a sequence, got "
+                f"{len(config.places)} in a {config.layout}."
+            )
         self.config = config
         embedder = LabelEmbedder if config.model_type == "c2i" else CaptionEmbedder
         self.cls_embedding = embedder(config)
@@ -298,6 +310,10 @@ class LlamaGen(Pretrained, nn.Module):
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.layout == "grid":
             rope = rope_2d(config.grid, config.grid, config.head_dim, config.rope_base, prefix=config.cls_token_num)
+        elif config.places:
+            rope = rope_places(
+                torch.tensor(config.places), config.head_dim, config.rope_base, prefix=config.cls_token_num
+            )
         else:
             rope = rope_1d(config.block_size, config.head_dim, config.rope_base, prefix=config.cls_token_num)
         self.register_buffer("rope", rope, persistent=False)
@@ -435,7 +451,9 @@ class LlamaGen(Pretrained, nn.Module):
         rows = 1 + self.tokens.length + extra
         weight = self.tok_embeddings.weight
         kv_heads = config.n_kv_head or config.n_head
-        cache = KVCache(config.n_layer, batch, rows, kv_heads, config.head_dim, weight.dtype, weight.device)
+        # On a CPU attention of few queries is faster in float32, even if it reads twice as much.
+        dtype = torch.promote_types(weight.dtype, torch.float32) if weight.device.type == "cpu" else weight.dtype
+        cache = KVCache(config.n_layer, batch, rows, kv_heads, config.head_dim, dtype, weight.device)
         return DecodeState(cache, None)
 
     def prefill(self, condition: Tensor, state: DecodeState, mask: Tensor | None = None) -> Tensor:
@@ -483,6 +501,8 @@ class LlamaGen(Pretrained, nn.Module):
         Returns:
             Final hidden states [B, N, dim]; entry j predicts the token after token j (see ``head``).
         """
+        if one_token.applies(self, tokens, state):
+            return one_token.decode_one(self, tokens, positions, state)
         x = self.tok_embeddings(tokens)
         rope = self.rope[self.config.cls_token_num + positions]
         visible = self._decode_mask(x, state, ancestors)
@@ -490,7 +510,8 @@ class LlamaGen(Pretrained, nn.Module):
             x = add_streams(x, state.added, i, positions + 1)
             q, k, v = layer.project(x, rope)
             keys, values = state.cache.write(i, k, v)
-            x = layer.residual(x, layer.attention.merge(attention(q, keys, values, mask=visible)))
+            mixed = attention(q.to(keys.dtype), keys, values, mask=visible).to(x.dtype)
+            x = layer.residual(x, layer.attention.merge(mixed))
         return self.norm(x)
 
     def compile_blocks(self, **options) -> None:

@@ -7,7 +7,10 @@ processors its kernel for 2 rows is slower than the one for 4.
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -15,33 +18,64 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _PACK_ROWS = 8  # row count for which oneDNN picks its layout
+_plain: list[None] = []  # not empty while packed layers compute as plain ones
+
+
+@contextmanager
+def plain_linears() -> Iterator[None]:
+    """While open, packed layers compute as plain ones, so that their operations can be counted."""
+    _plain.append(None)
+    try:
+        yield
+    finally:
+        _plain.pop()
 
 
 @cache
 def least_rows(dtype: torch.dtype) -> int:
     """2 or 4, whichever number of rows this processor multiplies faster with a weight that no cache holds.
 
-    Both give the same bits, so that what is measured decides about time alone.
+    Both give the same bits, so that what is measured decides about time alone. The two take turns and the least time of
+    each counts, which other work on the machine can hardly turn round.
     """
     weight = torch.ops.mkldnn._reorder_linear_weight(torch.zeros(8192, 1024, dtype=dtype), _PACK_ROWS)
-
-    def seconds(rows: int) -> float:
-        x, times = torch.zeros(rows, 1024, dtype=dtype), []
-        for _ in range(5):
+    inputs = {rows: torch.zeros(rows, 1024, dtype=dtype) for rows in (2, 4)}
+    least = dict.fromkeys(inputs, math.inf)
+    for _ in range(6):
+        for rows, x in inputs.items():
             began = time.perf_counter()
-            torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-            times.append(time.perf_counter() - began)
-        return min(times)
+            _product(x, weight, None)
+            least[rows] = min(least[rows], time.perf_counter() - began)
+    return min(least, key=least.get)
 
-    return min((2, 4), key=seconds)
+
+def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+
+class PackedWeight:
+    """The packed copy of one or several weights of the same input; made when first needed, and again after a change."""
+
+    _value: Tensor | None = None
+    _source: tuple | None = None
+
+    def of(self, *weights: Tensor) -> Tensor:
+        """Returns the copy of weights [out_i, in], whose product is that of all their rows."""
+        source = tuple((each.data_ptr(), 0 if each.is_inference() else each._version) for each in weights)
+        if self._source != source:
+            whole = weights[0].detach().contiguous() if len(weights) == 1 else torch.cat(weights).detach()
+            self._value, self._source = torch.ops.mkldnn._reorder_linear_weight(whole, _PACK_ROWS), source
+        return self._value
+
+    def __getstate__(self) -> dict:
+        return {}  # packed weights cannot be copied or pickled
 
 
 class PackedLinear(nn.Linear):
     """`nn.Linear` that is fast for few rows on a CPU; same state dict, same result up to rounding.
 
-    A row's result does not depend on the other rows, to the last bit. A packed copy of the weight, made when first
-    needed and again after the weight has changed, doubles its memory. With gradients enabled and on other devices it is
-    `nn.Linear`.
+    A row's result does not depend on the other rows, to the last bit. A packed copy of the weight doubles its memory.
+    With gradients enabled and on other devices it is `nn.Linear`.
     """
 
     @classmethod
@@ -51,29 +85,37 @@ class PackedLinear(nn.Linear):
         nn.Module.__init__(packed)
         packed.in_features, packed.out_features = linear.in_features, linear.out_features
         packed.weight, packed.bias = linear.weight, linear.bias
-        packed._packed = packed._packed_from = None
+        packed._packed, packed._joint = PackedWeight(), PackedWeight()
         return packed.train(linear.training)
 
+    @property
+    def applies(self) -> bool:
+        """Whether a product takes the packed route now."""
+        return self.weight.device.type == "cpu" and not torch.is_grad_enabled() and not _plain
+
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.device.type != "cpu":
+        if not self.applies:
             return F.linear(x, self.weight, self.bias)
-        flat = x.reshape(-1, self.in_features)
-        rows, least = len(flat), least_rows(flat.dtype)
-        if rows < least:
-            flat = torch.cat([flat, flat.new_zeros(least - rows, self.in_features)])
-        out = torch.ops.mkldnn._linear_pointwise(flat, self._packed_weight(), self.bias, "none", [], "")[:rows]
-        return out.view(*x.shape[:-1], self.out_features)
+        return _padded(x, self._packed.of(self.weight), self.bias, self.out_features)
 
-    def _packed_weight(self) -> Tensor:
-        weight = self.weight
-        source = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-        if self._packed_from != source:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _PACK_ROWS)
-            self._packed_from = source
-        return self._packed
 
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_packed": None, "_packed_from": None}  # packed weights cannot be copied or pickled
+def joint(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    """Returns what each of several layers without bias makes of one input; in one product where they are packed."""
+    first = layers[0]
+    if not (isinstance(first, PackedLinear) and first.applies and first.bias is None):
+        return tuple(layer(x) for layer in layers)
+    widths = [layer.out_features for layer in layers]
+    packed = first._joint.of(*(layer.weight for layer in layers))
+    return _padded(x, packed, None, sum(widths)).split(widths, -1)
+
+
+def _padded(x: Tensor, packed: Tensor, bias: Tensor | None, width: int) -> Tensor:
+    """The product of [..., in] with a packed weight, [..., width]; few rows are padded by zeros."""
+    flat = x.reshape(-1, x.shape[-1])
+    rows, least = len(flat), least_rows(flat.dtype)
+    if rows < least:
+        flat = torch.cat([flat, flat.new_zeros(least - rows, flat.shape[-1])])
+    return _product(flat, packed, bias)[:rows].view(*x.shape[:-1], width)
 
 
 def pack_linears(module: nn.Module) -> nn.Module:

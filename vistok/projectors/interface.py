@@ -67,11 +67,13 @@ class LayerCompressor:
 
     Attributes:
         name: how the command line calls it.
+        drops: whether tokens that are dropped have no logits in the end.
     """
 
     name: ClassVar[str] = ""
     trained: ClassVar[bool] = False
     temporal: ClassVar[bool] = False
+    drops: ClassVar[bool] = True
 
     def layers(self, total: int, earliest: int) -> tuple[int, ...]:
         """The layers from which on fewer tokens are seen, ascending.

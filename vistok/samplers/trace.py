@@ -18,6 +18,14 @@ def acceptance_map(stats: Stats, sample: int, grid: int) -> np.ndarray:
     return counts[: len(counts) // grid * grid].view(-1, grid).numpy()
 
 
+def heat_map(counts: np.ndarray, brightest: int | None = None) -> Image.Image:
+    """Returns a map as a picture, one pixel a token; see ``paint_trace`` for ``brightest``."""
+    top = max(2, int(counts.max()) if brightest is None else brightest)
+    level = np.clip(np.log(counts) / np.log(top), 0, 1) * (len(RAMP) - 1)
+    colours = np.stack([np.interp(level, range(len(RAMP)), RAMP[:, c]) for c in range(3)], -1)
+    return Image.fromarray(colours.round().astype(np.uint8))
+
+
 def paint_trace(image: Image.Image, stats: Stats, sample: int, grid: int, brightest: int | None = None) -> Image.Image:
     """The picture, and beside it the map of its steps.
 
@@ -32,12 +40,8 @@ def paint_trace(image: Image.Image, stats: Stats, sample: int, grid: int, bright
         An RGB picture, twice as wide as high.
     """
     counts = acceptance_map(stats, sample, grid)
-    top = max(2, int(counts.max()) if brightest is None else brightest)
-    level = np.clip(np.log(counts) / np.log(top), 0, 1) * (len(RAMP) - 1)
-    colours = np.stack([np.interp(level, range(len(RAMP)), RAMP[:, c]) for c in range(3)], -1)
     size = (image.width * SCALE, image.height * SCALE)
     sheet = Image.new("RGB", (2 * size[0], size[1]))
     sheet.paste(image.resize(size, Image.Resampling.NEAREST), (0, 0))
-    heat = Image.fromarray(colours.round().astype(np.uint8))
-    sheet.paste(heat.resize(size, Image.Resampling.NEAREST), (size[0], 0))
+    sheet.paste(heat_map(counts, brightest).resize(size, Image.Resampling.NEAREST), (size[0], 0))
     return sheet

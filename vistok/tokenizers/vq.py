@@ -196,7 +196,8 @@ class Decoder(nn.Module):
         """The weight at which the adaptive adversarial weight compares gradients."""
         return self.conv_out.weight
 
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
+    def features(self, z: torch.Tensor) -> torch.Tensor:
+        """Latents to what the output layers read, [B, channels, f*h, f*w]."""
         x = self.conv_in(z)
         for block in self.mid:
             x = block(x)
@@ -204,7 +205,10 @@ class Decoder(nn.Module):
             x = level(x)
             if hasattr(level, "upsample"):
                 x = level.upsample(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return x
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.conv_out(F.silu(self.norm_out(self.features(z))))
 
 
 class VQTokenizer(Pretrained, nn.Module):

@@ -29,6 +29,7 @@ __all__ = [
     "ask",
     "build_compressor",
     "check_trained",
+    "has_keep",
     "kept_overlay",
     "load",
     "parse_keep",
@@ -88,9 +89,18 @@ def build_compressor(name: str, keep: int | float | None = None) -> Any:
     check_trained(kind)
     if keep is None:
         return kind()
-    if "keep" not in inspect.signature(kind).parameters:
+    if not has_keep(name):
         raise VistokError(f"{name} chooses the number of tokens by itself: leave keep out.")
     return kind(keep=keep)
+
+
+def has_keep(name: str) -> bool:
+    """Whether one chooses how many tokens a method keeps.
+
+    Raises:
+        VistokError: unknown name.
+    """
+    return "keep" in inspect.signature(compressor_class(name)).parameters
 
 
 def check_trained(kind: type) -> None:
@@ -182,7 +192,8 @@ def kept_overlay(processor: Any, picture: Image.Image, report: Report) -> Image.
     family = FAMILIES[report.family]()
     arranged = family.arrangement(processor.image_processor, picture, len(report.layouts))
     if arranged is not None:
-        return overlay(picture, tiles_map(report.kept, grid, arranged))
+        first = int(family.whole_first and len(report.kept) > 1)
+        return overlay(picture, tiles_map(report.kept[first:], grid, arranged))
     if len(report.layouts) > 1:  # a thumbnail, and behind it the map of the whole picture
         return overlay(picture, kept_map(report.kept[-1], report.layouts[-1][0]))
     if canvas is None:
@@ -201,7 +212,10 @@ def _denormalised(processor: Any, pixels: Tensor) -> Image.Image:
 
 
 def _cache_bytes(cache: Any) -> int:
-    return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    """Of keys and values, and of the states of layers that keep none (LFM2's convolutions)."""
+    held = [value for layer in cache.layers for value in vars(layer).values()]
+    held = [one for value in held for one in (value.values() if isinstance(value, dict) else [value])]
+    return sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))
 
 
 def _now(model: Any) -> float:

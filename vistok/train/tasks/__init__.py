@@ -15,6 +15,7 @@ _HERE = "vistok.train.tasks"
 TASKS = Registry(
     "training task",
     {
+        "augmentation": f"{_HERE}.augmentation:AugmentationTask",
         "captions": f"{_HERE}.scenes.captions:CaptionTask",
         "chat3d": f"{_HERE}.scenes.chat3d:Chat3DTask",
         "clover": f"{_HERE}.clover:CloverTask",
@@ -31,8 +32,10 @@ TASKS = Registry(
         "lexical-units": f"{_HERE}.lexical_units:LexicalUnitsTask",
         "llamagen": f"{_HERE}.llamagen:LlamaGenTask",
         "llamagen-sequence": f"{_HERE}.llamagen_sequence:LlamaGenSequenceTask",
+        "lococo": f"{_HERE}.lococo:LoCoCoTask",
         "mar": f"{_HERE}.mar:MARTask",
         "maskgit": f"{_HERE}.masked:MaskGITTask",
+        "medusa": f"{_HERE}.extra_rows:MedusaTask",
         "one-d-piece": f"{_HERE}.one_d_piece:OneDPieceTask",
         "pink": f"{_HERE}.scenes.pink:PinkTask",
         "prompt-tokens": f"{_HERE}.extra_rows:PromptTokensTask",
@@ -41,8 +44,9 @@ TASKS = Registry(
         "sorted-text": f"{_HERE}.sorted_text:SortedTextTask",
         "text": f"{_HERE}.text:TextTask",
         "tokenflow": f"{_HERE}.tokenflow:TokenFlowTask",
-        "vq": f"{_HERE}.vq:VQTask",
         "vpt": f"{_HERE}.scenes.vpt:VptTask",
+        "vq": f"{_HERE}.vq:VQTask",
+        "vq-upscaled": f"{_HERE}.vq_upscaled:UpscaledVQTask",
         "vqa": f"{_HERE}.scenes.vqa:VqaTask",
         "vqa-anyres": f"{_HERE}.scenes.vqa_anyres:AnyresTask",
         "vqa-pvc": f"{_HERE}.scenes.vqa_pvc:PvcTask",
@@ -54,10 +58,12 @@ TASKS = Registry(
 SUPERVISED = Registry(
     "supervised task",
     {
+        "enat": f"{_HERE}.scenes.masked:SupervisedENATTask",
         "flextok": f"{_HERE}.scenes.flextok:SupervisedFlexTokTask",
         "llamagen": f"{_HERE}.scenes.llamagen:SupervisedLlamaGenTask",
         "llamagen-sequence": f"{_HERE}.scenes.llamagen_sequence:SupervisedSequenceTask",
         "mar": f"{_HERE}.scenes.mar:SupervisedMARTask",
+        "maskgit": f"{_HERE}.scenes.masked:SupervisedMaskGITTask",
     },
     "vistok.supervised_tasks",
 )
