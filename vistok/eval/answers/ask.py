@@ -20,6 +20,7 @@ from vistok.models.huggingface import given_cache
 from vistok.projectors import TokenPacker, compress, compressor_class
 from vistok.projectors.apply.compress import Report, active
 from vistok.projectors.cost import prefill_flops
+from vistok.projectors.learned.croc import restore_normalization
 from vistok.projectors.learned.tokenpacker import CONFIG_FILE as PACKER_FILE
 from vistok.projectors.overlay import kept_map, overlay, tiles_map
 
@@ -118,7 +119,8 @@ def check_trained(kind: type) -> None:
 def load(name: str, device: str | None = None, dtype: str = "float32") -> tuple[Any, Any]:
     """A multimodal model and its processor.
 
-    A folder with a TokenPacker beside the model gives a model that runs with it, as after :func:`vistok.compress`.
+    A folder with a TokenPacker beside the model gives a model that runs with it, as after :func:`vistok.compress`; one
+    of Croc normalises its visual tokens.
 
     Args:
         name: embedded model, folder, or hub id.
@@ -133,6 +135,7 @@ def load(name: str, device: str | None = None, dtype: str = "float32") -> tuple[
     from vistok.zoo.transformers import load_image_text
 
     model, processor = load_image_text(name, device, dtype)
+    restore_normalization(model)
     folder = resolve(name) if is_embedded(name) else Path(name).expanduser()
     if (folder / PACKER_FILE).exists():
         compress(model, TokenPacker.from_pretrained(folder).to(model.device, model.dtype))

@@ -20,6 +20,7 @@ TASKS = Registry(
         "chat3d": f"{_HERE}.scenes.chat3d:Chat3DTask",
         "clover": f"{_HERE}.clover:CloverTask",
         "controlar": f"{_HERE}.controlar:ControlARTask",
+        "croc": f"{_HERE}.scenes.croc:CrocTask",
         "eagle": f"{_HERE}.eagle:EagleTask",
         "eagle3": f"{_HERE}.eagle3:Eagle3Task",
         "enat": f"{_HERE}.masked:ENATTask",
