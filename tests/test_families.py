@@ -25,17 +25,19 @@ TOKENIZER = {"xar": "kl-mini", "enat": "vq-mini", "maskgit": "vq-mini", "control
 QUICK = {"xar": "xar:num_steps=3", "enat": "masked:steps=3", "maskgit": "masked:steps=3", "controlar": "ar"}
 
 
-def build(family: str) -> torch.nn.Module:
+def build(family: str, classes: int = 5) -> torch.nn.Module:
     torch.manual_seed(0)
     if family == "xar":
-        model = XAR(XARConfig(64, 4, 1, 5, "cell:8", **WIDTH, encoder_depth=1, decoder_depth=1, class_num=5))
+        model = XAR(XARConfig(64, 4, 1, 5, "cell:8", **WIDTH, encoder_depth=1, decoder_depth=1, class_num=classes))
     elif family == "controlar":
         shape = {"dim": 16, "n_layer": 3, "n_head": 2, "multiple_of": 8, "vocab_size": 512, "block_size": 256}
         encoder = {"adapter_width": 16, "adapter_depth": 1, "adapter_heads": 2, "adapter_image_size": 256}
-        model = ControlAR(ControlARConfig(**shape, **encoder, num_classes=5, downsample=4, controls=("canny", "depth")))
+        model = ControlAR(
+            ControlARConfig(**shape, **encoder, num_classes=classes, downsample=4, controls=("canny", "depth"))
+        )
     else:
         kind, config, depths = MASKED[family]
-        model = kind(config(grid=16, codebook_size=512, num_classes=5, **WIDTH, **depths))
+        model = kind(config(grid=16, codebook_size=512, num_classes=classes, **WIDTH, **depths))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.2)
