@@ -87,6 +87,8 @@ def test_a_trace_shows_which_step_decided_what(run, tmp_path, family):
     assert done.returncode == 0, done.stderr
     sheet = Image.open(tmp_path / "trace.png")
     assert sheet.width == 2 * sheet.height
+    tones = len(sheet.crop((sheet.height, 0, *sheet.size)).getcolors())
+    assert tones == {"xar": 4, "enat": 3, "maskgit": 3, "controlar": 1}[family]  # entities, steps, one token a step
 
 
 @pytest.mark.parametrize("family", ["xar", "enat", "maskgit"])
@@ -143,6 +145,19 @@ def fails(done, *said):
 def test_mistakes_are_named_with_their_mend(run, folders, family, more, said):
     more = [folders / each if each.endswith(".png") else each for each in more]
     fails(run(family, *more), *said)
+
+
+def test_an_unknown_entity_is_named(folders, tmp_path, run):
+    (tmp_path / "strange").mkdir()
+    for path in (folders / "xar").iterdir():
+        text = path.read_bytes().replace(b'"cell:8"', b'"cel:8"')
+        (tmp_path / "strange" / path.name).write_bytes(text)
+    fails(run("xar", "--checkpoint", tmp_path / "strange"), "entity", "cell")
+
+
+def test_a_control_picture_with_more_tokens_than_the_weights_know_is_refused(run, tmp_path):
+    Image.new("RGB", (128, 64)).save(tmp_path / "wide.png")
+    fails(run("controlar", "--control", tmp_path / "wide.png", "--control-kind", "canny"), "128x64", "256", "64x64")
 
 
 def test_controls_of_two_sizes_are_refused(run, folders):
