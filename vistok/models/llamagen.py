@@ -23,6 +23,7 @@ from vistok.models import packed_step
 from vistok.models.interface import LoadRequest, TokenSpec
 from vistok.ops import KVCache, apply_rope, attention, causal_attention, collapse_prefix, rope_1d, rope_2d
 from vistok.ops.linear import joint
+from vistok.ops.rope import rope_places
 from vistok.zoo import resolve
 from vistok.zoo.pretrained import Pretrained
 
@@ -42,6 +43,8 @@ class LlamaGenConfig:
         block_size: image tokens; a square number in a grid.
         layout: ``grid`` in raster order with the published 2D positions, or ``sequence`` with 1D positions, for
             tokenizers whose tokens are ordered from coarse to fine.
+        places: row and column of each token of a sequence, where tokens have places; positions are then 2D as in a
+            grid.
         model_type: ``c2i`` (class to image) or ``t2i`` (text to image).
         cls_token_num: length T of the conditioning prefix.
         num_classes: classes of ``c2i``; one more row is the null class.
@@ -72,6 +75,7 @@ class LlamaGenConfig:
     attn_dropout_p: float = 0.0
     drop_path_rate: float = 0.0
     layout: str = "grid"
+    places: tuple[tuple[float, float], ...] = ()
 
     @property
     def head_dim(self) -> int:
@@ -293,6 +297,11 @@ class LlamaGen(Pretrained, nn.Module):
             raise VistokError(
                 f"LlamaGen paints square grids, but block_size {config.block_size} is not a square number."
             )
+        if config.places and (config.layout == "grid" or len(config.places) != config.block_size):
+            raise VistokError(
+                f"LlamaGen's places are those of the {config.block_size} tokens of a sequence, got "
+                f"{len(config.places)} in a {config.layout}."
+            )
         self.config = config
         embedder = LabelEmbedder if config.model_type == "c2i" else CaptionEmbedder
         self.cls_embedding = embedder(config)
@@ -303,6 +312,10 @@ class LlamaGen(Pretrained, nn.Module):
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.layout == "grid":
             rope = rope_2d(config.grid, config.grid, config.head_dim, config.rope_base, prefix=config.cls_token_num)
+        elif config.places:
+            rope = rope_places(
+                torch.tensor(config.places), config.head_dim, config.rope_base, prefix=config.cls_token_num
+            )
         else:
             rope = rope_1d(config.block_size, config.head_dim, config.rope_base, prefix=config.cls_token_num)
         self.register_buffer("rope", rope, persistent=False)
@@ -355,7 +368,7 @@ class LlamaGen(Pretrained, nn.Module):
             raise VistokError("this model paints a grid of tokens as a whole: leave the number of tokens out.")
         if not 1 <= tokens <= self.config.block_size:
             raise VistokError(f"this model draws 1 to {self.config.block_size} tokens, got {tokens}.")
-        self.config = replace(self.config, block_size=tokens)
+        self.config = replace(self.config, block_size=tokens, places=self.config.places[:tokens])
 
     def _init(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):

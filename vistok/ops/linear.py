@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _PACK_ROWS = 8  # row count for which oneDNN picks its layout
+_plain: list[None] = []  # not empty while packed layers compute as plain ones
+
+
+@contextmanager
+def plain_linears() -> Iterator[None]:
+    """While open, packed layers compute as plain ones, so that their operations can be counted."""
+    _plain.append(None)
+    try:
+        yield
+    finally:
+        _plain.pop()
 
 
 @cache
@@ -86,7 +98,7 @@ class PackedLinear(nn.Linear):
     @property
     def applies(self) -> bool:
         """Whether a product takes the packed route now."""
-        return self.weight.device.type == "cpu" and not torch.is_grad_enabled()
+        return self.weight.device.type == "cpu" and not torch.is_grad_enabled() and not _plain
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.applies:

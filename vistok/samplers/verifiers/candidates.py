@@ -286,6 +286,32 @@ def match_tree(
     return path, wanted
 
 
+def greedy_walk(tree: TokenTree, wanted: Tensor) -> Verdict:
+    """What ``match_tree`` finds if every node draws its most likely token, int64 [B, N], without a tensor a level."""
+    batch, nodes = wanted.shape
+    if tree.shape.chain:
+        same = (wanted[:, :-1] == tree.tokens[:, 1:]).long().cumprod(1)
+        return Verdict(wanted, 1 + same.sum(1))
+    parents = tree.shape.parents.expand(batch, -1).tolist()
+    paths, emitted = [], []
+    for row, best, above in zip(tree.tokens.tolist(), wanted.tolist(), parents, strict=True):
+        child = {(above[node], row[node]): node for node in range(nodes - 1, 0, -1)}  # the first of equal ones counts
+        path, node = [], 0
+        while node is not None:
+            path.append(node)
+            node = child.get((node, best[node]))
+        paths.append(path)
+        emitted.append([best[node] for node in path])
+    count = [len(path) for path in paths]
+    width = max(count)
+    filled = (
+        [part + [-1] * (width - len(part)) for part in paths],
+        [part + [0] * (width - len(part)) for part in emitted],
+    )
+    path, tokens, kept = (torch.tensor(part, dtype=torch.int64) for part in (*filled, count))
+    return Verdict(tokens, kept, path)
+
+
 def longest_path(shape: TreeShape, passed: Tensor) -> Tensor:
     """The longest path on which every node but the root passed; the first of the longest.
 
@@ -373,6 +399,8 @@ class SampleMatch:
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
         """Draw along the tree."""
+        if run.params.greedy and not run.stepwise and tree.tokens.device.type == "cpu":
+            return greedy_walk(tree, scores.logits.argmax(-1))
         places = run.decided[:, None] + torch.arange(tree.shape.height + 1, device=run.decided.device)
         uniforms = run.draws.gather(1, places.clamp(max=run.length - 1))
 
