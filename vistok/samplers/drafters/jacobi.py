@@ -279,7 +279,11 @@ class SpeculativeJacobi(AutoregressiveSampler):
         known, key = _TUNED.setdefault(model, {}), (batch, params.guided)
         if key not in known:
             known[key] = best_window(forward_cost(model, params, batch))
-        return Autoregressive() if known[key] == 1 else replace(self, window=known[key])
+        return self.with_window(known[key])
+
+    def with_window(self, window: int) -> SpeculativeJacobi | Autoregressive:
+        """Returns the same sampler with another window; plain decoding for a window of 1."""
+        return Autoregressive() if window == 1 else replace(self, window=window)
 
     def parts(
         self, model: nn.Module, params: SamplingParams, batch: int
