@@ -56,7 +56,7 @@ class ShardedJob:
         return [shard for shard in range(rank, self.shards, world) if not self.path(shard).exists()]
 
     def settle(self, name: str, measure: Callable[[], Any]) -> Any:
-        """Returns what is measured once for the whole job: by the process that comes first, for all and for every resume.
+        """Returns what is measured once for a job: by the process that comes first, for all others and every resume.
 
         Args:
             name: of the file beside the manifest that keeps it.
