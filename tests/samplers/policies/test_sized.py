@@ -166,7 +166,7 @@ def test_what_turns_out_slower_than_plain_steps_is_dropped(monkeypatch):
         drafted.append(found is not None)
         clock[0] += 1.0 if found is None else 10.0
         decided += 1 if found is None else 2
-    assert sum(drafted) <= 0.15 * len(drafted)
+    assert drafted[8] and sum(drafted) <= 0.15 * len(drafted)
 
 
 def test_the_long_run_of_states_is_that_of_a_simulation():
