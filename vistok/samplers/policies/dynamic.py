@@ -12,11 +12,12 @@ from vistok.errors import VistokError
 from vistok.samplers.interface import DraftHead
 from vistok.samplers.loop import Run
 from vistok.samplers.params import SamplingParams
+from vistok.samplers.policies.chains import Counted
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 
 @dataclass(frozen=True)
-class DynamicTree:
+class DynamicTree(Counted):
     """EAGLE-2's tree: the most likely paths, by the drafter's own probability.
 
     Attributes:
@@ -39,11 +40,6 @@ class DynamicTree:
             raise VistokError(
                 f"a tree of top-k {self.top_k} and depth {self.depth} has 1 to {looked} drafts, not {self.drafts}."
             )
-
-    @property
-    def nodes(self) -> int:
-        """Nodes, the root included."""
-        return self.drafts + 1
 
     @property
     def slots(self) -> int:
