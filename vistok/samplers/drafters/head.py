@@ -55,7 +55,7 @@ class HeadDrafter:
 
     def reset(self, rows: int, slots: int) -> None:
         """Begin with an empty cache of R sequences, with room for ``slots`` decided ones."""
-        self.cache = self.network.new_cache(rows, slots + self.nodes + max(self.policy.slots, self.nodes))
+        self.cache = self.network.new_cache(rows, slots + self.nodes + self.policy.slots)
 
     def feed(self, features: Tensor, tokens: Tensor, count: Tensor | None = None) -> Tensor:
         """Read features of the target and the tokens that followed them.
