@@ -108,7 +108,7 @@ class Sizer:
             drafted.clear()
             self._wary = True
         elif len(drafted) == RECENT:
-            self._wary, self._rest = False, REST
+            self._wary = False
         return lost
 
     @property
@@ -134,6 +134,8 @@ class Sizer:
                     self._left = 2 * AGAIN
                 elif self.chosen is None:
                     self._left, self._rest, self._tried = self._rest, min(2 * self._rest, LONGEST), False
+                elif len(self._recent[True]) == RECENT:  # and they were worth it
+                    self._rest = REST
             else:
                 self.chosen, self._tried = options()[0], True
         self._left -= 1
