@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -71,10 +71,13 @@ class LayerAttention:
     heads: int
     has_cls: bool = True
     pool: Callable[[Tensor], Tensor] | None = None
+    _saliency: Tensor | None = field(default=None, init=False, repr=False)
 
     def saliency(self) -> Tensor:
-        """Attention of CLS to the tokens, or, without one, the mean attention that they receive, [V, H, N]."""
-        return self._pooled(self._attention(self.heads))
+        """Attention of CLS to the tokens, or, without one, the mean attention that they receive, [V, H, N]; kept."""
+        if self._saliency is None:
+            self._saliency = self._pooled(self._attention(self.heads))
+        return self._saliency
 
     def log_saliency(self) -> Tensor:
         """Pre-softmax attention of CLS to the tokens, or the logarithm of the mean that they receive, [V, H, N]."""
