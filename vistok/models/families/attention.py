@@ -41,8 +41,9 @@ def received_attention(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
     Returns:
         [V, H, P]; a row sums to one.
     """
-    total = sum(_logits(block, keys, heads).softmax(-1).sum(2) for block in queries.split(BLOCK, 1))
-    return total / queries.shape[1]
+    q, k = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2).contiguous() for x in (queries, keys))
+    q = q * q.shape[-1] ** -0.5
+    return sum((block @ k.mT).softmax(-1).sum(2) for block in q.split(BLOCK, 2)) / queries.shape[1]
 
 
 def _logits(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
