@@ -22,7 +22,7 @@ from vistok.train.trainer import Trainer
 
 TASKS = {"vq", "kl", "one-d-piece", "flextok", "tokenflow", "seed"}
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if Recipe.load(path).task in TASKS)
-QUICK = ("vq-mini", "one-d-piece-mini")
+QUICK = ("vq-mini", "one-d-piece-cells")
 SLOW = pytest.mark.slow(reason="all recipes together take two minutes")
 
 
