@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from vistok.cli.eval import answers, fid, geneval, language, reconstruction, vqa
+from vistok.cli.eval import answers, fid, geneval, language, pope, reconstruction, vqa
 from vistok.cli.output import MeasuringCommands
 
 app = typer.Typer(cls=MeasuringCommands, help="Score pictures, reconstructions and answers.", no_args_is_help=True)
@@ -19,3 +19,4 @@ app.command("language")(language.language)
 app.command("answers")(answers.answers)
 app.command("compare")(fid.compare)
 app.command("vqa")(vqa.vqa)
+app.command("pope")(pope.pope)

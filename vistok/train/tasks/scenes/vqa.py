@@ -33,6 +33,7 @@ from vistok.data.scenes.vqa import (
     token_ids,
     vocabulary,
 )
+from vistok.data.scenes.vqa_splits import SMALL
 from vistok.errors import VistokError
 from vistok.train.export import write_training_card
 from vistok.train.options import NoEntries, check_entries, read_options
@@ -42,7 +43,6 @@ from vistok.train.tasks.scenes.tower import PlaceHeads, SceneHeads, patch_target
 from vistok.train.trainer import Task
 from vistok.zoo.registry import resolve
 
-SMALL = 0.6  # of the radius of objects
 POOL = 3  # scenes that are looked at for each that is taken
 GOLDEN = 0.6180339887498949
 

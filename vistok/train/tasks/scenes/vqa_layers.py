@@ -6,7 +6,7 @@ causal attention, arXiv 2410.15926, whose published weights are those of a plain
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
