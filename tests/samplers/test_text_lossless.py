@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from tests.samplers.tiny import tiny, tiny_clover, tiny_head, tiny_prompt_tokens, tiny_transfer
+from tests.samplers.tiny import tiny, tiny_clover, tiny_head, tiny_medusa, tiny_prompt_tokens, tiny_transfer
 from vistok.models.heads.eagle import EagleConfig
 from vistok.models.heads.eagle3 import Eagle3Network
 from vistok.samplers import (
@@ -27,6 +27,7 @@ from vistok.samplers import (
     EagleHead,
     ExtraRowDrafter,
     IndependentChains,
+    MedusaHeads,
     NestedDraft,
     Noise,
     Prompt,
@@ -42,7 +43,10 @@ from vistok.samplers import (
 )
 from vistok.samplers.loop import decode
 from vistok.samplers.policies.dynamic import DynamicTree
+from vistok.samplers.policies.sized import Option
+from vistok.samplers.policies.sized_growth import Size, SizedLayers, SizedTree
 from vistok.samplers.policies.static import StaticTree
+from vistok.samplers.targets.step_cost import WIDTHS
 from vistok.samplers.tree import LawKind, TokenTree
 from vistok.samplers.verifiers.candidates import (
     KSequential,
@@ -108,6 +112,21 @@ def third_head() -> Eagle3Network:
     return head
 
 
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """One on which rows cost nothing, so that trees are drafted wherever their size follows the machine."""
+    flat = dict.fromkeys(WIDTHS, 1.0)
+    for name in ("recycling", "draft_model", "eagle_head", "extra_rows"):
+        monkeypatch.setattr(f"vistok.samplers.drafters.{name}.step_cost", lambda *arguments: flat)
+    monkeypatch.setattr("vistok.samplers.drafters.eagle_head.head_cost", lambda *arguments: flat)
+
+
+def settled(policy, *size) -> SizedTree:
+    """A policy of sized trees that has found its size."""
+    policy.sizer.chosen, policy.sizer._left = Option(Size(*size), 1.0, 1.0), 1_000_000
+    return policy
+
+
 ONE_HOT = TreeVerifier(OneHot(), frozenset({LawKind.DETERMINISTIC}))
 SPARSE = SparseTrees(
     {1: [((0,), 2), ((1,), 1)], 2: [((0,), 3), ((0, 0), 2), ((0, 1), 1)], 3: [((0,), 1), ((1,), 3), ((1, 0), 2)]}, 3
@@ -131,6 +150,13 @@ CASES = {
     "eagle head, eagle-2 tree, match": lambda: (EagleHead(tiny_head(SIZE), DynamicTree(5, 2, 2)), None),
     "eagle-3 head of two tokens, eagle-1 tree, recursive": lambda: (EagleHead(third_head(), StaticTree(TREE)), None),
     "clover, branching, recursive": lambda: (CloverHead(tiny_clover(SIZE), Branching((2, 1))), None),
+    "draft model, sized trees on trial, recursive": lambda: (draft("auto"), None),
+    "draft model, sized trees, recursive": lambda: (draft(settled(SizedLayers(), 3, 6, 0.1, (2, 3, 1))), None),
+    "eagle head, sized trees, match": lambda: (EagleHead(tiny_head(SIZE), "auto"), None),
+    "prompt tokens, sized trees, match": lambda: (ExtraRowDrafter(tiny_prompt_tokens(), "auto"), None),
+    "recycling, sized trees, match": lambda: (TokenRecycling("auto"), None),
+    "retrieval beside sized trees, mixed": lambda: (Rasd(draft("auto"), STORE, retrieved=4), None),
+    "medusa heads, match": lambda: (MedusaHeads(tiny_medusa(SIZE), ((0,), (1,), (0, 0), (1, 0), (0, 0, 0))), None),
     "recycling, match": lambda: (TokenRecycling(TREE), None),
     "recycling, one-hot": lambda: (TokenRecycling(TREE), ONE_HOT),
     "lookup, match": lambda: (PromptLookup(3, 2), None),
@@ -154,6 +180,10 @@ LATER = {
     "retrieval fused into picks, match",
     "draft model with prompt tokens, match",
     "recycling, one-hot",
+    "retrieval beside sized trees, mixed",
+    "eagle head, sized trees, match",
+    "prompt tokens, sized trees, match",
+    "recycling, sized trees, match",
 }
 SLOW = pytest.mark.slow(reason="all kinds together, and large samples, take minutes")
 
@@ -240,6 +270,17 @@ class Intruding(ExtraRowDrafter):
         return SeenRows(**vars(super().propose(run)))
 
 
+class LateSize(SizedLayers):
+    """Cuts a tree by what it turned out to hold."""
+
+    def _grow(self, head, run, size):
+        tree, looked, shown = super()._grow(head, run, size)
+        chance = tree.laws[:, 0].gather(1, tree.tokens[:, 1:])
+        parents = tree.shape.parents.clone()
+        parents[:, 1:] = torch.where(chance < 0.3, -2, parents[:, 1:])
+        return replace(tree, shape=type(tree.shape)(parents)), looked, shown
+
+
 class UniformLaws(SortedDraft):
     """Hands on other laws than those of the exits that drew."""
 
@@ -269,6 +310,10 @@ class Claimed(TypicalTree):
 
 TWINS = {
     "nodes that see extra rows": lambda: (Intruding(tiny_prompt_tokens(), SPARSE), None),
+    "sized trees that are cut by their drafts": lambda: (
+        draft(settled(LateSize(), 1, 2, 0.01, (2,))),
+        None,
+    ),
     "laws of another exit": lambda: (UniformLaws(model(1), (1, 2), 2, 0.1), None),
     "heads judged by a rule that forgets": lambda: (
         CloverHead(tiny_clover(SIZE), Branching((2, 1))),

@@ -108,7 +108,7 @@ def _place(seed: int, index: Tensor, wanted: Tensor, shape: Tensor, size: Tensor
         centre[:, slot, :2] = spots[rows, first]
         centre[:, slot, 2] = radius[:, slot]
         # A small solid may stand on a large box that bears nothing yet.
-        bearing = torch.zeros_like(present).scatter_(1, support.clamp(min=0), support >= 0)
+        bearing = (support[:, :, None] == torch.arange(wanted.shape[1])).any(1)
         can_bear = present & (shape == 0) & (size == 1) & ~bearing & (support < 0)
         under = can_bear.long().argmax(1)
         stacked = can_bear.any(1) & (size[:, slot] == 0) & (counter_uniform(seed, index, _STACK, slot) < STACKED)

@@ -146,9 +146,11 @@ def keep_curves(
                 seeds = [{"seed": seed} for seed in range(SEEDS)] if drawn else [{}]
                 runs.append((name, share, [kind(keep=share, **seed) for seed in seeds]))
     batches = [
-        _inputs(model, processor, asked[start : start + batch_size]) for start in range(0, len(asked), batch_size)
+        batch
+        for start in range(0, len(asked), batch_size)
+        for batch in _batches(model, processor, asked[start : start + batch_size])
     ]
-    timed = _inputs(model, processor, asked[: min(TIMED, batch_size)])
+    timed = _batches(model, processor, asked[: min(TIMED, batch_size)])[0]
     points = []
     with progress("methods", len(runs)) as advance:
         for name, share, compressors in runs:
@@ -191,8 +193,15 @@ def usable(model: Any, processor: Any, asked: Sequence[Asked], refused: list[str
     return good
 
 
-def _inputs(model: Any, processor: Any, asked: Sequence[Asked]) -> dict[str, Any]:
-    return model_inputs(model, processor, [a.picture for a in asked], [a.question for a in asked])
+def _batches(model: Any, processor: Any, asked: Sequence[Asked]) -> list[dict[str, Any]]:
+    """Inputs of questions in one batch, or in several if the processor cannot set these pictures side by side."""
+    try:
+        return [model_inputs(model, processor, [a.picture for a in asked], [a.question for a in asked])]
+    except VistokError:
+        if len(asked) == 1:
+            raise
+    half = len(asked) // 2
+    return _batches(model, processor, asked[:half]) + _batches(model, processor, asked[half:])
 
 
 def _point(

@@ -251,8 +251,15 @@ class Compression(Attachment):
         return new, grids, kwargs | {"mm_encoder_outputs": {"video" if videos else "image": encoded}}
 
     def _chosen(self, images: list[ImageTokens], video: bool) -> list[Any]:
-        """What the compressor keeps of a picture, or of each frame of a video."""
-        return self.compressor.select_frames(images) if video else [self.compressor.select(images[0])]
+        """What the compressor keeps of a picture, or of each frame of a video.
+
+        Raises:
+            VistokError: it keeps nothing of all of it.
+        """
+        chosen = self.compressor.select_frames(images) if video else [self.compressor.select(images[0])]
+        if not any(isinstance(kept, Tensor) or any(len(view.index) for view in kept) for kept in chosen):
+            raise VistokError("a compressor must keep at least one token of every picture and every video.")
+        return chosen
 
     def _token(self, kwargs: dict[str, Any]) -> int:
         """Id of the placeholders that a call's pictures or videos fill."""

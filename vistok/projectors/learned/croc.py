@@ -9,7 +9,8 @@ prompt tokens, with repetition, and a mask that opens the whole prompt. Publishe
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,57 @@ from vistok.errors import VistokError
 IGNORE = -100
 BETA = 0.01  # where smooth L1 turns from square to linear
 IMAGE_WEIGHT = 10.0
+_POOL, _HEAD = "model.mask_token", "transform_block."  # in a checkpoint
+_NORMALIZED = "normalize_visual_tokens"  # in a configuration
 
 
 def normalize_visual(tokens: Tensor) -> Tensor:
     """Visual tokens as Croc's language model reads them, at inference too: of length one each, [..., D]."""
     return F.normalize(tokens, dim=-1)
+
+
+def normalize_projector(model: Any) -> None:
+    """Let a LLaVA of transformers read its visual tokens normalised, as every Croc checkpoint needs; its configuration
+    remembers it, so that :func:`restore_normalization` does the same after loading."""
+    if not getattr(model.config, _NORMALIZED, False):
+        setattr(model.config, _NORMALIZED, True)
+        restore_normalization(model)
+
+
+def restore_normalization(model: Any) -> None:
+    """Normalise the visual tokens of a loaded LLaVA if it was saved as one that does; else nothing."""
+    if getattr(model.config, _NORMALIZED, False):
+        projector = model.model.multi_modal_projector
+        projector.register_forward_hook(lambda module, args, out: normalize_visual(out))
+
+
+def read_croc(path: str | Path) -> tuple[PromptPool, Reconstruction]:
+    """Pool and head of a published checkpoint; the rest of it is a LLaVA's.
+
+    Args:
+        path: the file with ``model.mask_token`` and ``transform_block.*``.
+
+    Raises:
+        VistokError: the file lacks one of their tensors, or has unexpected ones among them.
+    """
+    from vistok.zoo.checkpoint import load_strict, read_state_dict
+
+    state = read_state_dict(path)
+    head = {key.removeprefix(_HEAD): value for key, value in state.items() if key.startswith(_HEAD)}
+    if _POOL not in state or "position_embeddings.weight" not in head:
+        raise VistokError(f"'{path}' holds no pool and head of Croc: look for the file with '{_POOL}'.")
+    pool = PromptPool(*state[_POOL].shape)
+    load_strict(pool, {"mask_token": state[_POOL]}, str(path))
+    tokens, width = head["position_embeddings.weight"].shape
+    inner = head.get("layers.0.intermediate.dense.weight", head["position_embeddings.weight"])
+    module = Reconstruction(width, tokens, intermediate=len(inner))
+    load_strict(module, head, str(path))
+    return pool, module
+
+
+def croc_state(pool: PromptPool, head: Reconstruction) -> dict[str, Tensor]:
+    """Pool and head under the published names."""
+    return {_POOL: pool.mask_token.data} | {f"{_HEAD}{key}": value for key, value in head.state_dict().items()}
 
 
 class PromptPool(nn.Module):

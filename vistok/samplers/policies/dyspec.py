@@ -13,7 +13,7 @@ the earlier children, and a node's value is its path probability.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -92,7 +92,14 @@ def grow_by_budget(law: Tensor, gumbel: Tensor, expand: Expand, drafts: int) -> 
 
 
 def grow_by_layers(
-    law: Tensor, gumbel: Tensor, expand: Expand, threshold: float, nodes: int, depth: int, children: int
+    law: Tensor,
+    gumbel: Tensor,
+    expand: Expand,
+    threshold: float,
+    nodes: int,
+    depth: int,
+    children: int,
+    widths: Sequence[int] | None = None,
 ) -> Grown:
     """Fill every slot that is worth the threshold, level by level.
 
@@ -103,6 +110,7 @@ def grow_by_layers(
         nodes: most nodes, the root included.
         depth: most levels below the root.
         children: most children of a node.
+        widths: most nodes of each level; no such limit if None.
     """
     batch, size = law.shape
     law, gumbel = law[:, None], gumbel[:, None]
@@ -115,7 +123,8 @@ def grow_by_layers(
         token, chance, left = _children(law, gumbel, children)  # [B, T, K]
         slot = value[-1][..., None] * left
         shown = ((slot >= threshold) & (parents[-1] != PADDING)[..., None]).flatten(1)
-        shown &= shown.long().cumsum(1) <= nodes - first - width
+        room = nodes - first - width
+        shown &= shown.long().cumsum(1) <= (room if widths is None else min(room, widths[level - 1]))
         most = int(shown.sum(1).max())
         if most == 0:
             break
@@ -236,9 +245,22 @@ class DynamicLayers:
 
     def grow(self, head: DraftHead, run: Run) -> TokenTree:
         """Grow by layers."""
-        growth = _Growth(head, run)
-        limits = (self.threshold, self.nodes, self.depth, self.children)
-        return growth.tree(grow_by_layers(*growth.root(), growth.expand, *limits))
+        return layered(head, run, self.threshold, self.nodes, self.depth, self.children)[0]
+
+
+def layered(
+    head: DraftHead,
+    run: Run,
+    threshold: float,
+    nodes: int,
+    depth: int,
+    children: int,
+    widths: Sequence[int] | None = None,
+) -> tuple[TokenTree, Tensor]:
+    """A tree that ``grow_by_layers`` grows from a draft network, and the values of its nodes' slots, [B, N]."""
+    growth = _Growth(head, run)
+    grown = grow_by_layers(*growth.root(), growth.expand, threshold, nodes, depth, children, widths)
+    return growth.tree(grown), grown.slot_value
 
 
 class _Growth:

@@ -19,7 +19,7 @@ from vistok.data.scenes.splits import HELD_OUT, check_training_seed
 from vistok.data.scenes.vqa import IGNORE
 from vistok.data.scenes.world import COLOURS, SIZES
 from vistok.data.scenes3d import draw_names, draw_questions, point_clouds, sample_rooms
-from vistok.data.scenes3d.language import SLOT, question_tokens, token_ids
+from vistok.data.scenes3d.language import SLOT, named, question_tokens, token_ids
 from vistok.data.scenes3d.world import MAX_OBJECTS, SHAPES, Rooms
 from vistok.projectors.learned.chat3d import Chat3D, Chat3DConfig
 from vistok.projectors.learned.objects import attribute_loss
@@ -38,6 +38,8 @@ class Chat3DData:
         seed: the world that is trained on.
         questions: about each room.
         align: steps of the first stage, which aligns attribute-aware tokens with words.
+        alignment: weight of the same loss afterwards.
+        supervision: weight of reading, at each identifier of a question, what it names.
         objects: least and greatest number of solids of a room.
         points: of each solid.
         permute: draw identifiers anew for every room; else solid i is number i.
@@ -47,6 +49,8 @@ class Chat3DData:
     seed: int
     questions: int
     align: int = 0
+    alignment: float = 0.2
+    supervision: float = 0.5
     objects: tuple[int, int] = (2, MAX_OBJECTS)
     points: int = 48
     permute: bool = True
@@ -68,28 +72,59 @@ class Chat3DModel:
     identifiers: bool = field(default=True)
 
 
-class Chat3DObjective(nn.Module):
-    """Cross-entropy of answers, or of the first stage the distance of attribute tokens to their words."""
+class NameReader(nn.Module):
+    """Linear maps that read, from the language model's states at identifiers, size, colour, shape and centre of what is
+    named: whoever is asked about a number must look it up. They serve training alone.
 
-    def __init__(self, chat: Chat3D):
+    Args:
+        width: of the states.
+    """
+
+    def __init__(self, width: int):
         super().__init__()
-        self.chat = chat
+        self.sizes = (len(SIZES), len(COLOURS), len(SHAPES))
+        self.read = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(self.sizes) + 3))
+
+    def forward(self, states: Tensor, attributes: Tensor, centres: Tensor) -> Tensor:
+        """Mean loss of states [M, D], attributes int64 [M, 3] and centres [M, 3]."""
+        *logits, where = self.read(states).float().split([*self.sizes, 3], -1)
+        kinds = sum(F.cross_entropy(x, y) for x, y in zip(logits, attributes.unbind(1), strict=True))
+        return kinds + 10 * F.mse_loss(where, centres)
+
+
+class Chat3DObjective(nn.Module):
+    """Cross-entropy of answers, or of the first stage the distance of attribute tokens to their words.
+
+    Args:
+        chat: what is trained.
+        data: its weights of what helps.
+    """
+
+    def __init__(self, chat: Chat3D, data: Chat3DData):
+        super().__init__()
+        self.chat, self.data = chat, data
+        self.reader = NameReader(chat.language.config.hidden_size)
 
     def answer_logits(self, clouds: Tensor, present: Tensor, names: Tensor, questions: Tensor) -> Tensor:
         """Logits behind every token of questions [B, K, SLOT], as if each were asked alone: [B, K, SLOT, words]."""
-        return self._logits(self.chat.streams(clouds, present), present, names, questions)
+        return self._read(self.chat.streams(clouds, present), present, names, questions)[0]
 
-    def _logits(self, streams: list[Tensor], present: Tensor, names: Tensor, questions: Tensor) -> Tensor:
+    def _read(self, streams: list[Tensor], present: Tensor, names: Tensor, questions: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and the states behind the second layer from the end, both of the questions' tokens."""
         prefix, there = self.chat.arrange(streams, present, names)
         asked = self.chat.language.model.embed_tokens(questions.flatten(1))
         mask, positions = packed_mask(there, questions.shape[1], SLOT)
-        hidden = self.chat.language.model(
+        out = self.chat.language.model(
             inputs_embeds=torch.cat([prefix.to(asked.dtype), asked], 1),
             attention_mask=mask,
             position_ids=positions,
             use_cache=False,
-        ).last_hidden_state
-        return self.chat.language.lm_head(hidden[:, prefix.shape[1] :]).unflatten(1, questions.shape[1:])
+            output_hidden_states=True,
+        )
+        said, inner = (x[:, prefix.shape[1] :] for x in (out.last_hidden_state, out.hidden_states[-2]))
+        return self.chat.language.lm_head(said).unflatten(1, questions.shape[1:]), inner.unflatten(
+            1, questions.shape[1:]
+        )
 
     def forward(
         self,
@@ -99,6 +134,9 @@ class Chat3DObjective(nn.Module):
         questions: Tensor,
         targets: Tensor,
         words: Tensor,
+        slots: Tensor,
+        attributes: Tensor,
+        centres: Tensor,
         aligning: Tensor,
     ):
         streams = self.chat.streams(clouds, present)
@@ -106,9 +144,23 @@ class Chat3DObjective(nn.Module):
         alignment = attribute_loss(streams[0][present], embedded, torch.ones_like(words[present]))
         if bool(aligning.any()):
             return alignment, {"alignment": alignment.detach()}
-        logits = self._logits(streams, present, names, questions).float()
-        answers = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), ignore_index=IGNORE)
-        return answers, {"answers": answers.detach(), "alignment": alignment.detach()}
+        logits, inner = self._read(streams, present, names, questions)
+        answers = F.cross_entropy(logits.float().flatten(0, 2), targets.flatten(), ignore_index=IGNORE)
+        b, k, s = (slots >= 0).nonzero().unbind(1)
+        names_read = self.reader(inner[b, k, s], attributes[b, slots[b, k, s]], centres[b, slots[b, k, s]])
+        loss = answers + self.data.alignment * alignment + self.data.supervision * names_read
+        parts = {"answers": answers, "alignment": alignment, "names": names_read}
+        return loss, {name: value.detach() for name, value in parts.items()}
+
+
+def named_slots(questions: Tensor, names: Tensor) -> Tensor:
+    """Which solid each token of questions [B, K, SLOT] names, int64 [B, K, SLOT]; -1 where it is no identifier."""
+    first = token_ids()[named(0)]
+    owner = names.argsort(1)  # the solid of each number
+    number = questions - first
+    is_name = (number >= 0) & (number < names.shape[1])
+    found = owner.gather(1, number.clamp(0, names.shape[1] - 1).flatten(1)).view_as(questions)
+    return found.masked_fill(~is_name, -1)
 
 
 def attribute_words(rooms: Rooms) -> Tensor:
@@ -128,7 +180,7 @@ class Chat3DTask(Task):
         check_training_seed(self.data.seed)
         torch.manual_seed(recipe.seed)
         config = Chat3DConfig(**asdict(read_options(Chat3DModel, recipe.model, "model")))
-        self.model = Chat3DObjective(Chat3D(config))
+        self.model = Chat3DObjective(Chat3D(config), self.data)
 
     def names(self, rooms: Rooms) -> Tensor:
         """The identifiers' numbers, int64 [B, 8]."""
@@ -147,6 +199,9 @@ class Chat3DTask(Task):
             "questions": questions,
             "targets": targets,
             "words": attribute_words(rooms),
+            "slots": named_slots(questions, names),
+            "attributes": torch.stack([rooms.size, rooms.colour, rooms.shape], -1),
+            "centres": rooms.centre.float(),
             "aligning": torch.full((len(rooms),), step < self.data.align),
         }
 

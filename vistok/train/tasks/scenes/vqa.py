@@ -35,6 +35,7 @@ from vistok.data.scenes.vqa import (
 )
 from vistok.data.scenes.vqa_splits import SMALL
 from vistok.errors import VistokError
+from vistok.projectors.learned.croc import restore_normalization
 from vistok.train.export import write_training_card
 from vistok.train.options import NoEntries, check_entries, read_options
 from vistok.train.recipe import Recipe
@@ -208,7 +209,9 @@ def load_llava(name: str) -> nn.Module:
     """The LLaVA that a recipe starts from, in float32: embedded, or the folder of an earlier run's export."""
     from transformers import LlavaForConditionalGeneration
 
-    return LlavaForConditionalGeneration.from_pretrained(resolve(name), dtype=torch.float32)
+    llava = LlavaForConditionalGeneration.from_pretrained(resolve(name), dtype=torch.float32)
+    restore_normalization(llava)
+    return llava
 
 
 def training_scenes(data: VqaData, count: int, start: int) -> Scenes:
