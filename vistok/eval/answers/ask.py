@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.eval.answers.prompts import model_inputs, prompt_for
-from vistok.models.extension import is_extension, load_extended, read_extension
+from vistok.models.extension import load_extended, read_extension
 from vistok.models.families import FAMILIES
 from vistok.models.huggingface import given_cache
 from vistok.projectors import PMod, TokenPacker, compress, compressor_class, concentric
