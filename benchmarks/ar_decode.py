@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from vistok.models.interface import Condition
 from vistok.models.llamagen import LlamaGen
 from vistok.ops import apply_rope, combine_guidance, process_logits
-from vistok.ops.linear import pack_linears
+from vistok.ops.linear import Int8Linear, PackedLinear, pack_linears
 from vistok.samplers import Autoregressive, Noise, SamplingParams
 
 TOP_K = 2000
@@ -127,7 +127,7 @@ def speed_up(slow: list[float], fast: list[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="GPT-B")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "int8"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--tokens", type=int, default=256, choices=[16, 64, 144, 256])
@@ -138,18 +138,19 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    dtype = getattr(torch, args.dtype)
+    # Int8 is this package's products alone; what they are compared with is float32.
+    dtype = torch.float32 if args.dtype == "int8" else getattr(torch, args.dtype)
     torch.manual_seed(0)
     model = LlamaGen.from_preset(args.preset, block_size=args.tokens).eval().to(args.device, dtype)
     torch.nn.init.normal_(model.output.weight, std=0.02)
     decoded = [p for n, p in model.named_parameters() if "embed" not in n]
-    weight_bytes = sum(p.numel() for p in decoded) * dtype.itemsize
+    weight_bytes = sum(p.numel() for p in decoded) * (1 if args.dtype == "int8" else dtype.itemsize)
     flops = 2 * sum(p.numel() for p in decoded)
     bandwidth, rate = read_bandwidth(args.device), product_rate(args.device, dtype)
     fast = LlamaGen.from_preset(args.preset, block_size=args.tokens).eval().to(args.device, dtype)
     fast.load_state_dict(model.state_dict())
     if args.device == "cpu":
-        pack_linears(fast)
+        pack_linears(fast, Int8Linear if args.dtype == "int8" else PackedLinear)
     theirs = None if args.reference is None else reference_loop(args.reference, model)
     rows = []
     for batch in args.batches:

@@ -171,6 +171,8 @@ def _folder_job(out, pipe, samples, sampler, params, seed: int, rank: int, upsca
     }
     if upscale is not None:
         identity["upscale"] = asdict(upscale)
+    if pipe.products is not None:
+        identity["products"] = pipe.products
     if pipe.control:
         identity["control"] = [
             [hashlib.sha256(each.picture.cpu().numpy().tobytes()).hexdigest(), each.kind, each.strength]

@@ -175,7 +175,7 @@ def unclip_folder(tmp_path_factory):
             norm_num_groups=2,
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
-        ),  # fmt: skip
+        ),
     )
     pipeline.save_pretrained(folder / "pipeline")
     return folder / "pipeline"
@@ -187,7 +187,7 @@ def test_an_unclip_of_diffusers_paints_the_embedding(unclip_folder):
     model.unclip = UnClip.load(str(unclip_folder), steps=2)
     painted = model.decode(tokens)
     assert painted.shape[:2] == (3, 3) and bool(painted.isfinite().all())
-    assert torch.equal(model.decode(tokens[1:2]), painted[1:2]), "a picture depends on the others of its batch"
+    torch.testing.assert_close(model.decode(tokens[1:2]), painted[1:2], atol=1e-3, rtol=0)  # whatever its batch
     model.unclip.pipeline.image_normalizer.mean.data = torch.zeros(1, 5)
     with pytest.raises(VistokError, match=r"5 numbers.*6"):
         model.decode(tokens)

@@ -20,6 +20,8 @@ SMALL = {
     "vocabulary": 512,
     "own": {"share": 0.5, "count": 4, "every": 2, "iterations": 4},
     "eval_samples": 2,
+    "probe_scenes": 16,
+    "queries_until": 2,
     "prompt": 6,
     "passages": 4,
     "swaps": 2,

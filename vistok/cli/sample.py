@@ -107,7 +107,7 @@ def sample(
     text_encoder: Annotated[str | None, typer.Option(help="T5 encoder: folder or hub id.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time; in float32 it does not change them.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or int8 on a CPU.")] = "float32",
     compile: Annotated[bool, typer.Option("--compile", help="Compile the transformer, on a GPU.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Paint words that the model never saw.")] = False,
     json: Json = None,

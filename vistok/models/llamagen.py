@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError, unknown_name
-from vistok.models import one_token
+from vistok.models import packed_step
 from vistok.models.interface import LoadRequest, TokenSpec
 from vistok.ops import KVCache, apply_rope, attention, causal_attention, collapse_prefix, rope_1d, rope_2d
 from vistok.ops.linear import joint
@@ -120,6 +120,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:  # the same bits in one call
+            return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
         return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
 
 
@@ -366,7 +368,7 @@ class LlamaGen(Pretrained, nn.Module):
             raise VistokError("this model paints a grid of tokens as a whole: leave the number of tokens out.")
         if not 1 <= tokens <= self.config.block_size:
             raise VistokError(f"this model draws 1 to {self.config.block_size} tokens, got {tokens}.")
-        self.config = replace(self.config, block_size=tokens)
+        self.config = replace(self.config, block_size=tokens, places=self.config.places[:tokens])
 
     def _init(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -501,11 +503,11 @@ class LlamaGen(Pretrained, nn.Module):
         Returns:
             Final hidden states [B, N, dim]; entry j predicts the token after token j (see ``head``).
         """
-        if one_token.applies(self, tokens, state):
-            return one_token.decode_one(self, tokens, positions, state)
+        visible = self._decode_mask(tokens, state, ancestors)
+        if packed_step.applies(self):
+            return packed_step.packed_step(self, tokens, positions, state, visible)
         x = self.tok_embeddings(tokens)
         rope = self.rope[self.config.cls_token_num + positions]
-        visible = self._decode_mask(x, state, ancestors)
         for i, layer in enumerate(self.layers):
             x = add_streams(x, state.added, i, positions + 1)
             q, k, v = layer.project(x, rope)
@@ -531,19 +533,23 @@ class LlamaGen(Pretrained, nn.Module):
         return self.output(hidden)
 
     @staticmethod
-    def _decode_mask(x: Tensor, state: DecodeState, ancestors: Tensor | None) -> Tensor | None:
-        cache, new = state.cache, x.shape[1]
+    def _decode_mask(tokens: Tensor, state: DecodeState, ancestors: Tensor | None) -> Tensor | None:
+        cache, (batch, new), device = state.cache, tokens.shape, tokens.device
         keys = min(cache.bound + new, cache.capacity)
         bias = None if state.bias is None else state.bias[..., :keys]
-        if cache.common_length is not None and new == 1:
+        common = cache.common_length
+        if common is not None and new == 1:
             return bias
         if ancestors is None:
-            ancestors = torch.ones(new, new, dtype=torch.bool, device=x.device).tril().expand(len(x), -1, -1)
-        row = torch.arange(keys, device=x.device)
-        own = row - cache.lengths[:, None]  # [B, keys]: number of the new token in a row, negative where it is old
-        inside = (own >= 0) & (own < new)
-        visible = ancestors.gather(2, own.clamp(0, new - 1)[:, None].expand(-1, new, -1)) & inside[:, None]
-        visible = (visible | (own < 0)[:, None])[:, None]  # [B, 1, N, keys]
+            ancestors = torch.ones(new, new, dtype=torch.bool, device=device).tril().expand(batch, -1, -1)
+        if common is not None:
+            visible = F.pad(ancestors, (common, 0), value=True)[:, None]
+        else:
+            row = torch.arange(keys, device=device)
+            own = row - cache.lengths[:, None]  # [B, keys]: number of the new token in a row, negative where it is old
+            inside = (own >= 0) & (own < new)
+            visible = ancestors.gather(2, own.clamp(0, new - 1)[:, None].expand(-1, new, -1)) & inside[:, None]
+            visible = (visible | (own < 0)[:, None])[:, None]  # [B, 1, N, keys]
         return visible if bias is None else bias.masked_fill(~visible, -torch.inf)
 
 

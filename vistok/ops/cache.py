@@ -112,16 +112,6 @@ class KVCache:
             values[self._batch_index, :, rows] = v.transpose(1, 2)
         return keys[:, :, :end], values[:, :, :end]
 
-    def next_row(self) -> int:
-        """The row of one new token of each sequence, where all are equally long, for callers that write it themselves.
-
-        Raises:
-            VistokError: it does not fit.
-        """
-        self._check_room(self.bound + 1)
-        self._width = 1
-        return self.bound
-
     def advance(self, rows: int | Tensor) -> None:
         """Keep the last written rows: all sequences the same number, or [B] numbers of their own."""
         if isinstance(rows, int):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,27 +45,23 @@ def least_rows(dtype: torch.dtype) -> int:
     for _ in range(6):
         for rows, x in inputs.items():
             began = time.perf_counter()
-            _product(x, weight, None)
+            PackedLinear.product(x, weight, None)
             least[rows] = min(least[rows], time.perf_counter() - began)
     return min(least, key=least.get)
-
-
-def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
 class PackedWeight:
     """The packed copy of one or several weights of the same input; made when first needed, and again after a change."""
 
-    _value: Tensor | None = None
+    _value: Any = None
     _source: tuple | None = None
 
-    def of(self, *weights: Tensor) -> Tensor:
-        """Returns the copy of weights [out_i, in], whose product is that of all their rows."""
+    def of(self, pack: Callable[[Tensor], Any], *weights: Tensor) -> Any:
+        """Returns what ``pack`` makes of weights [out_i, in], one below the other."""
         source = tuple((each.data_ptr(), 0 if each.is_inference() else each._version) for each in weights)
         if self._source != source:
             whole = weights[0].detach().contiguous() if len(weights) == 1 else torch.cat(weights).detach()
-            self._value, self._source = torch.ops.mkldnn._reorder_linear_weight(whole, _PACK_ROWS), source
+            self._value, self._source = pack(whole), source
         return self._value
 
     def __getstate__(self) -> dict:
@@ -88,6 +85,16 @@ class PackedLinear(nn.Linear):
         packed._packed, packed._joint = PackedWeight(), PackedWeight()
         return packed.train(linear.training)
 
+    @staticmethod
+    def pack(weight: Tensor) -> Any:
+        """What ``product`` reads in place of a weight [out, in]."""
+        return torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)
+
+    @staticmethod
+    def product(x: Tensor, packed: Any, bias: Tensor | None) -> Tensor:
+        """The layer's output [R, out] for at least ``least_rows`` inputs [R, in]."""
+        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
     @property
     def applies(self) -> bool:
         """Whether a product takes the packed route now."""
@@ -96,7 +103,40 @@ class PackedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not self.applies:
             return F.linear(x, self.weight, self.bias)
-        return _padded(x, self._packed.of(self.weight), self.bias, self.out_features)
+        return self._padded(x, self._packed.of(self.pack, self.weight), self.bias, self.out_features)
+
+    def _padded(self, x: Tensor, packed: Any, bias: Tensor | None, width: int) -> Tensor:
+        """The product of [..., in], [..., width]; few rows are padded by zeros."""
+        flat = x.reshape(-1, x.shape[-1])
+        rows, least = len(flat), least_rows(flat.dtype)
+        if rows < least:
+            flat = torch.cat([flat, flat.new_zeros(least - rows, flat.shape[-1])])
+        return self.product(flat, packed, bias)[:rows].view(*x.shape[:-1], width)
+
+
+class Int8Linear(PackedLinear):
+    """`nn.Linear` in whole numbers of 8 bits on a CPU: weights scaled by output, inputs by row as they come.
+
+    Sums are exact, so that a row's result does not depend on the other rows here either. ``weight`` stays as it is.
+    """
+
+    @staticmethod
+    def pack(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The weight in int8, packed, and the scale and (no) offset of its rows."""
+        scale = weight.float().abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        whole = (weight.float() / scale[:, None]).round().to(torch.int8)
+        packed = torch.ops.onednn.qlinear_prepack(whole, [_PACK_ROWS, weight.shape[1]])
+        return packed, scale, torch.zeros(len(scale), dtype=torch.int64)
+
+    @staticmethod
+    def product(x: Tensor, packed: tuple[Tensor, Tensor, Tensor], bias: Tensor | None) -> Tensor:
+        """The layer's output [R, out] for inputs [R, in]."""
+        scale = x.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        whole = (x / scale).round().to(torch.int8)
+        out = torch.ops.onednn.qlinear_pointwise(
+            whole, 1.0, 0, *packed, None, 1.0, 0, torch.float32, "none", [], ""
+        ).mul_(scale)
+        return out if bias is None else out.add_(bias)
 
 
 def joint(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
@@ -105,22 +145,12 @@ def joint(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     if not (isinstance(first, PackedLinear) and first.applies and first.bias is None):
         return tuple(layer(x) for layer in layers)
     widths = [layer.out_features for layer in layers]
-    packed = first._joint.of(*(layer.weight for layer in layers))
-    return _padded(x, packed, None, sum(widths)).split(widths, -1)
+    packed = first._joint.of(first.pack, *(layer.weight for layer in layers))
+    return first._padded(x, packed, None, sum(widths)).split(widths, -1)
 
 
-def _padded(x: Tensor, packed: Tensor, bias: Tensor | None, width: int) -> Tensor:
-    """The product of [..., in] with a packed weight, [..., width]; few rows are padded by zeros."""
-    flat = x.reshape(-1, x.shape[-1])
-    rows, least = len(flat), least_rows(flat.dtype)
-    if rows < least:
-        flat = torch.cat([flat, flat.new_zeros(least - rows, flat.shape[-1])])
-    return _product(flat, packed, bias)[:rows].view(*x.shape[:-1], width)
-
-
-def pack_linears(module: nn.Module) -> nn.Module:
-    """Replace every `nn.Linear` below a CPU module by :class:`PackedLinear`, in place, for inference, and return the
-    module.
+def pack_linears(module: nn.Module, kind: type[PackedLinear] = PackedLinear) -> nn.Module:
+    """Replace every `nn.Linear` below a CPU module by a packed one, in place, for inference, and return the module.
 
     Does nothing where this build of PyTorch has no oneDNN.
     """
@@ -128,7 +158,7 @@ def pack_linears(module: nn.Module) -> nn.Module:
         return module
     for name, child in module.named_children():
         if type(child) is nn.Linear and child.weight.dtype in (torch.float32, torch.bfloat16):
-            setattr(module, name, PackedLinear.from_linear(child))
+            setattr(module, name, kind.from_linear(child))
         else:
-            pack_linears(child)
+            pack_linears(child, kind)
     return module

@@ -311,7 +311,8 @@ class Seed(Pretrained, nn.Module):
         """
         if not self.config.reconstruct:
             raise VistokError("these weights have no blocks that rebuild the Q-Former's states: set reconstruct.")
-        states = self.states(features)
+        with torch.no_grad():  # the Q-Former is frozen by then
+            states = self.states(features)
         quantized = self.quantize(self.latents(states).movedim(-1, 1))
         up = self.decode_task_layer(quantized.latents.movedim(1, -1))
         rebuilt = up + self.pos_embed

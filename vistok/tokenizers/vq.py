@@ -10,7 +10,7 @@ both are configurable here, so that the embedded tokenizer is the same network, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -243,6 +243,23 @@ class VQTokenizer(Pretrained, nn.Module):
         )
         self.quant_conv = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
+
+    def to_diffusers(self) -> Any:
+        """Returns the same network as a ``diffusers.VQModel``; see ``tokenizers.diffusers_layout``."""
+        from vistok.tokenizers.diffusers_layout import vq_to_diffusers
+
+        return vq_to_diffusers(self)
+
+    @classmethod
+    def from_diffusers(cls, model: Any) -> VQTokenizer:
+        """Returns a ``diffusers.VQModel`` as this network.
+
+        Raises:
+            VistokError: its network is another one.
+        """
+        from vistok.tokenizers.diffusers_layout import vq_from_diffusers
+
+        return vq_from_diffusers(model)
 
     @property
     def capabilities(self) -> Capabilities:

@@ -15,6 +15,7 @@ from torch import Tensor
 from vistok.errors import VistokError, unknown_name
 from vistok.files import atomic_path, write_json
 from vistok.zoo.checkpoint import load_strict, read_state_dict, weights_file
+from vistok.zoo.hub import Pushable
 from vistok.zoo.model_card import ModelCard, write_card
 from vistok.zoo.registry import card_of_file, card_of_folder, resolve
 
@@ -45,7 +46,7 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-class Pretrained:
+class Pretrained(Pushable):
     """Mixin of an ``nn.Module`` that is built from one frozen dataclass.
 
     Attributes:

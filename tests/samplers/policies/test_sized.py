@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from vistok.samplers import (
     TokenRecycling,
     generate,
 )
+from vistok.samplers.policies import sized
 from vistok.samplers.policies.sized import (
     AGAIN,
     LONGEST,
@@ -106,6 +108,7 @@ SIZED = {
 
 def costing(monkeypatch, cost, call=0.05):
     """A machine on which steps cost this by their rows, and calls of draft networks that much."""
+    monkeypatch.setattr(sized, "time", SimpleNamespace(perf_counter=lambda: 0.0))  # steps are as expected
     for name in ("recycling", "draft_model", "eagle_head", "extra_rows"):
         monkeypatch.setattr(f"vistok.samplers.drafters.{name}.step_cost", lambda model, batch: cost)
     monkeypatch.setattr("vistok.samplers.drafters.eagle_head.head_cost", lambda *a: dict.fromkeys(WIDTHS, call))
@@ -139,7 +142,8 @@ def test_what_pays_is_drafted(monkeypatch):
     assert int(found.stats.forwards.max()) < 45
 
 
-def test_rests_grow_while_trials_do_not_pay_and_end_when_one_does():
+def test_rests_grow_while_trials_do_not_pay_and_end_when_one_does(monkeypatch):
+    costing(monkeypatch, FLAT)
     sizer, options = Sizer(), [Option("small", 1.0, 2.0), Option("large", 1.0, 3.0)]
     drafted = [sizer.next(lambda: options, 1.0) is not None for _ in range(600)]
     trials = [step for step in range(600) if drafted[step] and not (step and drafted[step - 1])]
@@ -150,6 +154,19 @@ def test_rests_grow_while_trials_do_not_pay_and_end_when_one_does():
     assert found[-1] == options[1]
     watching = Sizer(watches=True)
     assert watching.next(lambda: options[:1], 1.0) is None
+
+
+def test_what_turns_out_slower_than_plain_steps_is_dropped(monkeypatch):
+    """Whatever is promised: steps with drafts take ten times what they should."""
+    clock = [0.0]
+    monkeypatch.setattr(sized, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    sizer, decided, drafted = Sizer(), 0.0, []
+    for _ in range(400):
+        found = sizer.next(lambda: [Option("small", 3.0, 1.0)], 1.0, decided)
+        drafted.append(found is not None)
+        clock[0] += 1.0 if found is None else 10.0
+        decided += 1 if found is None else 2
+    assert sum(drafted) <= 0.15 * len(drafted)
 
 
 def test_the_long_run_of_states_is_that_of_a_simulation():

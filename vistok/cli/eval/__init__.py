@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from vistok.cli.eval import answers, control, fid, geneval, grounding, language, reconstruction, vqa
+from vistok.cli.eval import answers, control, fid, geneval, grounding, language, pope, reconstruction, vqa
 from vistok.cli.output import MeasuringCommands
 from vistok.cli.shared import add_commands
 
@@ -25,5 +25,6 @@ add_commands(
         "compare": fid.compare,
         "control": control.control,
         "vqa": vqa.vqa,
+        "pope": pope.pope,
     },
 )

@@ -23,7 +23,7 @@ from vistok.data.scenes import COLOURS, SHAPES
 from vistok.eval.decoding.comparison import Column, Entry, Figure, Row, Trial, run_in_turn, time_figures
 from vistok.eval.decoding.continuous import reference_images, right
 from vistok.eval.decoding.estimate import ratio_estimate
-from vistok.eval.decoding.images import images_of, stats_of
+from vistok.eval.decoding.images import Watched, images_of, stats_of, timed
 from vistok.eval.decoding.operations import count_operations
 from vistok.eval.geneval.metadata import colors
 
@@ -74,29 +74,6 @@ class Contestant:
         return sum(p.numel() for p in self.pipe.model.parameters())
 
 
-class Watched:
-    """A sampler whose draws run inside another call, such as a clock.
-
-    Args:
-        sampler: what draws.
-        around: gets the draw as a function, and returns its result.
-    """
-
-    def __init__(self, sampler: Any, around: Callable[[Callable[[], Any]], Any]):
-        self._sampler, self._around = sampler, around
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sampler, name)
-
-    def prepare(self, *_: Any) -> Watched:
-        """Returns itself: the sampler is prepared already."""
-        return self
-
-    def sample(self, *args: Any, **options: Any) -> Any:
-        """Draws a batch."""
-        return self._around(lambda: self._sampler.sample(*args, **options))
-
-
 def asked(pipe: Pipeline, samples: Sequence[Sample]) -> list[Sample]:
     """Returns samples of kinds of objects as a generator is asked for them: by class or by caption."""
     if pipe.conditional_on == "class":
@@ -130,33 +107,27 @@ def run(
     """
     batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
 
-    def draw(entry: Entry, batch: Sequence[Sample], around: Callable[[Callable[[], Any]], Any]) -> Output:
-        each: Contestant = entry.method
-        sampler = Watched(each.sampler, around)
+    def draw(each: Contestant, batch: Sequence[Sample], sampler: Watched) -> Output:
         ((_, output),) = each.pipe.iterate(asked(each.pipe, batch), sampler, each.params, seed, batch_size)
         return output
 
-    def operations(entry: Entry) -> float:
+    def operations(each: Contestant) -> float:
+        drawn: list[Any] = []
         counted: list[int] = []
 
         def count(call: Callable[[], Any]) -> Any:
-            drawn: list[Any] = []
             counted.append(count_operations(lambda: drawn.append(call())))
             return drawn[0]
 
-        draw(entry, batches[0], count)
+        draw(each, batches[0], Watched(each.sampler, count))
         return counted[0] / len(batches[0])
 
-    def timed(trial: Trial, batch: Sequence[Sample]) -> Output:
-        def clock(call: Callable[[], Any]) -> Any:
-            with trial.timed():
-                return call()
+    def turn(trial: Trial, batch: Sequence[Sample]) -> Output:
+        return draw(trial.entry.method, batch, timed(trial, trial.entry.method.sampler))
 
-        return draw(trial.entry, batch, clock)
-
-    counts = [operations(entry) for entry in entries]
+    counts = [operations(entry.method) for entry in entries]
     trials = [Trial(entry) for entry in entries]
-    run_in_turn(trials, batches, timed, advance)
+    run_in_turn(trials, batches, turn, advance)
     return trials, counts
 
 

@@ -94,7 +94,9 @@ class DraftModel(TextDrafter):
         """Begin with the prompt and the first token, to be read when they are needed."""
         self._size = prefill.logits.shape[-1]
         self._read: Tensor | None = None
-        if not isinstance(self.policy, SizedTree):
+        if isinstance(self.policy, SizedTree):
+            self.policy.begin()
+        else:
             self._catch_up(run)
 
     def _catch_up(self, run: Run) -> None:
@@ -143,7 +145,7 @@ class DraftModel(TextDrafter):
 
     def propose(self, run: Run) -> TokenTree:
         """Read what was decided and grow a tree."""
-        self.rests = isinstance(self.policy, SizedTree) and not self.policy.choose()
+        self.rests = isinstance(self.policy, SizedTree) and not self.policy.choose(run)
         if self.rests:
             return TokenTree(run.root, chain_shape(1, run.root.device), self.kind)
         self._catch_up(run)

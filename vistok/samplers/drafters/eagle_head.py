@@ -117,7 +117,9 @@ class EagleHead(HeadDrafter, TextDrafter):
         self.reset(len(tokens), tokens.shape[1] + self.length)
         self.hidden = prefill.hidden.new_zeros(len(tokens), 1, self.network.config.hidden_size)
         self._unread: list[tuple[Tensor, Tensor, Tensor]] = [(prefill.hidden, tokens, prompt.count)]
-        if not isinstance(self.policy, SizedTree):
+        if isinstance(self.policy, SizedTree):
+            self.policy.begin()
+        else:
             self._catch_up()
 
     def _catch_up(self) -> None:
@@ -146,7 +148,7 @@ class EagleHead(HeadDrafter, TextDrafter):
 
     def propose(self, run: Run) -> TokenTree:
         """Grow a tree, if any."""
-        self.rests = isinstance(self.policy, SizedTree) and not self.policy.choose()
+        self.rests = isinstance(self.policy, SizedTree) and not self.policy.choose(run)
         if self.rests:
             return TokenTree(run.root, chain_shape(1, run.root.device), self.kind)
         self._catch_up()

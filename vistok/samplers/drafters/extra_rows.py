@@ -16,7 +16,7 @@ from vistok.models.heads.extra_rows import RowNetwork
 from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.policies.chains import chain_shape
-from vistok.samplers.policies.sized import Accuracy, Option, Sizer, interpolated
+from vistok.samplers.policies.sized import Accuracy, Option, Sizer, interpolated, mean_decided
 from vistok.samplers.policies.sparse import SparseTrees
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.step_cost import step_cost
@@ -71,6 +71,7 @@ class ExtraRowDrafter(TextDrafter):
 
     def start(self, run: Run, prefill: Scores) -> None:
         """Begin without candidates."""
+        self.sizer.begin()
         for trees in self.choices:
             trees.to(run.decided.device)
         self._state = torch.zeros_like(run.decided)
@@ -78,7 +79,7 @@ class ExtraRowDrafter(TextDrafter):
         self._top = self._state.new_zeros(len(self._state), self.network.ahead, width)
         self._known: dict[tuple[int, int], tuple[TreeShape, ExtraRows]] = {}
 
-    def _choose(self) -> None:
+    def _choose(self, run: Run) -> None:
         """Take the trees of the coming steps."""
         cost = self._cost
 
@@ -87,14 +88,14 @@ class ExtraRowDrafter(TextDrafter):
             found = (t.long_run(table, lambda rows: interpolated(cost, rows), self.network.group) for t in self.choices)
             return [Option(trees, *each) for trees, each in zip(self.choices, found, strict=True)]
 
-        chosen = self.sizer.next(options, interpolated(cost, 1))
+        chosen = self.sizer.next(options, interpolated(cost, 1), mean_decided(run))
         self._rests = chosen is None
         self.trees = self.choices[0] if chosen is None else chosen.tree
 
     def propose(self, run: Run) -> TokenTree:
         """Fill the tree of each sequence's state."""
         if self.auto:
-            self._choose()
+            self._choose(run)
             if self._rests:
                 return TokenTree(run.root, chain_shape(1, run.root.device))
         shape, extra = self._layout(run)

@@ -23,7 +23,7 @@ from vistok.samplers.interface import AutoregressiveSampler
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import chain_shape
-from vistok.samplers.policies.sized import SIZES, Accuracy, Sizer, interpolated, size_options
+from vistok.samplers.policies.sized import SIZES, Accuracy, Option, Sizer, interpolated, mean_decided, size_options
 from vistok.samplers.policies.trees import TREE_2_2_2, Path, best_tree, check_paths
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.step_cost import step_cost
@@ -98,6 +98,8 @@ class TokenRecycling(TextDrafter):
         self._allocate(prefill.logits.shape[-1], device)
         if self.auto and self._cost is None:
             raise VistokError("tree='auto' measures a model of text: give rank paths here.")
+        if self.auto:
+            self.sizer.begin()
         self._foreseen = [False] * len(run.tokens)
         self._late: list[tuple[Tensor, Tensor, Tensor]] = []
         self._lay_out(device)
@@ -125,7 +127,12 @@ class TokenRecycling(TextDrafter):
         before = self.sizer.chosen
         if self.sizer.due:
             self._catch_up(run)
-        found = self.sizer.next(lambda: size_options(self.accuracy.table(), self._cost), interpolated(self._cost, 1))
+        cost = self._cost
+
+        def options() -> list[Option]:
+            return size_options(self.accuracy.table(), cost)
+
+        found = self.sizer.next(options, interpolated(cost, 1), mean_decided(run))
         if found is before:
             return
         device = run.tokens.device

@@ -10,16 +10,24 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import statistics
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vistok.samplers.policies.trees import ranked_paths
+
+if TYPE_CHECKING:
+    from vistok.samplers.loop import Run
 
 SIZES = (2, 4, 8, 16, 24, 32, 48, 63)  # drafts that are considered, beside none
 DEPTH = 8
 FORGET = 0.97  # weight of the past when a token is decided
 PRIOR = 4.0  # tokens that the first guess is worth
-MARGIN = 1.03  # a tree must promise so much more than none, for what cannot be measured
+MARGIN = 1.05  # a tree must promise so much more than none, for what cannot be measured
+BETTER = 1.02  # and so much more than the one of now
+TIMED, RECENT = 64, 16  # steps that are timed with drafts and without, and that are looked back on
 AGAIN = 4  # steps of a trial, and those after which a tree is chosen anew
 REST, LONGEST = 16, 256  # steps of the first rest, and of any
 
@@ -38,14 +46,24 @@ class Option(NamedTuple):
     seconds: float
 
 
-def best_option(options: Iterable[Option], plain: float) -> Option | None:
-    """The option of most tokens a second; None where none beats a step of ``plain`` seconds without drafts."""
-    best = max(options, key=lambda option: option.tokens / option.seconds, default=None)
-    return best if best is not None and best.tokens / best.seconds > MARGIN / plain else None
+def mean_decided(run: Run) -> float:
+    """Tokens that each text of a run has, on average."""
+    return float(run.decided.sum()) / len(run.decided)
+
+
+def best_option(options: Iterable[Option], plain: float, more: float = 0.0) -> Option | None:
+    """The option of most tokens a second, each taking ``more`` seconds than it says; None where none beats a step of
+    ``plain`` seconds without drafts.
+    """
+    best = max(options, key=lambda option: option.tokens / (option.seconds + more), default=None)
+    return best if best is not None and best.tokens / (best.seconds + more) > MARGIN / plain else None
 
 
 class Sizer:
     """Which tree the coming steps take.
+
+    What a step takes beside the forwards that are measured beforehand is learnt from the steps themselves, with drafts
+    and without; and where the last steps with drafts were slower than plain decoding, no promise counts.
 
     Args:
         watches: it is known how good candidates are even while none is shown, so that no trials are needed.
@@ -54,29 +72,81 @@ class Sizer:
     def __init__(self, watches: bool = False):
         self.watches = watches
         self.chosen: Option | None = None
-        self._left, self._rest, self._tried = 0, REST, False
+        self._left, self._rest, self._tried, self._wary = 0, REST, False, False
+        self._taken: dict[bool, list[float]] = {False: [], True: []}  # beside what was expected, seconds
+        self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)  # tokens and seconds of steps with drafts
+        self._began: tuple[float, float] | None = None
+
+    def begin(self) -> None:
+        """A run begins: what passed since the last step was none."""
+        self._began = None
+
+    def _more(self, drafts: bool) -> float:
+        """Seconds that a step takes beside what is expected."""
+        return statistics.median(self._taken[drafts]) if self._taken[drafts] else 0.0
+
+    def _clock(self, plain: float, decided: float) -> None:
+        """Note what the step that is over took, and decided."""
+        now, drafts = time.perf_counter(), self.chosen is not None
+        if self._began is not None:
+            seconds, tokens = now - self._began[0], decided - self._began[1]
+            if len(self._taken[drafts]) < TIMED:
+                self._taken[drafts].append(max(0.0, seconds - (self.chosen.seconds if drafts else plain)))
+            if drafts:
+                self._recent.append((tokens, seconds))
+        self._began = now, decided
+
+    def _lost(self, plain: float) -> bool:
+        """Whether the last steps with drafts were slower than steps without; once they were, a trial is enough."""
+        looked = len(self._recent)
+        if looked < (AGAIN if self._wary else RECENT):
+            return False
+        tokens, seconds = map(sum, zip(*self._recent, strict=True))
+        lost = tokens * (plain + self._more(False)) < seconds
+        if lost or looked == RECENT:
+            self._wary = lost
+        if lost:
+            self._recent.clear()
+        elif looked == RECENT:
+            self._rest = REST
+        return lost
 
     @property
     def due(self) -> bool:
         """Whether the next tree is chosen anew."""
         return self._left == 0
 
-    def next(self, options: Callable[[], Sequence[Option]], plain: float) -> Option | None:
-        """The option for a step, None for no drafts; the first option is the one for trials."""
+    def next(self, options: Callable[[], Sequence[Option]], plain: float, decided: float = 0.0) -> Option | None:
+        """The option for a step, None for no drafts.
+
+        Args:
+            options: those that there are; the first is for trials.
+            plain: seconds of the target in a step without drafts.
+            decided: tokens that each text has, on average.
+        """
+        self._clock(plain, decided)
         if self.due:
             self._left = AGAIN
             if self.watches or self._tried:
-                self.chosen = best_option(options(), plain)
-                if self.chosen is not None:
-                    self._rest = REST
-                elif self.watches:
+                lost = self._lost(plain)
+                self.chosen = None if lost else self._best(options(), plain)
+                if self.chosen is None and self.watches and not lost:
                     self._left = 2 * AGAIN
-                else:
+                elif self.chosen is None:
                     self._left, self._rest, self._tried = self._rest, min(2 * self._rest, LONGEST), False
             else:
                 self.chosen, self._tried = options()[0], True
         self._left -= 1
         return self.chosen
+
+    def _best(self, options: Sequence[Option], plain: float) -> Option | None:
+        more = self._more(True)
+        best = best_option(options, plain + self._more(False), more)
+        if best is None or self.chosen is None:
+            return best
+        now = next((option for option in options if option.tree == self.chosen.tree), best)
+        gain = best.tokens / (best.seconds + more) * (now.seconds + more) / now.tokens
+        return best if gain > BETTER else now
 
 
 def interpolated(cost: Mapping[int, float], rows: float) -> float:

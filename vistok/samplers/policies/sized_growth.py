@@ -20,14 +20,13 @@ from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import kind_of
 from vistok.samplers.policies.dynamic import look
 from vistok.samplers.policies.dyspec import layered
-from vistok.samplers.policies.sized import PRIOR, SIZES, Option, Sizer, interpolated
+from vistok.samplers.policies.sized import PRIOR, SIZES, Option, Sizer, interpolated, mean_decided
 from vistok.samplers.tree import LawKind, TokenTree
 
 LEVELS, MOST = 6, 32  # levels of drafts, and drafts at most
 TOP = 4  # nodes that are expanded in each level, and children of each
 KEPT = 16  # values that are remembered of a level
 KEEP = 0.94  # weight of the past when a step is over
-CHOICE = 1.4  # a call of the network with the choice of tokens behind it, over the call
 
 
 class Size(NamedTuple):
@@ -61,7 +60,7 @@ class Valued(NamedTuple):
 class SizedTree:
     """A tree policy that follows the text and the machine; a subclass grows.
 
-    Its drafter calls ``measure`` before a run, ``choose`` before each step, and ``learn`` behind it.
+    Its drafter calls ``measure`` and ``begin`` before a run, ``choose`` before each step, and ``learn`` behind it.
 
     Attributes:
         hides: nodes below the least value are not looked at.
@@ -84,11 +83,15 @@ class SizedTree:
 
     def measure(self, target: Mapping[int, float], draft: Mapping[int, float]) -> None:
         """Take seconds of a step of the target, and of a call of the draft network, by rows."""
-        self._target, self._call = target, interpolated(draft, TOP) * CHOICE
+        self._target, self._call = target, interpolated(draft, TOP)
 
-    def choose(self) -> bool:
+    def begin(self) -> None:
+        """A run begins."""
+        self.sizer.begin()
+
+    def choose(self, run: Run) -> bool:
         """Settle the size of the next tree; False if there is to be none."""
-        option = self.sizer.next(self._options, interpolated(self._target, 1))
+        option = self.sizer.next(self._options, interpolated(self._target, 1), mean_decided(run))
         self.size = None if option is None else option.tree
         return option is not None
 

@@ -15,7 +15,8 @@ from vistok.samplers.targets.cached_lm import CachedLM
 from vistok.samplers.targets.support import learned_positions, parts_of, unobserved
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
-BEFORE, REPEATS = 48, 7
+BEFORE = 48
+ROUNDS, SETTLED = 8, 0.97  # measurements at most; they end when one makes no width so much faster
 
 _measured: weakref.WeakKeyDictionary[nn.Module, dict[tuple, dict[int, float]]] = weakref.WeakKeyDictionary()
 
@@ -86,7 +87,8 @@ def seconds_by_width(
         widths: rows.
     """
     device, cost = weight.device, dict.fromkeys(widths, float("inf"))
-    for number in range(REPEATS + 1):  # in turn, so that a busy moment of the machine meets all widths alike
+    for number in range(ROUNDS + 1):  # in turn, so that a busy moment of the machine meets all widths alike
+        settled = number > 2
         for width in widths:
             tokens = torch.zeros(batch, width, dtype=torch.int64, device=device)
             seen = torch.ones(1, width, width, dtype=torch.bool, device=device).tril()
@@ -95,8 +97,12 @@ def seconds_by_width(
             began = time.perf_counter()
             call(tokens, depth, seen)
             _wait(device)
+            taken = time.perf_counter() - began
             if number:  # the first warms up
-                cost[width] = min(cost[width], time.perf_counter() - began)
+                settled &= taken > SETTLED * cost[width]
+                cost[width] = min(cost[width], taken)
+        if settled:
+            break
     for fewer, more in reversed(list(itertools.pairwise(sorted(cost)))):  # fewer rows cost no more than more
         cost[fewer] = min(cost[fewer], cost[more])
     for fewer, more in itertools.pairwise(sorted(cost)):  # nor do more rows than the same in several calls

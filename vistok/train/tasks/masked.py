@@ -180,7 +180,7 @@ class MaskGITTask(PictureTask):
         check_size(can, self.data.size)
         self.text = None if self.init.text_encoder is None else load_caption_encoder(self.init.text_encoder)
         captioned = self.text is not None
-        self.source = open_source(self.data, self.data.size, finite=True, by_class=not captioned)
+        self.source = self.open()
         shape = {"grid": self.data.size // can.multiple, "codebook_size": can.codebook_size}
         if captioned:
             shape["caption_dim"] = self.text.requires_grad_(False).eval().dim
@@ -196,6 +196,10 @@ class MaskGITTask(PictureTask):
         self.model = self.objective(network)
         self.codes = Extracted(len(self.source), lambda index: self._encode(self.source, index), torch.int32)
         self.labels = Extracted(len(self.source), self.source.labels, torch.long)
+
+    def open(self) -> Source:
+        """Returns the pictures that it trains on."""
+        return open_source(self.data, self.data.size, finite=True, by_class=self.text is None)
 
     def objective(self, network: MaskedTransformer) -> MaskedObjective:
         """Returns what is trained."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.data.scenes import render, sample_scenes
-from vistok.train.sources import Draw
+from vistok.train.sources import Draw, Source, open_source
 from vistok.train.tasks.masked import ENATData, ENATTask, MaskedData, MaskGITTask
 from vistok.train.tasks.scenes.plans import plan
 from vistok.train.tasks.scenes.reader import COUNTED, code_colours, colour_loss
@@ -23,7 +23,8 @@ class SupervisedMaskedData(MaskedData):
 
     Attributes:
         supervision: weight of the cross-entropy of what hidden codes show.
-        single: share of a batch's scenes that have one object, chosen from twice as many; by itself one in five has.
+        single: share of a batch's scenes that have one object, chosen from twice as many; by itself one in five has,
+            and with 1 all have.
     """
 
     supervision: float
@@ -57,6 +58,11 @@ class SupervisedMaskGITTask(MaskGITTask):
 
     data_class = SupervisedMaskedData
 
+    def open(self) -> Source:
+        """Returns the scenes that it trains on."""
+        alone = self.text is None or self.data.single == 1
+        return open_source(self.data, self.data.size, finite=True, by_class=alone)
+
     def term(self) -> ColourTerm:
         """Returns the loss of what codes show, counted in some scenes."""
         can, scenes = self.tokenizer.capabilities, sample_scenes(COUNTED, self.data.seed)
@@ -69,7 +75,7 @@ class SupervisedMaskGITTask(MaskGITTask):
         """Returns the pictures of a step's rows, of which ``data.single`` have one object."""
         size = self.recipe.batch_size
         wanted = round(self.data.single * size)
-        if not wanted:
+        if wanted in (0, size):
             return super().draw(step, rows)
         found = self.source.draw(step * 2 * size, 2 * size)
         single = self.source.scenes(found.index).present.sum(1) == 1

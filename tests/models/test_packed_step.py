@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vistok.models import one_token
+from vistok.models import packed_step
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.ops import pack_linears
 
@@ -54,7 +54,7 @@ def test_the_bits_are_those_of_the_general_way(build, shape, batch, monkeypatch)
     model = build(**SHAPES[shape])
     added = {1: torch.randn(batch, 16, 64)}
     short = states(model, batch, added)
-    monkeypatch.setattr(one_token, "applies", lambda *_: False)
+    monkeypatch.setattr(packed_step, "applies", lambda _: False)
     assert torch.equal(short, states(model, batch, added))
 
 
@@ -66,21 +66,38 @@ def test_in_bfloat16_it_is_as_near_to_float32(build, shape, monkeypatch):
     model = model.bfloat16()
     short = states(model, 3, {}).float()
     assert short.dtype == torch.float32 and (short - exact).abs().max() < 0.1
-    monkeypatch.setattr(one_token, "applies", lambda *_: False)
+    monkeypatch.setattr(packed_step, "applies", lambda _: False)
     general = states(model, 3, {}).float()
     assert (short - exact).square().mean() < 1.2 * (general - exact).square().mean()
 
 
 @torch.inference_mode()
-def test_it_is_taken_for_single_tokens_of_packed_models_alone(build):
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("lengths", [[1, 1, 1], [4, 4, 4], [4, 1, 3]])
+def test_a_tree_behind_sequences_of_any_lengths_has_the_same_bits(build, shape, lengths, monkeypatch):
+    model = build(**SHAPES[shape])
+    seen = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 1]]).bool().expand(3, -1, -1)
+    decided = torch.tensor(lengths)
+    positions = decided[:, None] - 1 + torch.tensor([0, 1, 1, 2])
+    values, mask = conditions(model, 3)
+
+    def features() -> torch.Tensor:
+        torch.manual_seed(1)
+        state = model.new_state(3, extra=4)
+        model.prefill(values, state, mask)
+        model.decode(torch.randint(0, 50, (3, 3)), torch.arange(3), state)
+        state.cache.advance(decided - 1)
+        return model.decode(torch.randint(0, 50, (3, 4)), positions, state, seen)
+
+    short = features()
+    monkeypatch.setattr(packed_step, "applies", lambda _: False)
+    assert torch.equal(short, features())
+
+
+def test_it_is_taken_for_packed_models_in_inference_alone(build):
     model = build()
-    state = model.new_state(2)
-    model.prefill(torch.arange(2), state)
-    assert one_token.applies(model, torch.zeros(2, 1), state)
-    assert not one_token.applies(model, torch.zeros(2, 3), state)
-    assert not one_token.applies(model.train(), torch.zeros(2, 1), state)
-    model.eval()
-    state.cache.crop(torch.tensor([1, 0]))
-    assert not one_token.applies(model, torch.zeros(2, 1), state)
-    with torch.inference_mode(False), torch.enable_grad():
-        assert not one_token.applies(model, torch.zeros(2, 1), model.new_state(2))
+    assert not packed_step.applies(model)
+    with torch.no_grad():
+        assert packed_step.applies(model)
+        assert not packed_step.applies(model.train())
+        assert not packed_step.applies(LlamaGen(model.config).eval())
