@@ -21,9 +21,8 @@ from vistok.samplers.tree import TokenTree, TreeShape
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 # The accepted length of a window is about MOST window / (window + HALF); docs/samplers.md has the measurement.
 MOST, HALF = 5.0, 6.0
-MARGIN = (
-    1.1  # by which a window must win over plain decoding: it costs more than a pass, and a batch waits for its last
-)
+# A window must win over plain decoding by this: it costs more than a pass, and a batch waits for its last.
+MARGIN = 1.1
 
 
 @torch.inference_mode()
