@@ -86,23 +86,19 @@ def test_sparsevlm_is_what_the_loop_gives():
     """Version 1's ranking without recycling, which the golden case pins."""
 
     class Ranked(SparseVLM):
-        def select(self, view):
-            self.version = 2
-            stays = super().select(view)
-            self.version = 1
-            return stays
-
         def _scores(self, view):
             self.version = 1
-            return super()._scores(view)
+            scores = super()._scores(view)
+            self.version = 2
+            return scores
 
     def counts(n):
         out = [n]
-        for share in budget_shares(1 / 3, 1):
+        for share in budget_shares(1 / 3, 2):
             out.append(max(1, min(round(share * n), out[-1] - 1)))
         return out[1:]
 
-    check(tiny.llava(), Ranked(1 / 3, version=1), sparse, counts)
+    check(tiny.llava(), Ranked(1 / 3, version=2), sparse, counts)
 
 
 @pytest.mark.parametrize("version", [1, 2])
