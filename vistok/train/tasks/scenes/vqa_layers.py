@@ -72,7 +72,7 @@ class LayersTask(ExtensionTask):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Share of right answers about held-out scenes by kind, about hard ones, and F1 of POPE on hard ones by split."""
+        """Share of right answers about held-out scenes by kind, about hard ones, and F1 of POPE on hard ones."""
         count, each = self.data.eval_pictures, self.data.questions
         plain, hard = split_scenes("plain", count), split_scenes("hard", count)
         drawn = draw_questions(plain, each, kinds=dict.fromkeys(self.data.kinds, 1.0) or None)
