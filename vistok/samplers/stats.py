@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class Stats:
     draft_forwards: int = 0
     seconds: float = 0.0
     batches: int = field(default=1, repr=False)
+
+    in_order: ClassVar[bool] = True  # tokens are decided one behind the other, so that a step says nothing of a place
 
     @property
     def tokens(self) -> int:
@@ -68,6 +71,12 @@ class Stats:
         lengths = torch.cat([torch.bincount(row)[1:] for row in self.step_of])
         longest = int(lengths.max()) if len(lengths) else 1
         return [float((lengths > i + 1).double().mean()) for i in range(longest - 1)]
+
+    def drafted(self, sample: int) -> Tensor:
+        """Which tokens of one sample were accepted drafts, bool [n]; the others are the target's own."""
+        steps = self.step_of[sample]
+        behind = torch.cat([steps[1:], steps.new_zeros(1)])
+        return (steps > 0) & (steps == behind)
 
     def step_map(self, sample: int) -> Tensor:
         """How many tokens were decided together with each token, int64 [n]: the map that ``--trace`` paints."""

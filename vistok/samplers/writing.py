@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,11 @@ from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.named import TEXT_DRAFTERS
 from vistok.samplers.pearl import Pearl
 from vistok.samplers.speculation import Speculation
+from vistok.samplers.stats import Stats
 from vistok.samplers.tree import TokenTree
 from vistok.zoo.transformers import load_causal_lm
 
+LAST = -1  # instead of the number of a step
 OWN = ("none", "eagle", "pearl")  # names beside those of TEXT_DRAFTERS
 
 
@@ -28,7 +30,7 @@ class Watched:
 
     Args:
         drafter: whose trees they are.
-        step: from 1.
+        step: from 1; ``LAST`` for the last one.
 
     Attributes:
         tree, verdict: of the step; None before it.
@@ -44,7 +46,7 @@ class Watched:
 
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
         """Remember the step, and hand it on."""
-        if run.step == self.step:
+        if self.step in (LAST, run.step):
             self.tree, self.verdict = tree, verdict
         self.drafter.observe(run, tree, scores, verdict)
 
@@ -77,7 +79,7 @@ def drafter_of(
         model, tokenizer: the target's.
         draft: where the draft model, or the EAGLE head, is.
         device, dtype: of a draft model.
-        step: whose tree is wanted; None for none.
+        step: whose tree is wanted, ``LAST`` for the last one's; None for none.
 
     Raises:
         VistokError: no such name; or it needs what is not given, or has no trees to show.
@@ -99,7 +101,7 @@ def drafter_of(
     return Speculation(watched or drafter), watched
 
 
-def written(
+def continued(
     model: nn.Module,
     tokenizer: Any,
     ids: Tensor,
@@ -108,8 +110,8 @@ def written(
     options: dict[str, Any],
     stop: list[str],
     out: TextIO | None,
-) -> dict[str, Any]:
-    """Continues a text and returns it with the run's figures.
+) -> Tensor:
+    """Continues a text; returns the prompt and the new tokens, int64 [1, T].
 
     Args:
         model, tokenizer: the target's.
@@ -144,10 +146,30 @@ def written(
         **options,
         **({"streamer": Stream(tokenizer, skip_prompt=False)} if streams else {}),
     )
-    text = tokenizer.decode(sequences[0], skip_special_tokens=True)
     if out is not None and not streams:
-        print(text, file=out)
-    found = {"text": text, "tokens": sequences.shape[1] - ids.shape[1]}
+        print(tokenizer.decode(sequences[0], skip_special_tokens=True), file=out)
+    return sequences
+
+
+def written(
+    model: nn.Module,
+    tokenizer: Any,
+    ids: Tensor,
+    speculation: Speculation,
+    length: int,
+    options: dict[str, Any],
+    stop: list[str],
+    out: TextIO | None,
+) -> dict[str, Any]:
+    """Continues a text, see :func:`continued`, and returns it with the run's figures."""
+    sequences = continued(model, tokenizer, ids, speculation, length, options, stop, out)
+    return figures(tokenizer, ids, speculation, sequences)
+
+
+def figures(tokenizer: Any, ids: Tensor, speculation: Speculation, sequences: Tensor) -> dict[str, Any]:
+    """Returns the text of ``sequences``, which :func:`continued` gave for a prompt ``ids``, and the run's figures."""
+    text = tokenizer.decode(sequences[0], skip_special_tokens=True)
+    found: dict[str, Any] = {"text": text, "tokens": sequences.shape[1] - ids.shape[1]}
     stats = getattr(speculation, "stats", None)
     if stats is not None:
         found |= {
@@ -165,8 +187,46 @@ def written(
     return found
 
 
-def draft_tree(watched: Watched, tokenizer: Any) -> list[str]:
-    """The tree of a watched step, a line a node, indented by depth; what was kept is marked.
+def pieces(tokenizer: Any, ids: Tensor, stats: Stats, sequences: Tensor) -> list[tuple[str, bool]]:
+    """Returns the new text of ``sequences`` in pieces, each with whether its tokens were accepted drafts.
+
+    Args:
+        tokenizer: the target's.
+        ids: the prompt, int64 [1, L].
+        stats: of the run.
+        sequences: prompt and new tokens, int64 [1, T].
+    """
+    drafted = stats.drafted(0)[: sequences.shape[1] - ids.shape[1]].tolist()
+    found: list[tuple[str, bool]] = []
+    told = tokenizer.decode(sequences[0, : ids.shape[1]], skip_special_tokens=True)
+    for i, draft in enumerate(drafted):
+        if i + 1 < len(drafted) and drafted[i + 1] == draft:
+            continue
+        text = tokenizer.decode(sequences[0, : ids.shape[1] + i + 1], skip_special_tokens=True)
+        if text.endswith("\ufffd") and i + 1 < len(drafted):  # half of a character: it goes with the next piece
+            continue
+        found.append((text[len(told) :], draft))
+        told = text
+    return found
+
+
+class Node(NamedTuple):
+    """A node of a draft tree.
+
+    Attributes:
+        text: of its token.
+        depth: 0 for the root, the last token that was decided before.
+        kept: whether it was accepted.
+    """
+
+    text: str
+    depth: int
+    kept: bool
+
+
+def tree_nodes(watched: Watched, tokenizer: Any) -> tuple[list[Node], str]:
+    """Returns the nodes of a watched step's tree, each followed by what hangs below it, and the target's own token
+    behind what was kept.
 
     Raises:
         VistokError: the text ended before that step.
@@ -177,16 +237,25 @@ def draft_tree(watched: Watched, tokenizer: Any) -> list[str]:
     parents, depth = tree.shape.parents[0].tolist(), tree.shape.depth[0].tolist()
     path = range(int(verdict.count[0])) if verdict.path is None else verdict.path[0, : int(verdict.count[0])].tolist()
     kept = set(path)
-    lines: list[str] = []
+    nodes: list[Node] = []
 
     def show(node: int) -> None:
-        mark = "*" if node in kept else " "
-        lines.append(f"{mark} {'  ' * depth[node]}{tokenizer.decode(tree.tokens[0, node : node + 1])!r}")
+        nodes.append(Node(tokenizer.decode(tree.tokens[0, node : node + 1]), depth[node], node in kept))
         for child, parent in enumerate(parents):
             if parent == node:
                 show(child)
 
     show(0)
     last = verdict.emitted[0, int(verdict.count[0]) - 1]
-    lines.append(f"then {tokenizer.decode(last[None])!r}, the target's own")
-    return lines
+    return nodes, tokenizer.decode(last[None])
+
+
+def draft_tree(watched: Watched, tokenizer: Any) -> list[str]:
+    """The tree of a watched step, a line a node, indented by depth; what was kept is marked.
+
+    Raises:
+        VistokError: the text ended before that step.
+    """
+    nodes, own = tree_nodes(watched, tokenizer)
+    lines = [f"{'*' if node.kept else ' '} {'  ' * node.depth}{node.text!r}" for node in nodes]
+    return [*lines, f"then {own!r}, the target's own"]

@@ -21,6 +21,7 @@ from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.noise import ACCEPT, RESIDUAL
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
+DRAWN_AT_ONCE = 1 << 14  # logits of a tree up to which a draw behind every node costs less than a call for each level
 State = tuple[Tensor, ...]
 # Nodes [B], one of each tree, to the target's laws behind them [B, V]; node -1 asks nothing: its row may be anything.
 Laws = Callable[[Tensor], Tensor]
@@ -406,13 +407,19 @@ class SampleMatch:
             return greedy_walk(tree, scores.logits.argmax(-1))
         places = run.decided[:, None] + torch.arange(tree.shape.height + 1, device=run.decided.device)
         uniforms = run.draws.gather(1, places.clamp(max=run.length - 1))
-        path, token = match_tree(
-            tree.shape,
-            tree.tokens,
-            lambda node, depth: run.params.draw(run.behind(tree, scores, node), uniforms[:, depth]),
-            *pace(run),
-        )
-        return kept_path(tree.tokens, path, token)
+
+        at_once = run.processing is None and scores.logits[0].numel() <= DRAWN_AT_ONCE
+        if at_once:
+            depth = tree.shape.depth.expand_as(tree.tokens).clamp(min=0)
+            drawn = run.params.draw(scores.logits.flatten(0, 1), uniforms.gather(1, depth).flatten())
+            drawn = drawn.view_as(tree.tokens)
+
+        def draws(node: Tensor, level: int) -> Tensor:
+            if at_once:
+                return drawn.gather(1, node.clamp(min=0)[:, None])[:, 0]
+            return run.params.draw(run.behind(tree, scores, node), uniforms[:, level])
+
+        return kept_path(tree.tokens, *match_tree(tree.shape, tree.tokens, draws, *pace(run)))
 
 
 def exact_rule(kind: LawKind) -> Rule:
