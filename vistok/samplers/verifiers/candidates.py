@@ -406,6 +406,10 @@ class SampleMatch:
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
         """Draw along the tree."""
+        if tree.nodes == 1 and not run.stepwise:
+            uniform = run.draws.gather(1, run.decided[:, None].clamp(max=run.length - 1))[:, 0]
+            token = run.params.draw(scores.logits[:, 0], uniform)
+            return Verdict(token[:, None], torch.ones_like(token))
         if run.params.greedy and not run.stepwise and tree.tokens.device.type == "cpu":
             return greedy_walk(tree, scores.logits.argmax(-1))
         places = run.decided[:, None] + torch.arange(tree.shape.height + 1, device=run.decided.device)
