@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the top. Parts of one layer may import each other.
 LAYERS = (
     ("cli",),
-    ("pipelines", "sampling_job", "train"),
+    ("studio",),
+    ("pipelines", "sampling_job", "train", "doctor"),
     ("eval",),
     ("samplers", "projectors", "context"),
     ("models", "tokenizers"),

@@ -9,21 +9,25 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from vistok.data.images import load_image, to_pil, to_tensor
 from vistok.errors import VistokError, unknown_name
+from vistok.files import check_writable
 from vistok.models.codes.families import CODE_GENERATORS
 from vistok.models.generators import GENERATORS
 from vistok.models.interface import Condition, Control, Known, LoadRequest
-from vistok.ops.linear import pack_linears
+from vistok.ops.linear import Int8Linear, PackedLinear, pack_linears
 from vistok.ops.noise import derive_seed
 from vistok.runtime import resolve_device, resolve_dtype
 from vistok.samplers import SAMPLERS, Noise, SamplingParams, Stats, parse_sampler
-from vistok.zoo import ModelCard, card, card_of_file, card_of_folder, cards, resolve
+from vistok.samplers.interface import Partial, Watch, shows_steps
+from vistok.zoo import ModelCard, card, card_of_file, card_of_folder, cards, resolve, write_card
+from vistok.zoo.hub import Pushable
+from vistok.zoo.pretrained import Pretrained
 from vistok.zoo.registry import hub_id
 from vistok.zoo.transformers import load_config
 
@@ -37,6 +41,9 @@ if TYPE_CHECKING:
     from vistok.tokenizers.interface import Tokenizer
 
 DEFAULT_MODEL = "llamagen"
+UNDECIDED = 0.72  # brightness of what a preview does not know, in [-1, 1]
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+StepCallback = Callable[..., Mapping[str, Any] | None]
 GUIDANCE = 3.0  # of models whose card tells no scale
 
 
@@ -58,7 +65,8 @@ class Output:
     """What a pipeline returns.
 
     Attributes:
-        images: PIL images, in the order of the samples; none without a decoder.
+        images: PIL images, in the order of the samples; none without a decoder. An array or a tensor where the call
+            asked for one.
         tokens: their codes, int64 [N, n], or continuous tokens [N, n, D]; without a decoder as grids [N, h, w].
         stats: steps, target forwards, accepted lengths and seconds of drawing the tokens.
     """
@@ -69,7 +77,7 @@ class Output:
 
 
 @dataclass(eq=False)
-class Pipeline:
+class Pipeline(Pushable):
     """A generator with its tokenizer and, for text, its caption encoder. Build it with :func:`pipeline`.
 
     Attributes:
@@ -80,6 +88,7 @@ class Pipeline:
         control: pictures that all images follow, see :meth:`with_control`.
         known: what all images show already, see :meth:`with_image`.
         negative: the prompt that all images are guided away from, see :meth:`with_negative`.
+        products: ``int8`` where the generator's products are; None where they are in the format of its weights.
         guidance, temperature: of sampling, where no parameters are given.
         sampling: options of its samplers that suit it, where no other are given.
     """
@@ -94,7 +103,65 @@ class Pipeline:
     control: tuple[Control, ...] = ()
     known: Known | None = None
     negative: str | None = None
+    products: str | None = None
     _features: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: Any) -> Pipeline:
+        """Returns what :meth:`save_pretrained` wrote, or any other model by its name.
+
+        Args:
+            name: a folder, a hub id ``owner/name``, or a model of ``vistok models``.
+            options: of :func:`pipeline`.
+
+        Raises:
+            VistokError: see :func:`pipeline`.
+        """
+        return pipeline(str(name), **options)
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Writes the generator, its image tokenizer and its text encoder into a folder that loads as a whole:
+        ``vistok.pipeline(folder)``, or ``vistok sample --model FOLDER``.
+
+        Args:
+            folder: where to.
+            dtype: of the weights in the files; unchanged if None.
+
+        Raises:
+            VistokError: a part cannot be saved.
+        """
+        if self.control or self.known is not None:
+            raise VistokError("control pictures and known images are no part of a model: save the pipeline without.")
+        folder = Path(folder)
+        check_writable(folder, folder=True)
+        for what, part in (("generator", self.model), ("image tokenizer", self.tokenizer)):
+            if not isinstance(part, Pretrained):
+                raise VistokError(
+                    f"the {what} of '{self.name}' ({type(part).__name__}) is not vistok's own: save it by itself."
+                )
+        self.model.save_pretrained(folder, dtype)
+        self.tokenizer.save_pretrained(folder / "tokenizer", dtype)
+        if self.text_encoder is not None:
+            self.text_encoder.save_pretrained(folder / "text_encoder")
+        own = self.model.card
+        card = ModelCard(
+            name=self.name,
+            task=f"{self.conditional_on}-to-image",
+            family=self.model.family,
+            parameters=sum(weight.numel() for weight in self.model.parameters()),
+            files={},
+            source=str(folder),
+            licence="unknown" if own is None else own.licence,
+            parts={"tokenizer": "tokenizer"},
+            guidance=self.guidance,
+            temperature=self.temperature,
+            sampling=dict(self.sampling),
+            paper=None if own is None else own.paper,
+        )
+        write_card(folder, card)
+
+    def _loading(self, repo_id: str) -> str:
+        return f'import vistok\n\npipe = vistok.pipeline("{repo_id}")'
 
     @property
     def family(self) -> GeneratorFamily:
@@ -272,6 +339,8 @@ class Pipeline:
         seed: int = 0,
         batch_size: int = 8,
         progress: Callable[[int], None] | None = None,
+        watch: Watch | None = None,
+        decode: bool = True,
     ) -> Iterator[tuple[list[Sample], Output]]:
         """Draws samples batch after batch.
 
@@ -282,9 +351,12 @@ class Pipeline:
             seed: of the job.
             batch_size: images at a time; it does not change them.
             progress: called with the number of tokens that were just committed.
+            watch: shown the tokens of the batch after each step; :meth:`preview` makes images of them.
+            decode: whether tokens become images.
 
         Raises:
-            VistokError: a sampler of other generators, or parameters that it does not heed.
+            VistokError: a sampler of other generators or one that shows no steps to ``watch``, or parameters that it
+                does not heed.
         """
         if batch_size < 1:
             raise VistokError(f"the batch size must be at least 1, got {batch_size}.")
@@ -294,23 +366,60 @@ class Pipeline:
             raise VistokError("a negative prompt acts by guidance, and there is none: give --cfg above 1.")
         if self.known is not None and not getattr(sampler, "fills", False):
             raise VistokError(f"the sampler {type(sampler).__name__} draws whole images only: leave --image out.")
+        if watch is not None and not shows_steps(sampler):
+            raise VistokError(f"the sampler {type(sampler).__name__} shows no steps while it draws: leave watch out.")
         sampler = sampler.prepare(self.model, self.tokenizer)
         for start in range(0, len(samples), batch_size):
             batch = list(samples[start : start + batch_size])
-            yield batch, self._draw(batch, sampler, params, seed, progress)
+            yield batch, self._draw(batch, sampler, params, seed, progress, watch, decode)
 
     @torch.inference_mode()
-    def _draw(self, batch: list[Sample], sampler: Sampler, params: SamplingParams, seed: int, progress) -> Output:
+    def _draw(
+        self, batch: list[Sample], sampler: Sampler, params: SamplingParams, seed: int, progress, watch, decode
+    ) -> Output:
         device = next(self.model.parameters()).device
         condition = self._condition([s.condition for s in batch])
         noise = Noise(seed, torch.tensor([s.index for s in batch], device=device))
         report = None if progress is None else lambda gained: progress(gained * len(batch))
-        tokens, stats = sampler.sample(self.model, condition, params, noise, report)
+        shown = {} if watch is None else {"watch": watch}
+        tokens, stats = sampler.sample(self.model, condition, params, noise, report, **shown)
         if self.tokenizer is None:
             return Output([], self.model.image_tokens(tokens).cpu(), stats)
+        if not decode:
+            return Output([], tokens.cpu(), stats)
         # One by one: rounding inside a batched decoder depends on the batch, and an image must not.
         images = [to_pil(self._decode(drawn, seed, s.index))[0] for drawn, s in zip(tokens, batch, strict=True)]
         return Output(images, tokens.cpu(), stats)
+
+    @torch.inference_mode()
+    def preview(self, partial: Partial, seed: int = 0) -> list[Image]:
+        """Returns images while they are drawn: what is not decided is grey, and a sequence is decoded as far as it is.
+
+        Args:
+            partial: as ``watch`` of :meth:`iterate` is shown it.
+            seed: of decoders that draw noise.
+
+        Raises:
+            VistokError: there is no decoder.
+        """
+        if self.tokenizer is None:
+            raise VistokError(f"'{self.name}' comes without a decoder: name one as tokenizer=.")
+        decided = partial.decided
+        shown = decided if partial.tokens.ndim == 2 else decided[..., None]
+        tokens = self.model.image_tokens(partial.tokens.masked_fill(~shown, 0))
+        can, spec = self.tokenizer.capabilities, self.model.tokens
+        decoding = {"generator": torch.Generator().manual_seed(derive_seed(seed))} if can.stochastic_decode else {}
+        if spec.layout == "sequence":
+            if can.variable_length:
+                known = int(decided.sum(1).min())
+                decoding["length"] = max((each for each in can.lengths if each <= known), default=can.lengths[0])
+            return to_pil(self.tokenizer.decode(tokens, **decoding))
+        pixels = self.tokenizer.decode(tokens, **decoding)
+        places = (
+            self.model.image_tokens(decided.long()) if spec.kind == "codes" else decided.unflatten(1, (-1, spec.line))
+        )
+        mask = torch.nn.functional.interpolate(places[:, None].float(), pixels.shape[-2:], mode="nearest")
+        return to_pil(pixels.clamp(-1, 1) * mask + UNDECIDED * (1 - mask))
 
     def _decode(self, drawn: Tensor, seed: int, index: int) -> Tensor:
         """The image of one sample's tokens [n] or [n, D], as [1, 3, H, W]."""
@@ -353,6 +462,10 @@ class Pipeline:
         params: SamplingParams | None = None,
         batch_size: int = 8,
         force: bool = False,
+        generator: torch.Generator | None = None,
+        num_images_per_prompt: int | None = None,
+        output_type: Literal["pil", "np", "pt", "latent"] = "pil",
+        callback_on_step_end: StepCallback | None = None,
         law: SamplingParams | None = None,
     ) -> Output:
         """Draws ``n`` images of each condition.
@@ -363,21 +476,62 @@ class Pipeline:
             sampler, params, batch_size: see :meth:`iterate`.
             seed: the same seed gives the same images.
             force: see :meth:`check`.
+            generator: draws the seed, as users of diffusers know it; in place of ``seed``.
+            num_images_per_prompt: what diffusers calls ``n``.
+            output_type: ``pil`` images; ``np``, an array [N, H, W, 3] in [0, 1]; ``pt``, a tensor [N, 3, H, W] in
+                [0, 1]; or ``latent``, tokens alone.
+            callback_on_step_end: called as ``callback(pipe, step, step, {"latents": tokens, "decided": mask})`` behind
+                each step, see ``Partial``; it looks on and changes nothing.
             law: the former name of ``params``.
 
         Raises:
-            VistokError: see :meth:`check` and :meth:`iterate`.
+            VistokError: see :meth:`check` and :meth:`iterate`; or two arguments that say the same.
         """
         if law is not None:
             warnings.warn("law= is params= now: use that name.", FutureWarning, 2)
             params = law
+        if output_type not in OUTPUT_TYPES:
+            raise unknown_name("output_type", str(output_type), list(OUTPUT_TYPES))
+        if num_images_per_prompt is not None:
+            if n not in (1, num_images_per_prompt):
+                raise VistokError(f"n={n} and num_images_per_prompt={num_images_per_prompt} say the same: give one.")
+            n = num_images_per_prompt
+        if generator is not None:
+            seed = _drawn_seed(generator, seed)
         conditions = [conditions] if isinstance(conditions, str | int) else list(conditions)
         self.check(conditions, force)
         samples = expand(conditions, n)
-        parts = [output for _, output in self.iterate(samples, sampler, params, seed, batch_size)]
+        watch = None if callback_on_step_end is None else functools.partial(_call_back, self, callback_on_step_end)
+        drawing = (samples, sampler, params, seed, batch_size, None, watch, output_type != "latent")
+        parts = [output for _, output in self.iterate(*drawing)]
         images = [image for part in parts for image in part.images]
         stats = [part.stats for part in parts]
-        return Output(images, torch.cat([p.tokens for p in parts]), type(stats[0]).merged(stats))
+        shown = _as_type(images, output_type) if images else images
+        return Output(shown, torch.cat([p.tokens for p in parts]), type(stats[0]).merged(stats))
+
+
+def _drawn_seed(generator: torch.Generator, seed: int) -> int:
+    """A seed that a generator draws, another one in each call."""
+    if seed != 0:
+        raise VistokError("seed and generator both say where random numbers come from: give one.")
+    if not isinstance(generator, torch.Generator):
+        raise VistokError(f"generator must be one torch.Generator for all images, got {type(generator).__name__}.")
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
+
+
+def _call_back(pipe: Pipeline, callback: StepCallback, partial: Partial) -> None:
+    given = {"latents": partial.tokens, "decided": partial.decided}
+    told = callback(pipe, partial.step, partial.step, given)
+    if told and any(told.get(name) is not value for name, value in given.items() if name in told):
+        raise VistokError("callback_on_step_end returned other latents, and tokens are not changed: return none.")
+
+
+def _as_type(images: list[Image], output_type: str) -> Any:
+    """Images as ``output_type`` says."""
+    if output_type == "pil":
+        return images
+    pixels = torch.stack([to_tensor(image) for image in images]) / 2 + 0.5
+    return pixels if output_type == "pt" else pixels.movedim(1, -1).numpy()
 
 
 def check_honoured(sampler: Sampler, params: SamplingParams) -> None:
@@ -426,7 +580,8 @@ def pipeline(
         size: side of the images in pixels, for checkpoint files that do not tell.
         preset: shape of a checkpoint file whose name is not a published one, e.g. ``GPT-B``.
         device: ``cpu``, ``cuda`` or ``cuda:1``; the GPU where there is one if None.
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; or ``int8``, products of a generator that draws token behind
+            token in whole numbers, on a CPU: faster, and no longer quite its law.
         compile: compile the transformer's blocks with ``torch.compile``, on a GPU.
         tokens: draw only so many first tokens of each image, where they are ordered from coarse to fine.
         vq: the former name of ``tokenizer``.
@@ -438,7 +593,10 @@ def pipeline(
     if vq is not None:
         warnings.warn("vq= is tokenizer= now: use that name.", FutureWarning, 2)
         tokenizer = vq
-    target, number_format = resolve_device(device), resolve_dtype(dtype)
+    products = "int8" if dtype == "int8" else None
+    target, number_format = resolve_device(device), resolve_dtype("float32" if products else dtype)
+    if products and target.type != "cpu":
+        raise VistokError(f"int8 products are for a CPU, but the device is {target}: use --dtype bfloat16.")
     if compile and target.type == "cpu":
         raise VistokError("on a CPU packed weights are faster than compiled blocks: leave --compile out.")
     if name is None and checkpoint is None and tokenizer is not None:
@@ -456,12 +614,16 @@ def pipeline(
     for option, value in given.items():
         if value is not None and option not in family.options:
             raise VistokError(f"'{found.name}' has no --{option.replace('_', '-')}: leave it out.")
+    if products and family.interface != "autoregressive":
+        raise VistokError(
+            f"'{found.name}' draws no token behind the other, so --dtype int8 is not for it: leave it out."
+        )
     request = LoadRequest(found, checkpoint, tokenizer, size, preset, tokens)
     model, image_tokenizer = family.load(request)
     encoder = _text_encoder(model, request, text_encoder)
     model = model.to(target, number_format)
     if target.type == "cpu":
-        pack_linears(model)  # the same seed gives the same image in any batch
+        pack_linears(model, Int8Linear if products else PackedLinear)  # the same seed, the same image in any batch
     if compile:
         model.compile_blocks()
     if encoder is not None:
@@ -469,7 +631,7 @@ def pipeline(
     suits = {} if own is None else {"guidance": own.guidance, "temperature": own.temperature, "sampling": own.sampling}
     suits = {key: value for key, value in suits.items() if value is not None}
     image_tokenizer = None if image_tokenizer is None else image_tokenizer.to(target)
-    return Pipeline(model, image_tokenizer, encoder, found.name, **suits)
+    return Pipeline(model, image_tokenizer, encoder, found.name, products=products, **suits)
 
 
 def _given_model(name: str) -> ModelCard | None:
@@ -484,13 +646,30 @@ def _given_model(name: str) -> ModelCard | None:
     found = card_of_folder(name) if folder.is_dir() else None
     if found is not None:
         return found
-    kind = load_config(name, "image generator").model_type
+    try:
+        kind = load_config(name, "image generator").model_type
+    except VistokError as error:
+        if folder.is_dir():
+            raise
+        found = _hub_card(name)
+        if found is None:
+            raise error from None
+        return found
     if kind not in CODE_GENERATORS:
         raise VistokError(
             f"'{name}' holds a {kind}, which is no image generator that vistok knows: name one of "
             f"{', '.join(CODE_GENERATORS)}, or a model of `vistok models`."
         )
     return ModelCard(name, "text-to-image", kind, 0, {}, str(name), "see its repository")
+
+
+def _hub_card(name: str) -> ModelCard | None:
+    """The card of a repository that holds a saved pipeline, as one of the folder that it was fetched to; None where the
+    repository does not exist or holds something else."""
+    try:
+        return card_of_folder(resolve(name))
+    except VistokError:
+        return None
 
 
 def _own_card(name: str, checkpoint: str | Path | None) -> ModelCard | None:
@@ -524,6 +703,9 @@ def _generator_of(tokenizer: str) -> str:
         if each.embedded and each.family in GENERATORS and "tokenizer" in each.parts:
             known.setdefault(each.parts["tokenizer"], each.name)
     wanted = next((each.name for each in cards() if tokenizer in (each.name, *each.aliases)), tokenizer)
+    base = next((each.parts.get("base") for each in cards() if each.name == wanted), None)
+    if wanted not in known and base in known:  # it decodes the same codes
+        return known[base]
     if wanted not in known:
         raise VistokError(
             f"no embedded generator draws tokens of '{tokenizer}': name the generator with --model or --checkpoint, or "
@@ -541,7 +723,7 @@ def _text_encoder(model: nn.Module, request: LoadRequest, given: Any) -> TextEnc
         if given is not None:
             raise VistokError(f"'{request.source}' paints classes and reads no text: leave --text-encoder out.")
         return None
-    from vistok.models.text_encoder import TextEncoder
+    from vistok.models.text_encoder import load_text_encoder
 
     if given is None:
         folder = resolve(request.source)
@@ -551,7 +733,7 @@ def _text_encoder(model: nn.Module, request: LoadRequest, given: Any) -> TextEnc
         given = folder / "text_encoder"
         if not given.is_dir():
             raise VistokError("this model comes without its text-encoder weights: name them with --text-encoder.")
-    encoder = TextEncoder.from_pretrained(given, dtype=torch.float32)
+    encoder = load_text_encoder(given)
     if encoder.dim != model.text_width:
         raise VistokError(
             f"'{request.source}' reads text features of width {model.text_width} but '{given}' gives {encoder.dim}: "

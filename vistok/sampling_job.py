@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vistok.data.images import grid, save_image
+from vistok.data.images import Upscale, grid, save_image
 from vistok.errors import VistokError
 from vistok.files import atomic_path, is_folder_target
 from vistok.jobs import ShardedJob
@@ -87,12 +87,14 @@ def paint_to(
     seed: int = 0,
     batch_size: int = 8,
     trace: str | Path | None = None,
+    upscale: Upscale | None = None,
 ) -> Summary | None:
     """Paint samples into a picture file (several make a grid), or into a folder, one PNG each.
 
     A folder also gets ``metadata.jsonl`` and a manifest; the same call goes on where an earlier one was killed. Under
     ``accelerate launch`` the processes share a folder job, and only the first one returns a summary. ``trace`` names a
-    picture of the maps of accepted tokens, of at most 16 samples.
+    picture of the maps of accepted tokens, of at most 16 samples. Each picture is written enlarged by
+    ``upscale``.
 
     Raises:
         VistokError: the folder holds another job, or several processes were asked for one file.
@@ -110,7 +112,10 @@ def paint_to(
             raise VistokError("a trace is painted beside a picture, and there is no decoder: give --tokenizer.")
         print(f"vistok: {NO_DECODER}", file=sys.stderr)
         out = out.with_suffix(CODES) if is_file else out
-    job = None if is_file else _folder_job(out, pipe, samples, sampler, params, seed, rank)
+    job = None if is_file else _folder_job(out, pipe, samples, sampler, params, seed, rank, upscale)
+    if job is not None and getattr(sampler, "window", None) == "auto":  # one window for all processes and resumes
+        settled = job.settle("window", lambda: getattr(sampler.tuned(pipe.model, params, batch_size), "window", 1))
+        sampler = sampler.with_window(settled)
     wanted = list(samples) if job is None else [samples[i] for i in job.pending(rank, world)]
     began, stats, images, traces = time.perf_counter(), [], [], []
     with progress(f"paint {len(wanted)}", len(wanted) * pipe.model.tokens.length) as advance:
@@ -120,6 +125,8 @@ def paint_to(
                 maps = [paint_trace(x, output.stats, i, pipe.model.tokens.line) for i, x in enumerate(output.images)]
                 traces += maps[: TRACED - len(traces)]
             drawn = [codes.numpy() for codes in output.tokens] if codes_only else output.images
+            if upscale is not None and not codes_only:
+                drawn = [upscale(image) for image in drawn]
             if job is None:
                 images += drawn
                 continue
@@ -154,7 +161,7 @@ def _gathered(part: Part) -> list[Part]:
     return gather_object([part])
 
 
-def _folder_job(out, pipe, samples, sampler, params, seed: int, rank: int) -> ShardedJob:
+def _folder_job(out, pipe, samples, sampler, params, seed: int, rank: int, upscale) -> ShardedJob:
     asked = json.dumps([[s.index, s.condition] for s in samples])
     identity = {
         "model": pipe.name,
@@ -165,6 +172,10 @@ def _folder_job(out, pipe, samples, sampler, params, seed: int, rank: int) -> Sh
         "seed": seed,
         "conditions": hashlib.sha256(asked.encode()).hexdigest(),
     }
+    if upscale is not None:
+        identity["upscale"] = asdict(upscale)
+    if pipe.products is not None:
+        identity["products"] = pipe.products
     if pipe.control:
         identity["control"] = [
             [hashlib.sha256(each.picture.cpu().numpy().tobytes()).hexdigest(), each.kind, each.strength]

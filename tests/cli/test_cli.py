@@ -187,3 +187,32 @@ def test_samplers_lists_every_sampler_with_its_options():
     listed = {entry["name"]: entry["options"] for entry in json.loads(vistok("samplers", "--json").stdout)}
     assert listed["sjd"] == {"window": 16, "init": "repeat-up", "variant": "coupled"}
     assert "mar:iterations=64" in vistok("samplers").stdout
+
+
+@pytest.mark.parametrize("by", ["nearest", "lanczos"])
+def test_pictures_are_written_larger(by, tmp_path):
+    common = ("sample", "--prompt", "a red circle", "--seed", "3", "--out")
+    assert vistok(*common, str(tmp_path / "one.png")).returncode == 0
+    done = vistok(*common, str(tmp_path / "large.png"), "--upscale", "3", "--upscale-by", by)
+    assert done.returncode == 0, done.stderr
+    small, large = Image.open(tmp_path / "one.png"), Image.open(tmp_path / "large.png")
+    assert large.size == (192, 192)
+    assert by != "nearest" or large.resize((64, 64), Image.Resampling.NEAREST).tobytes() == small.tobytes()
+    assert vistok(*common, str(tmp_path / "grid.png"), "-n", "2", "--upscale", "2").returncode == 0
+    assert Image.open(tmp_path / "grid.png").size == (258, 128)
+
+
+@pytest.mark.parametrize(
+    ("option", "culprit"), [(("9",), "9"), (("1",), "1"), (("2", "--upscale-by", "cubic"), "cubic")]
+)
+def test_an_impossible_enlargement_is_refused_before_anything_is_drawn(option, culprit, tmp_path):
+    refused = vistok("sample", "--prompt", "a red circle", "--out", str(tmp_path / "a.png"), "--upscale", *option)
+    assert refused.returncode == 2 and culprit in refused.stderr
+
+
+def test_a_folder_of_pictures_keeps_to_one_size(tmp_path):
+    common = ("sample", "--prompt", "a red circle", "--out", str(tmp_path / "set"))
+    assert vistok(*common, "--upscale", "2").returncode == 0
+    assert Image.open(tmp_path / "set" / "000000.png").size == (128, 128)
+    other = vistok(*common)
+    assert other.returncode == 2 and "upscale" in other.stderr

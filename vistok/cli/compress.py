@@ -44,6 +44,7 @@ def compress(
     picture = load_image(image)
     check_outputs(overlay, json)
     from vistok.eval.answers.ask import ask, build_compressor, kept_overlay, load, parse_keep
+    from vistok.projectors.cost import flops_text
 
     compressor = build_compressor(method, None if keep is None else parse_keep(keep))
     network, processor = load(model, device, dtype)
@@ -59,5 +60,5 @@ def compress(
         print(f"{name}: {answer.text}")
         print(
             f"  {answer.visual_tokens} visual tokens, prefill {answer.prefill_seconds:.3f} s and "
-            f"{answer.prefill_flops / 1e9:.1f} GFLOPs, cache {answer.cache_bytes / 2**20:.2f} MiB"
+            f"{flops_text(answer.prefill_flops)}, cache {answer.cache_bytes / 2**20:.2f} MiB"
         )

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from vistok.cli.shared import add_commands, say
+
 app = typer.Typer(help="Make data of the embedded world.", no_args_is_help=True)
 
 
-@app.command()
 def scenes(
     out: Annotated[Path, typer.Option(help="Folder for the pictures and metadata.jsonl.")],
     num: Annotated[int, typer.Option(help="How many scenes.")] = 64,
@@ -28,10 +29,9 @@ def scenes(
     from vistok.data.scenes.files import write_scenes
 
     write_scenes(out, num, size, seed, control or ())
-    print(f"{num} scenes of {size}x{size} pixels in {out}; what is on them is in {out / 'metadata.jsonl'}")
+    say(f"{num} scenes of {size}x{size} pixels in {out}; what is on them is in {out / 'metadata.jsonl'}")
 
 
-@app.command()
 def control(
     picture: Annotated[Path, typer.Argument(help="A picture of any size.")],
     out: Annotated[Path, typer.Option(help="File for its control picture.")],
@@ -52,10 +52,9 @@ def control(
         raise unknown_name("kind of control that is made of pictures", kind, ["canny"])
     check_writable(out)
     save_image(canny(load_image(picture), low, high), out)
-    print(f"edges of {picture} in {out}")
+    say(f"edges of {picture} in {out}")
 
 
-@app.command()
 def geneval(
     out: Annotated[Path, typer.Option(help="File for the prompts, JSON lines in GenEval's format.")],
     per_task: Annotated[int, typer.Option(help="Prompts of each of the six tasks.")] = 100,
@@ -73,4 +72,7 @@ def geneval(
         raise VistokError(f"--per-task must be at least 1, got {per_task}.")
     records = scene_prompts(SHAPES, COLOURS, seed, per_task)
     write_metadata(out, records)
-    print(f"{len(records)} prompts in {out}")
+    say(f"{len(records)} prompts in {out}")
+
+
+add_commands(app, {"scenes": scenes, "control": control, "geneval": geneval})

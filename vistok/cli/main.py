@@ -6,8 +6,23 @@ import sys
 
 import typer
 
-from vistok.cli import bench, compress, data, eval, models, sample, samplers, tokenize, train, write
+from vistok.cli import (
+    bench,
+    compress,
+    data,
+    doctor,
+    eval,
+    ground,
+    models,
+    sample,
+    samplers,
+    studio,
+    tokenize,
+    train,
+    write,
+)
 from vistok.cli.output import Commands
+from vistok.cli.shared import add_commands
 from vistok.errors import VistokError
 
 app = typer.Typer(
@@ -17,16 +32,25 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    add_completion=False,
+    add_completion=True,
 )
-app.command("sample", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(sample.sample)
-app.command("write")(write.write)
-app.command("samplers")(samplers.samplers)
-app.command("models")(models.models)
-app.command("compress")(compress.compress)
-app.command("train")(train.train)
-app.command("tokenize")(tokenize.tokenize)
-app.command("detokenize")(tokenize.detokenize)
+former_options = {"allow_extra_args": True, "ignore_unknown_options": True}
+add_commands(app, {"sample": sample.sample}, context_settings=former_options)
+add_commands(
+    app,
+    {
+        "write": write.write,
+        "studio": studio.studio,
+        "samplers": samplers.samplers,
+        "models": models.models,
+        "compress": compress.compress,
+        "ground": ground.ground,
+        "train": train.train,
+        "tokenize": tokenize.tokenize,
+        "detokenize": tokenize.detokenize,
+        "doctor": doctor.doctor,
+    },
+)
 app.add_typer(data.app, name="data")
 app.add_typer(eval.app, name="eval")
 app.add_typer(bench.app, name="bench")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vistok.cli.output import Json, check_outputs, output_json
+from vistok.cli.shared import say
 
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What to paint; may be given again.")]
 
@@ -83,6 +84,12 @@ def sample(
     mask: Annotated[
         Path | None, typer.Option(help="White where --image is painted anew, black where it stays.")
     ] = None,
+    upscale: Annotated[
+        int | None, typer.Option(metavar="2..8", help="Write pictures so many times as large. [default: as drawn]")
+    ] = None,
+    upscale_by: Annotated[str, typer.Option(help="lanczos, which is smooth, or nearest, which repeats pixels.")] = (
+        "lanczos"
+    ),
     size: Annotated[int | None, typer.Option(help="Side in pixels, for checkpoints that do not tell.")] = None,
     tokens: Annotated[
         int | None, typer.Option(help="Stop after so many tokens, where they run coarse to fine.")
@@ -100,7 +107,7 @@ def sample(
     text_encoder: Annotated[str | None, typer.Option(help="T5 encoder: folder or hub id.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time; in float32 it does not change them.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or int8 on a CPU.")] = "float32",
     compile: Annotated[bool, typer.Option("--compile", help="Compile the transformer, on a GPU.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Paint words that the model never saw.")] = False,
     json: Json = None,
@@ -130,6 +137,9 @@ def sample(
 
     check_writable(out, is_folder_target(out))
     check_outputs(trace, json)
+    from vistok.data.images import Upscale
+
+    enlarged = None if upscale is None else Upscale(upscale, upscale_by)
     from vistok.pipelines import expand, pipeline
     from vistok.samplers import SamplingParams, parse_sampler
     from vistok.sampling_job import paint_to
@@ -166,11 +176,13 @@ def sample(
     if sampler is None and spec:
         spec = pipe.family.plain + spec
     chosen = pipe.sampler(spec or None)
-    summary = paint_to(out, pipe, samples, chosen, pipe.sampling_params(**given, **cut), seed, batch_size, trace)
+    summary = paint_to(
+        out, pipe, samples, chosen, pipe.sampling_params(**given, **cut), seed, batch_size, trace, enlarged
+    )
     if summary is None:  # another process of the job reports
         return
     if not output_json(summary.to_dict(), json, indent=None):
-        print(summary)
+        say(summary)
 
 
 def _controls(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vistok.cli.output import Json, check_outputs, output_json
+from vistok.cli.shared import say
 
 
 def train(
@@ -38,4 +39,4 @@ def train(
         return
     if not output_json(metrics, json, indent=None):
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        print(f"{loaded.name}: {figures}; weights in {directory / 'export'}")
+        say(f"{loaded.name}: {figures}; weights in {directory / 'export'}")

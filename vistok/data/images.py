@@ -10,6 +10,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.utils.data import Dataset
 
 from vistok.data.decode import to_rgb
 from vistok.data.folders import list_files
-from vistok.errors import VistokError
+from vistok.errors import VistokError, unknown_name
 from vistok.files import IMAGE_SUFFIXES, atomic_path
 
 # Of pictures in folders: those that are written, and other names of formats that are read.
@@ -111,6 +112,34 @@ def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2
     for i, image in enumerate(images):
         sheet.paste(image, (i % columns * width, i // columns * height))
     return sheet
+
+
+RESAMPLING = {"nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS}
+
+
+@dataclass(frozen=True)
+class Upscale:
+    """Makes pictures larger; call it with one.
+
+    Attributes:
+        factor: 2 to 8 times as many pixels along each side.
+        resample: ``lanczos`` is smooth, ``nearest`` repeats pixels.
+
+    Raises:
+        VistokError: another factor or another name.
+    """
+
+    factor: int
+    resample: str = "lanczos"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.factor <= 8:
+            raise VistokError(f"pictures are upscaled 2 to 8 times, got {self.factor}.")
+        if self.resample not in RESAMPLING:
+            raise unknown_name("way to upscale", self.resample, list(RESAMPLING))
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.resize((image.width * self.factor, image.height * self.factor), RESAMPLING[self.resample])
 
 
 def load_image(path: str | Path, turn: bool = True, blend: bool = True) -> Image.Image:

@@ -239,6 +239,10 @@ class LoadRequest:
         source = self.card.parts.get("tokenizer") if self.tokenizer is None else self.tokenizer
         if source is None:
             raise VistokError("this model comes without its tokenizer's weights: name them with --tokenizer.")
+        if self.tokenizer is None and not self.card.embedded:
+            beside = Path(self.card.source) / source  # of a pipeline that was saved as a whole
+            if self.card.source and beside.is_dir():
+                return beside
         return source
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,23 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from vistok.tokenizers.interface import Tokenizer
+
+
+class Partial(NamedTuple):
+    """Images while they are drawn.
+
+    Attributes:
+        tokens: int64 [B, n] or [B, n, D]; what is not decided may hold anything.
+        decided: which tokens are final, bool [B, n].
+        step: number of steps so far, 0 behind the prefill.
+    """
+
+    tokens: Tensor
+    decided: Tensor
+    step: int
+
+
+Watch = Callable[[Partial], None]
 
 
 class DraftHead(Protocol):
@@ -87,7 +105,9 @@ class Sampler(Protocol):
         honours: the fields of ``SamplingParams`` that it heeds; it refuses the others.
         lossless: whether the tokens follow the model's distribution exactly.
 
-    One that draws around tokens that are known, ``Condition.known``, has a class attribute ``fills`` that is True.
+    One that draws around tokens that are known, ``Condition.known``, has a class attribute ``fills`` that is True. One
+    that shows images while it draws them has an argument ``watch`` of ``sample``, which is called with a ``Partial``
+    after each step.
     """
 
     interface: ClassVar[str]
@@ -142,10 +162,23 @@ class AutoregressiveSampler:
         params: SamplingParams,
         noise: Noise,
         progress: Callable[[int], None] | None = None,
+        watch: Watch | None = None,
     ) -> tuple[Tensor, Stats]:
-        """Draws a batch of images; see ``Sampler.sample``."""
+        """Draws a batch of images; see ``Sampler``."""
         drafter, verifier = self.parts(model, params, len(condition))
         if model.tokens.special:
             drafter = Planned(drafter, model.plan.places)
         target = target_of(model, condition, params, drafter.nodes)
-        return decode(target, drafter, verifier, params, noise, progress)
+        watched = None if watch is None else lambda run: watch(_partial(run))
+        return decode(target, drafter, verifier, params, noise, progress, watch=watched)
+
+
+def shows_steps(sampler: Sampler) -> bool:
+    """Whether a sampler shows images while it draws them, see ``Sampler``."""
+    return "watch" in inspect.signature(sampler.sample).parameters
+
+
+def _partial(run: Run) -> Partial:
+    tokens = run.tokens[:, : run.length]
+    places = torch.arange(run.length, device=tokens.device)
+    return Partial(tokens, places < run.decided[:, None], run.step)

@@ -72,6 +72,12 @@ class Stats:
         longest = int(lengths.max()) if len(lengths) else 1
         return [float((lengths > i + 1).double().mean()) for i in range(longest - 1)]
 
+    def drafted(self, sample: int) -> Tensor:
+        """Which tokens of one sample were accepted drafts, bool [n]; the others are the target's own."""
+        steps = self.step_of[sample]
+        behind = torch.cat([steps[1:], steps.new_zeros(1)])
+        return (steps > 0) & (steps == behind)
+
     def step_map(self, sample: int) -> Tensor:
         """How many tokens were decided together with each token, int64 [n]: the map that ``--trace`` paints."""
         steps = self.step_of[sample]

@@ -23,6 +23,18 @@ def order_map(stats: Stats, sample: int, grid: int) -> np.ndarray:
     return stats.step_of[sample].view(-1, grid).numpy()
 
 
+def heat_map(stats: Stats, sample: int, grid: int, brightest: int | None = None) -> Image.Image:
+    """Returns the map of a sample's steps as a picture, one pixel a token; see ``paint_trace``."""
+    shown = acceptance_map(stats, sample, grid) if stats.in_order else order_map(stats, sample, grid)
+    top = max(2, int(shown.max()) if brightest is None else brightest)
+    level = np.log(shown) / np.log(top) if stats.in_order else (shown - 1) / (top - 1)
+    level = np.clip(level, 0, 1) * (len(RAMP) - 1)
+    colours = np.stack([np.interp(level, range(len(RAMP)), RAMP[:, c]) for c in range(3)], -1)
+    if not stats.in_order:
+        colours[shown == 0] = 0
+    return Image.fromarray(colours.round().astype(np.uint8))
+
+
 def paint_trace(image: Image.Image, stats: Stats, sample: int, grid: int, brightest: int | None = None) -> Image.Image:
     """The picture, and beside it the map of its steps.
 
@@ -40,16 +52,8 @@ def paint_trace(image: Image.Image, stats: Stats, sample: int, grid: int, bright
     Returns:
         An RGB picture, twice as wide as high.
     """
-    shown = acceptance_map(stats, sample, grid) if stats.in_order else order_map(stats, sample, grid)
-    top = max(2, int(shown.max()) if brightest is None else brightest)
-    level = np.log(shown) / np.log(top) if stats.in_order else (shown - 1) / (top - 1)
-    level = np.clip(level, 0, 1) * (len(RAMP) - 1)
-    colours = np.stack([np.interp(level, range(len(RAMP)), RAMP[:, c]) for c in range(3)], -1)
-    if not stats.in_order:
-        colours[shown == 0] = 0
     size = (image.width * SCALE, image.height * SCALE)
     sheet = Image.new("RGB", (2 * size[0], size[1]))
     sheet.paste(image.resize(size, Image.Resampling.NEAREST), (0, 0))
-    heat = Image.fromarray(colours.round().astype(np.uint8))
-    sheet.paste(heat.resize(size, Image.Resampling.NEAREST), (size[0], 0))
+    sheet.paste(heat_map(stats, sample, grid, brightest).resize(size, Image.Resampling.NEAREST), (size[0], 0))
     return sheet

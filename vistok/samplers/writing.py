@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +10,19 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.samplers.drafters.draft_model import DraftModel
 from vistok.samplers.drafters.eagle_head import EagleHead, load_head
-from vistok.samplers.drafters.lookup import PromptLookup
+from vistok.samplers.drafters.rasd import Rasd
 from vistok.samplers.drafters.recycling import TokenRecycling
 from vistok.samplers.drafters.text import TextDrafter, Undrafted
 from vistok.samplers.loop import Run, Scores, Verdict
+from vistok.samplers.named import TEXT_DRAFTERS
 from vistok.samplers.pearl import Pearl
-from vistok.samplers.policies.chains import Chain
 from vistok.samplers.speculation import Speculation
+from vistok.samplers.stats import Stats
 from vistok.samplers.tree import TokenTree
 from vistok.zoo.transformers import load_causal_lm
+
+LAST = -1  # instead of the number of a step
+OWN = ("none", "eagle", "pearl")  # names beside those of TEXT_DRAFTERS
 
 
 class Watched:
@@ -26,7 +30,7 @@ class Watched:
 
     Args:
         drafter: whose trees they are.
-        step: from 1.
+        step: from 1; ``LAST`` for the last one.
 
     Attributes:
         tree, verdict: of the step; None before it.
@@ -42,45 +46,62 @@ class Watched:
 
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
         """Remember the step, and hand it on."""
-        if run.step == self.step:
+        if self.step in (LAST, run.step):
             self.tree, self.verdict = tree, verdict
         self.drafter.observe(run, tree, scores, verdict)
 
 
+def _drafter(
+    name: str, model: nn.Module, tokenizer: Any, draft: str | None, device: str, dtype: str
+) -> TextDrafter | None:
+    """The drafter of a name; those that have trees take the size that pays."""
+    if name == "none":
+        return Undrafted()
+    if name == "recycling":
+        return TokenRecycling("auto")
+    if name == "eagle":
+        return EagleHead(load_head(draft, model), "auto")
+    small = load_causal_lm(draft, device, dtype)[0] if draft is not None and name in ("draft", "rasd") else None
+    if name == "draft":
+        return DraftModel(small, "auto")
+    if name == "rasd":
+        return Rasd(DraftModel(small, "auto"))
+    return TEXT_DRAFTERS[name](model, tokenizer, small)
+
+
 def drafter_of(
-    name: str, model: nn.Module, draft: str | None, device: str, dtype: str, step: int | None
+    name: str, model: nn.Module, tokenizer: Any, draft: str | None, device: str, dtype: str, step: int | None
 ) -> tuple[Speculation, Watched | None]:
     """Returns the speculation that a drafter's name stands for, and the watch over a step's tree if one is wanted.
 
     Args:
-        name: none, lookup, recycling, draft, eagle or pearl.
-        model: the target.
+        name: none, eagle, pearl, or one of ``TEXT_DRAFTERS``.
+        model, tokenizer: the target's.
         draft: where the draft model, or the EAGLE head, is.
         device, dtype: of a draft model.
-        step: whose tree is wanted; None for none.
+        step: whose tree is wanted, ``LAST`` for the last one's; None for none.
 
     Raises:
-        VistokError: the name needs a draft model and none is given, or has no trees to show.
+        VistokError: no such name; or it needs what is not given, or has no trees to show.
     """
-    if name in ("draft", "eagle", "pearl") and draft is None:
+    if name in ("draft", "eagle", "pearl", "rasd") and draft is None:
         what = "an EAGLE head" if name == "eagle" else "a small model with the target's tokenizer"
         raise VistokError(f"the drafter '{name}' needs {what}: name it with --draft.")
     if name == "pearl":
         if step is not None:
             raise VistokError("PEARL drafts no trees: leave --tree out, or take another drafter.")
         return Pearl(load_causal_lm(draft, device, dtype)[0]), None
-    drafter: TextDrafter = {
-        "none": Undrafted,
-        "lookup": PromptLookup,
-        "recycling": lambda: TokenRecycling("auto"),
-        "draft": lambda: DraftModel(load_causal_lm(draft, device, dtype)[0], Chain(4, 0.3)),
-        "eagle": lambda: EagleHead(load_head(draft, model)),
-    }[name]()
+    drafter = _drafter(name, model, tokenizer, draft, device, dtype)
+    if drafter is None:
+        raise VistokError(
+            f"the drafter '{name}' needs weights that were trained for this target, and none are embedded: "
+            "train them by their recipe (docs/text.md), or take another drafter."
+        )
     watched = None if step is None else Watched(drafter, step)
     return Speculation(watched or drafter), watched
 
 
-def written(
+def continued(
     model: nn.Module,
     tokenizer: Any,
     ids: Tensor,
@@ -89,8 +110,8 @@ def written(
     options: dict[str, Any],
     stop: list[str],
     out: TextIO | None,
-) -> dict[str, Any]:
-    """Continues a text and returns it with the run's figures.
+) -> Tensor:
+    """Continues a text; returns the prompt and the new tokens, int64 [1, T].
 
     Args:
         model, tokenizer: the target's.
@@ -125,10 +146,30 @@ def written(
         **options,
         **({"streamer": Stream(tokenizer, skip_prompt=False)} if streams else {}),
     )
-    text = tokenizer.decode(sequences[0], skip_special_tokens=True)
     if out is not None and not streams:
-        print(text, file=out)
-    found = {"text": text, "tokens": sequences.shape[1] - ids.shape[1]}
+        print(tokenizer.decode(sequences[0], skip_special_tokens=True), file=out)
+    return sequences
+
+
+def written(
+    model: nn.Module,
+    tokenizer: Any,
+    ids: Tensor,
+    speculation: Speculation,
+    length: int,
+    options: dict[str, Any],
+    stop: list[str],
+    out: TextIO | None,
+) -> dict[str, Any]:
+    """Continues a text, see :func:`continued`, and returns it with the run's figures."""
+    sequences = continued(model, tokenizer, ids, speculation, length, options, stop, out)
+    return figures(tokenizer, ids, speculation, sequences)
+
+
+def figures(tokenizer: Any, ids: Tensor, speculation: Speculation, sequences: Tensor) -> dict[str, Any]:
+    """Returns the text of ``sequences``, which :func:`continued` gave for a prompt ``ids``, and the run's figures."""
+    text = tokenizer.decode(sequences[0], skip_special_tokens=True)
+    found: dict[str, Any] = {"text": text, "tokens": sequences.shape[1] - ids.shape[1]}
     stats = getattr(speculation, "stats", None)
     if stats is not None:
         found |= {
@@ -146,8 +187,46 @@ def written(
     return found
 
 
-def draft_tree(watched: Watched, tokenizer: Any) -> list[str]:
-    """The tree of a watched step, a line a node, indented by depth; what was kept is marked.
+def pieces(tokenizer: Any, ids: Tensor, stats: Stats, sequences: Tensor) -> list[tuple[str, bool]]:
+    """Returns the new text of ``sequences`` in pieces, each with whether its tokens were accepted drafts.
+
+    Args:
+        tokenizer: the target's.
+        ids: the prompt, int64 [1, L].
+        stats: of the run.
+        sequences: prompt and new tokens, int64 [1, T].
+    """
+    drafted = stats.drafted(0)[: sequences.shape[1] - ids.shape[1]].tolist()
+    found: list[tuple[str, bool]] = []
+    told = tokenizer.decode(sequences[0, : ids.shape[1]], skip_special_tokens=True)
+    for i, draft in enumerate(drafted):
+        if i + 1 < len(drafted) and drafted[i + 1] == draft:
+            continue
+        text = tokenizer.decode(sequences[0, : ids.shape[1] + i + 1], skip_special_tokens=True)
+        if text.endswith("\ufffd") and i + 1 < len(drafted):  # half of a character: it goes with the next piece
+            continue
+        found.append((text[len(told) :], draft))
+        told = text
+    return found
+
+
+class Node(NamedTuple):
+    """A node of a draft tree.
+
+    Attributes:
+        text: of its token.
+        depth: 0 for the root, the last token that was decided before.
+        kept: whether it was accepted.
+    """
+
+    text: str
+    depth: int
+    kept: bool
+
+
+def tree_nodes(watched: Watched, tokenizer: Any) -> tuple[list[Node], str]:
+    """Returns the nodes of a watched step's tree, each followed by what hangs below it, and the target's own token
+    behind what was kept.
 
     Raises:
         VistokError: the text ended before that step.
@@ -158,16 +237,25 @@ def draft_tree(watched: Watched, tokenizer: Any) -> list[str]:
     parents, depth = tree.shape.parents[0].tolist(), tree.shape.depth[0].tolist()
     path = range(int(verdict.count[0])) if verdict.path is None else verdict.path[0, : int(verdict.count[0])].tolist()
     kept = set(path)
-    lines: list[str] = []
+    nodes: list[Node] = []
 
     def show(node: int) -> None:
-        mark = "*" if node in kept else " "
-        lines.append(f"{mark} {'  ' * depth[node]}{tokenizer.decode(tree.tokens[0, node : node + 1])!r}")
+        nodes.append(Node(tokenizer.decode(tree.tokens[0, node : node + 1]), depth[node], node in kept))
         for child, parent in enumerate(parents):
             if parent == node:
                 show(child)
 
     show(0)
     last = verdict.emitted[0, int(verdict.count[0]) - 1]
-    lines.append(f"then {tokenizer.decode(last[None])!r}, the target's own")
-    return lines
+    return nodes, tokenizer.decode(last[None])
+
+
+def draft_tree(watched: Watched, tokenizer: Any) -> list[str]:
+    """The tree of a watched step, a line a node, indented by depth; what was kept is marked.
+
+    Raises:
+        VistokError: the text ended before that step.
+    """
+    nodes, own = tree_nodes(watched, tokenizer)
+    lines = [f"{'*' if node.kept else ' '} {'  ' * node.depth}{node.text!r}" for node in nodes]
+    return [*lines, f"then {own!r}, the target's own"]

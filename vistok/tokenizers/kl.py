@@ -12,6 +12,7 @@ Generators work on scaled latents: ``scaling_factor`` times the posterior's samp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -178,6 +179,23 @@ class KLAutoencoder(Pretrained, nn.Module):
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * config.z_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.z_channels, config.z_channels, 1)
+
+    def to_diffusers(self) -> Any:
+        """Returns the same network as a ``diffusers.AutoencoderKL``; see ``tokenizers.diffusers_layout``."""
+        from vistok.tokenizers.diffusers_layout import kl_to_diffusers
+
+        return kl_to_diffusers(self)
+
+    @classmethod
+    def from_diffusers(cls, model: Any) -> KLAutoencoder:
+        """Returns a ``diffusers.AutoencoderKL`` as this network.
+
+        Raises:
+            VistokError: its network is another one.
+        """
+        from vistok.tokenizers.diffusers_layout import kl_from_diffusers
+
+        return kl_from_diffusers(model)
 
     @property
     def capabilities(self) -> Capabilities:

@@ -22,9 +22,11 @@ TOKENIZERS = Registry(
     "tokenizer family",
     {
         "vq": "vistok.tokenizers.vq:VQTokenizer",
+        "vq_upscaled": "vistok.tokenizers.vq_upscaled:UpscaledVQ",
         "kl": "vistok.tokenizers.kl:KLAutoencoder",
         "titok": "vistok.tokenizers.titok:TiTok",
         "flextok": "vistok.tokenizers.flextok:FlexTok",
+        "seed": "vistok.tokenizers.seed:Seed",
         "tokenflow": "vistok.tokenizers.tokenflow:TokenFlow",
         "maskgit_vqgan": "vistok.tokenizers.maskgit_vqgan:MaskGITVQGAN",
     },

@@ -10,7 +10,7 @@ both are configurable here, so that the embedded tokenizer is the same network, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -196,7 +196,8 @@ class Decoder(nn.Module):
         """The weight at which the adaptive adversarial weight compares gradients."""
         return self.conv_out.weight
 
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
+    def features(self, z: torch.Tensor) -> torch.Tensor:
+        """Latents to what the output layers read, [B, channels, f*h, f*w]."""
         x = self.conv_in(z)
         for block in self.mid:
             x = block(x)
@@ -204,7 +205,10 @@ class Decoder(nn.Module):
             x = level(x)
             if hasattr(level, "upsample"):
                 x = level.upsample(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return x
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.conv_out(F.silu(self.norm_out(self.features(z))))
 
 
 class VQTokenizer(Pretrained, nn.Module):
@@ -239,6 +243,23 @@ class VQTokenizer(Pretrained, nn.Module):
         )
         self.quant_conv = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
+
+    def to_diffusers(self) -> Any:
+        """Returns the same network as a ``diffusers.VQModel``; see ``tokenizers.diffusers_layout``."""
+        from vistok.tokenizers.diffusers_layout import vq_to_diffusers
+
+        return vq_to_diffusers(self)
+
+    @classmethod
+    def from_diffusers(cls, model: Any) -> VQTokenizer:
+        """Returns a ``diffusers.VQModel`` as this network.
+
+        Raises:
+            VistokError: its network is another one.
+        """
+        from vistok.tokenizers.diffusers_layout import vq_from_diffusers
+
+        return vq_from_diffusers(model)
 
     @property
     def capabilities(self) -> Capabilities:

@@ -15,6 +15,7 @@ from torch import Tensor
 from vistok.errors import VistokError, unknown_name
 from vistok.files import atomic_path, write_json
 from vistok.zoo.checkpoint import load_strict, read_state_dict, weights_file
+from vistok.zoo.hub import Pushable
 from vistok.zoo.model_card import ModelCard, write_card
 from vistok.zoo.registry import card_of_file, card_of_folder, resolve
 
@@ -40,7 +41,12 @@ def read_entries(path: Path) -> dict[str, Any]:
     return entries
 
 
-class Pretrained:
+def _frozen(value: Any) -> Any:
+    """Lists of a JSON file, also nested, as tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+class Pretrained(Pushable):
     """Mixin of an ``nn.Module`` that is built from one frozen dataclass.
 
     Attributes:
@@ -152,7 +158,7 @@ class Pretrained:
         if unknown := sorted(set(entries) - {f.name for f in fields(cls.config_class)}):
             raise VistokError(f"'{path}' has entries that a {cls.__name__} does not know: {', '.join(unknown)}.")
         try:
-            return cls.config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()})
+            return cls.config_class(**{key: _frozen(value) for key, value in entries.items()})
         except TypeError as error:
             raise VistokError(f"'{path}' is not the shape of a {cls.__name__} ({error}).") from error
 

@@ -6,10 +6,16 @@ import typer
 
 from vistok.cli.bench import context, generators, mar, samplers, text
 from vistok.cli.output import MeasuringCommands
+from vistok.cli.shared import add_commands
 
 app = typer.Typer(cls=MeasuringCommands, help="Measure speed beside quality.", no_args_is_help=True)
-app.command("context")(context.context)
-app.command("generators")(generators.generators)
-app.command("mar")(mar.mar)
-app.command("samplers")(samplers.samplers)
-app.command("text")(text.text)
+add_commands(
+    app,
+    {
+        "context": context.context,
+        "generators": generators.generators,
+        "mar": mar.mar,
+        "samplers": samplers.samplers,
+        "text": text.text,
+    },
+)

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import typer
 
-from vistok.cli.eval import answers, control, fid, geneval, language, reconstruction, vqa
+from vistok.cli.eval import answers, control, fid, geneval, grounding, language, pope, reconstruction, vqa
 from vistok.cli.output import MeasuringCommands
+from vistok.cli.shared import add_commands
 
 app = typer.Typer(cls=MeasuringCommands, help="Score pictures, reconstructions and answers.", no_args_is_help=True)
-app.command("measure")(fid.measure)
-app.command("fid")(fid.measure)
-app.command("metrics")(fid.metrics)
-app.command("stats")(fid.stats)
-app.command("geneval")(geneval.geneval)
-app.command("clipscore")(geneval.clipscore)
-app.command("reconstruction")(reconstruction.reconstruction)
-app.command("language")(language.language)
-app.command("answers")(answers.answers)
-app.command("compare")(fid.compare)
-app.command("control")(control.control)
-app.command("vqa")(vqa.vqa)
+add_commands(
+    app,
+    {
+        "measure": fid.measure,
+        "fid": fid.measure,
+        "metrics": fid.metrics,
+        "stats": fid.stats,
+        "geneval": geneval.geneval,
+        "clipscore": geneval.clipscore,
+        "reconstruction": reconstruction.reconstruction,
+        "grounding": grounding.grounding,
+        "language": language.language,
+        "answers": answers.answers,
+        "compare": fid.compare,
+        "control": control.control,
+        "vqa": vqa.vqa,
+        "pope": pope.pope,
+    },
+)

@@ -163,6 +163,28 @@ def _encoded(array: np.ndarray, format: str, quality: int) -> bytes:
     return file.getvalue()
 
 
+def codec_within(codec: str, picture: Image.Image, limit: int) -> tuple[Image.Image, int]:
+    """Returns what JPEG or WebP make of a picture at the best quality whose file is no larger than a limit, and the
+    file's bytes; at quality 1 where even that file is larger.
+
+    Args:
+        codec: one of ``CODECS``.
+        picture: RGB.
+        limit: bytes of the whole file.
+    """
+    array = np.asarray(picture)
+    low, high = 1, 95  # sizes grow with the quality, but for a few bytes
+    best = _encoded(array, CODECS[codec], low)
+    while low < high and len(best) <= limit:
+        middle = (low + high + 1) // 2
+        file = _encoded(array, CODECS[codec], middle)
+        if len(file) <= limit:
+            low, best = middle, file
+        else:
+            high = middle - 1
+    return Image.open(io.BytesIO(best)).convert("RGB"), len(best)
+
+
 def advantage(points: Sequence[RatePoint], other: RatePoint) -> float:
     """Returns the best PSNR of points of at most as many bytes as another, minus the other's; -inf without such."""
     return max((point.psnr for point in points if point.bytes <= other.bytes), default=-float("inf")) - other.psnr

@@ -22,6 +22,7 @@ from vistok.samplers.continuous.head import HeadChain, draw, head_process, solve
 from vistok.samplers.continuous.noise import TokenNoise
 from vistok.samplers.continuous.schedule import MaskSchedule, ranks
 from vistok.samplers.continuous.stats import ContinuousStats
+from vistok.samplers.interface import Partial, Watch
 from vistok.samplers.noise import Noise
 from vistok.samplers.params import SamplingParams
 
@@ -136,6 +137,7 @@ def paint(
     solver: str = "ddpm",
     progress: Callable[[int], None] | None = None,
     known: Tensor | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """The whole of MAR sampling: tokens [B, L, D].
 
@@ -147,15 +149,18 @@ def paint(
         noise, solver: see :func:`paint_step`.
         progress: called with the tokens that each sample gained.
         known: tokens [L, D], of which those stay that the plan does not draw.
+        watch: shown the tokens after each step.
     """
     tokens = torch.zeros(*rank.shape, guided.model.config.token_dim, device=rank.device)
     if known is not None:
         tokens = tokens + known
-    for (before, after, _), scale in zip(plan.steps, scales, strict=True):
+    for number, ((before, after, _), scale) in enumerate(zip(plan.steps, scales, strict=True), start=1):
         mask = rank < before
         paint_step(guided, tokens, mask, mask & (rank >= after), scale, noise, solver)
         if progress is not None:
             progress(before - after)
+        if watch is not None:
+            watch(Partial(tokens, rank >= after, number))
     return tokens
 
 
@@ -202,6 +207,7 @@ class MaskedAutoregressive:
         params: SamplingParams,
         noise: Noise,
         progress: Callable[[int], None] | None = None,
+        watch: Watch | None = None,
     ) -> tuple[Tensor, ContinuousStats]:
         """Draw a batch of pictures.
 
@@ -211,6 +217,7 @@ class MaskedAutoregressive:
             params: guidance and temperature.
             noise: the random numbers of the run.
             progress: called with the tokens that each sample gained.
+            watch: shown the tokens after each step.
 
         Returns:
             Scaled tokens [B, L, D] and the statistics of the run.
@@ -231,7 +238,7 @@ class MaskedAutoregressive:
 
         scales = plan.guidance(params.guidance, self.guidance_schedule)
         given = None if known is None else known.tokens
-        tokens = paint(guided, plan, scales, rank, trajectories, self.solver, progress, given)
+        tokens = paint(guided, plan, scales, rank, trajectories, self.solver, progress, given, watch)
         step_of = F.pad(1 + plan.step_of_rank, (0, length - plan.length))  # 0 where it was known
         stats = ContinuousStats(
             step_of.to(rank.device)[rank].cpu(),

@@ -18,6 +18,7 @@ from torch import Tensor
 from vistok.errors import VistokError, unknown_name
 from vistok.models.interface import Condition, MaskedGenerator
 from vistok.samplers.continuous.stats import ContinuousStats
+from vistok.samplers.interface import Partial, Watch
 from vistok.samplers.masked.schedule import MaskPlan
 from vistok.samplers.noise import DRAW, SAMPLE, Noise
 from vistok.samplers.params import SamplingParams
@@ -80,6 +81,7 @@ def fill(
     order: str = "confidence",
     progress: Callable[[int], None] | None = None,
     watch: Callable[[Tensor, Tensor], None] | None = None,
+    show: Watch | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns whole pictures of codes [B, L], and the step from 1 that decided each; 0 where it was known.
 
@@ -92,6 +94,7 @@ def fill(
             are; ``random`` keeps any, by ``spread`` alone.
         progress: called with the codes that each picture gained.
         watch: called with the codes fed in a step and those drawn in it.
+        show: shown the codes after each step.
     """
     mask = guided.model.mask_id
     hidden = codes == mask
@@ -116,6 +119,8 @@ def fill(
         codes, hidden = codes.masked_fill(left, mask), left
         if progress is not None:
             progress(before - step.hidden)
+        if show is not None:
+            show(Partial(codes, ~hidden, number + 1))
         before = step.hidden
     return codes, step_of
 
@@ -175,6 +180,7 @@ class Masked:
         params: SamplingParams,
         noise: Noise,
         progress: Callable[[int], None] | None = None,
+        watch: Watch | None = None,
     ) -> tuple[Tensor, ContinuousStats]:
         """Draws a batch of images: codes [B, L] in raster order; see ``Sampler.sample``."""
         began = time.perf_counter()
@@ -196,7 +202,7 @@ class Masked:
             return -(-noise.uniform(positions, SAMPLE, step).log()).log()  # standard Gumbel
 
         guided = GuidedMasked(model, condition, params.guided)
-        codes, step_of = fill(guided, plan, codes, draw, spread, self.order, progress)
+        codes, step_of = fill(guided, plan, codes, draw, spread, self.order, progress, show=watch)
         stats = ContinuousStats(
             step_of.cpu(),
             torch.zeros(batch, dtype=torch.int64),

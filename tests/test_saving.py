@@ -1,0 +1,173 @@
+"""Pipelines and models go into folders and to the hub, and come back; nothing here touches a network."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vistok
+from tests.cli.test_cli import vistok as command
+from vistok.data.images import to_pil
+from vistok.errors import VistokError
+from vistok.pipelines import Pipeline
+from vistok.tokenizers.vq import VQTokenizer
+from vistok.zoo import card, read_card
+from vistok.zoo.model_card import verify_files
+
+PROMPT = {"text": "a red circle", "class": 3}
+QUICK = {"mar": "mar:iterations=4:head_steps=4"}
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub in a folder: what is pushed lies there, and is what a snapshot gives."""
+    repositories = tmp_path / "hub"
+
+    class Api:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo_id, private=None, exist_ok=False):
+            (repositories / repo_id).mkdir(parents=True, exist_ok=exist_ok)
+
+        def upload_folder(self, repo_id, folder_path, revision=None, commit_message=None):
+            shutil.copytree(folder_path, repositories / repo_id, dirs_exist_ok=True)
+
+    def snapshot(repo, allow_patterns=None):
+        if not (repositories / repo).is_dir():
+            raise OSError("no such repository")
+        return str(repositories / repo)
+
+    def config(name, *args, **options):
+        raise VistokError(f"'{name}' holds no transformers model")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr("vistok.pipelines.load_config", config)
+    return repositories
+
+
+@pytest.mark.parametrize("name", ["llamagen", "llamagen-one-d-piece-mini", "mar"])
+def test_a_saved_pipeline_paints_the_same_pictures(name, tmp_path):
+    pipe = vistok.pipeline(name, device="cpu")
+    pipe.save_pretrained(tmp_path / "saved")
+    again = Pipeline.from_pretrained(tmp_path / "saved", device="cpu")
+    prompt, sampler = PROMPT[pipe.conditional_on], QUICK.get(name)
+    first, second = (each(prompt, seed=3, sampler=sampler) for each in (pipe, again))
+    assert torch.equal(first.tokens, second.tokens)
+    assert first.images[0].tobytes() == second.images[0].tobytes()
+    assert (again.guidance, again.temperature, again.name) == (pipe.guidance, pipe.temperature, pipe.name)
+    verify_files(read_card(tmp_path / "saved"), tmp_path / "saved")
+
+
+def test_a_saved_pipeline_is_whole_and_used_by_the_commands(tmp_path):
+    vistok.pipeline("llamagen", device="cpu").save_pretrained(tmp_path / "saved")
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "saved").rename(moved)
+    done = command("sample", "--model", str(moved), "--prompt", "a red circle", "--out", str(tmp_path / "a.png"))
+    assert done.returncode == 0, done.stderr
+    command("sample", "--prompt", "a red circle", "--out", str(tmp_path / "b.png"))
+    assert Image.open(tmp_path / "a.png").tobytes() == Image.open(tmp_path / "b.png").tobytes()
+
+
+def test_a_pipeline_goes_to_the_hub_and_comes_back(hub):
+    pipe = vistok.pipeline("llamagen", device="cpu")
+    address = pipe.push_to_hub("someone/shapes", dtype=torch.float16)
+    assert address.endswith("someone/shapes")
+    text = (hub / "someone" / "shapes" / "README.md").read_text()
+    told = huggingface_hub.ModelCard(text).data
+    assert told.library_name == "vistok" and told.pipeline_tag == "text-to-image" and told.license == "apache-2.0"
+    assert 'vistok.pipeline("someone/shapes")' in text
+    again = vistok.pipeline("someone/shapes", device="cpu")
+    assert torch.equal(again("a red circle", seed=3).tokens, pipe("a red circle", seed=3).tokens)
+
+
+def test_a_model_goes_to_the_hub_and_comes_back(hub):
+    tokenizer = VQTokenizer.from_pretrained("vq-mini")
+    tokenizer.push_to_hub("someone/codes")
+    again = VQTokenizer.from_pretrained("someone/codes")
+    assert all(torch.equal(a, b) for a, b in zip(tokenizer.parameters(), again.parameters(), strict=True))
+    text = (hub / "someone" / "codes" / "README.md").read_text()
+    assert 'VQTokenizer.from_pretrained("someone/codes")' in text and card("vq-mini").paper in text
+
+
+def test_what_the_hub_refuses_is_one_sentence(hub, monkeypatch):
+    def refuse(*args, **options):
+        raise OSError("401 unauthorized\nlong story")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    with pytest.raises(VistokError, match=r"someone/codes.*401 unauthorized.*hf auth login") as told:
+        VQTokenizer.from_pretrained("vq-mini").push_to_hub("someone/codes")
+    assert "long story" not in str(told.value)
+    with pytest.raises(VistokError, match="someone/nothing"):
+        vistok.pipeline("someone/nothing", device="cpu")
+
+
+def test_a_pipeline_that_cannot_be_saved_says_why(tmp_path):
+    pipe = vistok.pipeline("llamagen", device="cpu")
+    with pytest.raises(VistokError, match="is a file"):
+        (tmp_path / "taken").write_text("")
+        pipe.save_pretrained(tmp_path / "taken")
+    pipe.tokenizer = object()
+    with pytest.raises(VistokError, match=r"image tokenizer.*object"):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists() or not any(Path(tmp_path / "saved").iterdir())
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return vistok.pipeline("llamagen", device="cpu")
+
+
+def test_a_generator_draws_the_seed(pipe):
+    draw = torch.Generator().manual_seed(7)
+    first, second = (pipe("a red circle", generator=draw).tokens for _ in range(2))
+    assert not torch.equal(first, second), "the generator goes on"
+    assert torch.equal(pipe("a red circle", generator=torch.Generator().manual_seed(7)).tokens, first)
+    for mistake in ({"generator": draw, "seed": 3}, {"generator": [draw]}, {"n": 2, "num_images_per_prompt": 3}):
+        with pytest.raises(VistokError):
+            pipe("a red circle", **mistake)
+
+
+def test_images_come_as_the_call_asks(pipe):
+    plain = pipe(["a red circle", "a blue square"], num_images_per_prompt=2, seed=3)
+    assert len(plain.images) == 4
+    arrays = pipe(["a red circle", "a blue square"], 2, seed=3, output_type="np").images
+    tensors = pipe(["a red circle", "a blue square"], 2, seed=3, output_type="pt").images
+    assert arrays.shape == (4, 64, 64, 3) and tensors.shape == (4, 3, 64, 64)
+    assert np.allclose(arrays, tensors.movedim(1, -1).numpy())
+    assert [image.tobytes() for image in to_pil(tensors * 2 - 1)] == [image.tobytes() for image in plain.images]
+    tokens = pipe("a red circle", seed=3, output_type="latent")
+    assert tokens.images == [] and torch.equal(tokens.tokens, plain.tokens[:1])
+    with pytest.raises(VistokError, match="latent"):
+        pipe("a red circle", output_type="latents")
+
+
+@pytest.mark.parametrize("sampler", ["ar", "sjd:window=16"])
+def test_a_callback_sees_every_step(pipe, sampler):
+    seen = []
+
+    def callback(shown, step, timestep, given):
+        assert shown is pipe and step == timestep
+        seen.append((step, int(given["decided"].sum())))
+        return given
+
+    out = pipe("a red circle", seed=3, sampler=sampler, callback_on_step_end=callback)
+    assert [step for step, _ in seen] == list(range(int(out.stats.forwards[0]) + 1))
+    assert seen[-1][1] == 256 and sorted(count for _, count in seen) == [count for _, count in seen]
+    assert torch.equal(out.tokens, pipe("a red circle", seed=3, sampler=sampler).tokens)
+    with pytest.raises(VistokError, match="return none"):
+        pipe("a red circle", callback_on_step_end=lambda *given: {"latents": given[-1]["latents"] + 1})
+
+
+def test_masked_samplers_show_their_steps_too():
+    seen = []
+    mar = vistok.pipeline("mar", device="cpu")
+    mar(3, sampler=QUICK["mar"], callback_on_step_end=lambda pipe, step, _, given: seen.append(given["decided"].sum()))
+    assert len(seen) == 4 and seen[-1] == mar.model.tokens.length
