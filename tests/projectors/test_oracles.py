@@ -288,9 +288,7 @@ def test_what_two_layers_read_alike_is_worked_out_once(monkeypatch):
     model, calls = tiny.qwen2_5_vl(), []
     plain = attention_module.received_attention
     monkeypatch.setattr(attention_module, "received_attention", lambda *args: calls.append(1) or plain(*args))
-    pictures = list(
-        family_of(model).pictures(model, tiny.qwen2_5_vl_inputs(), lambda _: Needs(attention=(2, 3, 4)))
-    )
+    pictures = list(family_of(model).pictures(model, tiny.qwen2_5_vl_inputs(), lambda _: Needs(attention=(2, 3, 4))))
     for image, _ in pictures:
         scores = [image.attention[layer].saliency() for layer in (2, 3, 4)]
         assert torch.equal(scores[0], scores[1])
