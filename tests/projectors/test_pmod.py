@@ -176,7 +176,7 @@ def test_published_keys_load_strictly(tmp_path):
     method.save_pretrained(tmp_path)
     assert PMod.from_pretrained(tmp_path).ratios == method.ratios
     (tmp_path / "config.json").write_text(json.dumps(config | {"mod_target_layers": "deep_all_include_last"}))
-    with pytest.raises(VistokError, match="layers.1"):
+    with pytest.raises(VistokError, match=r"layers\.1"):
         PMod.from_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava"}))
     with pytest.raises(VistokError, match="mod_target_layers"):

@@ -20,6 +20,7 @@ from vistok.ops.noise import derive_seed
 PAD, BEGIN, END, UNKNOWN, IMAGE, USER, ASSISTANT = "<pad>", "<s>", "</s>", "<unk>", "<image>", "user:", "assistant:"
 SLOT = 10  # tokens of the longest question with "assistant:" and its answer
 IGNORE = -100
+KINDS = ("background", "colour", "count", "exists", "object", "place", "relation", "shape", "size")
 CLEAR = 0.06  # least distance from the middle at which a side is told, in sides of the picture
 
 
@@ -153,7 +154,7 @@ def draw_questions(
 
     Args:
         scenes: B scenes.
-        count: questions of each; every scene has more.
+        count: questions of each; every scene has more, of some ``kinds`` perhaps fewer.
         variant: another one draws anew.
         kinds: how often each kind is drawn, in place of all those of ``questions`` equally often; ``place`` and
             ``object`` are further ones.
@@ -170,7 +171,7 @@ def draw_questions(
             if scale == 1 or entry["type"] != "size":
                 left.setdefault(entry["type"], {}).setdefault(entry["answer"], []).append(entry["question"])
         drawn = []
-        for _ in range(count):
+        while left and len(drawn) < count:
             if kinds is None:
                 kind = rng.choice(list(left))
             else:

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.eval.answers.prompts import model_inputs, prompt_for
+from vistok.models.extension import load_extended, read_extension
 from vistok.models.families import FAMILIES
 from vistok.models.huggingface import given_cache
-from vistok.projectors import TokenPacker, compress, compressor_class
+from vistok.projectors import PMod, TokenPacker, compress, compressor_class, concentric
 from vistok.projectors.apply.compress import Report, active
 from vistok.projectors.cost import prefill_flops
 from vistok.projectors.learned.croc import restore_normalization
 from vistok.projectors.learned.tokenpacker import CONFIG_FILE as PACKER_FILE
 from vistok.projectors.overlay import kept_map, overlay, tiles_map
+from vistok.zoo.checkpoint import load_strict
 
 __all__ = [
     "Answer",
@@ -139,6 +141,28 @@ def load(name: str, device: str | None = None, dtype: str = "float32") -> tuple[
     folder = resolve(name) if is_embedded(name) else Path(name).expanduser()
     if (folder / PACKER_FILE).exists():
         compress(model, TokenPacker.from_pretrained(folder).to(model.device, model.dtype))
+    return model, processor
+
+
+def load_difference(name: str, device: str | None, dtype: str) -> tuple[Any, Any]:
+    """A model that a difference makes of another one, and its processor; see :func:`load`.
+
+    Raises:
+        VistokError: it is of a system that answers no questions, or the model below has other weights.
+    """
+    kind = read_extension(name)[0].kind
+    if kind not in ("p-mod", "concentric"):
+        raise VistokError(
+            f"'{name}' is a '{kind}' model, which has a command of its own: name one that answers questions."
+        )
+    model, processor, extension, state = load_extended(name, kind, device, dtype)
+    if kind == "concentric":
+        if extension.options["concentric"]:
+            concentric(model)
+    else:
+        routers = PMod(**extension.options)
+        load_strict(routers, state, f"the routers of '{name}'")
+        compress(model, routers.to(model.device, model.dtype).eval())
     return model, processor
 
 

@@ -194,12 +194,15 @@ class PMod(nn.Module, LayerCompressor):
         load_strict(module, routers, f"the routers of '{folder}'")
         return module.eval()
 
+    def options(self) -> dict[str, Any]:
+        """What builds the same routers again."""
+        return {"hidden_size": self.hidden_size, "ratios": self.ratios, "norm": self.norm.name, "bias": self.bias}
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``pmod.json`` and ``pmod.safetensors``, beside the model that they belong to."""
         from safetensors.torch import save_file
 
-        config = {"hidden_size": self.hidden_size, "ratios": self.ratios, "norm": self.norm.name, "bias": self.bias}
-        (Path(folder) / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (Path(folder) / CONFIG_FILE).write_text(json.dumps(self.options(), indent=2) + "\n", encoding="utf-8")
         state = {key: value.contiguous().cpu() for key, value in self.state_dict().items()}
         save_file(state, Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
 

@@ -51,6 +51,8 @@ TASKS = Registry(
         "vq-upscaled": f"{_HERE}.vq_upscaled:UpscaledVQTask",
         "vqa": f"{_HERE}.scenes.vqa:VqaTask",
         "vqa-anyres": f"{_HERE}.scenes.vqa_anyres:AnyresTask",
+        "vqa-concentric": f"{_HERE}.scenes.vqa_layers:ConcentricTask",
+        "vqa-pmod": f"{_HERE}.scenes.vqa_layers:PModTask",
         "vqa-pvc": f"{_HERE}.scenes.vqa_pvc:PvcTask",
         "vqa-tokenpacker": f"{_HERE}.scenes.vqa_tokenpacker:TokenPackerTask",
         "xar": f"{_HERE}.xar:XARTask",

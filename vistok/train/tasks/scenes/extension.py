@@ -116,11 +116,15 @@ class ExtendedLlava(nn.Module):
         embeds = torch.cat([opening, visual.to(asked.dtype), asked], 1)
         prefix = embeds.shape[1] - asked.shape[1]
         present = torch.ones(len(visual), prefix, dtype=torch.bool, device=visual.device)
-        mask, positions = packed_mask(present, count, slot)
+        mask, positions = self.layout(present, count, slot)
         hidden = self.base.model.language_model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state
         return hidden[:, prefix - visual.shape[1] : prefix], hidden[:, prefix:].unflatten(1, (count, slot))
+
+    def layout(self, present: Tensor, count: int, slot: int) -> tuple[Tensor, Tensor]:
+        """Mask and positions of ``count`` texts of ``slot`` tokens behind a picture, see ``packed_mask``."""
+        return packed_mask(present, count, slot)
 
     def decode(self, images: Tensor, asked: Sequence[str], slot: int) -> list[str]:
         """Greedy answers to one question about each picture, in words with blanks.
@@ -198,8 +202,10 @@ class ExtensionTask(Task):
         kind: of the extension, and family of its card.
         words: that the vocabulary gets.
         paper: arXiv id.
+        extended: the class that runs the LLaVA.
     """
 
+    extended: type[ExtendedLlava] = ExtendedLlava
     kind: str
     words: tuple[str, ...]
     paper: str
@@ -212,7 +218,7 @@ class ExtensionTask(Task):
         llava = load_llava(init.llava)
         vision = llava.config.vision_config
         self.side, self.patch = vision.image_size, vision.patch_size
-        return ExtendedLlava(llava, self.words, lora)
+        return self.extended(llava, self.words, lora)
 
     def heads(self) -> dict[str, Tensor]:
         """What is trained beside words and adapters."""

@@ -7,6 +7,7 @@ on answers. Tower and language model are supervised as ``tower`` tells; its head
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from vistok.data.scenes.vqa import (
     IMAGE,
     PAD,
     USER,
+    Question,
     draw_questions,
     llava_processor,
     named_places,
@@ -31,6 +33,7 @@ from vistok.data.scenes.vqa import (
     token_ids,
     vocabulary,
 )
+from vistok.data.scenes.vqa_splits import SMALL
 from vistok.errors import VistokError
 from vistok.projectors.learned.croc import restore_normalization
 from vistok.train.export import write_training_card
@@ -41,7 +44,6 @@ from vistok.train.tasks.scenes.tower import PlaceHeads, SceneHeads, patch_target
 from vistok.train.trainer import Task
 from vistok.zoo.registry import resolve
 
-SMALL = 0.6  # of the radius of objects
 POOL = 3  # scenes that are looked at for each that is taken
 GOLDEN = 0.6180339887498949
 
@@ -212,6 +214,43 @@ def load_llava(name: str) -> nn.Module:
     return llava
 
 
+def training_scenes(data: VqaData, count: int, start: int) -> Scenes:
+    """Scenes of the world that is trained on, as many with several objects and with small ones as asked for.
+
+    Args:
+        data: see VqaData.
+        count: how many.
+        start: number of the first; others start where these end.
+    """
+    if data.several is None:
+        scenes = sample_scenes(count, data.seed, start)
+    else:
+        pool = sample_scenes(POOL * count, data.seed, POOL * start)
+        single = torch.tensor([sum(g.count == 1 for g in scene) for scene in groups(pool)])
+        ranked = (single < 2).long().argsort(stable=True)  # those with several first
+        many = round(data.several * count)
+        scenes = pool[torch.cat([ranked[:many], ranked[len(ranked) - count + many :]])]
+    small = (start + torch.arange(count)).double() * GOLDEN % 1 < data.small  # spread evenly
+    return shrink(scenes, torch.where(small, SMALL, 1.0).double())
+
+
+def shares_right(drawn: Sequence[list[Question]], hits: Sequence[list[bool]]) -> dict[str, float]:
+    """Share of right answers, in all and by kind of question.
+
+    Args:
+        drawn: questions about each picture.
+        hits: whether each was answered right.
+    """
+    right: dict[str, list[bool]] = {}
+    for row, hit in zip(drawn, hits, strict=True):
+        for question, ok in zip(row, hit, strict=True):
+            right.setdefault(question.kind, []).append(ok)
+    everything = [ok for found in right.values() for ok in found]
+    return {"exact_match": sum(everything) / len(everything)} | {
+        f"exact_match_{kind}": sum(found) / len(found) for kind, found in sorted(right.items())
+    }
+
+
 class VqaTask(Task):
     """The ``vqa`` task: a LLaVA on freshly drawn scenes; see VqaData, VqaInit and VqaModel."""
 
@@ -254,24 +293,10 @@ class VqaTask(Task):
         """What each patch shows, as :func:`patch_targets`."""
         return patch_targets(scenes, self.side, self.patch)
 
-    def scenes(self, count: int, start: int) -> Scenes:
-        """Returns scenes of the world that is trained on, as many with several objects and small ones as asked for."""
-        data = self.data
-        if data.several is None:
-            scenes = sample_scenes(count, data.seed, start)
-        else:
-            pool = sample_scenes(POOL * count, data.seed, POOL * start)
-            single = torch.tensor([sum(g.count == 1 for g in scene) for scene in groups(pool)])
-            ranked = (single < 2).long().argsort(stable=True)  # those with several first
-            many = round(data.several * count)
-            scenes = pool[torch.cat([ranked[:many], ranked[many - count :] if many < count else ranked[:0]])]
-        small = (start + torch.arange(count)).double() * GOLDEN % 1 < data.small  # spread evenly
-        return shrink(scenes, torch.where(small, SMALL, 1.0).double())
-
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Freshly drawn scenes: no picture is seen twice."""
         start = step * self.recipe.batch_size + rows.start
-        scenes = self.scenes(rows.stop - rows.start, start)
+        scenes = training_scenes(self.data, rows.stop - rows.start, start)
         questions, targets = question_tokens(draw_questions(scenes, self.data.questions, kinds=self.data.kinds or None))
         classes, offsets = self.patch_targets(scenes)
         extra = {}
@@ -295,21 +320,16 @@ class VqaTask(Task):
         """Share of questions about held-out scenes whose answer is right, in all and by kind."""
         device = self.model.opening.device
         kinds = dict.fromkeys(self.data.kinds, 1.0) or None
-        right: dict[str, list[bool]] = {}
+        asked, hits = [], []
         for start in range(0, self.data.eval_pictures, 64):
             scenes = sample_scenes(min(64, self.data.eval_pictures - start), HELD_OUT, start)
             drawn = draw_questions(scenes, self.data.questions, kinds=kinds)
             questions, targets = (x.to(device) for x in question_tokens(drawn))
             visual = self.model.visual_tokens(self.pictures(scenes).to(device))[0]
             said = self.model.answer_logits(visual, questions).argmax(-1)
-            hits = ((said == targets) | (targets == IGNORE)).all(-1).tolist()
-            for row, hit in zip(drawn, hits, strict=True):
-                for question, ok in zip(row, hit, strict=True):
-                    right.setdefault(question.kind, []).append(ok)
-        everything = [ok for found in right.values() for ok in found]
-        return {"exact_match": sum(everything) / len(everything)} | {
-            f"exact_match_{kind}": sum(found) / len(found) for kind, found in sorted(right.items())
-        }
+            asked += drawn
+            hits += ((said == targets) | (targets == IGNORE)).all(-1).tolist()
+        return shares_right(asked, hits)
 
     def save(self, directory: Path) -> None:
         """Write model and processor."""
