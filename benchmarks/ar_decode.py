@@ -1,15 +1,18 @@
 """Tokens per second of plain autoregressive sampling at GPT-B size, beside a straightforward loop and the machine's
 limit.
 
-Random weights are right here: speed does not depend on them. Three rows for each batch size, with and without guidance:
+Random weights are right here: speed does not depend on them. For each batch size, with and without guidance:
 
 - ``straightforward``: the same model as one would first write it: keys and values concatenated anew at each step,
   conditional and unconditional branch one after the other, a multinomial draw.
+- ``reference``: the loop of LlamaGen's own repository, where ``--reference`` names a checkout of it.
 - ``vistok``: ``Autoregressive`` on the static cache, with packed weights on a CPU.
 - ``limit``: bytes of the weights over the measured read bandwidth, or the FLOPs over the measured rate of a matrix
   product, whichever takes longer.
 
-Example: ``python benchmarks/ar_decode.py --dtype float32 --tokens 128``
+The competitors take turns; tokens a second are of the least time of each, speed-ups the median over the turns.
+
+Example: ``python benchmarks/ar_decode.py --dtype float32 --tokens 64 --reference LlamaGen/``
 """
 
 from __future__ import annotations
@@ -17,14 +20,22 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
+import statistics
+import sys
 import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from vistok.models.interface import Condition
 from vistok.models.llamagen import LlamaGen
 from vistok.ops import apply_rope, combine_guidance, process_logits
-from vistok.ops.linear import pack_linears
+from vistok.ops.linear import Int8Linear, PackedLinear, pack_linears
 from vistok.samplers import Autoregressive, Noise, SamplingParams
 
 TOP_K = 2000
@@ -59,79 +70,110 @@ def straightforward(model: LlamaGen, labels: torch.Tensor, guidance: float, toke
     return torch.cat(out, 1)
 
 
+def reference_loop(folder: str, model: LlamaGen) -> Callable[[torch.Tensor, float, int], torch.Tensor]:
+    """The ``generate`` of a checkout of FoundationVision/LlamaGen with this model's weights."""
+    sys.path.insert(0, str(Path(folder).resolve()))
+    from autoregressive.models.generate import generate
+    from autoregressive.models.gpt import ModelArgs, Transformer
+
+    known = {field.name for field in fields(ModelArgs)}
+    shape = {name: value for name, value in asdict(model.config).items() if name in known}
+    weight = model.tok_embeddings.weight
+    theirs = Transformer(ModelArgs(**shape)).eval().to(weight.device, weight.dtype)
+    theirs.load_state_dict(model.state_dict())
+
+    def run(labels: torch.Tensor, guidance: float, tokens: int) -> torch.Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it names the kernels of its attention in a former way
+            return generate(theirs, labels, tokens, cfg_scale=guidance, temperature=1.0, top_k=TOP_K)
+
+    return run
+
+
 def read_bandwidth(device: str) -> float:
     """Bytes per second of a large sum, the best of several runs."""
     block = torch.ones(64 * 2**20, device=device)
-    return block.numel() * 4 / best(lambda: block.sum(), device, 5)
+    return block.numel() * 4 / min(turns({"sum": block.sum}, device, 5)["sum"])
 
 
 def product_rate(device: str, dtype: torch.dtype) -> float:
     """FLOPs per second of a large matrix product."""
     n = 2048 if device == "cpu" else 8192
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    return 2 * n**3 / best(lambda: a @ b, device, 3)
+    return 2 * n**3 / min(turns({"product": lambda: a @ b}, device, 3)["product"])
 
 
-def best(call, device: str, repeats: int) -> float:
-    """Least seconds of several calls, after one that does not count."""
-    times = []
+def turns(calls: dict[str, Callable], device: str, repeats: int) -> dict[str, list[float]]:
+    """Seconds of several calls that take turns, after one of each that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 1):
-        if device != "cpu":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        call()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
+        for name, call in calls.items():
+            if device != "cpu":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            call()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - began)
+    return {name: each[1:] for name, each in times.items()}
+
+
+def speed_up(slow: list[float], fast: list[float]) -> float:
+    """Median ratio of two competitors over the turns."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="GPT-B")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "int8"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--tokens", type=int, default=256, choices=[64, 144, 256])
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=256, choices=[16, 64, 144, 256])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of the processor; those that torch takes by default")
+    parser.add_argument("--reference", metavar="FOLDER", help="a checkout of FoundationVision/LlamaGen to run beside")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    dtype = getattr(torch, args.dtype)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    # Int8 is this package's products alone; what they are compared with is float32.
+    dtype = torch.float32 if args.dtype == "int8" else getattr(torch, args.dtype)
     torch.manual_seed(0)
     model = LlamaGen.from_preset(args.preset, block_size=args.tokens).eval().to(args.device, dtype)
     torch.nn.init.normal_(model.output.weight, std=0.02)
     decoded = [p for n, p in model.named_parameters() if "embed" not in n]
-    weight_bytes = sum(p.numel() for p in decoded) * dtype.itemsize
+    weight_bytes = sum(p.numel() for p in decoded) * (1 if args.dtype == "int8" else dtype.itemsize)
     flops = 2 * sum(p.numel() for p in decoded)
     bandwidth, rate = read_bandwidth(args.device), product_rate(args.device, dtype)
     fast = LlamaGen.from_preset(args.preset, block_size=args.tokens).eval().to(args.device, dtype)
     fast.load_state_dict(model.state_dict())
     if args.device == "cpu":
-        pack_linears(fast)
+        pack_linears(fast, Int8Linear if args.dtype == "int8" else PackedLinear)
+    theirs = None if args.reference is None else reference_loop(args.reference, model)
     rows = []
     for batch in args.batches:
         for guidance in (1.0, 4.0):
             labels = torch.arange(batch, device=args.device)
             noise, params = Noise(0, labels), SamplingParams(guidance, top_k=TOP_K)
-            textbook = functools.partial(straightforward, model, labels, guidance, args.tokens)
-            plain = best(textbook, args.device, args.repeats)
-            sample = functools.partial(Autoregressive().sample, fast, labels, None, params, noise)
-            ours = best(sample, args.device, args.repeats)
+            calls = {
+                "straightforward": functools.partial(straightforward, model, labels, guidance, args.tokens),
+                "vistok": functools.partial(Autoregressive().sample, fast, Condition(labels), params, noise),
+            }
+            if theirs is not None:
+                calls["reference"] = functools.partial(theirs, labels, guidance, args.tokens)
+            times = turns(calls, args.device, args.repeats)
             width = batch * (2 if guidance > 1 else 1)
             limit = args.tokens * max(weight_bytes / bandwidth, flops * width / rate)
             counted = batch * args.tokens
-            rows.append(
-                {
-                    "batch": batch,
-                    "guidance": guidance,
-                    "straightforward": counted / plain,
-                    "vistok": counted / ours,
-                    "limit": counted / limit,
-                    "speed_up": plain / ours,
-                    "share_of_limit": limit / ours,
-                }
-            )
+            row = {"batch": batch, "guidance": guidance}
+            row |= {name: counted / min(each) for name, each in times.items()}
+            row |= {"limit": counted / limit, "share_of_limit": limit / min(times["vistok"])}
+            row["speed_up"] = speed_up(times["straightforward"], times["vistok"])
+            if theirs is not None:
+                row["speed_up_of_reference"] = speed_up(times["reference"], times["vistok"])
+            rows.append(row)
     if args.json:
         print(json.dumps({"bandwidth": bandwidth, "flops": rate, "rows": rows}))
         return
@@ -139,11 +181,12 @@ def main() -> None:
         f"{args.preset}, {args.dtype}, {args.device}, {torch.get_num_threads()} threads, {args.tokens} tokens; tokens/s"
     )
     print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s, matrix product {rate / 1e9:.0f} GFLOP/s")
-    print("batch  guidance  straightforward  vistok   limit  speed-up  of the limit")
+    print("batch  guidance  straightforward  reference  vistok   limit  speed-up  of reference  of the limit")
     for r in rows:
+        theirs, over = r.get("reference", math.nan), r.get("speed_up_of_reference", math.nan)
         print(
-            f"{r['batch']:5d}  {r['guidance']:8.1f}  {r['straightforward']:15.1f}  {r['vistok']:6.1f}"
-            f"  {r['limit']:6.1f}  {r['speed_up']:7.2f}x  {r['share_of_limit']:11.0%}"
+            f"{r['batch']:5d}  {r['guidance']:8.1f}  {r['straightforward']:15.1f}  {theirs:9.1f}  {r['vistok']:6.1f}"
+            f"  {r['limit']:6.1f}  {r['speed_up']:7.2f}x  {over:11.2f}x  {r['share_of_limit']:11.0%}"
         )
 
 

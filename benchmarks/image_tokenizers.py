@@ -1,10 +1,15 @@
-"""Throughput of 1D tokenizers: pictures a second to encode and decode, against the same network run naively.
+"""Throughput of every family of tokenizers: pictures a second to encode and decode, against the network run naively.
 
-Naive means: FlexTok encodes with all registers, and decodes with all of them in the sequence, once for the tokens and
-once without, as the reference does; a shorter One-D-Piece is decoded with all tokens in the sequence, the tail masked;
-and every length encodes each picture anew. Networks and weights are the same, and the outputs' difference is printed.
+Naive means: the network runs picture by picture (every family); SEED and FlexTok encode all tokens where the first are
+asked for; FlexTok decodes with all registers in the sequence, once for the tokens and once without, as the reference
+does; a shorter One-D-Piece is decoded with all tokens in the sequence, the tail masked; and every length encodes each
+picture anew. Networks and weights are the same, and the outputs' difference is printed.
 
-    python benchmarks/image_tokenizers.py FOLDER ... --threads 2 --json tokenizers.json
+    python benchmarks/image_tokenizers.py --threads 2 --json tokenizers.json
+    python benchmarks/image_tokenizers.py FOLDER ...
+
+Without names it measures the embedded one of every family. Of SEED and MaskGIT's VQGAN none is embedded: they have
+small untrained networks, whose speed is that of trained ones.
 """
 
 from __future__ import annotations
@@ -22,7 +27,15 @@ from vistok.data.scenes import render, sample_scenes
 from vistok.tokenizers.flextok import FlexTok
 from vistok.tokenizers.flow import FlowSampling, noise_for
 from vistok.tokenizers.load import load_tokenizer
+from vistok.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
+from vistok.tokenizers.seed import Seed
+from vistok.tokenizers.seed_config import SeedConfig
 from vistok.tokenizers.titok import TiTok
+from vistok.train.options import read_options
+from vistok.train.recipe import Recipe
+
+FAMILIES = ("vq-mini", "kl-mini", "one-d-piece-mini", "flextok-mini", "tokenflow-mini", "seed", "maskgit_vqgan")
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def rate(run: Callable[[], object], pictures: int, seconds: float) -> float:
@@ -99,6 +112,47 @@ def titok_rows(model: TiTok, images: Tensor, seconds: float) -> list[dict]:
     return rows
 
 
+def plain_rows(model: torch.nn.Module, images: Tensor, seconds: float) -> list[dict]:
+    """Encoding and decoding of a batch against its pictures one by one."""
+    batch, rows = len(images), []
+    tokens = model.encode(images)
+    count = tokens[0].numel() if tokens.ndim < 4 else tokens.shape[-2] * tokens.shape[-1]
+
+    def each(run: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+        return torch.cat([run(one) for one in given.split(1)])
+
+    for what, run, given in (("encode", model.encode, images), ("decode", model.decode, tokens)):
+        error = (run(given) - each(run, given)).abs().float().mean().item()
+        ours = rate(lambda run=run, given=given: run(given), batch, seconds)
+        naive = rate(lambda run=run, given=given: each(run, given), batch, seconds)
+        rows.append(_row(f"{what}, one by one", count, batch, ours, naive, error))
+    return rows
+
+
+def seed_rows(model: Seed, images: Tensor, seconds: float) -> list[dict]:
+    """Encoding of first tokens alone against all of them, and the image embedding."""
+    batch, total, tokens = len(images), model.config.num_tokens, model.encode(images)
+    rows = []
+    for length in sorted({1, total // 4, total}):
+        error = float(not torch.equal(model.encode(images, length), tokens[:, :length]))
+        ours = rate(lambda n=length: model.encode(images, n), batch, seconds)
+        rows.append(_row("encode", length, batch, ours, rate(lambda: model.encode(images), batch, seconds), error))
+    embed = rate(lambda: model.embed(tokens), batch, seconds)
+    naive = rate(lambda: [model.embed(one) for one in tokens.split(1)], batch, seconds)
+    return [*rows, _row("embed, one by one", total, batch, embed, naive, 0.0)]
+
+
+def open_tokenizer(name: str) -> torch.nn.Module:
+    """The tokenizer of a name; of a family without embedded weights an untrained one."""
+    torch.manual_seed(0)
+    if name == "seed":
+        recipe = Recipe.load(RECIPES / "seed-mini.yaml")
+        return Seed(read_options(SeedConfig, recipe.model, "model", {"embed_dim": 256})).eval()
+    if name == "maskgit_vqgan":
+        return MaskGITVQGAN(MaskGITVQGANConfig(1024, 64, channels=32, channel_mult=(1, 1, 2), res_blocks=1)).eval()
+    return load_tokenizer(name).tokenizer
+
+
 def _row(what: str, tokens: int, batch: int, ours: float, naive: float, error: float) -> dict:
     row = {"what": what, "tokens": tokens, "batch": batch, "per_second": ours, "naive": naive, "error": error}
     return row | {"faster": ours / naive}
@@ -107,7 +161,7 @@ def _row(what: str, tokens: int, batch: int, ours: float, naive: float, error: f
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tokenizers", nargs="+", help="One-D-Pieces or FlexToks: embedded, or their folders")
+    parser.add_argument("tokenizers", nargs="*", default=FAMILIES, help="embedded, or their folders")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -116,11 +170,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     found = []
     for name in options.tokenizers:
-        model = load_tokenizer(name).tokenizer
-        measure = flextok_rows if isinstance(model, FlexTok) else titok_rows
+        model = open_tokenizer(name)
+        special = {FlexTok: flextok_rows, TiTok: titok_rows, Seed: seed_rows}.get(type(model))
+        measures = [measure for measure in (plain_rows, special) if measure is not None]
+        if isinstance(model, FlexTok):
+            measures = [flextok_rows]  # decoding draws noise picture by picture
         for batch in options.batches:
-            images = render(sample_scenes(batch, 1_000_003), model.capabilities.image_size)
-            for row in measure(model, images, options.seconds):
+            images = render(sample_scenes(batch, 1_000_003), model.capabilities.image_size or 64)
+            for row in (row for measure in measures for row in measure(model, images, options.seconds)):
                 found.append({"tokenizer": name, **row})
                 print(
                     f"{name:18} {row['what']:22} tokens {row['tokens']:3}  batch {batch:3}  "

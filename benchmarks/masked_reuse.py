@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from vistok.eval.decoding.operations import count_operations
 from vistok.models.enat import ENAT, ENATConfig
 from vistok.models.interface import Condition
 from vistok.models.maskgit import MaskGIT, MaskGITConfig
@@ -28,8 +28,8 @@ CODES = {"grid": 16, "codebook_size": 512, "num_classes": 48}
 class Recomputed(ENAT):
     """An ENAT that begins anew in every step."""
 
-    def predict(self, codes, labels, state=None):
-        return super().predict(codes, labels, None)
+    def predict(self, codes, values, state=None):
+        return super().predict(codes, values, None)
 
 
 def main() -> None:
@@ -52,10 +52,8 @@ def main() -> None:
 
         paint()
         seconds = [paint() for _ in range(options.repeats)]
-        with FlopCounterMode(display=False) as counter:
-            paint()
         size = sum(p.numel() for p in network.parameters())
-        operations = counter.get_total_flops() / 1e9
+        operations = count_operations(paint) / 1e9
         print(f"{name}: {size:,} parameters, {operations:.2f} GFLOP, {statistics.median(seconds):.3f} s a picture")
 
 

@@ -25,17 +25,19 @@ TOKENIZER = {"xar": "kl-mini", "enat": "vq-mini", "maskgit": "vq-mini", "control
 QUICK = {"xar": "xar:num_steps=3", "enat": "masked:steps=3", "maskgit": "masked:steps=3", "controlar": "ar"}
 
 
-def build(family: str) -> torch.nn.Module:
+def build(family: str, classes: int = 5) -> torch.nn.Module:
     torch.manual_seed(0)
     if family == "xar":
-        model = XAR(XARConfig(64, 4, 1, 5, "cell:8", **WIDTH, encoder_depth=1, decoder_depth=1, class_num=5))
+        model = XAR(XARConfig(64, 4, 1, 5, "cell:8", **WIDTH, encoder_depth=1, decoder_depth=1, class_num=classes))
     elif family == "controlar":
         shape = {"dim": 16, "n_layer": 3, "n_head": 2, "multiple_of": 8, "vocab_size": 512, "block_size": 256}
         encoder = {"adapter_width": 16, "adapter_depth": 1, "adapter_heads": 2, "adapter_image_size": 256}
-        model = ControlAR(ControlARConfig(**shape, **encoder, num_classes=5, downsample=4, controls=("canny", "depth")))
+        model = ControlAR(
+            ControlARConfig(**shape, **encoder, num_classes=classes, downsample=4, controls=("canny", "depth"))
+        )
     else:
         kind, config, depths = MASKED[family]
-        model = kind(config(grid=16, codebook_size=512, num_classes=5, **WIDTH, **depths))
+        model = kind(config(grid=16, codebook_size=512, num_classes=classes, **WIDTH, **depths))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.2)
@@ -85,6 +87,8 @@ def test_a_trace_shows_which_step_decided_what(run, tmp_path, family):
     assert done.returncode == 0, done.stderr
     sheet = Image.open(tmp_path / "trace.png")
     assert sheet.width == 2 * sheet.height
+    tones = len(sheet.crop((sheet.height, 0, *sheet.size)).getcolors())
+    assert tones == {"xar": 4, "enat": 3, "maskgit": 3, "controlar": 1}[family]  # entities, steps, one token a step
 
 
 @pytest.mark.parametrize("family", ["xar", "enat", "maskgit"])
@@ -141,6 +145,19 @@ def fails(done, *said):
 def test_mistakes_are_named_with_their_mend(run, folders, family, more, said):
     more = [folders / each if each.endswith(".png") else each for each in more]
     fails(run(family, *more), *said)
+
+
+def test_an_unknown_entity_is_named(folders, tmp_path, run):
+    (tmp_path / "strange").mkdir()
+    for path in (folders / "xar").iterdir():
+        text = path.read_bytes().replace(b'"cell:8"', b'"cel:8"')
+        (tmp_path / "strange" / path.name).write_bytes(text)
+    fails(run("xar", "--checkpoint", tmp_path / "strange"), "entity", "cell")
+
+
+def test_a_control_picture_with_more_tokens_than_the_weights_know_is_refused(run, tmp_path):
+    Image.new("RGB", (128, 64)).save(tmp_path / "wide.png")
+    fails(run("controlar", "--control", tmp_path / "wide.png", "--control-kind", "canny"), "128x64", "256", "64x64")
 
 
 def test_controls_of_two_sizes_are_refused(run, folders):

@@ -1,5 +1,6 @@
 """Prompt in, pictures out: the embedded model, and published shapes from files that the test makes."""
 
+import json
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.pipelines import GUIDANCE, Sample, expand
 from vistok.samplers import SamplingParams
+from vistok.sampling_job import paint_to
 from vistok.tokenizers.vq import VQConfig, VQTokenizer
 
 
@@ -205,3 +207,37 @@ def test_former_names_of_arguments_work_and_say_what_they_are_now(published, mon
     with pytest.warns(FutureWarning, match="SamplingParams"):
         from vistok.samplers import Law
     assert Law is SamplingParams
+
+
+def test_int8_pictures_do_not_depend_on_the_batch_and_a_job_tells_them_apart(tmp_path):
+    fast = vistok.pipeline("llamagen", device="cpu", dtype="int8")
+    prompts = ["two green squares", "a yellow ring"]
+    together = fast(prompts, seed=5, batch_size=2).tokens
+    assert torch.equal(fast(prompts[:1], seed=5).tokens[0], together[0])
+    params, samples = SamplingParams(1.0), expand(["a yellow ring"], 1)
+    paint_to(tmp_path, fast, samples, fast.sampler(None), params)
+    plain = vistok.pipeline("llamagen", device="cpu")
+    with pytest.raises(VistokError, match="another job"):
+        paint_to(tmp_path, plain, samples, plain.sampler(None), params)
+
+
+@pytest.mark.parametrize(("name", "device", "mend"), [("mar", "cpu", "token behind token"), ("llamagen", "cuda", "")])
+def test_int8_is_refused_where_it_does_not_serve(name, device, mend):
+    with pytest.raises(VistokError, match=mend):
+        vistok.pipeline(name, device=device, dtype="int8")
+
+
+def test_a_measured_window_is_that_of_the_whole_job(pipe, tmp_path, monkeypatch):
+    from vistok.samplers.drafters import jacobi
+
+    params, samples, sampler = SamplingParams(1.0), expand(["a yellow ring"], 2), pipe.sampler("sjd:window=auto")
+    monkeypatch.setattr(jacobi, "_TUNED", {})
+    monkeypatch.setattr(jacobi, "forward_cost", lambda *_: {1: 1.0, 8: 1.0})
+    paint_to(tmp_path / "job", pipe, samples, sampler, params)
+    first = [(tmp_path / "job" / f"{i:06d}.png").read_bytes() for i in range(2)]
+    assert json.loads((tmp_path / "job" / "window.json").read_text()) == 8
+    (tmp_path / "job" / "000001.png").unlink()
+    monkeypatch.setattr(jacobi, "_TUNED", {})
+    monkeypatch.setattr(jacobi, "forward_cost", lambda *_: {1: 1.0, 32: 1.0})  # another machine, or a busier one
+    paint_to(tmp_path / "job", pipe, samples, sampler, params)
+    assert [(tmp_path / "job" / f"{i:06d}.png").read_bytes() for i in range(2)] == first

@@ -20,7 +20,7 @@ from vistok.files import check_writable
 from vistok.models.codes.families import CODE_GENERATORS
 from vistok.models.generators import GENERATORS
 from vistok.models.interface import Condition, Control, Known, LoadRequest
-from vistok.ops.linear import pack_linears
+from vistok.ops.linear import Int8Linear, PackedLinear, pack_linears
 from vistok.ops.noise import derive_seed
 from vistok.runtime import resolve_device, resolve_dtype
 from vistok.samplers import SAMPLERS, Noise, SamplingParams, Stats, parse_sampler
@@ -87,6 +87,8 @@ class Pipeline(Pushable):
         name: of the generator.
         control: pictures that all images follow, see :meth:`with_control`.
         known: what all images show already, see :meth:`with_image`.
+        negative: the prompt that all images are guided away from, see :meth:`with_negative`.
+        products: ``int8`` where the generator's products are; None where they are in the format of its weights.
         guidance, temperature: of sampling, where no parameters are given.
         sampling: options of its samplers that suit it, where no other are given.
     """
@@ -100,6 +102,8 @@ class Pipeline(Pushable):
     sampling: Mapping[str, int | str] = field(default_factory=dict)
     control: tuple[Control, ...] = ()
     known: Known | None = None
+    negative: str | None = None
+    products: str | None = None
     _features: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -235,6 +239,21 @@ class Pipeline(Pushable):
         pixels = to_tensor(image)[None].to(next(self.model.parameters()).device)
         return replace(self, model=model, control=(*self.control, Control(pixels, kind, strength)))
 
+    def with_negative(self, prompt: str, force: bool = False) -> Pipeline:
+        """Returns a pipeline whose images guidance leads away from a prompt, in the place of no prompt.
+
+        Args:
+            prompt: what the images are not to show.
+            force: take words that the model never saw.
+
+        Raises:
+            VistokError: a model of classes, or an empty or unknown prompt.
+        """
+        if self.conditional_on == "class":
+            raise VistokError(f"'{self.name}' paints classes and reads no prompts: leave --negative out.")
+        self.check([prompt], force)
+        return replace(self, negative=prompt)
+
     def with_image(self, picture: Image | str | Path, mask: Image | str | Path) -> Pipeline:
         """Returns a pipeline that draws anew what a mask shows white of a picture: the tokens of the rest stay.
 
@@ -343,6 +362,8 @@ class Pipeline(Pushable):
             raise VistokError(f"the batch size must be at least 1, got {batch_size}.")
         sampler, params = self.sampler(sampler), params or self.sampling_params()
         check_honoured(sampler, params)
+        if self.negative is not None and not params.guided:
+            raise VistokError("a negative prompt acts by guidance, and there is none: give --cfg above 1.")
         if self.known is not None and not getattr(sampler, "fills", False):
             raise VistokError(f"the sampler {type(sampler).__name__} draws whole images only: leave --image out.")
         if watch is not None and not shows_steps(sampler):
@@ -413,11 +434,23 @@ class Pipeline(Pushable):
         if self.conditional_on == "class":
             return Condition(torch.tensor(conditions, device=weight.device), None, self.control, self.known)
         if getattr(self.model, "reader", None) is not None:  # a language model draws, and reads prompts in tokens
-            return self.model.reader(conditions).to(weight.device)
-        for text in set(conditions) - set(self._features):
+            read = self.model.reader(conditions)
+            if self.negative is not None:
+                avoided = self.model.reader([self.negative])
+                read = replace(read, negative_ids=avoided.ids, negative_mask=avoided.mask)
+            return read.to(weight.device)
+        features, mask = self._read(conditions, weight)
+        negative = None
+        if self.negative is not None:
+            negative = Condition(*self._read([self.negative] * len(conditions), weight))
+        return Condition(features, mask, self.control, self.known, negative)
+
+    def _read(self, texts: Sequence[str], weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of texts and their mask, like a weight of the generator."""
+        for text in set(texts) - set(self._features):
             self._features[text] = self.text_encoder([text])
-        features, masks = zip(*(self._features[text] for text in conditions), strict=True)
-        return Condition(torch.cat(features).to(weight), torch.cat(masks).to(weight.device), self.control, self.known)
+        features, masks = zip(*(self._features[text] for text in texts), strict=True)
+        return torch.cat(features).to(weight), torch.cat(masks).to(weight.device)
 
     def __call__(
         self,
@@ -547,7 +580,8 @@ def pipeline(
         size: side of the images in pixels, for checkpoint files that do not tell.
         preset: shape of a checkpoint file whose name is not a published one, e.g. ``GPT-B``.
         device: ``cpu``, ``cuda`` or ``cuda:1``; the GPU where there is one if None.
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; or ``int8``, products of a generator that draws token behind
+            token in whole numbers, on a CPU: faster, and no longer quite its law.
         compile: compile the transformer's blocks with ``torch.compile``, on a GPU.
         tokens: draw only so many first tokens of each image, where they are ordered from coarse to fine.
         vq: the former name of ``tokenizer``.
@@ -559,7 +593,10 @@ def pipeline(
     if vq is not None:
         warnings.warn("vq= is tokenizer= now: use that name.", FutureWarning, 2)
         tokenizer = vq
-    target, number_format = resolve_device(device), resolve_dtype(dtype)
+    products = "int8" if dtype == "int8" else None
+    target, number_format = resolve_device(device), resolve_dtype("float32" if products else dtype)
+    if products and target.type != "cpu":
+        raise VistokError(f"int8 products are for a CPU, but the device is {target}: use --dtype bfloat16.")
     if compile and target.type == "cpu":
         raise VistokError("on a CPU packed weights are faster than compiled blocks: leave --compile out.")
     if name is None and checkpoint is None and tokenizer is not None:
@@ -577,12 +614,16 @@ def pipeline(
     for option, value in given.items():
         if value is not None and option not in family.options:
             raise VistokError(f"'{found.name}' has no --{option.replace('_', '-')}: leave it out.")
+    if products and family.interface != "autoregressive":
+        raise VistokError(
+            f"'{found.name}' draws no token behind the other, so --dtype int8 is not for it: leave it out."
+        )
     request = LoadRequest(found, checkpoint, tokenizer, size, preset, tokens)
     model, image_tokenizer = family.load(request)
     encoder = _text_encoder(model, request, text_encoder)
     model = model.to(target, number_format)
     if target.type == "cpu":
-        pack_linears(model)  # the same seed gives the same image in any batch
+        pack_linears(model, Int8Linear if products else PackedLinear)  # the same seed, the same image in any batch
     if compile:
         model.compile_blocks()
     if encoder is not None:
@@ -590,7 +631,7 @@ def pipeline(
     suits = {} if own is None else {"guidance": own.guidance, "temperature": own.temperature, "sampling": own.sampling}
     suits = {key: value for key, value in suits.items() if value is not None}
     image_tokenizer = None if image_tokenizer is None else image_tokenizer.to(target)
-    return Pipeline(model, image_tokenizer, encoder, found.name, **suits)
+    return Pipeline(model, image_tokenizer, encoder, found.name, products=products, **suits)
 
 
 def _given_model(name: str) -> ModelCard | None:
@@ -682,14 +723,17 @@ def _text_encoder(model: nn.Module, request: LoadRequest, given: Any) -> TextEnc
         if given is not None:
             raise VistokError(f"'{request.source}' paints classes and reads no text: leave --text-encoder out.")
         return None
-    from vistok.models.text_encoder import TextEncoder
+    from vistok.models.text_encoder import load_text_encoder
 
     if given is None:
         folder = resolve(request.source)
+        own = card_of_folder(folder) if folder.is_dir() else None
+        if own is not None and "text_encoder" in own.parts:  # that of another generator
+            folder = resolve(own.parts["text_encoder"])
         given = folder / "text_encoder"
         if not given.is_dir():
             raise VistokError("this model comes without its text-encoder weights: name them with --text-encoder.")
-    encoder = TextEncoder.from_pretrained(given, dtype=torch.float32)
+    encoder = load_text_encoder(given)
     if encoder.dim != model.text_width:
         raise VistokError(
             f"'{request.source}' reads text features of width {model.text_width} but '{given}' gives {encoder.dim}: "

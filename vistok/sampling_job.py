@@ -113,6 +113,9 @@ def paint_to(
         print(f"vistok: {NO_DECODER}", file=sys.stderr)
         out = out.with_suffix(CODES) if is_file else out
     job = None if is_file else _folder_job(out, pipe, samples, sampler, params, seed, rank, upscale)
+    if job is not None and getattr(sampler, "window", None) == "auto":  # one window for all processes and resumes
+        settled = job.settle("window", lambda: getattr(sampler.tuned(pipe.model, params, batch_size), "window", 1))
+        sampler = sampler.with_window(settled)
     wanted = list(samples) if job is None else [samples[i] for i in job.pending(rank, world)]
     began, stats, images, traces = time.perf_counter(), [], [], []
     with progress(f"paint {len(wanted)}", len(wanted) * pipe.model.tokens.length) as advance:
@@ -171,11 +174,15 @@ def _folder_job(out, pipe, samples, sampler, params, seed: int, rank: int, upsca
     }
     if upscale is not None:
         identity["upscale"] = asdict(upscale)
+    if pipe.products is not None:
+        identity["products"] = pipe.products
     if pipe.control:
         identity["control"] = [
             [hashlib.sha256(each.picture.cpu().numpy().tobytes()).hexdigest(), each.kind, each.strength]
             for each in pipe.control
         ]
+    if pipe.negative is not None:
+        identity["negative"] = pipe.negative
     if pipe.known is not None:
         parts = (pipe.known.tokens, pipe.known.mask)
         identity["known"] = hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in parts)).hexdigest()

@@ -101,6 +101,17 @@ def test_chameleon_without_a_decoder_saves_codes_and_says_so(folders, tmp_path, 
     assert codes.min() >= 0 and codes.max() < K
 
 
+def test_samplers_are_measured_without_a_decoder(folders, tmp_path, monkeypatch):
+    """Forwards and times; scores, which need pictures, are left out in a sentence."""
+    monkeypatch.setattr("vistok.eval.geneval.metadata.scene_prompts", lambda *_: [{"prompt": "a dot"}] * 2)
+    asked = ["bench", "samplers", "--model", folders["chameleon"], "--samplers", "ar,sjd:window=4", "--cfg", 3]
+    done = CliRunner().invoke(app, [*map(str, asked), "--json", str(tmp_path / "b.json")])
+    assert done.exit_code == 0, done.exception
+    assert "no decoder" in done.output
+    plain, jacobi = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert jacobi["forwards"] < plain["forwards"]
+
+
 def test_chameleon_with_its_vqgan_paints_the_same_codes(folders, tmp_path, monkeypatch):
     monkeypatch.setattr("vistok.tokenizers.taming.CHAMELEON", VQGAN)
     torch.manual_seed(0)

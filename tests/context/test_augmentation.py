@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from tests.context.tiny import tiny
-from vistok.context.augmentation import Coprocessor, augmentation_layout, augmentation_loss, plain_loss
+from vistok.context.augmentation import (
+    Coprocessor,
+    augmentation_layout,
+    augmentation_loss,
+    augmented_prompt,
+    plain_loss,
+)
 from vistok.errors import VistokError
 
 
@@ -51,3 +57,14 @@ def test_only_the_coprocessor_learns_and_it_does():
 def test_points_outside_the_text_are_refused():
     with pytest.raises(VistokError, match="tokens behind each"):
         augmentation_layout(12, torch.tensor([9]), 2, 4)
+
+
+def test_a_prompt_with_latents_continues_as_the_loss_reads_it():
+    model, ids = tiny(), texts(2, 12)
+    coprocessor = Coprocessor(model, 3).eval()
+    prompt = augmented_prompt(model, coprocessor, ids[:, :8])
+    assert prompt.shape == (2, 8 + 3, 64)
+    behind = model(inputs_embeds=prompt).logits[:, -1].float()
+    loss = augmentation_loss(model, coprocessor, ids, torch.tensor([7]), 1)
+    assert torch.allclose(torch.nn.functional.cross_entropy(behind, ids[:, 8]), loss, atol=1e-5)
+    assert model.generate(inputs_embeds=prompt, max_new_tokens=4, do_sample=False).shape == (2, 4)

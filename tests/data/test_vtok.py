@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vistok.data.tiles import Tiling
 from vistok.data.vtok import TokenFile, bits_per_token, pack, read_vtok, unpack, write_vtok
 from vistok.errors import VistokError
 
@@ -127,3 +129,36 @@ def test_another_tokenizer_is_refused():
 def test_what_is_no_row_of_indices_is_refused(tokens, size, culprit):
     with pytest.raises(VistokError, match=culprit):
         TokenFile("x", "ab" * 32, size, (4,), tokens).to_bytes()
+
+
+def _tiled(count: int = 12) -> TokenFile:
+    tiling = Tiling(40, 100, 32, 8)  # 2 x 4 tiles
+    tokens = torch.randint(1000, (8 * count,), generator=torch.Generator().manual_seed(count))
+    return TokenFile("one-d-piece-mini", DIGEST, 1000, (16,), tokens, tiling)
+
+
+def test_tiles_survive_the_way_through_bytes():
+    written = _tiled()
+    read = TokenFile.from_bytes(written.to_bytes())
+    assert read.tiling == written.tiling and read.parts == 8 and torch.equal(read.tokens, written.tokens)
+    whole = TokenFile(written.tokenizer, DIGEST, 1000, (96,), written.tokens)
+    assert len(written.to_bytes()) == len(whole.to_bytes()) + 16
+    assert _file().to_bytes()[4] == 1 and written.to_bytes()[4] == 2, "pictures without tiles stay readable everywhere"
+
+
+@pytest.mark.parametrize(
+    "tiling",
+    [Tiling(40, 64, 32, 0), Tiling(4_000_000_000, 4_000_000_000, 1, 0), Tiling(1, 1, 1, 0)],
+    ids=["fewer", "no end of them", "one"],
+)
+def test_tokens_that_do_not_fill_the_tiles_are_refused(tiling):
+    with pytest.raises(VistokError, match="tokens"):
+        replace(_tiled(11), tiling=tiling).to_bytes()
+
+
+def test_a_header_of_impossible_tiles_is_refused():
+    body = bytearray(_tiled().to_bytes()[:-16])
+    at = len(body) - 16 - (96 * 10 + 7) // 8
+    body[at : at + 16] = struct.pack("<4I", 40, 100, 32, 31)
+    with pytest.raises(VistokError, match="header"):
+        TokenFile.from_bytes(bytes(body) + hashlib.blake2b(body, digest_size=16).digest())

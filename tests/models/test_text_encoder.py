@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vistok.errors import VistokError
-from vistok.models.text_encoder import TextEncoder, left_pad, word_level_tokenizer
+from vistok.models.text_encoder import TextEncoder, left_pad, load_text_encoder, word_level_tokenizer
 
 WORDS = ["a", "red", "blue", "circle", "square", "left", "of", ","]
 
@@ -136,3 +136,33 @@ def test_a_model_that_is_no_t5_is_refused(tmp_path):
     word_level_tokenizer(WORDS).save_pretrained(tmp_path)
     with pytest.raises(VistokError, match="bert"):
         TextEncoder.from_pretrained(tmp_path)
+
+
+@torch.inference_mode()
+def test_reading_alone_gives_the_bits_of_transformers(encoder, tmp_path):
+    encoder.save_pretrained(tmp_path)
+    light = load_text_encoder(tmp_path)
+    assert not hasattr(light.encoder.config, "to_dict")  # which is not transformers'
+    captions = ["a red circle", "left of a blue zebra", "", "a, a, a, a, a, a"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for some in (captions, captions[:1]):
+            for found, expected in zip(light(some), encoder(some), strict=True):
+                assert torch.equal(found, expected)
+        assert (light.dim, light.known_words) == (encoder.dim, encoder.known_words)
+        assert light.unknown_words(captions) == encoder.unknown_words(captions) == ["zebra"]
+        light.save_pretrained(tmp_path / "again")
+        assert torch.equal(TextEncoder.from_pretrained(tmp_path / "again").eval()(captions)[0], encoder(captions)[0])
+        light.save_pretrained(tmp_path)  # over itself
+
+
+def test_other_encoders_are_read_by_transformers(encoder, tmp_path):
+    encoder.save_pretrained(tmp_path)
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config.replace('"caption_length": 8,', ""))  # as transformers writes it
+    assert hasattr(load_text_encoder(tmp_path).encoder.config, "to_dict")
+    (tmp_path / "config.json").write_text(config.replace('"num_layers": 2', '"num_layers": 3'))
+    with pytest.raises(VistokError, match=r"encoder\.block\.2"):
+        load_text_encoder(tmp_path)
+    with pytest.raises(VistokError, match="no file or folder"):
+        load_text_encoder(tmp_path / "absent")

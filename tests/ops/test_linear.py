@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vistok.ops.linear import PackedLinear, least_rows, pack_linears
+from vistok.ops.linear import Int8Linear, PackedLinear, joint, least_rows, pack_linears
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -81,3 +81,34 @@ def test_the_least_rows_are_measured_once():
     assert least_rows(torch.float32) in (2, 4)
     least_rows(torch.float32)
     assert least_rows.cache_info().hits > 0
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_joint_products_are_those_of_each_layer(rows):
+    layers = [pack_linears(nn.Sequential(nn.Linear(48, width, bias=False)))[0] for width in (32, 80, 8)]
+    x = torch.randn(rows, 1, 48)
+    for part, layer in zip(joint(x, *layers), layers, strict=True):
+        assert torch.equal(part, layer(x))
+    with torch.no_grad():
+        layers[1].weight.mul_(2)
+    assert torch.equal(joint(x, *layers)[1], layers[1](x))
+    assert len(joint(x, *copy.deepcopy(layers))) == 3
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("outputs", [32, 80])
+def test_int8_products_are_near_and_do_not_depend_on_the_batch(bias, outputs):
+    plain = nn.Linear(96, outputs, bias=bias)
+    layer = Int8Linear.from_linear(copy.deepcopy(plain))
+    x = torch.randn(17, 96) * torch.logspace(-3, 3, 17)[:, None]  # each row has a scale of its own
+    x[4] = 0
+    error = (layer(x) - plain(x)).abs() / x.abs().amax(1, keepdim=True).clamp(min=1e-9)
+    assert error.max() < 0.05
+    alone = torch.cat([layer(row[None]) for row in x])
+    for rows in (1, 2, 5, 17):
+        assert torch.equal(layer(x[:rows]), alone[:rows])
+    other = Int8Linear.from_linear(nn.Linear(96, 8, bias=False))
+    if not bias:
+        assert all(torch.equal(a, b(x)) for a, b in zip(joint(x, layer, other), (layer, other), strict=True))

@@ -12,6 +12,7 @@ import torch
 from vistok.ops.cache import commit_rows
 from vistok.ops.rope import rope_1d, rotate
 from vistok.ops.sampling import sample_tokens, verify_tokens
+from vistok.ops.selection import gathered_attention, vote_rows
 from vistok.ops.split_kv import partial_attention
 from vistok.ops.tree import PADDING, ROOT, TreeMask
 
@@ -118,6 +119,52 @@ def test_rotate_rows(run, half, per_sequence, gather):
     angles = table[positions].unsqueeze(1) if per_sequence else table[positions]
     expected = rotate(taken, angles, "half" if half else "interleaved")
     close(rotate_rows(x, table[positions], source, half), expected, dtype)
+
+
+CHOICES = ["shared", "kv", "query"]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(1, 2, 3, 1, 64, 200, 150), (2, 2, 2, 5, 20, 90, 7), (2, 1, 4, 20, 16, 60, 40)], ids=str
+)
+def test_gathered_attention(run, shape, masked, choice):
+    from vistok.ops.kernels.selection import gathered_attention as kernel
+
+    device, dtype = run
+    batch, kv_heads, group, queries, dim, rows, chosen = shape
+    torch.manual_seed(3)
+    heads = {"shared": 1, "kv": kv_heads, "query": kv_heads * group}[choice]
+    q = torch.randn(batch, queries, kv_heads * group, dim).transpose(1, 2)
+    k, v = torch.randn(2, batch, kv_heads, rows + 5, dim)[..., :rows, :]
+    index = torch.rand(batch, heads, rows).argsort(-1)[..., :chosen]
+    visible = torch.rand(batch, heads, queries, chosen) < 0.5 if masked else None
+    if masked:
+        visible[0, :, 0] = False  # a query that sees nothing
+    expected = gathered_attention(q, k, v, index, visible, scale=0.3)
+    rest = (index.to(device), None if visible is None else visible.to(device))
+    out = kernel(*(x.to(device, dtype) for x in (q, k, v)), *rest, scale=0.3)
+    assert out.dtype == dtype and out.shape == q.shape
+    close(out, expected.to(device), dtype)
+
+
+@pytest.mark.parametrize("modulo", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("rows", [5, 300])
+def test_vote_rows(run, rows, masked, modulo):
+    from vistok.ops.kernels.selection import vote_rows as kernel
+
+    device, dtype = run
+    torch.manual_seed(4)
+    q, k = torch.randn(3, 6, 20), torch.randn(3, 2, rows, 20)
+    visible = torch.rand(3, rows) < 0.5 if masked else None
+    if masked:
+        visible[1] = False  # a sequence without candidates
+    expected = vote_rows(q.to(dtype), k.to(dtype), visible, scale=0.4, modulo=modulo)
+    moved = None if visible is None else visible.to(device)
+    found = kernel(q.to(device, dtype), k.to(device, dtype), moved, scale=0.4, modulo=modulo)
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_commit_rows(run):

@@ -25,7 +25,7 @@ def test_kernels_match_their_references_under_the_interpreter():
     assert " passed" in finished.stdout and " skipped" not in finished.stdout
 
 
-POINTERS = {"half": "*bf16", "float": "*fp32", "int": "*i64", "index": "*i32", "flag": "*i1"}
+POINTERS = {"half": "*bf16", "float": "*fp32", "int": "*i64", "index": "*i32", "flag": "*i1", "bit": "*i8"}
 ATTENTION = {"T": 8, "G": 4, "H": 8, "D": 100, "M_BLOCKS": 1, "BLOCK_M": 32, "BLOCK_D": 128}
 KERNELS = {
     ("attention", "_partial_kernel"): (
@@ -43,6 +43,21 @@ KERNELS = {
         {"x": "half", "source": "int", "table": "float", "out": "half"},
         set(),
         {"PAIRS": 50, "D": 100, "HALF": True, "GATHER": True, "BLOCK_R": 8, "BLOCK_P": 64, "BLOCK_REST": 1},
+    ),
+    ("selection", "_gathered_kernel"): (
+        {"q": "half", "k": "half", "v": "half", "index": "int", "visible": "bit", "out": "float", "lse": "float"},
+        {"scale"},
+        {"T": 8, "G": 4, "SHARE": 1, "D": 100, "HAS_VISIBLE": True, "BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_D": 128},
+    ),
+    ("selection", "_scores_kernel"): (
+        {"q": "half", "k": "half", "visible": "bit", "scores": "float", "lse": "float"},
+        {"scale"},
+        {"G": 4, "D": 100, "MODULO": False, "HAS_VISIBLE": True, "BLOCK_G": 16, "BLOCK_N": 64, "BLOCK_D": 128},
+    ),
+    ("selection", "_votes_kernel"): (
+        {"scores": "float", "lse": "float", "votes": "float"},
+        set(),
+        {"HEADS": 16, "BLOCK_N": 1024},
     ),
     ("commit", "_commit_kernel"): (
         {"keys": "half", "values": "half", "lengths": "int", "path": "int", "count": "int"},

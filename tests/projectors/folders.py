@@ -125,6 +125,70 @@ def _mistral3():
     return PixtralProcessor(images, _tokenizer(), tiny.PATCH, 2, chat_template=chat, **words)
 
 
+def _tiles(**special: str):
+    """The parts of processors that cut square tiles as GOT-OCR 2 does, with the whole picture last."""
+    from transformers import GotOcr2ImageProcessor
+
+    return GotOcr2ImageProcessor(size=SIZE, crop_to_patches=True, min_patches=1, max_patches=6), _tokenizer(**special)
+
+
+def _aya_vision():
+    from transformers import AyaVisionProcessor
+
+    words = {"image_token": "<fake_token_around_image>", "img_patch_token": "<image>"}
+    words |= {"start_of_img_token": "<start>", "end_of_img_token": "<end>"}
+    chat = CHAT.replace("<start> <image> <end>", "<fake_token_around_image>")
+    sizes = {"patch_size": tiny.PATCH, "img_size": tiny.SIDE, "downsample_factor": 2}
+    return AyaVisionProcessor(*_tiles(), **sizes, **words, chat_template=chat)
+
+
+def _cohere2_vision():
+    from transformers import Cohere2VisionImageProcessor, Cohere2VisionProcessor
+
+    words = {"boi_token": "<start>", "eoi_token": "<end>", "image_token": "<image>", "img_line_break_token": "w3"}
+    images = Cohere2VisionImageProcessor(size=SIZE, patch_size=tiny.GRID // 2, max_patches=6)
+    chat = CHAT.replace("<start> <image> <end>", "<image>")
+    return Cohere2VisionProcessor(images, _tokenizer(**words), chat_template=chat)
+
+
+def _glm4v():
+    from transformers import Glm4vImageProcessor, Glm4vProcessor, Glm4vVideoProcessor
+
+    tokenizer = _tokenizer(image_token="<image>", video_token="<video>")
+    sizes = {"patch_size": tiny.PATCH, "merge_size": 2, "size": {"shortest_edge": 256, "longest_edge": 4096}}
+    images, videos = Glm4vImageProcessor(**sizes), Glm4vVideoProcessor(**sizes)
+    return Glm4vProcessor(images, tokenizer, videos, chat_template=CHAT)
+
+
+def _lfm2_vl():
+    from transformers import Lfm2VlImageProcessor, Lfm2VlProcessor
+
+    words = {"image_token": "<image>", "image_start_token": "<start>", "image_end_token": "<end>"}
+    sizes = {"encoder_patch_size": tiny.PATCH, "tile_size": tiny.SIDE, "max_tiles": 6}
+    images = Lfm2VlImageProcessor(**sizes, min_image_tokens=4, max_image_tokens=16)
+    chat = CHAT.replace("<start> <image> <end>", "<image>")
+    return Lfm2VlProcessor(images, _tokenizer(**words, image_thumbnail_token="w3"), chat_template=chat)
+
+
+def _perception_lm():
+    from transformers import PerceptionLMImageProcessor, PerceptionLMProcessor, PerceptionLMVideoProcessor
+
+    tokenizer = _tokenizer(image_token="<image>", video_token="<video>")
+    images = PerceptionLMImageProcessor(tile_size=tiny.SIDE, max_num_tiles=6)
+    chat = CHAT.replace("<start> <image> <end>", "<image>")
+    parts = PerceptionLMVideoProcessor(size=SIZE), images, tokenizer
+    return PerceptionLMProcessor(*parts, patch_size=tiny.PATCH, chat_template=chat)
+
+
+def _fast_vlm():
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
+    side = 128  # of tiny.fast_vlm's pictures, of which a token covers 32 x 32
+    images = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    chat = CHAT.replace("<start> <image> <end>", "<image>")
+    return LlavaProcessor(images, _tokenizer(), 32, "full", chat_template=chat)
+
+
 PROCESSORS = {
     "llava": _llava,
     "llava_next": _llava_next,
@@ -136,6 +200,12 @@ PROCESSORS = {
     "gemma3": _gemma3,
     "idefics3": _idefics3,
     "mistral3": _mistral3,
+    "aya_vision": _aya_vision,
+    "cohere2_vision": _cohere2_vision,
+    "glm4v": _glm4v,
+    "lfm2_vl": _lfm2_vl,
+    "perception_lm": _perception_lm,
+    "fast_vlm": _fast_vlm,
 }
 
 

@@ -24,7 +24,9 @@ from vistok.projectors import (
     Kept,
     LayerCompressor,
     PruMerge,
+    PyramidDrop,
     Random,
+    SparseVLM,
     ToMe,
     Uniform,
     VisionZip,
@@ -49,6 +51,7 @@ KEEP_ALL = [
     CDPruner(1.0),
     HoloV(1.0),
     FastV(1.0),
+    PyramidDrop(1.0),
     Dart(1.0),
 ]
 FEWER = [
@@ -68,6 +71,9 @@ FEWER = [
     CDPruner(9),
     HoloV(0.3),
     FastV(0.25),
+    PyramidDrop(0.25),
+    SparseVLM(0.3, version=1),
+    SparseVLM(0.3, version=2),
     Dart(0.25),
 ]
 
@@ -190,7 +196,9 @@ def test_generation_equals_a_loop_without_cache(llava, compressor):
         assert lengths == [full + 4] * 2 + [short] * (len(layers) - 2)
 
 
-@pytest.mark.parametrize("compressor", [VtcCls(6), FastV(6), GlobalCom2(0.25)], ids=called)
+@pytest.mark.parametrize(
+    "compressor", [VtcCls(6), FastV(6), PyramidDrop(6), SparseVLM(6, version=1), GlobalCom2(0.25)], ids=called
+)
 def test_beams_and_sampling(llava, compressor):
     """Beams of one prompt are those of the prompt in a batch; a seed gives the same sample with and without a batch."""
     inputs = tiny.llava_inputs(pictures=(1, 1), lengths=((4, 3), (4, 3)))
@@ -205,7 +213,11 @@ def test_beams_and_sampling(llava, compressor):
     assert (samples[:, : single["input_ids"].shape[1]] == single["input_ids"]).all()
 
 
-@pytest.mark.parametrize("compressor", [VtcCls(6), VisionZip(8), GlobalCom2(0.25), PruMerge(), FastV(6)], ids=called)
+@pytest.mark.parametrize(
+    "compressor",
+    [VtcCls(6), VisionZip(8), GlobalCom2(0.25), PruMerge(), FastV(6), PyramidDrop(6), SparseVLM(6)],
+    ids=called,
+)
 def test_eager_and_sdpa_keep_the_same_tokens(compressor):
     got = []
     for attention in ("eager", "sdpa"):

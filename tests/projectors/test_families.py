@@ -11,7 +11,7 @@ import torch
 
 from tests.projectors import tiny
 from vistok.errors import VistokError
-from vistok.projectors import COMPRESSORS, DivPrune, FastV, ToMe, Uniform, VisionZip, compress
+from vistok.projectors import COMPRESSORS, DivPrune, FastV, PyramidDrop, SparseVLM, ToMe, Uniform, VisionZip, compress
 from vistok.projectors.families import FAMILIES
 
 NEW = {"max_new_tokens": 4, "do_sample": False}
@@ -21,7 +21,7 @@ READERS = [name for name in METHODS if hasattr(COMPRESSORS[name], "needs") and C
 # Sliding layers forget what lies behind their window, layers of convolution have no queries.
 HOLES = {
     (method, family): "full attention"
-    for method in ("fastv", "dart")
+    for method in ("fastv", "sparsevlm", "pyramiddrop", "dart")
     for family in ("gemma3", "aya_vision", "cohere2_vision", "lfm2_vl")
 } | {(method, "fast_vlm"): "none to read" for method in READERS}
 
@@ -103,7 +103,9 @@ def test_fewer_tokens_are_some_of_the_models_own(family):
         torch.testing.assert_close(mine, level[places])
 
 
-@pytest.mark.parametrize("compressor", [DivPrune(0.4), ToMe(0.5), FastV(3)], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "compressor", [DivPrune(0.4), ToMe(0.5), FastV(3), PyramidDrop(0.3), SparseVLM(0.3)], ids=lambda c: c.name
+)
 @torch.no_grad()
 def test_rows_of_a_batch_do_not_mix(family, compressor):
     """A row with others gives what it gives alone, whatever its padding."""

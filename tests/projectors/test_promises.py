@@ -8,10 +8,10 @@ from transformers import DynamicCache, LogitsProcessorList, MaxLengthCriteria, S
 
 from tests.projectors import tiny
 from vistok.models.huggingface import cache_argument, given_cache
-from vistok.projectors import FastV, Uniform, VtcCls, compress
+from vistok.projectors import FastV, LayerCompressor, PyramidDrop, SparseVLM, Uniform, VtcCls, compress
 
 GREEDY = {"do_sample": False}
-BOTH = pytest.mark.parametrize("compressor", [VtcCls(4), FastV(4)], ids=lambda c: c.name)
+BOTH = pytest.mark.parametrize("compressor", [VtcCls(4), FastV(4), SparseVLM(9, version=1)], ids=lambda c: c.name)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_prompt_lookup_and_assistants_change_nothing(llava, compressor, seed):
         plain = llava.generate(**inputs, **GREEDY, max_new_tokens=8)
         looked = llava.generate(**inputs, **GREEDY, max_new_tokens=8, prompt_lookup_num_tokens=3)
         assert torch.equal(looked, plain)
-        if isinstance(compressor, FastV):
+        if isinstance(compressor, LayerCompressor):
             assisted = llava.generate(**inputs, **GREEDY, max_new_tokens=8, assistant_model=assistant)
             assert torch.equal(assisted, plain)
 
@@ -193,7 +193,7 @@ def _small():
 
 
 @pytest.mark.parametrize("name", ["llava", "llava_next", "internvl", "qwen2_vl"])
-@pytest.mark.parametrize("compressor", [Uniform(0.3), FastV(4)], ids=lambda c: c.name)
+@pytest.mark.parametrize("compressor", [Uniform(0.3), FastV(4), PyramidDrop(4), SparseVLM(6)], ids=lambda c: c.name)
 def test_right_padding_is_that_of_the_left(name, compressor):
     model, make = getattr(tiny, name)(), getattr(tiny, f"{name}_inputs")
     left, right = make(), make(left=False)

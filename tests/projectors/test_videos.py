@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -75,6 +79,12 @@ def test_all_tokens_give_what_the_plain_model_gives(family):
         torch.testing.assert_close(torch.stack(got.logits), torch.stack(plain.logits), atol=1e-5, rtol=1e-5)
 
 
+def test_the_docs_say_which_videos_which_methods_thin():
+    text = (Path(__file__).parents[2] / "docs/projectors.md").read_text(encoding="utf-8")
+    said = set(re.findall("`([^`]+)`", text[text.index("- **Videos.**") : text.index("Other families refuse")]))
+    assert said == {*INPUTS, *(name for name in METHODS if COMPRESSORS[name].temporal), "keep"}
+
+
 @pytest.mark.parametrize("method", METHODS)
 @torch.no_grad()
 def test_every_method_thins_videos(family, method):
@@ -107,6 +117,44 @@ def test_a_second_question_about_a_video(family):
         fresh = model.generate(**turn, **NEW)
         words = {name: value for name, value in turn.items() if name in ("input_ids", "attention_mask")}
         assert torch.equal(model.generate(**words, **NEW, cache=cache), fresh)
+
+
+SECONDS = {
+    "long": [4.0, 8.0],
+    "short": [0.1, 0.1],
+}  # of a grid: past the frames' sides, so that time counts most, or not
+
+
+@pytest.mark.parametrize("span", list(SECONDS))
+@torch.no_grad()
+def test_positions_behind_a_video_are_those_of_the_plain_model(span):
+    """In the first turn, with its cache in a second one, and from a fresh start, whatever the video's length says.
+
+    transformers counts on behind a prompt from the largest position of any axis, and within one from the frames' sides:
+    its later turns with a cache are not those of a fresh start where a video is long, and neither are these.
+    """
+    model, inputs = tiny.qwen2_5_vl(), _qwen(((8, 4, 4), (6, 4, 4))) | {"second_per_grid_ts": SECONDS[span]}
+    found = {}
+    for keep in (None, 1.0, 0.4):
+        with nullcontext() if keep is None else compress(model, Uniform(keep)) as compression:
+            cache = DynamicCache()
+            sequences = model.generate(**inputs, **NEW, cache=cache)
+            behind = model.model.rope_deltas[:, 0] + inputs["attention_mask"].sum(1)
+            if keep == 0.4:
+                assert sum(compression.last.after) < sum(compression.last.before)
+                behind = model.model.rope_deltas[:, 0] + torch.tensor([row[0] for row in compression.last.lengths])
+                assert torch.equal(found[None][0], behind)
+                continue
+            ids = torch.cat([sequences, torch.tensor([[11, 12], [13, 14]])], 1)
+            mask = torch.ones_like(ids)
+            mask[:, : inputs["attention_mask"].shape[1]] = inputs["attention_mask"]
+            words = {"input_ids": ids, "attention_mask": mask}
+            turn = model.generate(**words, **NEW, **LOGITS, cache=cache)
+            types = {"mm_token_type_ids": (ids == VIDEO).int() * 2}
+            fresh = model.generate(**(inputs | words | types), **NEW, **LOGITS)
+            found[keep] = (behind, torch.stack(turn.logits), torch.stack(fresh.logits))
+    for plain, mine in zip(found[None], found[1.0], strict=True):
+        torch.testing.assert_close(mine, plain, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("compressor", [Uniform(2), FastV(2)], ids=lambda c: c.name)

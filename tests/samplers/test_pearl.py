@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import threading
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2
@@ -11,7 +14,7 @@ from scipy.stats import chi2
 from tests.samplers.test_speculation import ragged
 from tests.samplers.tiny import prompt, tiny
 from vistok.errors import VistokError
-from vistok.samplers import SamplingParams
+from vistok.samplers import SamplingParams, draft_process
 from vistok.samplers.pearl import CachedSide, Pearl, executors, interleave, tokens_a_round
 
 GREEDY = {"do_sample": False, "pad_token_id": 0}
@@ -84,8 +87,6 @@ def test_sampled_tokens_follow_the_law_and_a_lax_twin_is_caught():
 
 
 def test_two_executors_run_at_the_same_time():
-    import threading
-
     meeting = threading.Barrier(2, timeout=10)
     with executors(torch.device("cpu")) as together:
         assert together(lambda: (meeting.wait(), 1)[1], lambda: (meeting.wait(), 2)[1]) == (1, 2)
@@ -118,3 +119,70 @@ def test_what_it_does_not_do_falls_back_and_says_so():
 def test_tokens_of_a_round():
     assert tokens_a_round(1.0, 4) == pytest.approx(4.0)
     assert tokens_a_round(0.0, 4) == pytest.approx(1.0)
+
+
+class ThreadInPlaceOfProcess:
+    """What Popen gives, with the same messages, without a new interpreter."""
+
+    def __init__(self, command, stdin, stdout):
+        (source, self.stdin), (self.stdout, sink) = (
+            tuple(os.fdopen(end, mode) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True)) for _ in range(2)
+        )
+        self.thread = threading.Thread(target=self._serve, args=(source, sink), daemon=True)
+        self.thread.start()
+
+    def _serve(self, source, sink):
+        with source, sink:
+            draft_process.serve(source, sink)
+
+    def wait(self):
+        self.thread.join()
+
+
+@pytest.fixture
+def threads_for_processes(monkeypatch):
+    monkeypatch.setattr(draft_process.subprocess, "Popen", ThreadInPlaceOfProcess)
+
+
+def test_a_draft_model_elsewhere_gives_the_same_laws_and_tokens(threads_for_processes):
+    there = draft_process.DraftProcess(tiny(seed=1))
+    here = CachedSide(tiny(seed=1), SamplingParams(temperature=0.7), 32, 23)
+    there.begin(SamplingParams(temperature=0.7), 32, 23)
+    for ids, rows in ((prompt()[0], 1), (prompt(1, 9)[0], 3), (prompt(1, 9)[0][:4], 1)):
+        # The saved model computes rotations in float32, this one from float64 copies.
+        assert torch.allclose(there.laws(ids, rows), here.laws(ids, rows), atol=1e-6)
+    there.close()
+    pearl = Pearl(tiny(seed=1), 3, force=True, processes=True)
+    for new in (1, 12):  # the process serves one run behind the other
+        found = tiny().generate(prompt(), max_new_tokens=new, **GREEDY, custom_generate=pearl)
+        assert torch.equal(found, tiny().generate(prompt(), max_new_tokens=new, **GREEDY))
+
+
+def test_ids_travel_as_integers(threads_for_processes):
+    """Ids that float32 cannot hold arrive whole."""
+    there = draft_process.DraftProcess(tiny(seed=1))
+    asked = []
+    there._ask = lambda message: asked.append(np.frombuffer(message, "<i8")) or b"8" + np.zeros(1).tobytes()
+    ids = torch.tensor([2**24 + 1, 2**53 + 1, 7])
+    there.laws(ids, 1)
+    assert asked[0].tolist() == [1, *ids.tolist()]
+
+
+def test_a_failure_in_the_process_is_one_sentence(threads_for_processes):
+    there = draft_process.DraftProcess(tiny(seed=1)).begin(SamplingParams(), 16, 23)
+    with pytest.raises(VistokError, match=r"draft model failed.*32"):
+        there.laws(torch.zeros(32, dtype=torch.int64), 1)
+    there.close()
+    with pytest.raises(VistokError, match=r"has ended.*processes"):
+        there.laws(torch.zeros(2, dtype=torch.int64), 1)
+
+
+@pytest.mark.slow(reason="another interpreter imports torch and transformers")
+def test_two_processes_decode_as_one():
+    pearl = Pearl(tiny(seed=1), 3, force=True, processes=True)
+    found = tiny().generate(prompt(), max_new_tokens=12, **GREEDY, custom_generate=pearl)
+    assert torch.equal(found, tiny().generate(prompt(), max_new_tokens=12, **GREEDY))
+    assert pearl._process._process.pid != os.getpid() and pearl.told is None
+    pearl._process._process.kill()
+    with pytest.raises(VistokError, match="has ended"):
+        tiny().generate(prompt(), max_new_tokens=4, **GREEDY, custom_generate=pearl)

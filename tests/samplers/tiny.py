@@ -22,6 +22,7 @@ from transformers import (
 from vistok.models.heads.clover import Clover
 from vistok.models.heads.eagle import EagleConfig, EagleNetwork
 from vistok.models.heads.hidden_transfer import HiddenTransfer, HiddenTransferConfig
+from vistok.models.heads.medusa import Medusa, MedusaConfig
 from vistok.models.heads.prompt_tokens import PromptTokens
 
 VOCABULARY = 23
@@ -90,4 +91,13 @@ def tiny_transfer(ahead: int = 3, width: int = 16) -> HiddenTransfer:
     network = HiddenTransfer(HiddenTransferConfig(width, 1, ahead)).eval().requires_grad_(False)
     for weight in network.parameters():
         weight += torch.randn_like(weight) / 4
+    return network.double()
+
+
+def tiny_medusa(vocabulary: int = VOCABULARY, width: int = 16, heads: int = 3, layers: int = 1) -> Medusa:
+    """Random Medusa heads for ``tiny``."""
+    torch.manual_seed(9)
+    network = Medusa(MedusaConfig(width, vocabulary, heads, layers)).eval().requires_grad_(False)
+    for weight in network.parameters():
+        weight += torch.randn_like(weight) / 3
     return network.double()

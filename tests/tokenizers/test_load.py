@@ -34,7 +34,7 @@ def test_the_embedded_ones_load_though_their_config_names_no_family(card):
     assert loaded.sha256 == card.files["model.safetensors"]
 
 
-@pytest.mark.parametrize("name", ["vq", "kl", "titok", "titok vae", "flextok", "tokenflow", "maskgit_vqgan"])
+@pytest.mark.parametrize("name", ["vq", "kl", "titok", "titok vae", "flextok", "tokenflow", "maskgit_vqgan", "seed"])
 def test_folders_name_their_family_and_older_ones_are_told_by_their_entries(tokenizers, tmp_path, name):
     tokenizer = tokenizers[name]
     tokenizer.save_pretrained(tmp_path)

@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import vistok
 from tests.train.tiny import figures, tiny
+from vistok.data.images import to_pil
 from vistok.data.scenes import SHAPES, render, sample_scenes
 from vistok.data.scenes.controls import render_outlines, render_segmentation, shape_map
 from vistok.errors import VistokError
@@ -33,17 +36,31 @@ def test_maps_and_outlines_are_those_of_the_rendered_objects():
     assert (white | ~(near & (shapes >= 0))).all()  # every object pixel beside the background is in one
 
 
-def test_a_run_starts_from_a_llamagen_and_ends_in_a_folder_that_loads(tmp_path):
+@pytest.mark.parametrize("tuned", [True, False])
+def test_a_run_starts_from_a_llamagen_and_ends_in_a_folder_that_paints(tmp_path, tuned):
     recipe = tiny("llamagen-mini-control", steps=2)
+    recipe = replace(recipe, data=recipe.data | {"tune_generator": tuned})
     base = LlamaGen.from_pretrained(recipe.init["gpt"]).state_dict()
     own = build_task(recipe).model.gpt.state_dict()
     assert all(torch.equal(own[key], value) for key, value in base.items()) and len(own) > len(base)
     found = figures(recipe, tmp_path)
     assert all(loss > 0 for loss in found["loss"])
     assert {"held_out_loss", "held_out_loss_without_control"} <= found["held_out"].keys()
-    model = ControlAR.from_pretrained(tmp_path / "export")
+    export = tmp_path / "export"
+    model = ControlAR.from_pretrained(export)
     assert model.controls == ("canny", "seg") and model.card.family == "controlar"
-    assert (tmp_path / "export" / "text_encoder").is_dir()
+    kept = [torch.equal(value, base[key]) for key, value in model.state_dict().items() if key in base]
+    assert all(kept) != tuned
+    assert (export / "text_encoder").is_dir() == tuned  # else it is that of the generator
+    written = load_file(export / "model.safetensors").keys()
+    assert (written >= base.keys()) == tuned and (tuned or not written & base.keys())
+    pipe = vistok.pipeline(str(export))
+    picture = to_pil(render_outlines(sample_scenes(1, 3), 64))[0].crop((0, 0, 8, 8))
+    drawn = pipe.with_control(picture, "canny")("a red circle", seed=1)
+    assert drawn.images[0].size == (8, 8)
+    model.save_pretrained(tmp_path / "whole")  # with all weights, beside a card that names the rest
+    again = ControlAR.from_pretrained(tmp_path / "whole").state_dict()
+    assert all(torch.equal(again[key], value) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -52,6 +69,7 @@ def test_a_run_starts_from_a_llamagen_and_ends_in_a_folder_that_loads(tmp_path):
         ({"controls": ["cany"]}, "canny"),
         ({"controls": "canny"}, "list"),
         ({"source": "folder", "path": "."}, "of scenes alone"),
+        ({"tune_captions": True}, "tune_captions"),
     ],
 )
 def test_controls_that_are_not_known_are_refused(change, said):

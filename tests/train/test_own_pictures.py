@@ -33,10 +33,17 @@ FLOW |= {"semantic_width": 24, "semantic_depth": 1, "semantic_heads": 2}
 VQ = {"codebook_size": 32, "channels": 32, "channel_mult": [1, 1, 2], "res_blocks": 1, "z_channels": 32}
 KL = {"channels": 32, "channel_mult": [1, 1, 2], "res_blocks": 1, "z_channels": 4}
 KL |= {"encoder_attention": [2], "decoder_attention": [2]}
+SEED = {"tower": "scenes", "image_size": 64, "tower_width": 64, "width": 32, "layers": 2, "heads": 2, "hidden": 64}
+SEED |= {"num_tokens": 4, "codebook_size": 16, "code_dim": 8, "decode_layers": 1, "decode_heads": 2}
+SEED |= {"image_down": [16, 8], "pixels": "vq-mini", "pixel_layers": 1}
+SEED_INIT = {"tower": "scenes-features", "text_encoder": "llamagen-mini"}
+CELLS = ONE_D | {"encoder": [96, 1, 1], "decoder": [96, 1, 1], "num_tokens": 16}
 TOKENIZERS = {  # task: model, init, data
     "vq": (VQ, {}, {"size": 32}),
     "kl": (KL, {}, {"size": 32, "divergence": 1e-3}),
     "one-d-piece": (ONE_D, {}, {}),
+    "one-d-piece from cells": (CELLS, {}, {"start": "cells", "keep": "step"}),
+    "seed": (SEED, SEED_INIT, {"queries_until": 1}),
     "flextok": (FLEX, {"kl": "kl-mini"}, {}),
     "tokenflow": (FLOW, {"vq": "vq-mini", "teacher": "scenes-features"}, {"semantic": 1.0}),
 }

@@ -16,9 +16,12 @@ SMALL = {
     "eval_pictures": 8,
     "pictures": 16,
     "anchor_pictures": 16,
+    "start_pictures": 16,
     "vocabulary": 512,
     "own": {"share": 0.5, "count": 4, "every": 2, "iterations": 4},
     "eval_samples": 2,
+    "probe_scenes": 16,
+    "queries_until": 2,
     "prompt": 6,
     "passages": 4,
     "swaps": 2,
@@ -34,6 +37,7 @@ FROM_NOTHING = {  # what the recipes' comments say, where new weights take anoth
     "one-d-piece-mini": {"init": {}},
     "flextok-mini": {"init": {"kl": "kl-mini"}},
     "llamagen-mini": {"init": {"vq": "vq-mini", "text_encoder": "llamagen-mini"}},
+    "janus-mini": {"init": {"tokenizer": "vq-mini"}},
     "mar-mini": {"init": {"kl": "kl-mini"}},
 }
 CASES = [*sorted(path.stem for path in RECIPES.glob("*.yaml")), *(f"{name} from nothing" for name in FROM_NOTHING)]

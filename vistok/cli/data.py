@@ -17,15 +17,42 @@ def scenes(
     num: Annotated[int, typer.Option(help="How many scenes.")] = 64,
     size: Annotated[int, typer.Option(help="Side in pixels; the models know 64 and 128.")] = 64,
     seed: Annotated[int, typer.Option(help="Which world.")] = 0,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="Also write control pictures into a folder of this name: canny or seg; may be given again."),
+    ] = None,
 ) -> None:
     """Write scenes as PNG files, with captions, classes, objects, boxes and questions in metadata.jsonl.
 
-    Example: `vistok data scenes --num 64 --out scenes/`
+    Example: `vistok data scenes --num 64 --out scenes/ --control canny`
     """
     from vistok.data.scenes.files import write_scenes
 
-    write_scenes(out, num, size, seed)
+    write_scenes(out, num, size, seed, control or ())
     say(f"{num} scenes of {size}x{size} pixels in {out}; what is on them is in {out / 'metadata.jsonl'}")
+
+
+def control(
+    picture: Annotated[Path, typer.Argument(help="A picture of any size.")],
+    out: Annotated[Path, typer.Option(help="File for its control picture.")],
+    kind: Annotated[str, typer.Option(help="What it is to show: canny.")] = "canny",
+    low: Annotated[int, typer.Option(help="Gradient from which a pixel goes on with an edge.")] = 100,
+    high: Annotated[int, typer.Option(help="Gradient from which a pixel begins an edge.")] = 200,
+) -> None:
+    """Write the edges of a picture, for `vistok sample --control`; needs the extra vistok[control].
+
+    Example: `vistok data control photo.jpg --out edges.png`
+    """
+    from vistok.data.annotators import canny
+    from vistok.data.images import load_image, save_image
+    from vistok.errors import unknown_name
+    from vistok.files import check_writable
+
+    if kind != "canny":
+        raise unknown_name("kind of control that is made of pictures", kind, ["canny"])
+    check_writable(out)
+    save_image(canny(load_image(picture), low, high), out)
+    say(f"edges of {picture} in {out}")
 
 
 def geneval(
@@ -48,4 +75,4 @@ def geneval(
     say(f"{len(records)} prompts in {out}")
 
 
-add_commands(app, {"scenes": scenes, "geneval": geneval})
+add_commands(app, {"scenes": scenes, "control": control, "geneval": geneval})

@@ -6,7 +6,21 @@ import sys
 
 import typer
 
-from vistok.cli import bench, compress, data, doctor, eval, models, sample, samplers, studio, tokenize, train, write
+from vistok.cli import (
+    bench,
+    compress,
+    data,
+    doctor,
+    eval,
+    ground,
+    models,
+    sample,
+    samplers,
+    studio,
+    tokenize,
+    train,
+    write,
+)
 from vistok.cli.output import Commands
 from vistok.cli.shared import add_commands
 from vistok.errors import VistokError
@@ -30,6 +44,7 @@ add_commands(
         "samplers": samplers.samplers,
         "models": models.models,
         "compress": compress.compress,
+        "ground": ground.ground,
         "train": train.train,
         "tokenize": tokenize.tokenize,
         "detokenize": tokenize.detokenize,

@@ -29,6 +29,9 @@ FORMER = {name: name for name in ("window", "init", "variant", "delta", "mode", 
 def sample(
     context: typer.Context,
     prompt: Prompts = None,
+    negative: Annotated[
+        str | None, typer.Option(help="What guidance leads away from, e.g. a green ring; of models that read prompts.")
+    ] = None,
     prompts: Annotated[Path | None, typer.Option(help="File with one prompt a line.")] = None,
     class_: Annotated[list[int] | None, typer.Option("--class", help="Class to paint; may be given again.")] = None,
     model: Annotated[
@@ -104,7 +107,7 @@ def sample(
     text_encoder: Annotated[str | None, typer.Option(help="T5 encoder: folder or hub id.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time; in float32 it does not change them.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or int8 on a CPU.")] = "float32",
     compile: Annotated[bool, typer.Option("--compile", help="Compile the transformer, on a GPU.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Paint words that the model never saw.")] = False,
     json: Json = None,
@@ -164,6 +167,8 @@ def sample(
         tokens=tokens,
     )
     pipe.check(conditions, force)
+    if negative is not None:
+        pipe = pipe.with_negative(negative, force)
     if image is not None:
         pipe = pipe.with_image(image, mask)
     for given_control in controls:

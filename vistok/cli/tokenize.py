@@ -12,6 +12,7 @@ from vistok.cli.shared import say
 
 if TYPE_CHECKING:
     from vistok.tokenizers.files import Reached
+    from vistok.tokenizers.load import LoadedTokenizer
 
 Tokenizer = Annotated[str, typer.Option(help="An embedded tokenizer, a folder, a checkpoint file or a hub id.")]
 Preset = Annotated[str | None, typer.Option(help="Shape of a checkpoint with an unpublished name.")]
@@ -32,6 +33,12 @@ def tokenize(
     lpips_head: Annotated[Path | None, typer.Option(help="alex.pth, vgg.pth or squeeze.pth of LPIPS v0.1.")] = None,
     lpips_backbone: Annotated[Path | None, typer.Option(help="torchvision's weights of that network.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Side of the centre crop. [default: the tokenizer's]")] = None,
+    tiles: Annotated[
+        bool, typer.Option("--tiles", help="Whole pictures in overlapping tiles, nothing cropped.")
+    ] = False,
+    overlap: Annotated[
+        int | None, typer.Option(min=0, help="Least pixels that tiles share. [default: an eighth of a tile]")
+    ] = None,
     preset: Preset = None,
     batch_size: BatchSize = 8,
     device: Device = None,
@@ -45,10 +52,12 @@ def tokenize(
 
     if sum(choice is not None for choice in (tokens, psnr, lpips)) > 1:
         raise VistokError("--tokens, --psnr and --lpips each choose the number of tokens: give one of them.")
+    if overlap is not None and not tiles:
+        raise VistokError("--overlap is that of tiles: add --tiles, or leave it out.")
     from vistok.data.vtok import SUFFIX
     from vistok.progress import progress
     from vistok.runtime import resolve_device
-    from vistok.tokenizers.files import PICTURES, pair_paths, tokenize_files
+    from vistok.tokenizers.files import PICTURES, pair_paths, tile_side, tokenize_files
     from vistok.tokenizers.load import load_tokenizer
 
     check_outputs(json)
@@ -56,8 +65,10 @@ def tokenize(
     pairs = pair_paths(inputs, out, PICTURES, SUFFIX)
     reached = _quality(psnr, lpips, lpips_net, lpips_head, lpips_backbone)
     loaded = load_tokenizer(tokenizer, preset, device)
+    if tiles and overlap is None:
+        overlap = tile_side(loaded.tokenizer.capabilities, size) // 8
     with progress("tokenize", len(pairs)) as advance:
-        summary = tokenize_files(loaded, pairs, tokens, reached, size, batch_size, advance)
+        summary = tokenize_files(loaded, pairs, tokens, reached, size, batch_size, advance, overlap)
     figures = summary.to_dict()
     if output_json(figures, json, indent=None):
         return
@@ -77,6 +88,9 @@ def detokenize(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A .png, or a folder. [default: beside]")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Decode this many first tokens. [default: all]")] = None,
     seed: Annotated[int, typer.Option(help="Of tokenizers that decode by sampling.")] = 0,
+    unclip: Annotated[
+        str | None, typer.Option(help="A Stable unCLIP of diffusers that paints SEED's image embeddings.")
+    ] = None,
     preset: Preset = None,
     batch_size: BatchSize = 8,
     device: Device = None,
@@ -97,6 +111,8 @@ def detokenize(
     pairs = pair_paths(inputs, out, TOKENS, ".png")
     loaded = load_tokenizer(tokenizer or _embedded(read_vtok(pairs[0][0]).tokenizer), preset, device)
     decoding = {}
+    if unclip is not None:
+        _attach_unclip(loaded, unclip)
     if loaded.tokenizer.capabilities.stochastic_decode:
         import torch
 
@@ -107,6 +123,18 @@ def detokenize(
         count = detokenize_files(loaded, pairs, tokens, batch_size, advance, **decoding)
     if not output_json({"pictures": count}, json, indent=None):
         say(f"{count} pictures")
+
+
+def _attach_unclip(loaded: LoadedTokenizer, name: str) -> None:
+    """Let an unCLIP paint what the tokenizer gives."""
+    from vistok.errors import VistokError
+    from vistok.tokenizers.unclip import UnClip
+
+    if not hasattr(loaded.tokenizer, "unclip"):
+        raise VistokError(f"'{loaded.name}' gives no image embeddings that an unCLIP paints: leave --unclip out.")
+    painter = UnClip.load(name)
+    painter.pipeline.to(loaded.device)
+    loaded.tokenizer.unclip = painter
 
 
 def _embedded(name: str) -> str:

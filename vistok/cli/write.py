@@ -9,13 +9,17 @@ import typer
 
 from vistok.cli.output import Json, check_outputs, output_json
 
-DRAFTERS = ("none", "lookup", "recycling", "draft", "eagle", "pearl")
-
 
 def write(
     prompt: Annotated[str, typer.Argument(help="What is continued; - reads it from standard input.")],
     model: Annotated[str, typer.Option(help="An embedded model, a folder, or a hub id.")] = "text-mini",
-    drafter: Annotated[str, typer.Option(help=f"What proposes tokens: {', '.join(DRAFTERS)}.")] = "recycling",
+    drafter: Annotated[
+        str,
+        typer.Option(
+            help="What proposes tokens: none, lookup, recycling, draft, eagle, pearl, ppd, medusa, aded, rasd, "
+            "hidden-transfer, or a name that another package adds."
+        ),
+    ] = "recycling",
     draft: Annotated[
         str | None, typer.Option(help="The small model, or the EAGLE head. [default: text-mini-draft for text-mini]")
     ] = None,
@@ -37,19 +41,20 @@ def write(
     """
     import torch
 
-    from vistok.errors import VistokError
-    from vistok.samplers.writing import draft_tree, drafter_of, written
+    from vistok.errors import unknown_name
+    from vistok.samplers.named import TEXT_DRAFTERS
+    from vistok.samplers.writing import OWN, draft_tree, drafter_of, written
     from vistok.zoo.transformers import load_causal_lm
 
     check_outputs(json)
-    if drafter not in DRAFTERS:
-        raise VistokError(f"no drafter is called '{drafter}': choose among {', '.join(DRAFTERS)}.")
+    if drafter not in (names := [*OWN, *TEXT_DRAFTERS]):
+        raise unknown_name("drafter", drafter, names)
     text = sys.stdin.read() if prompt == "-" else prompt
     target, tokenizer = load_causal_lm(model, device, dtype)
     ids = tokenizer(text, return_tensors="pt").input_ids.to(target.device)
     if draft is None and model == "text-mini":
         draft = "text-mini-draft"
-    speculation, watched = drafter_of(drafter, target, draft, device, dtype, tree)
+    speculation, watched = drafter_of(drafter, target, tokenizer, draft, device, dtype, tree)
     torch.manual_seed(seed)
     quiet = json is not None and str(json) == "-"
     options = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}

@@ -8,6 +8,8 @@ are trained in one pass, by masks that keep them apart. There is no public code;
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -177,3 +179,41 @@ def plain_loss(model: nn.Module, ids: Tensor, points: Tensor, ahead: int = 16) -
     logits = model(input_ids=ids).logits
     rows = (points[:, None] + torch.arange(ahead, device=points.device)).flatten()
     return F.cross_entropy(logits[:, rows].flatten(0, 1).float(), ids[:, rows + 1].flatten())
+
+
+@torch.no_grad()
+def augmented_prompt(model: nn.Module, coprocessor: Coprocessor, ids: Tensor) -> Tensor:
+    """Texts with latents behind them, for ``model.generate(inputs_embeds=...)``, [B, L + N, D].
+
+    Args:
+        model: the causal LM.
+        coprocessor: gives the latents.
+        ids: texts of one length, int64 [B, L].
+    """
+    layout = augmentation_layout(ids.shape[1], torch.tensor([ids.shape[1] - 1]), len(coprocessor.soft), 0)
+    given = coprocessor(
+        text_cache(model, ids),
+        layout.coprocessor_mask[None].to(ids.device),
+        layout.coprocessor_positions[None].to(ids.device),
+    )
+    return torch.cat([model.get_input_embeddings()(ids), given], 1)
+
+
+def load_coprocessor(model: nn.Module, folder: str | Path) -> Coprocessor:
+    """A trained coprocessor of a causal LM, from the folder that its recipe wrote.
+
+    Raises:
+        VistokError: no such folder, or weights of another model or of other latents.
+    """
+    from vistok.zoo.checkpoint import load_strict, read_state_dict, weights_file
+
+    weights = weights_file(folder)
+    try:
+        latents = json.loads((Path(folder) / "config.json").read_text())["latents"]
+    except (OSError, ValueError, KeyError) as error:
+        raise VistokError(
+            f"'{folder}' lacks a config.json that says its latents: name a coprocessor's folder."
+        ) from error
+    coprocessor = Coprocessor(model, latents)
+    load_strict(coprocessor, read_state_dict(weights), "coprocessor of this model")
+    return coprocessor.eval().requires_grad_(False)

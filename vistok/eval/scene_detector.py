@@ -10,6 +10,7 @@ those of both sizes, moved by fractions of a pixel, and the best overlap names s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,29 +83,45 @@ def detect(images: Tensor, min_score: float = 0.0) -> list[list[SceneObject]]:
     Returns:
         For each picture its objects, largest first.
     """
+    return [sorted((d for d, _ in found if d.score >= min_score), key=lambda d: -d.area) for found in _regions(images)]
+
+
+def segment(images: Tensor) -> Tensor:
+    """Returns which shape every pixel of pictures belongs to: the number in SHAPES, -1 for background; int64 [B, H, W].
+
+    Args:
+        images: as of ``detect``.
+    """
+    maps = torch.full((len(images), *images.shape[-2:]), -1)
+    for shapes, found in zip(maps, _regions(images), strict=True):
+        for each, inside in found:
+            shapes[torch.from_numpy(inside)] = SHAPES.index(each.shape)
+    return maps
+
+
+def _regions(images: Tensor) -> Iterator[list[tuple[SceneObject, np.ndarray]]]:
+    """Yields the objects of each picture, each with its pixels, bool [H, W]."""
     from scipy import ndimage
 
     if images.dtype == torch.uint8:
         images = images.float() / 127.5 - 1
     covered, colours = (x.cpu().numpy() for x in coverage(images))
-    out = []
     for share, colour in zip(covered, colours, strict=True):
         # A region is one patch of saturated pixels; its colour is the majority inside it.
         regions, count = ndimage.label(share > 0.45)
         found = []
         for i, box in enumerate(ndimage.find_objects(regions, count), start=1):
-            mask = regions[box] == i
+            mask = regions == i
             area = int(mask.sum())
             if area < MIN_AREA * share.size:
                 continue
-            votes = np.bincount(colour[box][mask], minlength=len(COLOURS))
+            votes = np.bincount(colour[mask], minlength=len(COLOURS))
             # Other regions' pixels are not this object's edge.
             own = np.where((regions == 0) | (regions == i), share, 0)
             shape, size, score = _fit(own, box)
             corners = (box[1].start, box[0].start, box[1].stop, box[0].stop)
-            found.append(SceneObject(shape, COLOURS[int(votes.argmax())], size, corners, score, area))
-        out.append(sorted((d for d in found if d.score >= min_score), key=lambda d: -d.area))
-    return out
+            found.append((SceneObject(shape, COLOURS[int(votes.argmax())], size, corners, score, area), mask))
+        yield found
 
 
 def _fit(share: np.ndarray, box: tuple[slice, slice]) -> tuple[str, str, float]:

@@ -178,6 +178,7 @@ class ControlAR(LlamaGen):
     family = "controlar"
     config_class = ControlARConfig
     presets = PRESETS
+    idle_keys = ("condition_embeddings.weight", "condition_mlp.uncond_embedding")
 
     def __init__(self, config: ControlARConfig):
         super().__init__(config)

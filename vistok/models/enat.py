@@ -67,7 +67,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer block modulated by the class: updates codes, given a context that it leaves as it is."""
+    """Transformer block modulated by the condition: updates codes, given a context that it leaves as it is."""
 
     def __init__(self, config: ENATConfig):
         super().__init__()
@@ -106,7 +106,7 @@ class Reuse(nn.Module):
 
 
 class ENAT(MaskedTransformer):
-    """The published class-conditional ENAT.
+    """The published class-conditional ENAT, or one that reads captions.
 
     Args:
         config: its shape.
@@ -124,12 +124,12 @@ class ENAT(MaskedTransformer):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.enc_depth + config.dec_depth))
         self.initialise()
 
-    def features(self, codes: Tensor, labels: Tensor, state: ReuseState | None) -> tuple[Tensor, ReuseState]:
+    def features(self, codes: Tensor, values: Tensor, state: ReuseState | None) -> tuple[Tensor, ReuseState]:
         """Returns features [B, L, E] of all codes, before the last norm, and the state of the next step.
 
         Args:
             codes: int64 [B, L]; all rows hide the same number.
-            labels: classes [B].
+            values: of the condition, see ``MaskedTransformer``.
             state: of the step before, whose visible codes are still visible and the same; None begins anew.
         """
         visible = codes != self.mask_id
@@ -137,7 +137,7 @@ class ENAT(MaskedTransformer):
             state = None
         known = torch.zeros_like(visible) if state is None else state.visible
         h = self.x_embedder(codes)
-        condition = self.y_embedder(labels)[:, None]
+        condition = self.y_embedder(values)[:, None]
         out = h
         context = None
         if state is not None:

@@ -16,6 +16,7 @@ GENERATORS = Registry(
         "xar": "vistok.models.xar:FAMILY",
         "enat": "vistok.models.enat:FAMILY",
         "maskgit": "vistok.models.maskgit:FAMILY",
+        "titok-maskgit": "vistok.models.titok_generator:FAMILY",
     },
     "vistok.generators",
 )

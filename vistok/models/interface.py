@@ -93,15 +93,27 @@ class Condition:
         mask: which text features are real, [B, T]; all if None.
         control: pictures that all images of the batch follow; their effects add up.
         known: what all images of the batch have in common already.
+        negative: what they are guided away from, in the place of nothing asked for: likewise B values.
     """
 
     values: Tensor
     mask: Tensor | None = None
     control: tuple[Control, ...] = ()
     known: Known | None = None
+    negative: Condition | None = None
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @property
+    def mean(self) -> Tensor:
+        """Text features as their mean over those that are real, [B, D]; classes as they are."""
+        if self.values.ndim < 3:
+            return self.values
+        if self.mask is None:
+            return self.values.mean(1)
+        weight = self.mask.to(self.values)[..., None]
+        return (self.values * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 class Generator(Protocol):
@@ -187,7 +199,7 @@ class MaskedGenerator(Generator, Protocol):
 
         Args:
             codes: int64 [B, L], as many hidden in each row.
-            values: of the condition.
+            values: classes [B], or mean text features [B, D].
             state: what the step before left; codes that were visible then are the same now. None begins anew.
         """
 

@@ -19,8 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError, unknown_name
+from vistok.models import packed_step
 from vistok.models.interface import LoadRequest, TokenSpec
 from vistok.ops import KVCache, apply_rope, attention, causal_attention, collapse_prefix, rope_1d, rope_2d
+from vistok.ops.linear import joint
+from vistok.ops.rope import rope_places
 from vistok.zoo import resolve
 from vistok.zoo.pretrained import Pretrained
 
@@ -40,6 +43,8 @@ class LlamaGenConfig:
         block_size: image tokens; a square number in a grid.
         layout: ``grid`` in raster order with the published 2D positions, or ``sequence`` with 1D positions, for
             tokenizers whose tokens are ordered from coarse to fine.
+        places: row and column of each token of a sequence, where tokens have places; positions are then 2D as in a
+            grid.
         model_type: ``c2i`` (class to image) or ``t2i`` (text to image).
         cls_token_num: length T of the conditioning prefix.
         num_classes: classes of ``c2i``; one more row is the null class.
@@ -70,6 +75,7 @@ class LlamaGenConfig:
     attn_dropout_p: float = 0.0
     drop_path_rate: float = 0.0
     layout: str = "grid"
+    places: tuple[tuple[float, float], ...] = ()
 
     @property
     def head_dim(self) -> int:
@@ -114,6 +120,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:  # the same bits in one call
+            return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
         return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
 
 
@@ -187,7 +195,8 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        gate, up = joint(x, self.w1, self.w3)
+        return self.w2(F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -288,6 +297,11 @@ class LlamaGen(Pretrained, nn.Module):
             raise VistokError(
                 f"LlamaGen paints square grids, but block_size {config.block_size} is not a square number."
             )
+        if config.places and (config.layout == "grid" or len(config.places) != config.block_size):
+            raise VistokError(
+                f"LlamaGen's places are those of the {config.block_size} tokens of a sequence, got "
+                f"{len(config.places)} in a {config.layout}."
+            )
         self.config = config
         embedder = LabelEmbedder if config.model_type == "c2i" else CaptionEmbedder
         self.cls_embedding = embedder(config)
@@ -298,6 +312,10 @@ class LlamaGen(Pretrained, nn.Module):
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.layout == "grid":
             rope = rope_2d(config.grid, config.grid, config.head_dim, config.rope_base, prefix=config.cls_token_num)
+        elif config.places:
+            rope = rope_places(
+                torch.tensor(config.places), config.head_dim, config.rope_base, prefix=config.cls_token_num
+            )
         else:
             rope = rope_1d(config.block_size, config.head_dim, config.rope_base, prefix=config.cls_token_num)
         self.register_buffer("rope", rope, persistent=False)
@@ -350,7 +368,7 @@ class LlamaGen(Pretrained, nn.Module):
             raise VistokError("this model paints a grid of tokens as a whole: leave the number of tokens out.")
         if not 1 <= tokens <= self.config.block_size:
             raise VistokError(f"this model draws 1 to {self.config.block_size} tokens, got {tokens}.")
-        self.config = replace(self.config, block_size=tokens)
+        self.config = replace(self.config, block_size=tokens, places=self.config.places[:tokens])
 
     def _init(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -435,7 +453,9 @@ class LlamaGen(Pretrained, nn.Module):
         rows = 1 + self.tokens.length + extra
         weight = self.tok_embeddings.weight
         kv_heads = config.n_kv_head or config.n_head
-        cache = KVCache(config.n_layer, batch, rows, kv_heads, config.head_dim, weight.dtype, weight.device)
+        # On a CPU attention of few queries is faster in float32, even if it reads twice as much.
+        dtype = torch.promote_types(weight.dtype, torch.float32) if weight.device.type == "cpu" else weight.dtype
+        cache = KVCache(config.n_layer, batch, rows, kv_heads, config.head_dim, dtype, weight.device)
         return DecodeState(cache, None)
 
     def prefill(self, condition: Tensor, state: DecodeState, mask: Tensor | None = None) -> Tensor:
@@ -483,14 +503,17 @@ class LlamaGen(Pretrained, nn.Module):
         Returns:
             Final hidden states [B, N, dim]; entry j predicts the token after token j (see ``head``).
         """
+        visible = self._decode_mask(tokens, state, ancestors)
+        if packed_step.applies(self):
+            return packed_step.packed_step(self, tokens, positions, state, visible)
         x = self.tok_embeddings(tokens)
         rope = self.rope[self.config.cls_token_num + positions]
-        visible = self._decode_mask(x, state, ancestors)
         for i, layer in enumerate(self.layers):
             x = add_streams(x, state.added, i, positions + 1)
             q, k, v = layer.project(x, rope)
             keys, values = state.cache.write(i, k, v)
-            x = layer.residual(x, layer.attention.merge(attention(q, keys, values, mask=visible)))
+            mixed = attention(q.to(keys.dtype), keys, values, mask=visible).to(x.dtype)
+            x = layer.residual(x, layer.attention.merge(mixed))
         return self.norm(x)
 
     def compile_blocks(self, **options) -> None:
@@ -510,19 +533,23 @@ class LlamaGen(Pretrained, nn.Module):
         return self.output(hidden)
 
     @staticmethod
-    def _decode_mask(x: Tensor, state: DecodeState, ancestors: Tensor | None) -> Tensor | None:
-        cache, new = state.cache, x.shape[1]
+    def _decode_mask(tokens: Tensor, state: DecodeState, ancestors: Tensor | None) -> Tensor | None:
+        cache, (batch, new), device = state.cache, tokens.shape, tokens.device
         keys = min(cache.bound + new, cache.capacity)
         bias = None if state.bias is None else state.bias[..., :keys]
-        if cache.common_length is not None and new == 1:
+        common = cache.common_length
+        if common is not None and new == 1:
             return bias
         if ancestors is None:
-            ancestors = torch.ones(new, new, dtype=torch.bool, device=x.device).tril().expand(len(x), -1, -1)
-        row = torch.arange(keys, device=x.device)
-        own = row - cache.lengths[:, None]  # [B, keys]: number of the new token in a row, negative where it is old
-        inside = (own >= 0) & (own < new)
-        visible = ancestors.gather(2, own.clamp(0, new - 1)[:, None].expand(-1, new, -1)) & inside[:, None]
-        visible = (visible | (own < 0)[:, None])[:, None]  # [B, 1, N, keys]
+            ancestors = torch.ones(new, new, dtype=torch.bool, device=device).tril().expand(batch, -1, -1)
+        if common is not None:
+            visible = F.pad(ancestors, (common, 0), value=True)[:, None]
+        else:
+            row = torch.arange(keys, device=device)
+            own = row - cache.lengths[:, None]  # [B, keys]: number of the new token in a row, negative where it is old
+            inside = (own >= 0) & (own < new)
+            visible = ancestors.gather(2, own.clamp(0, new - 1)[:, None].expand(-1, new, -1)) & inside[:, None]
+            visible = (visible | (own < 0)[:, None])[:, None]  # [B, 1, N, keys]
         return visible if bias is None else bias.masked_fill(~visible, -torch.inf)
 
 

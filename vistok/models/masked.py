@@ -29,6 +29,7 @@ class MaskedConfig:
         grid: codes along a side.
         codebook_size: codes V; the mask is the id V.
         num_classes: classes; one more row of the table is no class.
+        caption_dim: width of the text features that it reads in the place of classes; 0 of a model of classes.
         embed_dim, num_heads, mlp_ratio: of the blocks.
         dropout: of the embedding, in training.
         class_dropout_prob: share of training samples without a class.
@@ -37,6 +38,7 @@ class MaskedConfig:
     grid: int = 16
     codebook_size: int = 1024
     num_classes: int = 1000
+    caption_dim: int = 0
     embed_dim: int = 768
     num_heads: int = 12
     mlp_ratio: float = 4.0
@@ -79,6 +81,22 @@ class ClassEmbedding(nn.Module):
         return self.embedding_table(labels)
 
 
+class CaptionEmbedding(nn.Module):
+    """Mean text features [B, caption_dim] to conditions [B, E]; ``uncond_embedding`` stands for no caption."""
+
+    def __init__(self, config: MaskedConfig):
+        super().__init__()
+        self.cap_proj = nn.Linear(config.caption_dim, config.embed_dim)
+        self.uncond_embedding = nn.Parameter(torch.zeros(config.caption_dim))
+        self.drop = config.class_dropout_prob
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training and self.drop > 0:
+            dropped = torch.rand(len(features), 1, device=features.device) < self.drop
+            features = torch.where(dropped, self.uncond_embedding, features)
+        return self.cap_proj(features)
+
+
 class CodeHead(nn.Module):
     """Features to logits of codes, by the table of the embedding, which learns nothing from them."""
 
@@ -111,22 +129,20 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class MaskedTransformer(Pretrained, nn.Module):
-    """Base of the networks that predict hidden codes, given visible ones and a class.
+    """Base of the networks that predict hidden codes, given visible ones and a class or a caption.
 
-    Codes are int64 [B, L] in raster order; ``mask_id`` hides one. A subclass says ``features``.
+    Codes are int64 [B, L] in raster order; ``mask_id`` hides one. Values of a condition are classes [B], or mean text
+    features [B, caption_dim]. A subclass says ``features``.
 
     Args:
         config: its shape.
     """
 
-    conditional_on = "class"
-    text_width = 0
-
     def __init__(self, config: MaskedConfig):
         super().__init__()
         self.config = config
         self.x_embedder = CodeEmbedding(config)
-        self.y_embedder = ClassEmbedding(config)
+        self.y_embedder = CaptionEmbedding(config) if config.caption_dim else ClassEmbedding(config)
         self.norm = nn.LayerNorm(config.embed_dim, eps=1e-5)
         self.mlm_layer = CodeHead(config)
 
@@ -146,9 +162,19 @@ class MaskedTransformer(Pretrained, nn.Module):
         return TokenSpec("codes", self.config.codebook_size, self.config.seq_len)
 
     @property
+    def conditional_on(self) -> str:
+        """``class`` or ``text``."""
+        return "text" if self.config.caption_dim else "class"
+
+    @property
     def classes(self) -> int:
-        """How many classes it knows."""
-        return self.config.num_classes
+        """How many classes it knows; 0 of a text-conditional model."""
+        return 0 if self.config.caption_dim else self.config.num_classes
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text features that it reads; 0 of a class-conditional model."""
+        return self.config.caption_dim
 
     @property
     def mask_id(self) -> int:
@@ -156,7 +182,9 @@ class MaskedTransformer(Pretrained, nn.Module):
         return self.config.codebook_size
 
     def null_condition(self, batch: int) -> Tensor:
-        """The class that stands for none, int64 [B]."""
+        """The values that stand for nothing asked for: int64 [B], or [B, caption_dim]."""
+        if self.config.caption_dim:
+            return self.y_embedder.uncond_embedding.expand(batch, -1)
         return torch.full((batch,), self.config.num_classes, device=self.norm.weight.device)
 
     def image_tokens(self, drawn: Tensor) -> Tensor:
@@ -167,18 +195,22 @@ class MaskedTransformer(Pretrained, nn.Module):
         """Returns codes [B, h, w] of the tokenizer as codes [B, L]."""
         return tokens.flatten(1)
 
-    def features(self, codes: Tensor, labels: Tensor, state: Any | None) -> tuple[Tensor, Any | None]:
+    def features(self, codes: Tensor, values: Tensor, state: Any | None) -> tuple[Tensor, Any | None]:
         """Returns features [B, L, E] of all codes, before the last norm, and what the next step is told of this one."""
         raise NotImplementedError
 
-    def predict(self, codes: Tensor, labels: Tensor, state: Any | None = None) -> tuple[Tensor, Any | None]:
-        """Returns logits and what the next step is told of this one; see ``vistok.models.interface``."""
-        features, state = self.features(codes, labels, state)
-        return self.mlm_layer(self.norm(features), self.x_embedder.word_embeddings.weight), state
+    def logits(self, features: Tensor) -> Tensor:
+        """Returns logits [B, L, V] of what ``features`` returned."""
+        return self.mlm_layer(self.norm(features), self.x_embedder.word_embeddings.weight)
 
-    def forward(self, codes: Tensor, labels: Tensor, state: Any | None = None) -> Tensor:
+    def predict(self, codes: Tensor, values: Tensor, state: Any | None = None) -> tuple[Tensor, Any | None]:
+        """Returns logits and what the next step is told of this one; see ``vistok.models.interface``."""
+        features, state = self.features(codes, values, state)
+        return self.logits(features), state
+
+    def forward(self, codes: Tensor, values: Tensor, state: Any | None = None) -> Tensor:
         """Returns logits [B, L, V]; see ``predict``."""
-        return self.predict(codes, labels, state)[0]
+        return self.predict(codes, values, state)[0]
 
 
 class MaskedFamily:
@@ -191,7 +223,7 @@ class MaskedFamily:
 
     interface = "masked"
     plain = "masked"
-    options = frozenset({"size", "preset"})
+    options = frozenset({"size", "preset", "text_encoder"})
 
     def __init__(self, name: str, kind: type[MaskedTransformer]):
         self.name, self.kind = name, kind

@@ -43,7 +43,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer block modulated by the class."""
+    """Transformer block modulated by the condition."""
 
     def __init__(self, config: MaskGITConfig):
         super().__init__()
@@ -59,7 +59,7 @@ class Block(nn.Module):
 
 
 class MaskGIT(MaskedTransformer):
-    """A class-conditional MaskGIT.
+    """A MaskGIT, class- or text-conditional.
 
     Args:
         config: its shape.
@@ -74,9 +74,9 @@ class MaskGIT(MaskedTransformer):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.initialise()
 
-    def features(self, codes: Tensor, labels: Tensor, state: None = None) -> tuple[Tensor, None]:
+    def features(self, codes: Tensor, values: Tensor, state: None = None) -> tuple[Tensor, None]:
         """Returns features [B, L, E] of all codes, before the last norm; a step tells the next nothing."""
-        h, condition = self.x_embedder(codes), self.y_embedder(labels)[:, None]
+        h, condition = self.x_embedder(codes), self.y_embedder(values)[:, None]
         for block in self.blocks:
             h = block(h, condition)
         return h, None

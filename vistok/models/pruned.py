@@ -30,12 +30,24 @@ class Pruned:
         visual, present: of the whole prompts, bool [B, S].
         prompt: number of columns that are prompt; candidates of assisted decoding follow them.
         stages: by first layer, ascending.
+        ragged: first layers of the stages in which rows are padded.
     """
 
     visual: Tensor
     present: Tensor
     prompt: int
     stages: dict[int, Stage] = field(default_factory=dict)
+    ragged: set[int] = field(default_factory=set)
+
+    def add(self, layer: int, stage: Stage, padded: bool) -> None:
+        """A stage begins at a layer; told with it is whether its rows are padded, which costs no look at a device."""
+        self.stages[layer] = stage
+        if padded:
+            self.ragged.add(layer)
+
+    def padded(self, layer: int) -> bool:
+        """Whether rows of what a layer sees are padded."""
+        return next((first in self.ragged for first in reversed(self.stages) if first <= layer), False)
 
     def stage(self, layer: int) -> Stage | None:
         """What a layer sees; None for everything."""

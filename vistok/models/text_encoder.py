@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vistok.data.captions import clean_caption
 from vistok.errors import VistokError
+from vistok.models.word_encoder import WordNetwork, WordTokenizer, load_word_encoder, word_encoder_config
 from vistok.progress import quiet_transformers
 from vistok.zoo.transformers import load_model, load_text_tokenizer
 
@@ -57,8 +58,8 @@ class TextEncoder(nn.Module):
 
     def __init__(
         self,
-        encoder: T5EncoderModel,
-        tokenizer: PreTrainedTokenizerBase,
+        encoder: T5EncoderModel | WordNetwork,
+        tokenizer: PreTrainedTokenizerBase | WordTokenizer,
         max_length: int = CAPTION_LENGTH,
         clean_captions: bool = True,
     ) -> None:
@@ -133,10 +134,13 @@ class TextEncoder(nn.Module):
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write encoder, configuration and tokenizer to a folder that ``from_pretrained`` reads."""
-        self.encoder.config.caption_length = self.max_length
-        self.encoder.config.clean_captions = self.clean_captions
-        with quiet_transformers():
+        if isinstance(self.encoder, WordNetwork):
             self.encoder.save_pretrained(path)
+        else:
+            self.encoder.config.caption_length = self.max_length
+            self.encoder.config.clean_captions = self.clean_captions
+            with quiet_transformers():
+                self.encoder.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
 
     @classmethod
@@ -176,6 +180,18 @@ class TextEncoder(nn.Module):
         return cls(T5EncoderModel(config), tokenizer, max_length, clean_captions=False)
 
 
+def load_text_encoder(name: str | Path) -> TextEncoder:
+    """Load an encoder for reading captions alone, in float32; an embedded one without importing transformers.
+
+    Raises:
+        VistokError: see ``TextEncoder.from_pretrained``.
+    """
+    config = word_encoder_config(name)
+    if config is None:
+        return TextEncoder.from_pretrained(name, dtype=torch.float32).eval()
+    return TextEncoder(*load_word_encoder(name, config), config.caption_length, config.clean_captions).eval()
+
+
 def word_level_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     """A tokenizer with one token a word or punctuation mark, lower-cased, and the special tokens of T5.
 
@@ -197,14 +213,14 @@ def word_level_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def known_words(tokenizer: PreTrainedTokenizerBase) -> list[str] | None:
+def known_words(tokenizer: PreTrainedTokenizerBase | WordTokenizer) -> list[str] | None:
     """Returns the words of a word-level tokenizer, sorted; None for tokenizers that can spell any word."""
     if not _is_word_level(tokenizer):
         return None
     return sorted(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens))
 
 
-def unknown_words(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> list[str]:
+def unknown_words(tokenizer: PreTrainedTokenizerBase | WordTokenizer, captions: Sequence[str]) -> list[str]:
     """Returns the distinct words of the captions that a word-level tokenizer does not know, in order."""
     if not _is_word_level(tokenizer):
         return []

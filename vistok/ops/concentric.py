@@ -65,6 +65,28 @@ def concentric_layout(
     return ConcentricLayout(before + ring.clamp(min=0), ring, image)
 
 
+def concentric_positions(visual: Tensor, present: Tensor, height: int, width: int) -> Tensor:
+    """Positions of a batch of prompts whose images all have one grid, without a loop and without a device sync.
+
+    An image token may attend to what has no larger position; so may every other token, as text is numbered in order.
+
+    Args:
+        visual: image tokens, bool [B, S]; ``height * width`` in turn are an image.
+        present: 0 at padding, on either side, [B, S].
+        height, width: of the grid.
+
+    Returns:
+        int64 [B, S], 0 at padding.
+    """
+    visual, present = visual & present.bool(), present.bool()
+    ring = ring_index(height, width, visual.device).flatten()
+    cell = (visual.long().cumsum(1) - 1).clamp(min=0) % len(ring)
+    rings = (min(height, width) + 1) // 2
+    step = torch.where(visual, (cell == len(ring) - 1) * rings, present.long())  # an image steps at its end
+    before = step.cumsum(1) - step
+    return (before + visual * ring[cell]).masked_fill(~present, 0)
+
+
 def concentric_mask(layout: ConcentricLayout) -> Tensor:
     """Bool [S, S], True where query (row) may attend to key (column)."""
     order = torch.arange(len(layout.ring), device=layout.ring.device)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vistok.ops.attention import attention
+from vistok.ops.dispatch import on_triton
 
 HIDDEN = -torch.inf
 
@@ -32,6 +33,10 @@ def vote_rows(
         float32 (float64 for float64 keys) [B, S]; 0 for rows that are no candidates. Each sequence sums to Hq where it
         has candidates.
     """
+    if on_triton(q, k):
+        from vistok.ops.kernels.selection import vote_rows as kernel
+
+        return kernel(q, k, visible, scale=scale, modulo=modulo)
     kv_heads = k.shape[1]
     wide = torch.float64 if k.dtype == torch.float64 else torch.float32
     split = (-1, kv_heads) if modulo else (kv_heads, -1)
@@ -82,6 +87,10 @@ def gathered_attention(
     Returns:
         [B, Hq, T, D]. A query that sees no row gets zeros.
     """
+    if on_triton(q, k, v):
+        from vistok.ops.kernels.selection import gathered_attention as kernel
+
+        return kernel(q, k, v, index, visible, scale=scale)
     heads, kv_heads = q.shape[1], k.shape[1]
     group = heads // kv_heads
     if index.shape[1] == heads != kv_heads:

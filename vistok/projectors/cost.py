@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def _shape(config: Any) -> tuple[int, int, int, int]:
-    """Layers, query width, key-value width, weights of a layer."""
+def _shapes(config: Any) -> list[tuple[int, int, int]]:
+    """Query width, key-value width and weights of each layer; layers of short convolutions (LFM2) have no keys."""
     width, heads = config.hidden_size, config.num_attention_heads
     head = getattr(config, "head_dim", None) or width // heads
     queries, keys = heads * head, (getattr(config, "num_key_value_heads", None) or heads) * head
-    weights = 2 * width * queries + 2 * width * keys + 3 * width * config.intermediate_size
-    return config.num_hidden_layers, queries, keys, weights
+    gated = 3 * width * config.intermediate_size
+    attends = (queries, keys, 2 * width * queries + 2 * width * keys + gated)
+    kinds = getattr(config, "layer_types", None) or [""] * config.num_hidden_layers
+    return [(0, 0, 4 * width * width + gated) if kind == "conv" else attends for kind in kinds]
 
 
 def prefill_flops(config: Any, tokens: int | Sequence[int]) -> int:
@@ -26,9 +28,9 @@ def prefill_flops(config: Any, tokens: int | Sequence[int]) -> int:
         config: configuration of the language model (``model.config.get_text_config()``).
         tokens: length of the prompt, text and visual; or its length in each layer, as FastV makes it.
     """
-    layers, queries, _, weights = _shape(config)
-    lengths = [tokens] * layers if isinstance(tokens, int) else tokens
-    return sum(2 * weights * n + 4 * queries * n * n for n in lengths)
+    layers = _shapes(config)
+    lengths = [tokens] * len(layers) if isinstance(tokens, int) else tokens
+    return sum(2 * weights * n + 4 * queries * n * n for n, (queries, _, weights) in zip(lengths, layers, strict=True))
 
 
 def flops_text(flops: float) -> str:
@@ -43,13 +45,13 @@ def flops_text(flops: float) -> str:
 
 
 def kv_cache_bytes(config: Any, tokens: int | Sequence[int], bytes_per_value: int = 2) -> int:
-    """Bytes of the key-value cache.
+    """Bytes of the key-value cache, which layers of convolutions have no part in.
 
     Args:
         config: configuration of the language model.
         tokens: cached tokens, or their number in each layer.
         bytes_per_value: 2 in half precision, 4 in float32.
     """
-    layers, _, keys, _ = _shape(config)
-    lengths = [tokens] * layers if isinstance(tokens, int) else tokens
-    return sum(2 * keys * n * bytes_per_value for n in lengths)
+    layers = _shapes(config)
+    lengths = [tokens] * len(layers) if isinstance(tokens, int) else tokens
+    return sum(2 * keys * n * bytes_per_value for n, (_, keys, _) in zip(lengths, layers, strict=True))

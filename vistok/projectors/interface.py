@@ -7,7 +7,7 @@ drops tokens between two layers of the language model.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -29,6 +29,7 @@ __all__ = [
     "budget",
     "check_keep",
     "everything",
+    "share_of",
     "top_tokens",
 ]
 
@@ -66,11 +67,13 @@ class LayerCompressor:
 
     Attributes:
         name: how the command line calls it.
+        drops: whether tokens that are dropped have no logits in the end.
     """
 
     name: ClassVar[str] = ""
     trained: ClassVar[bool] = False
     temporal: ClassVar[bool] = False
+    drops: ClassVar[bool] = True
 
     def layers(self, total: int, earliest: int) -> tuple[int, ...]:
         """The layers from which on fewer tokens are seen, ascending.
@@ -84,9 +87,26 @@ class LayerCompressor:
         """
         raise NotImplementedError
 
-    def select(self, view: LayerView) -> Tensor:
-        """The visual tokens that the layer and those behind it still see, bool [B, S]."""
+    def raters(self, states: Tensor, visual: Tensor, present: Tensor) -> Tensor | None:
+        """Which text tokens rank the visual ones, bool [B, S]; None where a method has no such choice.
+
+        Args:
+            states: what enters the language model, [B, S, D].
+            visual, present: as of LayerView, of the whole prompt.
+        """
+        return None
+
+    def select(self, view: LayerView) -> Tensor | tuple[Tensor, Tensor]:
+        """The visual tokens that the layer and those behind it still see, bool [B, S].
+
+        With them, a method that merges tokens gives the states that go on, [B, S, D].
+        """
         raise NotImplementedError
+
+
+def share_of(keep: int | float, visual: int) -> int:
+    """How many of a prompt's visual tokens ``keep`` is, see ``check_keep``: from one to all of them."""
+    return min(visual, keep if isinstance(keep, int) else max(1, round(keep * visual)))
 
 
 @dataclass
@@ -103,6 +123,10 @@ class LayerView:
         normed: what entered that module, [B, S, D].
         rotary: cosines and sines of the positions, [B, S, d].
         norm: the language model's last norm.
+        following: the layer that will see fewer.
+        later: how many of the method's layers are still to come.
+        whole: how many visual tokens each prompt had.
+        raters: text tokens that rank, bool [B, S]; None where a method chooses none.
     """
 
     layer: int
@@ -114,6 +138,14 @@ class LayerView:
     normed: Tensor
     rotary: tuple[Tensor, Tensor]
     norm: nn.Module
+    following: nn.Module
+    later: int
+    whole: list[int]
+    raters: Tensor | None = None
+
+    def ahead(self) -> LayerView:
+        """The same with the attention of the layer that will see fewer, as it would read these states."""
+        return replace(self, attention=self.following.self_attn, normed=self.following.input_layernorm(self.states))
 
     def keys(self) -> Tensor:
         """Rotated keys of the layer before, [B, Hkv, S, d]."""
@@ -121,17 +153,28 @@ class LayerView:
 
     def last_query(self) -> Tensor:
         """Rotated query of each prompt's last token in the layer before, [B, H, d]."""
-        rows = torch.arange(len(self.last), device=self.last.device)
-        rotary = tuple(t[rows, self.last][:, None] for t in self.rotary)
-        return self._rotated("q", self.normed[rows, self.last][:, None], rotary)[:, :, 0]
+        return self.queries(self.last[:, None])[:, :, 0]
+
+    def queries(self, columns: Tensor) -> Tensor:
+        """Rotated queries of some tokens int64 [B, R] in the layer before, [B, H, R, d]."""
+        rows = torch.arange(len(columns), device=columns.device)[:, None]
+        return self._rotated("q", self.normed[rows, columns], tuple(t[rows, columns] for t in self.rotary))
+
+    def rotate(self, x: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Vectors [B, H, R, d] as the attention of the layer before rotates those of tokens [B, R], or of all."""
+        rows = torch.arange(len(x), device=x.device)[:, None]
+        rotary = self.rotary if columns is None else tuple(t[rows, columns] for t in self.rotary)
+        return self._turned(x, rotary)
 
     def _rotated(self, name: str, x: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
         attention = self.attention
         y = getattr(attention, f"{name}_proj")(x).unflatten(-1, (-1, attention.head_dim))
         if hasattr(attention, f"{name}_norm"):
             y = getattr(attention, f"{name}_norm")(y)
-        y = y.transpose(1, 2)
-        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # layouts differ between families
+        return self._turned(y.transpose(1, 2), rotary)
+
+    def _turned(self, y: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
+        rotate = sys.modules[type(self.attention).__module__].apply_rotary_pos_emb  # layouts differ between families
         return rotate(y, y, *rotary)[0]
 
 

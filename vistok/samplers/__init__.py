@@ -19,6 +19,7 @@ _EXPORTS = {
     "vistok.samplers.drafters.draft_model": ("DraftModel",),
     "vistok.samplers.drafters.extra_rows": ("ExtraRowDrafter",),
     "vistok.samplers.drafters.lookup": ("PromptLookup",),
+    "vistok.samplers.drafters.medusa": ("MedusaHeads",),
     "vistok.samplers.drafters.rasd": ("Rasd",),
     "vistok.samplers.drafters.sorted_draft": ("SortedDraft",),
     "vistok.samplers.drafters.text": ("TextDrafter",),

@@ -35,6 +35,7 @@ TEXT_DRAFTERS = Registry(
         "draft": f"{_BUILDERS}:draft_model",
         "ppd": f"{_BUILDERS}:prompt_tokens",
         "hidden-transfer": f"{_BUILDERS}:hidden_transfer",
+        "medusa": f"{_BUILDERS}:medusa",
         "aded": f"{_BUILDERS}:aded",
         "rasd": f"{_BUILDERS}:rasd",
     },

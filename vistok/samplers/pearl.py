@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.ops.sampling import residual_law
+from vistok.samplers.draft_process import DraftProcess
 from vistok.samplers.drafters.draft_model import DraftModel
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import Chain
@@ -202,12 +203,20 @@ class Forecast:
     parallel: float
 
 
-def forecast(model: nn.Module, draft: nn.Module, gamma: int, acceptance: float = ACCEPTANCE) -> Forecast:
-    """Returns what a token will cost on this machine; a round of both models at once is measured, not assumed."""
+def forecast(
+    model: nn.Module, draft: nn.Module, gamma: int, acceptance: float = ACCEPTANCE, sides: Sequence[Side] = ()
+) -> Forecast:
+    """Returns what a token will cost on this machine; a round of both models at once is measured, not assumed.
+
+    Args:
+        model, draft, gamma: of the rounds.
+        acceptance: of a drafted token.
+        sides: the two models as the rounds run them, with room for 64 tokens; both in this process if empty.
+    """
     one, small = step_cost(model), step_cost(draft)
     rows = min(width for width in one if width >= gamma)
     serial = (gamma * small[1] + one[rows]) / sum(acceptance**i for i in range(gamma + 1))
-    sides = [CachedSide(each, SamplingParams(greedy=True), 64, 1) for each in (model, draft)]
+    sides = sides or [CachedSide(each, SamplingParams(greedy=True), 64, 1) for each in (model, draft)]
     text = torch.zeros(32, dtype=torch.int64, device=model.get_input_embeddings().weight.device)
     with executors(text.device) as together:
         best = float("inf")
@@ -228,6 +237,8 @@ class Pearl(Speculation):
         draft: a small model with the target's tokenizer.
         gamma: tokens that are drafted in a round.
         force: run the rounds even where the forecast speaks against them.
+        processes: the draft model runs in a process of its own, which starts with the first call and ends with this
+            object; else both run in threads of this one.
         tokenizer, streamer, stopping: see ``Speculation``.
 
     Attributes:
@@ -235,11 +246,14 @@ class Pearl(Speculation):
         counts: of the last parallel call.
     """
 
-    def __init__(self, draft: nn.Module, gamma: int = 4, *, force: bool = False, **options: Any):
+    def __init__(
+        self, draft: nn.Module, gamma: int = 4, *, force: bool = False, processes: bool = False, **options: Any
+    ):
         super().__init__(DraftModel(draft, Chain(gamma)), **options)
         if gamma < 2:
             raise VistokError(f"PEARL drafts at least 2 tokens a round, got {gamma}.")
-        self.draft, self.gamma, self.force = draft, gamma, force
+        self.draft, self.gamma, self.force, self.processes = draft, gamma, force, processes
+        self._process: DraftProcess | None = None
         self.told: str | None = None
         self.counts = Counts()
 
@@ -275,7 +289,7 @@ class Pearl(Speculation):
             return limits.ends is not None and bool(torch.isin(new, limits.ends).any())
 
         room = limits.length + 2 * self.gamma
-        sides = [CachedSide(each, params, room, vocabulary) for each in (model, self.draft)]
+        sides = self._sides(model, params, room, vocabulary)
         text = prompt.ids[0]
         with executors(text.device) as together:
             found, _, self.counts = interleave(*sides, text, limits.length, self.gamma, draw, uniform, together, ended)
@@ -284,6 +298,15 @@ class Pearl(Speculation):
             ends = torch.isin(new, limits.ends).nonzero()
             new = new if not len(ends) else new[: int(ends[0]) + 1]
         return torch.cat([text, new])[None]
+
+    def _sides(self, model: nn.Module, params: SamplingParams, length: int, vocabulary: int) -> list[Side]:
+        """Both models, with empty caches."""
+        target = CachedSide(model, params, length, vocabulary)
+        if not self.processes:
+            return [target, CachedSide(self.draft, params, length, vocabulary)]
+        if self._process is None:
+            self._process = DraftProcess(self.draft)
+        return [target, self._process.begin(params, length, vocabulary)]
 
     def _against(self, model: nn.Module, prompt: Prompt, processors: Any, criteria: Any, streamer: Any) -> str | None:
         if len(prompt.ids) > 1:
@@ -295,7 +318,7 @@ class Pearl(Speculation):
             return "the two vocabularies are padded differently"
         if self.force:
             return None
-        seen = forecast(model, self.draft, self.gamma)
+        seen = forecast(model, self.draft, self.gamma, sides=self._sides(model, SamplingParams(greedy=True), 64, 1))
         best = min(seen.plain, seen.serial)
         if seen.parallel < best:
             return None

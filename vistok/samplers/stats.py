@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class Stats:
     draft_forwards: int = 0
     seconds: float = 0.0
     batches: int = field(default=1, repr=False)
+
+    in_order: ClassVar[bool] = True  # tokens are decided one behind the other, so that a step says nothing of a place
 
     @property
     def tokens(self) -> int:

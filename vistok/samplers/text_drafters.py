@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from vistok.models.heads.hidden_transfer import HiddenTransfer
+from vistok.models.heads.medusa import Medusa
 from vistok.models.heads.prompt_tokens import PromptTokens
 from vistok.samplers.drafters.aded import Aded
 from vistok.samplers.drafters.draft_model import DraftModel
 from vistok.samplers.drafters.extra_rows import ExtraRowDrafter
 from vistok.samplers.drafters.lookup import PromptLookup
+from vistok.samplers.drafters.medusa import MedusaHeads
 from vistok.samplers.drafters.rasd import Rasd
 from vistok.samplers.drafters.recycling import TokenRecycling
 from vistok.samplers.policies.chains import Chain
@@ -52,6 +54,12 @@ def prompt_tokens(model: nn.Module, tokenizer: Any = None, draft: nn.Module | No
     """Parallel prompt decoding."""
     name = trained_for(model, "prompt-tokens")
     return None if name is None else ExtraRowDrafter(PromptTokens.from_pretrained(name))
+
+
+def medusa(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None = None) -> TextDrafter | None:
+    """Medusa heads."""
+    name = trained_for(model, "medusa")
+    return None if name is None else MedusaHeads(Medusa.from_pretrained(name))
 
 
 def hidden_transfer(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None = None) -> TextDrafter | None:

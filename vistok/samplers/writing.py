@@ -10,18 +10,19 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.samplers.drafters.draft_model import DraftModel
 from vistok.samplers.drafters.eagle_head import EagleHead, load_head
-from vistok.samplers.drafters.lookup import PromptLookup
+from vistok.samplers.drafters.rasd import Rasd
 from vistok.samplers.drafters.recycling import TokenRecycling
 from vistok.samplers.drafters.text import TextDrafter, Undrafted
 from vistok.samplers.loop import Run, Scores, Verdict
+from vistok.samplers.named import TEXT_DRAFTERS
 from vistok.samplers.pearl import Pearl
-from vistok.samplers.policies.chains import Chain
 from vistok.samplers.speculation import Speculation
 from vistok.samplers.stats import Stats
 from vistok.samplers.tree import TokenTree
 from vistok.zoo.transformers import load_causal_lm
 
 LAST = -1  # instead of the number of a step
+OWN = ("none", "eagle", "pearl")  # names beside those of TEXT_DRAFTERS
 
 
 class Watched:
@@ -50,35 +51,52 @@ class Watched:
         self.drafter.observe(run, tree, scores, verdict)
 
 
+def _drafter(
+    name: str, model: nn.Module, tokenizer: Any, draft: str | None, device: str, dtype: str
+) -> TextDrafter | None:
+    """The drafter of a name; those that have trees take the size that pays."""
+    if name == "none":
+        return Undrafted()
+    if name == "recycling":
+        return TokenRecycling("auto")
+    if name == "eagle":
+        return EagleHead(load_head(draft, model), "auto")
+    small = load_causal_lm(draft, device, dtype)[0] if draft is not None and name in ("draft", "rasd") else None
+    if name == "draft":
+        return DraftModel(small, "auto")
+    if name == "rasd":
+        return Rasd(DraftModel(small, "auto"))
+    return TEXT_DRAFTERS[name](model, tokenizer, small)
+
+
 def drafter_of(
-    name: str, model: nn.Module, draft: str | None, device: str, dtype: str, step: int | None
+    name: str, model: nn.Module, tokenizer: Any, draft: str | None, device: str, dtype: str, step: int | None
 ) -> tuple[Speculation, Watched | None]:
     """Returns the speculation that a drafter's name stands for, and the watch over a step's tree if one is wanted.
 
     Args:
-        name: none, lookup, recycling, draft, eagle or pearl.
-        model: the target.
+        name: none, eagle, pearl, or one of ``TEXT_DRAFTERS``.
+        model, tokenizer: the target's.
         draft: where the draft model, or the EAGLE head, is.
         device, dtype: of a draft model.
         step: whose tree is wanted, ``LAST`` for the last one's; None for none.
 
     Raises:
-        VistokError: the name needs a draft model and none is given, or has no trees to show.
+        VistokError: no such name; or it needs what is not given, or has no trees to show.
     """
-    if name in ("draft", "eagle", "pearl") and draft is None:
+    if name in ("draft", "eagle", "pearl", "rasd") and draft is None:
         what = "an EAGLE head" if name == "eagle" else "a small model with the target's tokenizer"
         raise VistokError(f"the drafter '{name}' needs {what}: name it with --draft.")
     if name == "pearl":
         if step is not None:
             raise VistokError("PEARL drafts no trees: leave --tree out, or take another drafter.")
         return Pearl(load_causal_lm(draft, device, dtype)[0]), None
-    drafter: TextDrafter = {
-        "none": Undrafted,
-        "lookup": PromptLookup,
-        "recycling": lambda: TokenRecycling("auto"),
-        "draft": lambda: DraftModel(load_causal_lm(draft, device, dtype)[0], Chain(4, 0.3)),
-        "eagle": lambda: EagleHead(load_head(draft, model)),
-    }[name]()
+    drafter = _drafter(name, model, tokenizer, draft, device, dtype)
+    if drafter is None:
+        raise VistokError(
+            f"the drafter '{name}' needs weights that were trained for this target, and none are embedded: "
+            "train them by their recipe (docs/text.md), or take another drafter."
+        )
     watched = None if step is None else Watched(drafter, step)
     return Speculation(watched or drafter), watched
 

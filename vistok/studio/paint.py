@@ -12,7 +12,7 @@ from vistok.errors import VistokError
 from vistok.pipelines import Pipeline, Sample
 from vistok.samplers import SAMPLERS, Stats
 from vistok.samplers.interface import Partial, shows_steps
-from vistok.samplers.trace import acceptance_map, heat_map
+from vistok.samplers.trace import acceptance_map, heat_map, order_map
 from vistok.studio import html
 from vistok.studio.streaming import streamed
 
@@ -109,13 +109,21 @@ def painting_html(pipe: Pipeline, prompt: str, drawn: Painted | None, plain: Pai
         return html.row(*figures)
     below = ""
     if drawn.stats is not None and pipe.model.tokens.layout == "grid":
-        counts = acceptance_map(drawn.stats, 0, pipe.model.tokens.line)
-        heat = html.img(heat_map(counts), f"tokens a step, 1 to {counts.max()}")
-        legend = f"dark: decided alone; bright: together with up to {counts.max() - 1} others"
-        figures.append(html.figure(heat, "Tokens a step", legend))
+        figures.append(_steps(drawn.stats, pipe.model.tokens.line))
     if drawn.stats is not None:
         below += _comparison(drawn, plain) + html.bars(drawn.stats.emitted(0), "Tokens of each step")
     return html.row(*figures) + below
+
+
+def _steps(stats: Stats, line: int) -> str:
+    """Which tokens were decided together, or, where they come in any order, when."""
+    heat = heat_map(stats, 0, line)
+    if stats.in_order:
+        most = acceptance_map(stats, 0, line).max()
+        legend = f"dark: decided alone; bright: together with up to {most - 1} others"
+        return html.figure(html.img(heat, f"tokens a step, 1 to {most}"), "Tokens a step", legend)
+    last = order_map(stats, 0, line).max()
+    return html.figure(html.img(heat, f"steps 1 to {last}"), "When tokens were decided", "dark: early; bright: late")
 
 
 def _shot(prompt: str, painted: Painted) -> str:

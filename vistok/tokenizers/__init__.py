@@ -11,8 +11,10 @@ _EXPORTS = {
     "vistok.tokenizers.kl": ("KLAutoencoder",),
     "vistok.tokenizers.load": ("TOKENIZERS", "LoadedTokenizer", "load_tokenizer"),
     "vistok.tokenizers.maskgit_vqgan": ("MaskGITVQGAN",),
+    "vistok.tokenizers.seed": ("Seed",),
     "vistok.tokenizers.titok": ("TiTok",),
     "vistok.tokenizers.tokenflow": ("TokenFlow",),
+    "vistok.tokenizers.unclip": ("UnClip",),
     "vistok.tokenizers.vq": ("VQTokenizer",),
 }
 _TABLE = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from vistok.data.folders import list_files
 from vistok.data.images import READABLE_SUFFIXES, center_crop, load_image, save_image, to_pil, to_tensor
+from vistok.data.tiles import Tiling
 from vistok.data.vtok import SUFFIX, TokenFile, read_vtok, write_vtok
 from vistok.errors import VistokError
 from vistok.files import IMAGE_SUFFIXES, is_folder_target
-from vistok.tokenizers.interface import Capabilities
+from vistok.tokenizers.interface import Capabilities, Tokenizer
 from vistok.tokenizers.load import LoadedTokenizer
 from vistok.tokenizers.search import fewest_tokens
 
@@ -96,7 +97,9 @@ def prepare(image: Image.Image, capabilities: Capabilities, size: int | None) ->
         VistokError: the picture is smaller than one token, or the tokenizer does not take that size.
     """
     side, multiple = size or capabilities.image_size, capabilities.multiple
-    if side is not None:
+    if side is not None and capabilities.resize == "stretch":
+        image = image.resize((side, side), Image.Resampling.BICUBIC)
+    elif side is not None:
         image = center_crop(image, side)
     width, height = (length // multiple * multiple for length in image.size)
     if not width or not height:
@@ -115,6 +118,7 @@ def tokenize_files(
     size: int | None = None,
     batch_size: int = 8,
     progress: Callable[[int], Any] = lambda _: None,
+    overlap: int | None = None,
 ) -> TokenizeSummary:
     """Encode pictures and write their tokens.
 
@@ -126,6 +130,8 @@ def tokenize_files(
         size: see ``prepare``.
         batch_size: pictures at a time; does not change the files.
         progress: called with the number of pictures that were written.
+        overlap: least pixels that neighbouring tiles share, where pictures are tokenized in tiles, of the size that the
+            tokenizer takes (or ``size``); whole pictures, cropped to what it takes, if None.
 
     Raises:
         VistokError: a picture cannot be read, or the tokenizer does not take it, or not this length.
@@ -134,19 +140,18 @@ def tokenize_files(
     capabilities = tokenizer.capabilities
     _ = capabilities.bits_per_token  # refuses continuous tokens before any work is done
     summary = TokenizeSummary()
+    if overlap is not None:
+        side = tile_side(capabilities, size)
+        for source, target in pairs:
+            _write_tiles(loaded, source, target, side, overlap, length, reached, batch_size, summary)
+            progress(1)
+        return summary
     prepared = ((prepare(load_image(source), capabilities, size), target) for source, target in pairs)
     for same in _batches(prepared, batch_size, key=lambda item: item[0].shape):
         images = torch.stack([image for image, _ in same]).to(loaded.device)
-        tokens = tokenizer.encode(images)
+        tokens, lengths, good = _encode(tokenizer, images, length, reached)
+        summary.unreached += good.count(False)
         shape, flat = tuple(tokens.shape[1:]), tokens.flatten(1)
-        lengths = [flat.shape[1]] * len(flat)
-        if reached is not None:
-            found, good = fewest_tokens(tokenizer, images, tokens, reached)
-            lengths = found.tolist()
-            summary.unreached += int((~good).sum())
-        elif length is not None:
-            capabilities.check_length(length, flat.shape[1])
-            lengths = [length] * len(flat)
         for (_, target), row, keep in zip(same, flat, lengths, strict=True):
             content = TokenFile(loaded.name, loaded.sha256, capabilities.codebook_size, shape, row[:keep].cpu())
             summary.bytes += write_vtok(target, content)
@@ -155,6 +160,70 @@ def tokenize_files(
         summary.pixels += len(same) * images.shape[-1] * images.shape[-2]
         progress(len(same))
     return summary
+
+
+def tile_side(capabilities: Capabilities, size: int | None) -> int:
+    """The side of the tiles that a tokenizer takes.
+
+    Raises:
+        VistokError: it takes any size and none was given, or not this one.
+    """
+    side = size or capabilities.image_size
+    if side is None:
+        raise VistokError(
+            "this tokenizer takes pictures of any size: give --size for tiles of one, or leave --tiles out."
+        )
+    if capabilities.image_size not in (None, side):
+        raise VistokError(
+            f"this tokenizer takes tiles of {capabilities.image_size} pixels, got --size {side}: leave --size out."
+        )
+    if side % capabilities.multiple:
+        raise VistokError(f"tiles of this tokenizer have sides of multiples of {capabilities.multiple}, got {side}.")
+    return side
+
+
+def _encode(
+    tokenizer: Tokenizer, images: Tensor, length: int | None, reached: Reached | None
+) -> tuple[Tensor, list[int], list[bool]]:
+    """Tokens of pictures, how many of each are kept, and whether that is good enough."""
+    tokens = tokenizer.encode(images)
+    every = tokens[0].numel()
+    if reached is not None:
+        found, good = fewest_tokens(tokenizer, images, tokens, reached)
+        return tokens, found.tolist(), good.tolist()
+    if length is not None:
+        tokenizer.capabilities.check_length(length, every)
+    return tokens, [length or every] * len(images), [True] * len(images)
+
+
+def _write_tiles(
+    loaded: LoadedTokenizer,
+    source: Path,
+    target: Path,
+    side: int,
+    overlap: int,
+    length: int | None,
+    reached: Reached | None,
+    batch_size: int,
+    summary: TokenizeSummary,
+) -> None:
+    """Tokenize one picture in tiles; all keep as many tokens, of a quality as many as the most difficult needs."""
+    image = to_tensor(load_image(source))
+    tiling = Tiling(*image.shape[1:], side, overlap)
+    rows: list[Tensor] = []
+    keep, good = 0, True
+    for images in tiling.cut(image).split(batch_size):
+        tokens, lengths, enough = _encode(loaded.tokenizer, images.to(loaded.device), length, reached)
+        shape, keep, good = tuple(tokens.shape[1:]), max(keep, *lengths), good and all(enough)
+        rows.append(tokens.flatten(1).cpu())
+    kept = torch.cat(rows)[:, :keep].flatten()
+    codes = loaded.tokenizer.capabilities.codebook_size
+    content = TokenFile(loaded.name, loaded.sha256, codes, shape, kept, tiling)
+    summary.bytes += write_vtok(target, content)
+    summary.tokens += len(kept)
+    summary.pictures += 1
+    summary.unreached += not good
+    summary.pixels += tiling.height * tiling.width
 
 
 def detokenize_files(
@@ -186,8 +255,13 @@ def detokenize_files(
     for source, _ in pairs:
         read_vtok(source).check_tokenizer(loaded.name, loaded.sha256, f"'{source}'")
     contents = ((read_vtok(source), target) for source, target in pairs)
-    for same in _batches(contents, batch_size, key=lambda item: item[0].shape):
+    for same in _batches(contents, batch_size, key=lambda item: (item[0].shape, item[0].tiling is not None)):
         files = [content for content, _ in same]
+        if files[0].tiling is not None:
+            for file, target in same:
+                save_image(to_pil(_join(loaded, file, length, batch_size, decoding)[None])[0], target)
+                progress(1)
+            continue
         counts = [len(file.tokens) if length is None else min(length, len(file.tokens)) for file in files]
         rows = [file.tokens[:count] for file, count in zip(files, counts, strict=True)]
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(loaded.device)
@@ -200,6 +274,27 @@ def detokenize_files(
             save_image(picture, target)
         progress(len(same))
     return len(pairs)
+
+
+def _join(
+    loaded: LoadedTokenizer, file: TokenFile, length: int | None, batch_size: int, decoding: dict[str, Any]
+) -> Tensor:
+    """The picture [3, H, W] of a file that holds tiles."""
+    tokenizer, tiling = loaded.tokenizer, file.tiling
+    assert tiling is not None
+    rows = file.tokens.view(tiling.count, -1)
+    count = rows.shape[1] if length is None else min(length, rows.shape[1])
+    tiles = []
+    for tokens in rows[:, :count].to(loaded.device).split(batch_size):
+        if len(file.shape) > 1:
+            tokenizer.capabilities.check_length(count, torch.Size(file.shape).numel())
+            tokens = tokens.view(len(tokens), *file.shape)
+        tiles.append(tokenizer.decode(tokens, count, **decoding).clamp(-1, 1).cpu())
+        if tiles[-1].shape[-1] != tiling.side:
+            raise VistokError(
+                f"the file tells of tiles of {tiling.side} pixels, its tokens are {tiles[-1].shape[-1]} wide."
+            )
+    return tiling.join(torch.cat(tiles))
 
 
 def _batches(items: Iterable[T], batch_size: int, key: Callable[[T], Any]) -> Iterator[list[T]]:

@@ -33,6 +33,7 @@ class Capabilities:
         lengths: how many first tokens can be decoded; empty where only all of a picture's tokens can.
         codebooks: names of the codes that one index selects.
         stochastic_decode: decoding draws noise.
+        resize: how other pictures are brought to ``image_size``: their middle is cut out, or they are stretched.
     """
 
     codebook_size: int | None
@@ -42,6 +43,7 @@ class Capabilities:
     lengths: Sequence[int] = ()
     codebooks: tuple[str, ...] = ("pixel",)
     stochastic_decode: bool = False
+    resize: Literal["crop", "stretch"] = "crop"
 
     @property
     def variable_length(self) -> bool:

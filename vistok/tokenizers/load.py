@@ -26,6 +26,7 @@ TOKENIZERS = Registry(
         "kl": "vistok.tokenizers.kl:KLAutoencoder",
         "titok": "vistok.tokenizers.titok:TiTok",
         "flextok": "vistok.tokenizers.flextok:FlexTok",
+        "seed": "vistok.tokenizers.seed:Seed",
         "tokenflow": "vistok.tokenizers.tokenflow:TokenFlow",
         "maskgit_vqgan": "vistok.tokenizers.maskgit_vqgan:MaskGITVQGAN",
     },

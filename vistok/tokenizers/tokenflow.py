@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.tokenizers.blocks import Block
 from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.quantizers import MultiScaleQuantizer, Quantized, SharedQuantizer
 from vistok.tokenizers.tokenflow_backbone import backbone_features, build_backbone, convert_backbone
@@ -25,47 +26,6 @@ from vistok.tokenizers.vq import Decoder, Encoder
 from vistok.zoo.checkpoint import load_strict, read_state_dict, without_common_prefix
 from vistok.zoo.pretrained import Pretrained
 from vistok.zoo.registry import card_of_file, resolve
-
-
-class _Attention(nn.Module):
-    """Self-attention whose keys have no bias."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(width))
-        self.v_bias = nn.Parameter(torch.zeros(width))
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, N, d]
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class _MLP(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = _Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = _MLP(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
 
 
 class SemanticDecoder(nn.Module):
@@ -78,7 +38,9 @@ class SemanticDecoder(nn.Module):
         self.patch_embed.proj = nn.Conv2d(config.semantic_dim, width, 1)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + config.scales[-1] ** 2, width))
-        self.blocks = nn.ModuleList(_Block(width, config.semantic_heads) for _ in range(config.semantic_depth))
+        self.blocks = nn.ModuleList(
+            Block(width, config.semantic_heads, key_bias=False) for _ in range(config.semantic_depth)
+        )
         self.fc_norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, codes: Tensor) -> Tensor:

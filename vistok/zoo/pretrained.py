@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -22,6 +22,7 @@ from vistok.zoo.registry import card_of_file, card_of_folder, resolve
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FAMILY = "family"  # entry of a config.json
+BASE = "base"  # part of a card
 T = TypeVar("T", bound="Pretrained")
 
 
@@ -40,6 +41,11 @@ def read_entries(path: Path) -> dict[str, Any]:
     return entries
 
 
+def _frozen(value: Any) -> Any:
+    """Lists of a JSON file, also nested, as tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
 class Pretrained(Pushable):
     """Mixin of an ``nn.Module`` that is built from one frozen dataclass.
 
@@ -51,7 +57,10 @@ class Pretrained(Pushable):
             that say nothing about the network's function.
         dropped_keys: regular expressions of checkpoint entries that carry no weights.
         renamed_keys: regular expressions of parts of published keys, and what they are replaced by, in this order.
-        card: of the folder that the weights came from; what it tells about use travels with ``save_pretrained``.
+        idle_keys: entries that compute nothing and are part of the published files. Files beside a ``base`` leave them
+            out.
+        card: of the folder that the weights came from; what it tells about use travels with ``save_pretrained``. Its
+            part ``base`` names a model whose weights are the rest of these.
     """
 
     config_class: ClassVar[type]
@@ -60,6 +69,7 @@ class Pretrained(Pushable):
     presets: ClassVar[dict[str, Any]] = {}
     dropped_keys: ClassVar[tuple[str, ...]] = ()
     renamed_keys: ClassVar[Mapping[str, str]] = {}
+    idle_keys: ClassVar[tuple[str, ...]] = ()
     card: ModelCard | None = None
 
     @classmethod
@@ -103,6 +113,11 @@ class Pretrained(Pushable):
                 )
             model, weights = cls.from_preset(preset, **overrides), path
         state = cls.rename(read_state_dict(weights, prefer_ema=prefer_ema))
+        base = None if model.card is None else model.card.parts.get(BASE)
+        if base is not None:
+            own = model.state_dict()
+            rest = {key: own[key] for key in cls.idle_keys} | read_state_dict(weights_file(resolve(base)))
+            state = rest | state
         variants = {key: (lambda key=key: cls.from_preset(key, **overrides)) for key in cls.presets}
         load_strict(model, state, preset or cls.__name__, cls.dropped_keys, variants)
         return model.eval()
@@ -143,16 +158,19 @@ class Pretrained(Pushable):
         if unknown := sorted(set(entries) - {f.name for f in fields(cls.config_class)}):
             raise VistokError(f"'{path}' has entries that a {cls.__name__} does not know: {', '.join(unknown)}.")
         try:
-            return cls.config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()})
+            return cls.config_class(**{key: _frozen(value) for key, value in entries.items()})
         except TypeError as error:
             raise VistokError(f"'{path}' is not the shape of a {cls.__name__} ({error}).") from error
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype | None = None, without: Collection[str] = ()
+    ) -> None:
         """Write ``config.json`` and ``model.safetensors``.
 
         Args:
             folder: where to.
             dtype: of the floating-point weights in the file; unchanged if None.
+            without: entries of weights that stand in the files of the card's ``base``.
         """
         from safetensors.torch import save_file
 
@@ -162,6 +180,7 @@ class Pretrained(Pushable):
         state = {
             key: (value.to(dtype) if dtype and value.is_floating_point() else value).contiguous().cpu()
             for key, value in self.state_dict().items()
+            if key not in without
         }
         with atomic_path(folder / WEIGHTS_FILE) as path:
             save_file(state, path, metadata={"format": "pt"})

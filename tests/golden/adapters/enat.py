@@ -8,6 +8,7 @@ import torch
 
 from tests.golden.case import Case
 from vistok.models.enat import ENAT, ENATConfig
+from vistok.models.interface import Condition
 from vistok.samplers.masked.sampler import GuidedMasked, fill
 from vistok.samplers.masked.schedule import MaskPlan
 from vistok.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
@@ -52,7 +53,7 @@ def plan_of(c: dict) -> MaskPlan:
 @torch.no_grad()
 def generate(case: Case) -> None:
     model, i, plan = build(case), case.inputs, plan_of(case.config)
-    guided = GuidedMasked(model, i["labels"], plan.guidance > 1)
+    guided = GuidedMasked(model, Condition(i["labels"]), plan.guidance > 1)
     codes = torch.full((len(i["labels"]), plan.hidden), model.mask_id)
     fed, drawn = [], []
 

@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from tests.samplers.test_speculation import ragged
-from tests.samplers.tiny import tiny
+from tests.samplers.tiny import VOCABULARY, tiny, tiny_clover, tiny_head, tiny_prompt_tokens, tiny_transfer
 from vistok.errors import VistokError
-from vistok.samplers import TokenRecycling, generate
-from vistok.samplers.policies.sized import Accuracy, best_size, expected_tokens, interpolated
+from vistok.models.heads.eagle import EagleConfig
+from vistok.models.heads.eagle3 import Eagle3Network
+from vistok.samplers import (
+    CloverHead,
+    DraftModel,
+    EagleHead,
+    ExtraRowDrafter,
+    Rasd,
+    SparseTrees,
+    TokenRecycling,
+    generate,
+)
+from vistok.samplers.policies import sized
+from vistok.samplers.policies.sized import (
+    AGAIN,
+    LONGEST,
+    REST,
+    Accuracy,
+    Option,
+    Sizer,
+    best_size,
+    interpolated,
+    size_options,
+)
 from vistok.samplers.policies.trees import best_tree
 from vistok.samplers.targets.step_cost import WIDTHS, step_cost
 
@@ -26,9 +53,13 @@ def test_the_empty_tree_is_chosen_where_nothing_else_pays():
     assert 0 < len(small) < len(best_size(SURE, FLAT))
 
 
-def test_expected_tokens_of_a_tree():
-    assert expected_tokens(((0,), (1,), (0, 0)), [[0.5, 0.25], [0.4, 0.1]]) == pytest.approx(1 + 0.5 + 0.25 + 0.2)
-    assert expected_tokens(best_tree(SURE, 3), SURE) == pytest.approx(1 + 0.9 + 0.81 + 0.729)
+def test_expected_tokens_of_trees_of_every_size():
+    options = {len(option.tree): option for option in size_options(SURE, FLAT)}
+    assert options[2].tokens == pytest.approx(1 + 0.9 + 0.81)
+    for size, option in options.items():
+        assert option.tree == best_tree(SURE, size)
+        chances = [math.prod(SURE[depth][rank] for depth, rank in enumerate(path)) for path in option.tree]
+        assert option.tokens == pytest.approx(1 + sum(chances))
 
 
 def test_costs_between_those_that_were_measured():
@@ -55,19 +86,141 @@ def test_a_step_is_measured_once():
     assert step_cost(model) is cost
 
 
-@pytest.mark.parametrize("cost", [FLAT, STEEP])
-def test_greedy_tokens_are_the_targets_at_any_cost(cost, monkeypatch):
-    monkeypatch.setattr("vistok.samplers.drafters.recycling.step_cost", lambda *arguments: cost)
-    options = {"max_new_tokens": 40, "do_sample": False, "pad_token_id": 0}
-    drafter = TokenRecycling("auto")
-    found = generate(tiny(), ragged(), drafter, **options)
-    assert torch.equal(found.sequences, tiny().generate(**ragged(), **options))
-    if cost is STEEP:
-        assert found.stats.forwards.tolist() == [39] * 3
-    else:
-        assert int(found.stats.forwards.max()) < 30
+def third_head():
+    torch.manual_seed(6)
+    config = EagleConfig(VOCABULARY, 16, 24, 4, num_key_value_heads=2, aux_layers=(0, 1, 1))
+    return Eagle3Network(config).eval().requires_grad_(False).double()
 
 
-def test_names_of_trees_are_refused():
-    with pytest.raises(VistokError, match="'wide'"):
-        TokenRecycling("wide")
+SIZED = {
+    "recycling": lambda: TokenRecycling("auto"),
+    "prompt tokens": lambda: ExtraRowDrafter(tiny_prompt_tokens(), "auto"),
+    "prompt tokens, two rows each, that look four ahead": lambda: ExtraRowDrafter(tiny_prompt_tokens(4, 2), "auto"),
+    "hidden transfer": lambda: ExtraRowDrafter(tiny_transfer(), "auto"),
+    "eagle head": lambda: EagleHead(tiny_head(), "auto"),
+    "eagle-3 head": lambda: EagleHead(third_head(), "auto"),
+    "clover": lambda: CloverHead(tiny_clover(), "auto"),
+    "draft model": lambda: DraftModel(tiny(seed=1), "auto"),
+    "the target as its own draft model": lambda: DraftModel(tiny(), "auto"),
+    "retrieval beside a draft model": lambda: Rasd(DraftModel(tiny(seed=1), "auto")),
+}
+
+
+def costing(monkeypatch, cost, call=0.05):
+    """A machine on which steps cost this by their rows, and calls of draft networks that much."""
+    monkeypatch.setattr(sized, "time", SimpleNamespace(perf_counter=lambda: 0.0))  # steps are as expected
+    for name in ("recycling", "draft_model", "eagle_head", "extra_rows"):
+        monkeypatch.setattr(f"vistok.samplers.drafters.{name}.step_cost", lambda model, batch: cost)
+    monkeypatch.setattr("vistok.samplers.drafters.eagle_head.head_cost", lambda *a: dict.fromkeys(WIDTHS, call))
+
+
+@pytest.mark.parametrize("cost", [FLAT, STEEP], ids=["rows are free", "rows are dear"])
+@pytest.mark.parametrize("name", SIZED)
+def test_greedy_tokens_are_the_targets_at_any_cost(name, cost, monkeypatch):
+    costing(monkeypatch, cost)
+    options = {"max_new_tokens": 60, "do_sample": False, "pad_token_id": 0}
+    drafter = SIZED[name]()
+    expected = tiny().generate(**ragged(), **options)
+    for _ in range(2):  # what was learnt, and how long it rests, stays with the drafter
+        found = generate(tiny(), ragged(), drafter, **options)
+        assert torch.equal(found.sequences, expected)
+    if cost is STEEP and not isinstance(drafter, Rasd):
+        assert int(found.stats.proposed.max()) <= 8 * AGAIN  # two trials
+
+
+@pytest.mark.parametrize(
+    "name", ["eagle head", "eagle-3 head", "clover", "draft model", "retrieval beside a draft model"]
+)
+def test_what_was_decided_during_a_long_rest_is_read_in_pieces(name, monkeypatch):
+    """Texts that ended early stand far ahead of those that went on."""
+    costing(monkeypatch, FLAT)
+    plain = tiny().generate(**ragged(), max_new_tokens=100, do_sample=False, pad_token_id=0)
+    ends = [int(plain[1, 7 + 40]), int(plain[2, 7 + 70])]
+    options = {"max_new_tokens": 100, "do_sample": False, "pad_token_id": 0, "eos_token_id": ends}
+    expected = tiny().generate(**ragged(), **options)
+    for rest in (3, 50, 80):
+        drafter = SIZED[name]()
+        policy = getattr(drafter, "drafter", drafter).policy
+        policy.sizer._left, policy.sizer._rest = rest, rest
+        assert torch.equal(generate(tiny(), ragged(), drafter, **options).sequences, expected)
+
+
+def test_what_pays_is_drafted(monkeypatch):
+    costing(monkeypatch, FLAT)
+    monkeypatch.setattr(
+        "vistok.samplers.drafters.draft_model.step_cost",
+        lambda model, batch: FLAT if model is tiny() else dict.fromkeys(WIDTHS, 0.01),
+    )
+    options = {"max_new_tokens": 60, "do_sample": False, "pad_token_id": 0}
+    twin = copy.deepcopy(tiny())  # the best of all draft models
+    found = generate(tiny(), ragged(), DraftModel(twin, "auto"), **options)
+    assert found.stats.mean_accepted_length > 3
+    found = generate(tiny(), ragged(), TokenRecycling("auto"), **options)
+    assert int(found.stats.forwards.max()) < 45
+
+
+def test_rests_grow_while_trials_do_not_pay_and_end_when_one_does(monkeypatch):
+    costing(monkeypatch, FLAT)
+    sizer, options = Sizer(), [Option("small", 1.0, 2.0), Option("large", 1.0, 3.0)]
+    drafted = [sizer.next(lambda: options, 1.0) is not None for _ in range(600)]
+    trials = [step for step in range(600) if drafted[step] and not (step and drafted[step - 1])]
+    gaps = [later - earlier - AGAIN for earlier, later in itertools.pairwise(trials)]
+    assert gaps == [REST * 2**i for i in range(len(gaps))] and sum(drafted) == AGAIN * len(trials)
+    options[1] = Option("large", 4.0, 3.0)
+    found = [sizer.next(lambda: options, 1.0) for _ in range(LONGEST + 2 * AGAIN)]
+    assert found[-1] == options[1]
+    watching = Sizer(watches=True)
+    assert watching.next(lambda: options[:1], 1.0) is None
+
+
+def test_what_turns_out_slower_than_plain_steps_is_dropped(monkeypatch):
+    """Whatever is promised: steps with drafts take ten times what they should."""
+    clock = [0.0]
+    monkeypatch.setattr(sized, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    sizer, decided, drafted = Sizer(), 0.0, []
+    for _ in range(400):
+        found = sizer.next(lambda: [Option("small", 3.0, 1.0)], 1.0, decided)
+        drafted.append(found is not None)
+        clock[0] += 1.0 if found is None else 10.0
+        decided += 1 if found is None else 2
+    assert drafted[8] and sum(drafted) <= 0.15 * len(drafted)
+
+
+def test_the_long_run_of_states_is_that_of_a_simulation():
+    trees, accuracy = SparseTrees.best([[0.5, 0.2], [0.4, 0.2], [0.3, 0.1]], 8, 2), [[0.5, 0.2], [0.4, 0.2], [0.3, 0.1]]
+    tokens, seconds = trees.long_run(accuracy, lambda rows: rows)
+    generator, state, found, rows = torch.Generator().manual_seed(0), 3, 0, 0
+    for _ in range(20_000):
+        node = 0
+        rows += int(trees.nodes[state] + trees.predictions[state])
+        while True:
+            children = [i for i, parent in enumerate(trees.parents[state].tolist()) if parent == node]
+            draw, taken = float(torch.rand((), generator=generator)), None
+            for child in children:
+                chance = accuracy[int(trees.depth[state, child]) - 1][int(trees.rank[state, child])]
+                if draw < chance:
+                    taken = child
+                    break
+                draw -= chance
+            found += 1
+            if taken is None:
+                break
+            node = taken
+        state = int(trees.looks[state, node])
+    assert tokens == pytest.approx(found / 20_000, rel=0.02)
+    assert seconds == pytest.approx(rows / 20_000, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        TokenRecycling,
+        lambda word: ExtraRowDrafter(tiny_prompt_tokens(), word),
+        lambda word: EagleHead(tiny_head(), word),
+        lambda word: CloverHead(tiny_clover(), word),
+        lambda word: DraftModel(tiny(), word),
+    ],
+)
+def test_names_of_trees_are_refused(make):
+    with pytest.raises(VistokError, match=r"'wide'.*auto"):
+        make("wide")

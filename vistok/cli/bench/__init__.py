@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from vistok.cli.bench import context, mar, samplers, text
+from vistok.cli.bench import context, generators, mar, samplers, text
 from vistok.cli.output import MeasuringCommands
 from vistok.cli.shared import add_commands
 
@@ -13,6 +13,7 @@ add_commands(
     app,
     {
         "context": context.context,
+        "generators": generators.generators,
         "mar": mar.mar,
         "samplers": samplers.samplers,
         "text": text.text,

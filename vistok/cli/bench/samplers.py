@@ -71,7 +71,9 @@ def samplers(
     cost = forward_cost(pipe.model, params, batch_size, repeats=20)
     with progress("bench", -(-len(painted) // batch_size) * len(entries)) as advance:
         trials = draw_in_turn(pipe, entries, painted, params, seed, batch_size, advance)
-    rows = summarise(trials, score_trials(records, num, [images_of(trial) for trial in trials]))
+    decodes = pipe.tokenizer is not None
+    scores = score_trials(records, num, [images_of(trial) for trial in trials]) if decodes else None
+    rows = summarise(trials, scores)
     if plot is not None:
         from vistok.eval.decoding.plot import plot as draw
         from vistok.files import atomic_path
@@ -97,7 +99,9 @@ def samplers(
         paragraphs.append(
             f"EAGLE and LANTERN are left out: no drafter of '{pipe.name}' is embedded, name one with --draft."
         )
-    if not has_features():
+    if not decodes:
+        paragraphs.append(f"Scores are left out: '{pipe.name}' has no decoder, so its codes make no pictures.")
+    elif not has_features():
         paragraphs.append(
             f"The Frechet distance to held-out scenes is left out: the network '{FEATURES}' is not embedded."
         )

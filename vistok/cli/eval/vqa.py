@@ -20,6 +20,8 @@ def vqa(
     ] = None,
     scorer: Annotated[str, typer.Option(help="exact, textvqa, vqav2, docvqa (ANLS) or choice.")] = "exact",
     scenes: Annotated[int, typer.Option(min=1, help="Held-out scenes, without --questions.")] = 128,
+    scene_split: Annotated[str, typer.Option(help="plain, small (0.6 of the radius) or hard (0.4, many).")] = "plain",
+    kinds: Annotated[str | None, typer.Option(help="Questions of these kinds alone, with commas.")] = None,
     per_scene: Annotated[int, typer.Option(min=1, max=12, help="Questions about each.")] = 4,
     positions: Annotated[str, typer.Option(help="compact, or original: kept tokens keep their numbers.")] = "compact",
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 32,
@@ -44,7 +46,8 @@ def vqa(
         raise VistokError(f"--positions is '{positions}': choose compact or original.")
 
     check_outputs(plot, json)
-    from vistok.data.scenes.vqa import scene_side
+    from vistok.data.scenes.vqa import KINDS, scene_side
+    from vistok.data.scenes.vqa_splits import SPLITS
     from vistok.eval.answers.ask import load
     from vistok.eval.answers.keep_curves import (
         keep_curves,
@@ -58,11 +61,19 @@ def vqa(
     from vistok.eval.answers.prompts import check_question
 
     names, shares = method_names(methods), parse_shares(keep)
+    chosen = None if kinds is None else [kind.strip() for kind in kinds.split(",")]
+    for kind in chosen or ():
+        if kind not in KINDS:
+            raise unknown_name("kind of question", kind, list(KINDS))
+    if scene_split not in SPLITS:
+        raise unknown_name("split of scenes", scene_split, list(SPLITS))
+    if questions is not None and (chosen is not None or scene_split != "plain"):
+        raise VistokError("--kinds and --scene-split choose among scenes: leave them out beside --questions.")
     refused: list[str] = []
     asked = None if questions is None else read_questions(questions, refused)
     network, processor = load(model, device, dtype)
     if asked is None:
-        asked = scene_questions(scene_side(network.config), scenes, per_scene)
+        asked = scene_questions(scene_side(network.config), scenes, per_scene, scene_split, chosen)
     for question in asked:
         check_question(processor, question.question)
     asked = usable(network, processor, asked, refused)
@@ -83,13 +94,16 @@ def print_points(points: list, title: str) -> None:
     from rich.table import Table
 
     full = points[0].accuracy
-    table = Table("method", "keep", "tokens", "accuracy", "of full", "MFLOPs", "cache KiB", "prefill ms", title=title)
+    table = Table(
+        "method", "keep", "tokens", "accuracy", "95 %", "of full", "MFLOPs", "cache KiB", "prefill ms", title=title
+    )
     for p in points:
         table.add_row(
             p.method,
             "own" if p.keep is None else f"{100 * p.keep:g} %",
             f"{p.visual_tokens:.1f}",
             f"{p.accuracy:.3f}",
+            "{:.3f} to {:.3f}".format(*p.interval),
             f"{100 * p.accuracy / full:.1f} %" if full else "-",
             f"{p.prefill_flops / 1e6:.1f}",
             f"{p.cache_bytes / 1024:.1f}",

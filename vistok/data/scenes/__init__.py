@@ -12,6 +12,7 @@ from vistok.data.scenes.world import (
     Scenes,
     sample_scenes,
     scenes_at,
+    shrink,
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "sample_scenes",
     "scenes_at",
     "shape_distance",
+    "shrink",
     "statements",
     "vocabulary",
 ]

@@ -30,7 +30,15 @@ def render_segmentation(scenes: Scenes, side: int) -> torch.Tensor:
 
 def render_outlines(scenes: Scenes, side: int) -> torch.Tensor:
     """White outlines of the objects on black, one pixel wide and inside them, [B, 3, side, side] in [-1, 1]."""
-    inside = (render_masks(scenes, side) > 0.5).float()
+    outlines = inner_edges(render_masks(scenes, side) > 0.5).amax(1, keepdim=True)
+    return outlines.float().expand(-1, 3, -1, -1) * 2 - 1
+
+
+def inner_edges(regions: torch.Tensor) -> torch.Tensor:
+    """Pixels of regions, bool [B, K, H, W], of which one of the eight neighbours is outside, bool [B, K, H, W]."""
+    inside = regions.float()
     outside = F.max_pool2d(1 - F.pad(inside, (1, 1, 1, 1)), 3, stride=1)  # a neighbour, or the pixel itself, is outside
-    outlines = (inside * outside).amax(1, keepdim=True)
-    return outlines.expand(-1, 3, -1, -1) * 2 - 1
+    return inside * outside > 0
+
+
+RENDERERS = {"canny": render_outlines, "seg": render_segmentation}  # by the names that ControlAR gives to kinds

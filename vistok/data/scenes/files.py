@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from vistok.data.images import save_image, to_pil
+from vistok.data.scenes.controls import RENDERERS
 from vistok.data.scenes.language import captions, groups, questions
 from vistok.data.scenes.render import boxes, render
 from vistok.data.scenes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scenes, sample_scenes
-from vistok.errors import VistokError
+from vistok.errors import VistokError, unknown_name
 from vistok.files import atomic_path
 from vistok.progress import progress
 
@@ -53,18 +55,22 @@ def describe(scenes: Scenes, side: int) -> list[dict]:
     return out
 
 
-def write_scenes(folder: str | Path, count: int, side: int = 64, seed: int = 0) -> None:
-    """Write ``000000.png`` and so on, and ``metadata.jsonl``, to a folder.
+def write_scenes(folder: str | Path, count: int, side: int = 64, seed: int = 0, controls: Sequence[str] = ()) -> None:
+    """Write ``000000.png`` and so on, and ``metadata.jsonl``, to a folder; control pictures have the same names, in a
+    folder of their kind within.
 
     Args:
         folder: where to; made if absent.
         count: how many scenes, at least 1.
         side: pixels along a side, at least 32.
         seed: which world.
+        controls: kinds of control pictures, see ``vistok.data.scenes.controls.RENDERERS``.
 
     Raises:
-        VistokError: a number out of range, or a folder that cannot be written to.
+        VistokError: a number out of range, an unknown kind, or a folder that cannot be written to.
     """
+    if strange := [kind for kind in controls if kind not in RENDERERS]:
+        raise unknown_name("kind of scenes' control pictures", strange[0], list(RENDERERS))
     if count < 1 or side < 32:
         raise VistokError(f"scenes need a number of at least 1 and a size of at least 32, got {count} and {side}.")
     folder = Path(folder)
@@ -76,6 +82,9 @@ def write_scenes(folder: str | Path, count: int, side: int = 64, seed: int = 0) 
         for start in range(0, count, BATCH):
             scenes = sample_scenes(min(BATCH, count - start), seed, start)
             pictures = to_pil(render(scenes, side))
+            for kind in controls:
+                for i, picture in enumerate(to_pil(RENDERERS[kind](scenes, side)), start):
+                    save_image(picture, folder / kind / f"{i:06d}.png")
             for i, (picture, entry) in enumerate(zip(pictures, describe(scenes, side), strict=True), start):
                 name = f"{i:06d}.png"
                 save_image(picture, folder / name)

@@ -88,7 +88,7 @@ def relation(a: tuple[float, float], b: tuple[float, float], margin: float = 0.1
 
 def plural(shape: str) -> str:
     """Plural of a shape's name."""
-    return shape + ("es" if shape.endswith("s") else "s")
+    return shape + ("es" if shape.endswith(("s", "x")) else "s")
 
 
 def phrase(group: Group, size: bool, colour: bool) -> str:

@@ -6,19 +6,22 @@ Prompts are LLaVA-1.5's, ``USER: <image>\\n{question} ASSISTANT:``; an answer is
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vistok.data.scenes.language import NUMBERS, RELATIONS, groups, plural, questions
+from vistok.data.scenes.language import NUMBERS, RELATIONS, Group, groups, plural, questions
 from vistok.data.scenes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scenes
 from vistok.ops.noise import derive_seed
 
 PAD, BEGIN, END, UNKNOWN, IMAGE, USER, ASSISTANT = "<pad>", "<s>", "</s>", "<unk>", "<image>", "user:", "assistant:"
 SLOT = 10  # tokens of the longest question with "assistant:" and its answer
 IGNORE = -100
+KINDS = ("background", "colour", "count", "exists", "object", "place", "relation", "shape", "size")
+CLEAR = 0.06  # least distance from the middle at which a side is told, in sides of the picture
 
 
 class Question(NamedTuple):
@@ -117,26 +120,62 @@ def prompt(question: str) -> str:
     return f"USER: {IMAGE}\n{question} ASSISTANT:"
 
 
-def draw_questions(scenes: Scenes, count: int, variant: int = 0) -> list[list[Question]]:
+def place_questions(scene: list[Group]) -> list[dict[str, str]]:
+    """Questions about the half of the picture that single objects lie in, as ``questions``; of type ``place``."""
+    out = []
+    for group in scene:
+        halves = zip(("left", "right", "above", "below"), (0, 0, 1, 1), (1, -1, 1, -1), strict=True)
+        for name, axis, sign in halves:
+            inside = sign * (0.5 - group.centre[axis])
+            if group.count == 1 and abs(inside) >= CLEAR:
+                answer = "yes" if inside > 0 else "no"
+                out.append({"question": f"is the {group.shape} {name}?", "answer": answer, "type": "place"})
+    return out
+
+
+def object_questions(scene: list[Group]) -> list[dict[str, str]]:
+    """Whether there are objects of each colour and shape, as ``questions``; of type ``object``."""
+    present = {(g.colour, g.shape) for g in scene}
+    out = []
+    for colour in COLOURS:
+        for shape in SHAPES:
+            answer = "yes" if (colour, shape) in present else "no"
+            out.append({"question": f"are there {colour} {plural(shape)}?", "answer": answer, "type": "object"})
+    return out
+
+
+def draw_questions(
+    scenes: Scenes, count: int, variant: int = 0, kinds: Mapping[str, float] | None = None
+) -> list[list[Question]]:
     """Different questions about each scene, drawn so that no kind and no answer outweighs the others.
 
     A kind is drawn, then one of the answers that its questions have, then a question; the picture is needed to do well.
+    Sizes are not asked about where a scene is drawn at another scale.
 
     Args:
         scenes: B scenes.
-        count: questions of each; every scene has more.
+        count: questions of each; every scene has more, of some ``kinds`` perhaps fewer.
         variant: another one draws anew.
+        kinds: how often each kind is drawn, in place of all those of ``questions`` equally often; ``place`` and
+            ``object`` are further ones.
     """
     out = []
-    columns = zip(groups(scenes), scenes.background.tolist(), scenes.index.tolist(), strict=True)
-    for scene, background, index in columns:
+    columns = zip(groups(scenes), scenes.background.tolist(), scenes.index.tolist(), scenes.scale.tolist(), strict=True)
+    for scene, background, index, scale in columns:
         rng = random.Random(derive_seed(index, variant))
+        entries = questions(scene, BACKGROUNDS[background])
+        if kinds is not None:
+            entries = [e for e in entries + place_questions(scene) + object_questions(scene) if kinds.get(e["type"])]
         left: dict[str, dict[str, list[str]]] = {}
-        for entry in questions(scene, BACKGROUNDS[background]):
-            left.setdefault(entry["type"], {}).setdefault(entry["answer"], []).append(entry["question"])
+        for entry in entries:
+            if scale == 1 or entry["type"] != "size":
+                left.setdefault(entry["type"], {}).setdefault(entry["answer"], []).append(entry["question"])
         drawn = []
-        for _ in range(count):
-            kind = rng.choice(list(left))
+        while left and len(drawn) < count:
+            if kinds is None:
+                kind = rng.choice(list(left))
+            else:
+                (kind,) = rng.choices(list(left), [kinds[name] for name in left])
             answer = rng.choice(list(left[kind]))
             texts = left[kind][answer]
             drawn.append(Question(texts.pop(rng.randrange(len(texts))), answer, kind))
@@ -178,3 +217,22 @@ def scene_side(config: Any) -> int:
         return max(min(point) for point in pinpoints)
     side = getattr(config.vision_config, "image_size", 64)
     return side if isinstance(side, int) else min(side)
+
+
+def named_places(scenes: Scenes, questions: Tensor) -> Tensor:
+    """Centres of the single objects that words of questions name by shape.
+
+    Args:
+        scenes: B scenes.
+        questions: int64 [B, K, SLOT], of ``question_tokens``.
+
+    Returns:
+        float32 [B, K, SLOT, 2], NaN at other words.
+    """
+    centre = scenes.centre.float().masked_fill(~scenes.present[..., None], 0)
+    out = torch.full((*questions.shape, 2), torch.nan)
+    for number, shape in enumerate(SHAPES):
+        member = scenes.present & (scenes.shape == number)
+        alone = (member.sum(1) == 1)[:, None, None] & (questions == token_ids()[shape])
+        out = torch.where(alone[..., None], (centre * member[..., None]).sum(1)[:, None, None], out)
+    return out

@@ -9,7 +9,7 @@ segmentation exact.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -74,6 +74,7 @@ class Scenes:
         background: int64 [B], index into BACKGROUNDS.
         tones: float32 [B, 2, 3], the two RGB tones of the background, in [0, 1].
         texture: float64 [B, 4 + NOISE_CELLS**2], angle, period, two phases and the coarse noise, uniforms in (0, 1).
+        scale: float64 [B], what the radii of each scene are multiplied by.
     """
 
     index: torch.Tensor
@@ -85,6 +86,7 @@ class Scenes:
     background: torch.Tensor
     tones: torch.Tensor
     texture: torch.Tensor
+    scale: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.index)
@@ -101,7 +103,7 @@ class Scenes:
     @property
     def radius(self) -> torch.Tensor:
         """float64 [B, 4], half the side of each object's box."""
-        return RADII[self.size]
+        return RADII[self.size] * self.scale[:, None]
 
     @property
     def kind(self) -> torch.Tensor:
@@ -154,7 +156,18 @@ def scenes_at(index: torch.Tensor, seed: int) -> Scenes:
     background = (counter_uniform(seed, index, _BACKGROUND) * len(BACKGROUNDS)).long()
     slots = torch.arange(4 + NOISE_CELLS**2)
     texture = counter_uniform(seed, index[:, None], _TEXTURE, slots)
-    return Scenes(index, group, shape, colour, size, centre, background, _tones(seed, index), texture)
+    scale = torch.ones(len(index), dtype=torch.float64)
+    return Scenes(index, group, shape, colour, size, centre, background, _tones(seed, index), texture, scale)
+
+
+def shrink(scenes: Scenes, factor: float | torch.Tensor) -> Scenes:
+    """Returns the scenes with smaller objects in the same places.
+
+    Args:
+        scenes: B scenes.
+        factor: of the radii, in (0, 1]; one for all, or one for each [B].
+    """
+    return replace(scenes, scale=scenes.scale * factor)
 
 
 def _compose(seed: int, index: torch.Tensor) -> torch.Tensor:

@@ -15,13 +15,16 @@ from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.eval.answers.prompts import model_inputs, prompt_for
+from vistok.models.extension import load_extended, read_extension
 from vistok.models.families import FAMILIES
 from vistok.models.huggingface import given_cache
-from vistok.projectors import TokenPacker, compress, compressor_class
+from vistok.projectors import PMod, TokenPacker, compress, compressor_class, concentric
 from vistok.projectors.apply.compress import Report, active
 from vistok.projectors.cost import prefill_flops
+from vistok.projectors.learned.croc import restore_normalization
 from vistok.projectors.learned.tokenpacker import CONFIG_FILE as PACKER_FILE
 from vistok.projectors.overlay import kept_map, overlay, tiles_map
+from vistok.zoo.checkpoint import load_strict
 
 __all__ = [
     "Answer",
@@ -118,7 +121,8 @@ def check_trained(kind: type) -> None:
 def load(name: str, device: str | None = None, dtype: str = "float32") -> tuple[Any, Any]:
     """A multimodal model and its processor.
 
-    A folder with a TokenPacker beside the model gives a model that runs with it, as after :func:`vistok.compress`.
+    A folder with a TokenPacker beside the model gives a model that runs with it, as after :func:`vistok.compress`; one
+    of Croc normalises its visual tokens.
 
     Args:
         name: embedded model, folder, or hub id.
@@ -133,9 +137,32 @@ def load(name: str, device: str | None = None, dtype: str = "float32") -> tuple[
     from vistok.zoo.transformers import load_image_text
 
     model, processor = load_image_text(name, device, dtype)
+    restore_normalization(model)
     folder = resolve(name) if is_embedded(name) else Path(name).expanduser()
     if (folder / PACKER_FILE).exists():
         compress(model, TokenPacker.from_pretrained(folder).to(model.device, model.dtype))
+    return model, processor
+
+
+def load_difference(name: str, device: str | None, dtype: str) -> tuple[Any, Any]:
+    """A model that a difference makes of another one, and its processor; see :func:`load`.
+
+    Raises:
+        VistokError: it is of a system that answers no questions, or the model below has other weights.
+    """
+    kind = read_extension(name)[0].kind
+    if kind not in ("p-mod", "concentric"):
+        raise VistokError(
+            f"'{name}' is a '{kind}' model, which has a command of its own: name one that answers questions."
+        )
+    model, processor, extension, state = load_extended(name, kind, device, dtype)
+    if kind == "concentric":
+        if extension.options["concentric"]:
+            concentric(model)
+    else:
+        routers = PMod(**extension.options)
+        load_strict(routers, state, f"the routers of '{name}'")
+        compress(model, routers.to(model.device, model.dtype).eval())
     return model, processor
 
 
@@ -189,7 +216,8 @@ def kept_overlay(processor: Any, picture: Image.Image, report: Report) -> Image.
     family = FAMILIES[report.family]()
     arranged = family.arrangement(processor.image_processor, picture, len(report.layouts))
     if arranged is not None:
-        return overlay(picture, tiles_map(report.kept, grid, arranged))
+        first = int(family.whole_first and len(report.kept) > 1)
+        return overlay(picture, tiles_map(report.kept[first:], grid, arranged))
     if len(report.layouts) > 1:  # a thumbnail, and behind it the map of the whole picture
         return overlay(picture, kept_map(report.kept[-1], report.layouts[-1][0]))
     if canvas is None:
@@ -208,7 +236,10 @@ def _denormalised(processor: Any, pixels: Tensor) -> Image.Image:
 
 
 def _cache_bytes(cache: Any) -> int:
-    return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    """Of keys and values, and of the states of layers that keep none (LFM2's convolutions)."""
+    held = [value for layer in cache.layers for value in vars(layer).values()]
+    held = [one for value in held for one in (value.values() if isinstance(value, dict) else [value])]
+    return sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))
 
 
 def _now(model: Any) -> float:

@@ -21,6 +21,7 @@ from vistok.errors import VistokError
 from vistok.eval.answers.ask import check_trained
 from vistok.eval.answers.prompts import model_inputs
 from vistok.eval.answers.questions import Asked, read_questions, scene_questions
+from vistok.eval.decoding.estimate import ratio_estimate
 from vistok.eval.plots import new_figure
 from vistok.progress import progress
 from vistok.projectors import COMPRESSORS, compress, compressor_class
@@ -52,6 +53,7 @@ class Point:
         method: name, ``all`` for the plain model.
         keep: share asked for; None where the method chooses.
         accuracy: mean score of the answers.
+        interval: of that, 95 %, by the bootstrap over pictures.
         kinds: the same by kind of question.
         visual_tokens: mean over questions; for FastV, of the layers from K on.
         prefill_flops, cache_bytes: of the language model, mean over prompts; cache in half precision.
@@ -61,6 +63,7 @@ class Point:
     method: str
     keep: float | None
     accuracy: float
+    interval: tuple[float, float]
     kinds: dict[str, float] = field(repr=False)
     visual_tokens: float
     prefill_flops: float
@@ -143,9 +146,11 @@ def keep_curves(
                 seeds = [{"seed": seed} for seed in range(SEEDS)] if drawn else [{}]
                 runs.append((name, share, [kind(keep=share, **seed) for seed in seeds]))
     batches = [
-        _inputs(model, processor, asked[start : start + batch_size]) for start in range(0, len(asked), batch_size)
+        batch
+        for start in range(0, len(asked), batch_size)
+        for batch in _batches(model, processor, asked[start : start + batch_size])
     ]
-    timed = _inputs(model, processor, asked[: min(TIMED, batch_size)])
+    timed = _batches(model, processor, asked[: min(TIMED, batch_size)])[0]
     points = []
     with progress("methods", len(runs)) as advance:
         for name, share, compressors in runs:
@@ -154,7 +159,7 @@ def keep_curves(
                 attached = nullcontext(active(model)) if compressor is None else compress(model, compressor, positions)
                 with attached as compression:
                     found.append(_point(model, processor, asked, batches, timed, compression, score, max_new_tokens))
-            points.append(Point(name, share, **_mean(found)))
+            points.append(Point(name, share, **_mean(found, asked)))
             advance()
     return points
 
@@ -188,8 +193,15 @@ def usable(model: Any, processor: Any, asked: Sequence[Asked], refused: list[str
     return good
 
 
-def _inputs(model: Any, processor: Any, asked: Sequence[Asked]) -> dict[str, Any]:
-    return model_inputs(model, processor, [a.picture for a in asked], [a.question for a in asked])
+def _batches(model: Any, processor: Any, asked: Sequence[Asked]) -> list[dict[str, Any]]:
+    """Inputs of questions in one batch, or in several if the processor cannot set these pictures side by side."""
+    try:
+        return [model_inputs(model, processor, [a.picture for a in asked], [a.question for a in asked])]
+    except VistokError:
+        if len(asked) == 1:
+            raise
+    half = len(asked) // 2
+    return _batches(model, processor, asked[:half]) + _batches(model, processor, asked[half:])
 
 
 def _point(
@@ -222,7 +234,7 @@ def _point(
     for a, value in zip(asked, scores, strict=True):
         kinds.setdefault(a.kind, []).append(value)
     return {
-        "accuracy": statistics.fmean(scores),
+        "scores": scores,
         "kinds": {kind: statistics.fmean(values) for kind, values in sorted(kinds.items()) if kind},
         "visual_tokens": statistics.fmean(kept),
         "prefill_flops": statistics.fmean(flops),
@@ -248,11 +260,15 @@ def _prefill_seconds(model: Any, batch: dict[str, Any]) -> float:
     return statistics.median(seconds) / len(batch["input_ids"])
 
 
-def _mean(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures averaged over draws."""
+def _mean(found: list[dict[str, Any]], asked: Sequence[Asked]) -> dict[str, Any]:
+    """Figures averaged over draws, with the accuracy's interval."""
     kinds = {kind: statistics.fmean(f["kinds"][kind] for f in found) for kind in found[0]["kinds"]}
-    plain = {key: statistics.fmean(f[key] for f in found) for key in found[0] if key != "kinds"}
-    return plain | {"kinds": kinds}
+    plain = {key: statistics.fmean(f[key] for f in found) for key in found[0] if key not in ("kinds", "scores")}
+    right: dict[int, list[float]] = {}
+    for a, *scores in zip(asked, *(f["scores"] for f in found), strict=True):
+        right.setdefault(id(a.picture), []).append(statistics.fmean(scores))
+    estimate = ratio_estimate([sum(row) for row in right.values()], [len(row) for row in right.values()])
+    return plain | {"accuracy": estimate.value, "interval": (estimate.low, estimate.high), "kinds": kinds}
 
 
 def plot_keep_curves(points: Sequence[Point], path: str | Path, title: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,21 +23,28 @@ class Asked:
     source: str = ""
 
 
-def scene_questions(side: int, scenes: int, each: int) -> list[Asked]:
+def scene_questions(
+    side: int, scenes: int, each: int, split: str = "plain", kinds: Sequence[str] | None = None
+) -> list[Asked]:
     """Questions about held-out scenes, evenly over kinds and answers.
 
     Args:
         side: of the pictures in pixels.
         scenes: how many pictures.
         each: questions about each.
+        split: of the scenes, see ``vistok.data.scenes.vqa_splits``.
+        kinds: of the questions; those of the split if None.
+
+    Raises:
+        VistokError: an unknown split, or a scene has no such question.
     """
     from vistok.data.images import to_pil
-    from vistok.data.scenes import render, sample_scenes
-    from vistok.data.scenes.splits import HELD_OUT
-    from vistok.data.scenes.vqa import draw_questions
+    from vistok.data.scenes import render
+    from vistok.data.scenes.vqa_splits import split_questions, split_scenes
 
-    drawn = sample_scenes(scenes, HELD_OUT)
-    rows = zip(to_pil(render(drawn, side)), draw_questions(drawn, each), strict=True)
+    drawn = split_scenes(split, scenes)
+    questions = split_questions(drawn, split, each, None if kinds is None else dict.fromkeys(kinds, 1.0))
+    rows = zip(to_pil(render(drawn, side)), questions, strict=True)
     return [Asked(picture, q.text, (q.answer,), q.kind) for picture, row in rows for q in row]
 
 

@@ -16,23 +16,37 @@ if TYPE_CHECKING:
     from vistok.samplers.stats import Stats
 
 
-class TimedSampler:
-    """A trial's sampler, which keeps the time of drawing tokens; decoding them to pixels is not counted."""
+class Watched:
+    """A sampler whose draws run inside another call, such as a clock; decoding them to pixels does not.
 
-    def __init__(self, trial: Trial):
-        self._trial = trial
+    Args:
+        sampler: what draws, prepared.
+        around: gets the draw as a function, and returns its result.
+    """
+
+    def __init__(self, sampler: Any, around: Callable[[Callable[[], Any]], Any]):
+        self._sampler, self._around = sampler, around
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._trial.entry.method, name)
+        return getattr(self._sampler, name)
 
-    def prepare(self, *_: Any) -> TimedSampler:
-        """Returns itself: the trial's sampler is prepared already."""
+    def prepare(self, *_: Any) -> Watched:
+        """Returns itself: the sampler is prepared already."""
         return self
 
     def sample(self, *args: Any, **options: Any) -> Any:
-        """Draws a batch with the trial's sampler."""
-        with self._trial.timed():
-            return self._trial.entry.method.sample(*args, **options)
+        """Draws a batch."""
+        return self._around(lambda: self._sampler.sample(*args, **options))
+
+
+def timed(trial: Trial, sampler: Any) -> Watched:
+    """Returns a sampler whose draws' times a trial keeps."""
+
+    def clock(draw: Callable[[], Any]) -> Any:
+        with trial.timed():
+            return draw()
+
+    return Watched(sampler, clock)
 
 
 def draw_in_turn(
@@ -65,7 +79,7 @@ def draw_in_turn(
     trials = [Trial(entry) for entry in prepared]
 
     def draw(trial: Trial, batch: Sequence[Sample]) -> Output:
-        ((_, output),) = pipe.iterate(batch, TimedSampler(trial), params, seed, batch_size)
+        ((_, output),) = pipe.iterate(batch, timed(trial, trial.entry.method), params, seed, batch_size)
         return output
 
     batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]

@@ -30,10 +30,12 @@ from vistok.eval.decoding.prompts import Text
 from vistok.models.heads.eagle import EagleNetwork
 from vistok.models.heads.eagle3 import Eagle3Network
 from vistok.models.heads.judge import JudgeHead
+from vistok.models.heads.prompt_tokens import PromptTokens
 from vistok.ops.noise import check_seed
 from vistok.samplers.drafters.aded import Aded
 from vistok.samplers.drafters.draft_model import DraftModel
 from vistok.samplers.drafters.eagle_head import EagleHead
+from vistok.samplers.drafters.extra_rows import ExtraRowDrafter
 from vistok.samplers.drafters.lookup import PromptLookup
 from vistok.samplers.drafters.rasd import Rasd
 from vistok.samplers.drafters.recycling import TokenRecycling
@@ -47,6 +49,7 @@ from vistok.samplers.policies.rsd import Branching, StochasticBeam
 from vistok.samplers.policies.trees import best_tree
 from vistok.samplers.policies.trigrams import Trigrams
 from vistok.samplers.speculation import Speculation, TextDrafter
+from vistok.samplers.targets.step_cost import step_cost
 from vistok.samplers.text_drafters import trained_for
 from vistok.samplers.tree import LawKind
 from vistok.samplers.verifiers.candidates import KSequential, SampleMatch, TreeVerifier
@@ -119,7 +122,14 @@ def standard_entries(
     found += [ours(f"recycling {size}", TokenRecycling(best_tree(RECYCLING, size))) for size in (8, 16, 32)]
     if head is not None:
         found += [ours(f"head, {name}", EagleHead(head, policy)) for name, policy in HEAD_TREES.items()]
+        found.append(ours("head, auto", EagleHead(head, "auto")))
     found.append(ours("recycling auto", TokenRecycling("auto")))
+    prompt_tokens = trained_for(model, "prompt-tokens")
+    if prompt_tokens is not None:
+        found.append(ours("ppd auto", ExtraRowDrafter(PromptTokens.from_pretrained(prompt_tokens), "auto")))
+    if draft is not None:
+        found.append(ours("dyspec auto", DraftModel(draft, "auto")))
+        found.append(ours("rasd auto", Rasd(DraftModel(draft, "auto"))))
     found += named_entries(model, tokenizer, draft)
     if tokenizer is not None:
         found += corpus_entries(tokenizer, draft)
@@ -241,6 +251,9 @@ def continue_in_turn(
         A trial of each entry, whose results are a ``Continuation`` of each prompt.
     """
     trials = [Trial(replace(e, method=e.method()) if callable(e.method) else e) for e in entries]
+    for each in (model, draft):  # what sized trees want to know is measured once, and belongs to no trial
+        if each is not None:
+            step_cost(each)
 
     def decode(trial: Trial, unit: tuple[int, Text]) -> Continuation:
         number, text = unit

@@ -106,19 +106,9 @@ class JanusFamily(CodeFamily):
 
     def load(self, request: LoadRequest) -> tuple[CodeGenerator, Tokenizer]:
         """Returns the generator and its tokenizer."""
-        folder = resolve(request.source) if _local(request.source) else None
-        card = None if folder is None else card_of_folder(folder)
-        if card is None or "tokenizer" not in card.parts:
+        if not _local(request.source) or _tokenizer_of(resolve(request.source)) is None:
             return super().load(request)
-        from transformers import JanusForConditionalGeneration
-
-        network = JanusForConditionalGeneration(load_config(request.source, "Janus")).float()
-        shared = janus_vq_state(VQTokenizer.from_pretrained(card.parts["tokenizer"]))
-        state = read_state_dict(folder / WEIGHTS_FILE) | {TOKENIZER_PREFIX + k: v for k, v in shared.items()}
-        state.setdefault("lm_head.weight", state.get("model.language_model.embed_tokens.weight"))
-        load_strict(network, {key: value.float() for key, value in state.items()}, "Janus")
-        network.generation_config = type(network.generation_config).from_pretrained(folder)
-        return self.of(network.eval().requires_grad_(False), load_processor(request.source), request)
+        return self.of(load_janus(request.source), load_processor(request.source), request)
 
     def of(self, network: nn.Module, processor: Any, request: LoadRequest) -> tuple[CodeGenerator, Tokenizer]:
         generator = JanusGenerator.square(network)
@@ -190,6 +180,32 @@ class ChameleonFamily(CodeFamily):
                 f"{tokenizer.config.codebook_size}: name the tokenizer that belongs to it with --tokenizer."
             )
         return generator, tokenizer
+
+
+def load_janus(source: str | Path) -> nn.Module:
+    """Returns a network in float32 that was exported without its tokenizer of pictures, with the one its card names.
+
+    Raises:
+        VistokError: the folder's card names none, or the weights are of another shape.
+    """
+    from transformers import JanusForConditionalGeneration
+
+    folder = resolve(source)
+    tokenizer = _tokenizer_of(folder)
+    if tokenizer is None:
+        raise VistokError(f"'{source}' is no Janus of vistok: its card names no tokenizer.")
+    network = JanusForConditionalGeneration(load_config(source, "Janus")).float()
+    shared = janus_vq_state(VQTokenizer.from_pretrained(tokenizer))
+    state = read_state_dict(folder / WEIGHTS_FILE) | {TOKENIZER_PREFIX + k: v for k, v in shared.items()}
+    state.setdefault("lm_head.weight", state.get("model.language_model.embed_tokens.weight"))
+    load_strict(network, {key: value.float() for key, value in state.items()}, "Janus")
+    network.generation_config = type(network.generation_config).from_pretrained(folder)
+    return network.eval().requires_grad_(False)
+
+
+def _tokenizer_of(folder: Path) -> str | None:
+    card = card_of_folder(folder)
+    return None if card is None else card.parts.get("tokenizer")
 
 
 def _codes(side: int, pixels: int) -> int:

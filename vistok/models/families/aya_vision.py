@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from PIL import Image
 from torch import nn
 
 from vistok.models.families.encoded import EncodedFamily, Tile
 from vistok.models.families.family import square
+from vistok.models.families.internvl import got_ocr2_tiles
 from vistok.models.families.llava import feature_settings
 
 
@@ -25,3 +27,6 @@ class AyaVision(EncodedFamily):
             return_dict=True,
         )
         return [Tile(tokens, square(len(tokens))) for tokens in output.pooler_output]
+
+    def arrangement(self, images: Any, picture: Image.Image, tiles: int) -> tuple[int, int] | None:
+        return got_ocr2_tiles(images, picture, tiles)

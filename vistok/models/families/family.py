@@ -31,10 +31,12 @@ class Family:
         features: how the model's forward takes encoded pictures: a ``list`` with one tensor a picture, or all in one
             ``flat`` tensor.
         position_axes: 1, or 3 for models whose rotary positions are those of frame, row and column.
+        whole_first: whether the whole picture is seen before its tiles; else it is seen behind them, or not at all.
     """
 
     features: ClassVar[Literal["list", "flat"]] = "list"
     position_axes: ClassVar[Literal[1, 3]] = 1
+    whole_first: ClassVar[bool] = False
 
     def backbone(self, model: nn.Module) -> nn.Module:
         """The decoder: embeddings [B, S, D] to normed states [B, S, D]."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from PIL import Image
 from torch import nn
 
 from vistok.models.families.gemma3 import Gemma3
@@ -12,3 +15,6 @@ class FastVlm(Gemma3):
 
     def modules(self, base: nn.Module) -> list[nn.Module]:
         return []
+
+    def arrangement(self, images: Any, picture: Image.Image, tiles: int) -> tuple[int, int] | None:
+        return None if getattr(images, "do_center_crop", False) else (1, 1)

@@ -53,14 +53,19 @@ class InternVL(Family):
             yield image, plan
 
     def arrangement(self, images: Any, picture: Image.Image, tiles: int) -> tuple[int, int] | None:
-        if tiles == 1:
-            return 1, 1
-        from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+        return got_ocr2_tiles(images, picture, tiles)
 
-        height, width = images.size["height"], images.size["width"]
-        size = (picture.height, picture.width)
-        cols, rows = get_optimal_tiled_canvas(size, (height, width), images.min_patches, images.max_patches)
-        return rows, cols
+
+def got_ocr2_tiles(images: Any, picture: Image.Image, tiles: int) -> tuple[int, int]:
+    """Rows and columns of tiles of GOT-OCR 2's image processor, see ``Family.arrangement``."""
+    if tiles == 1:
+        return 1, 1
+    from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+
+    height, width = images.size["height"], images.size["width"]
+    size = (picture.height, picture.width)
+    cols, rows = get_optimal_tiled_canvas(size, (height, width), images.min_patches, images.max_patches)
+    return rows, cols
 
 
 def block_mean(block: int, scores: Tensor) -> Tensor:

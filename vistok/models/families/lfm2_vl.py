@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from PIL import Image
 from torch import Tensor, nn
 
 from vistok.models.families.attention import LayerAttention
@@ -39,3 +40,9 @@ class Lfm2Vl(EncodedFamily):
         factor = base.config.downsample_factor
         x = x[:, : height * width].unflatten(1, (height, width))
         return x[:, : height // factor * factor, : width // factor * factor].flatten(1, 2)
+
+    def arrangement(self, images: Any, picture: Image.Image, tiles: int) -> tuple[int, int] | None:
+        if tiles == 1:
+            return 1, 1
+        layout = images(images=[[picture]], return_row_col_info=True)
+        return int(layout["image_rows"][0]), int(layout["image_cols"][0])

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from vistok.models.families.attention import LayerAttention
@@ -19,6 +20,7 @@ class PerceptionLM(EncodedFamily):
     """``perception_lm``; tiles are pictures of their own."""
 
     features = "flat"
+    whole_first = True
 
     def modules(self, base: nn.Module) -> list[nn.Module]:
         return [block.attn for block in base.vision_tower.timm_model.blocks]
@@ -34,6 +36,13 @@ class PerceptionLM(EncodedFamily):
         q, k = _queries_and_keys(seen, tile)
         pool = partial(_pooled, tiles[tile].grid)
         return LayerAttention(q[:, :1] if has_cls else q, k, seen.module.num_heads, has_cls, pool)
+
+    def arrangement(self, images: Any, picture: Image.Image, tiles: int) -> tuple[int, int] | None:
+        if tiles == 1:
+            return 1, 1
+        blank = torch.zeros(3, picture.height, picture.width)
+        _, (cols, rows) = images.resize(blank, images.tile_size, images.max_num_tiles, images.resample)
+        return rows, cols
 
 
 def _queries_and_keys(seen: Seen, tile: int) -> tuple[Tensor, Tensor]:

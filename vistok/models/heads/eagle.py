@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.models.llamagen import RMSNorm
 from vistok.ops import KVCache, apply_rope, attention, rope_1d, rope_2d
+from vistok.ops.linear import joint
 from vistok.registry import lazy_attributes
 from vistok.zoo.checkpoint import load_strict, read_state_dict
 from vistok.zoo.pretrained import CONFIG_FILE, WEIGHTS_FILE, Pretrained
@@ -131,11 +132,12 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = (RMSNorm(self.head_dim, config.rms_norm_eps) for _ in range(2))
 
     def forward(self, x: Tensor, rope: Tensor, cache: KVCache | None, visible: Tensor | None) -> Tensor:
-        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        qkv = joint(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in qkv)
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = (apply_rope(part, rope, self.layout).transpose(1, 2) for part in (q, k))
-        v = v.transpose(1, 2)
+        turned = apply_rope(torch.cat([q, k], 2), rope, self.layout).transpose(1, 2)
+        q, k, v = turned[:, : q.shape[2]], turned[:, q.shape[2] :], v.transpose(1, 2)
         if cache is not None:
             k, v = cache.write(self.index, k, v)
         mixed = attention(q, k, v, mask=visible, causal=visible is None)
@@ -152,7 +154,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = joint(x, self.gate_proj, self.up_proj)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class _Drafter(Pretrained, nn.Module):
@@ -250,6 +253,8 @@ def draft_mask(cache: KVCache, new: int, draft: Tensor | None) -> Tensor:
     Returns:
         bool [R, 1, T, keys].
     """
+    if draft is not None and cache.common_length is not None:
+        return F.pad(draft, (cache.bound + new - draft.shape[2], 0), value=True)[:, None]
     rows = torch.arange(min(cache.bound + new, cache.capacity), device=cache.lengths.device)
     own = rows - cache.lengths[:, None]
     if draft is None:

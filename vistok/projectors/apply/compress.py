@@ -20,14 +20,17 @@ from vistok.models.attach import Attachment, attached, unwrapped
 from vistok.models.families import FAMILIES, family_of
 from vistok.models.families.family import Picture
 from vistok.models.huggingface import given_cache
+from vistok.projectors.apply.concentric import concentric_of
+from vistok.projectors.apply.depths import DepthMixture
 from vistok.projectors.apply.history import History, Turn, history_of, new_pictures, turn_of
-from vistok.projectors.apply.layers import LayerPruning
+from vistok.projectors.apply.layers import LayerPruning, LayerRun
 from vistok.projectors.apply.layout import pack
 from vistok.projectors.apply.limits import Prompt, shorter_limits, with_whole_prompts
 from vistok.projectors.apply.prompts import columns_of, hide_old_placeholders, pad_id, positions_in
 from vistok.projectors.apply.report import Report
 from vistok.projectors.apply.shrink import Shrunk, gathered, shrink_prompts, untouched
 from vistok.projectors.interface import Compressor, ImageTokens, LayerCompressor
+from vistok.projectors.methods.pmod import PMod
 
 __all__ = ["Compression", "Report", "active", "compress"]
 
@@ -64,15 +67,17 @@ class Compression(Attachment):
         self._generating = False
         self._prompt_width: int | None = None  # during generate: candidates of assisted decoding follow the prompt
         self._pending: History | None = None
-        self._pruning: LayerPruning | None = None
+        self._pruning: LayerRun | None = None
         super().__init__(model)
         try:
             self.before(model, self._before_forward)
             self.after(model, self._after_forward)
             if isinstance(compressor, LayerCompressor):
-                self._pruning = LayerPruning(
-                    self.family.backbone(model), compressor, self.before, self.family.earliest_drop(model)
-                )
+                backbone, earliest = self.family.backbone(model), self.family.earliest_drop(model)
+                if isinstance(compressor, PMod):
+                    self._pruning = DepthMixture(backbone, compressor, self, earliest)
+                else:
+                    self._pruning = LayerPruning(backbone, compressor, self.before, earliest)
                 self.before(model.base_model, self._before_base)
                 self.after(model.base_model, self._after_base)
             elif self.family.features == "flat":
@@ -148,7 +153,7 @@ class Compression(Attachment):
         kwargs = dict(zip(self._names, args, strict=False)) | kwargs
         self._begin(kwargs)
         if self._pruning is not None:
-            if kwargs.get("labels") is not None:
+            if kwargs.get("labels") is not None and self.compressor.drops:
                 name = self.compressor.name
                 raise VistokError(f"{name} drops tokens inside the model, so there is no loss: leave labels out.")
             return None
@@ -190,7 +195,9 @@ class Compression(Attachment):
         if self._pruning is not None and self.family.position_axes == 3:  # the prompt is whole: the model counts itself
             offset, positions = turn.history.offset, None
         else:
-            given = kwargs.get("position_ids")
+            given, rings = kwargs.get("position_ids"), concentric_of(self.model)
+            if given is None and rings is not None:
+                given = rings.positions(turn.ids, turn.mask)
             offset, positions = positions_in(self.model, self.family, turn, shrunk, new, grids, given, original)
         by_token = columns_of(turn, shrunk, kwargs, pad_id(self.model))
         if positions is not None:
@@ -244,8 +251,15 @@ class Compression(Attachment):
         return new, grids, kwargs | {"mm_encoder_outputs": {"video" if videos else "image": encoded}}
 
     def _chosen(self, images: list[ImageTokens], video: bool) -> list[Any]:
-        """What the compressor keeps of a picture, or of each frame of a video."""
-        return self.compressor.select_frames(images) if video else [self.compressor.select(images[0])]
+        """What the compressor keeps of a picture, or of each frame of a video.
+
+        Raises:
+            VistokError: it keeps nothing of all of it.
+        """
+        chosen = self.compressor.select_frames(images) if video else [self.compressor.select(images[0])]
+        if not any(isinstance(kept, Tensor) or any(len(view.index) for view in kept) for kept in chosen):
+            raise VistokError("a compressor must keep at least one token of every picture and every video.")
+        return chosen
 
     def _token(self, kwargs: dict[str, Any]) -> int:
         """Id of the placeholders that a call's pictures or videos fill."""

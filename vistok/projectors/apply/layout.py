@@ -58,15 +58,13 @@ def pack(image: ImageTokens, plan: Plan, kept: list[Kept] | Tensor, newlines: st
         newlines: policy of row ends.
 
     Raises:
-        VistokError: a compressor kept nothing.
+        VistokError: a compressor kept a token that shows no picture, or levels are missing.
     """
     if isinstance(kept, Tensor):
         if image.levels:
             raise VistokError("finished features lack the levels that this model adds in later layers.")
         spread = torch.linspace(0, len(plan.tokens) - 1, len(kept), dtype=torch.float64)
         return Packed(kept, spread, torch.full((len(kept),), TRAILING), [])
-    if sum(len(view.index) for view in kept) == 0:
-        raise VistokError("a compressor must keep at least one token of every picture.")
     width = image.hidden.shape[1]
     index = torch.cat([torch.where(view.index >= 0, view.index + v * width, view.index) for v, view in enumerate(kept)])
     index = index.cpu()

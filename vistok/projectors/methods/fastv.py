@@ -8,11 +8,13 @@ of the attention matrix, and a cache that is full in layers below K and short fr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from vistok.errors import VistokError
-from vistok.projectors.interface import LayerCompressor, LayerView, check_keep
+from vistok.projectors.interface import LayerCompressor, LayerView, check_keep, share_of
 
 
 def rank_visual(attention: Tensor, visual: Tensor, count: int) -> Tensor:
@@ -29,21 +31,45 @@ def rank_visual(attention: Tensor, visual: Tensor, count: int) -> Tensor:
     return attention.masked_fill(~visual, -torch.inf).topk(count).indices
 
 
-def last_query_attention(query: Tensor, keys: Tensor, visible: Tensor) -> Tensor:
-    """Attention of one query a row, mean over heads, in float32.
+def attention_rows(queries: Tensor, keys: Tensor, visible: Tensor) -> Tensor:
+    """Attention of some queries of each row, by head, in float32.
 
     Args:
-        query: [B, H, d], rotated.
+        queries: [B, H, R, d], rotated.
         keys: [B, Hkv, S, d], rotated.
-        visible: bool [B, S].
+        visible: keys that each query sees, bool [B, R, S].
 
     Returns:
-        [B, S].
+        [B, H, R, S].
     """
-    heads, kv_heads = query.shape[1], keys.shape[1]
-    q = query.float().unflatten(1, (kv_heads, heads // kv_heads))
-    logits = torch.einsum("bgrd,bgsd->bgrs", q, keys.float()) * query.shape[-1] ** -0.5
-    return logits.masked_fill(~visible[:, None, None], -torch.inf).softmax(-1).flatten(1, 2).mean(1)
+    heads, kv_heads = queries.shape[1], keys.shape[1]
+    q = queries.float().unflatten(1, (kv_heads, heads // kv_heads))
+    logits = torch.einsum("bgrqd,bgsd->bgrqs", q, keys.float()) * queries.shape[-1] ** -0.5
+    return logits.masked_fill(~visible[:, None, None], -torch.inf).softmax(-1).flatten(1, 2)
+
+
+def last_query_attention(view: LayerView) -> Tensor:
+    """Attention of each prompt's last token in the layer before, mean over heads, in float32, [B, S]."""
+    columns = torch.arange(view.visual.shape[1], device=view.last.device)
+    visible = view.present & (columns <= view.last[:, None])
+    return attention_rows(view.last_query()[:, :, None], view.keys(), visible[:, None]).mean(1)[:, 0]
+
+
+def best_visual(scores: Tensor, visual: Tensor, counts: Sequence[int]) -> Tensor:
+    """The visual tokens of each row with the largest scores.
+
+    Args:
+        scores: [B, S].
+        visual: bool [B, S].
+        counts: how many of each row.
+
+    Returns:
+        bool [B, S].
+    """
+    stays = torch.zeros_like(visual)
+    for row, mine, seen, count in zip(stays, scores, visual, counts, strict=True):
+        row[rank_visual(mine, seen, count)] = True
+    return stays
 
 
 class FastV(LayerCompressor):
@@ -68,17 +94,6 @@ class FastV(LayerCompressor):
             raise VistokError(f"layer {layer} of {total}: give fastv a layer from {earliest} to {total - 1}.")
         return (layer,)
 
-    def count(self, visual: int) -> int:
-        """How many of a prompt's visual tokens stay."""
-        if isinstance(self.keep, int):
-            return min(self.keep, visual)
-        return min(visual, max(1, round(self.keep * visual)))
-
     def select(self, view: LayerView) -> Tensor:
-        columns = torch.arange(view.visual.shape[1], device=view.last.device)
-        visible = view.present & (columns <= view.last[:, None])
-        attention = last_query_attention(view.last_query(), view.keys(), visible)
-        stays = torch.zeros_like(view.visual)
-        for row, scores, visual in zip(stays, attention, view.visual, strict=True):
-            row[rank_visual(scores, visual, self.count(int(visual.sum())))] = True
-        return stays
+        counts = [share_of(self.keep, total) for total in view.visual.sum(1).tolist()]
+        return best_visual(last_query_attention(view), view.visual, counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +47,8 @@ class ContinuousStats(Stats):
     draft_rows: int = 0
     rolled_back: int = 0
     fallbacks: int = 0
+
+    in_order: ClassVar[bool] = False
 
     @property
     def accepted(self) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from vistok.errors import VistokError
 from vistok.models.heads.clover import Clover
 from vistok.samplers.drafters.eagle_head import EagleHead
 from vistok.samplers.interface import DraftPolicy
 from vistok.samplers.policies.dynamic import DynamicTree
+from vistok.samplers.policies.sized_growth import SizedDynamic, sized_policy
 
 
 class CloverHead(EagleHead):
@@ -14,16 +17,17 @@ class CloverHead(EagleHead):
 
     Args:
         network: made for the target, with its dtype and on its device.
-        policy: which nodes are worth proposing; a small tree if None, as Clover's batches want.
+        policy: which nodes are worth proposing; a small tree if None, as Clover's batches want; ``auto`` as of
+            ``EagleHead``.
 
     Raises:
         VistokError: a network of another kind.
     """
 
-    def __init__(self, network: Clover, policy: DraftPolicy | None = None):
+    def __init__(self, network: Clover, policy: DraftPolicy | Literal["auto"] | None = None):
         if not isinstance(network, Clover):
             raise VistokError(
                 f"CloverHead drafts with a Clover network, not with one of type {type(network).__name__}."
             )
-        self.network, self.policy = network, policy or DynamicTree(8, 2, 3)
+        self.network, self.policy = network, sized_policy(policy or DynamicTree(8, 2, 3), SizedDynamic)
         self.nodes, self.chain = self.policy.nodes, self.policy.chain

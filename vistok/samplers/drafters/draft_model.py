@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,15 @@ from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.interface import DraftPolicy
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
-from vistok.samplers.policies.chains import Chain
+from vistok.samplers.policies.chains import Chain, chain_shape
+from vistok.samplers.policies.sized_growth import SizedLayers, SizedTree, sized_policy
 from vistok.samplers.targets.cached_lm import CachedLM
 from vistok.samplers.targets.causal_lm import Prompt
+from vistok.samplers.targets.step_cost import step_cost
 from vistok.samplers.targets.support import check_model, learned_positions
 from vistok.samplers.tree import TokenTree
+
+PIECE = 32  # tokens that are read at a time behind a rest
 
 
 class DraftModel(TextDrafter):
@@ -34,17 +38,29 @@ class DraftModel(TextDrafter):
 
     Args:
         model: loaded by transformers.
-        policy: which nodes are worth proposing.
+        policy: which nodes are worth proposing; or ``auto``, DySpec's trees of the depth and size that pay on this
+            machine and this text, or none.
         tokenizer: the model's; compared with the target's where both are known. Where sizes differ and none is given,
             the ones in the folders that the models were loaded from are compared.
 
     Attributes:
         hidden: logits behind the last decided token, [B, 1, V].
         forwards: calls of the model in this run.
+        rests: the next tree has no drafts, and what was decided is not read.
+
+    Raises:
+        VistokError: a policy that is another word than ``auto``.
     """
 
-    def __init__(self, model: nn.Module, policy: DraftPolicy | None = None, tokenizer: Any | None = None):
-        self.model, self.policy, self.tokenizer = model, policy or Chain(), tokenizer
+    rests = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        policy: DraftPolicy | Literal["auto"] | None = None,
+        tokenizer: Any | None = None,
+    ):
+        self.model, self.policy, self.tokenizer = model, sized_policy(policy or Chain(), SizedLayers), tokenizer
         self.nodes, self.chain = self.policy.nodes, self.policy.chain
 
     def bind(
@@ -64,9 +80,12 @@ class DraftModel(TextDrafter):
         end, table = prompt.ids.shape[1] + length, learned_positions(self.model)
         self._lm = CachedLM(
             self.model,
-            end + self.nodes + max(self.nodes, self.policy.slots),
+            end + self.nodes + max(self.nodes, self.policy.slots, PIECE),
             end=end if table is None else min(end, table),
         )
+        if isinstance(self.policy, SizedTree):
+            batch = len(prompt.ids)
+            self.policy.measure(step_cost(model, batch), step_cost(self.model, batch))
 
     @property
     def forwards(self) -> int:
@@ -74,11 +93,43 @@ class DraftModel(TextDrafter):
         return self._lm.forwards
 
     def start(self, run: Run, prefill: Scores) -> None:
-        """Read the prompt and the first token."""
-        prompt, self._size = self._prompt, prefill.logits.shape[-1]
-        tokens = F.pad(prompt.flush, (0, 1)).scatter(1, prompt.count[:, None], run.tokens[:, :1])
-        self.hidden = self._common(self._lm.read(self._known(tokens), prompt.count + 1))
-        self._news: tuple[Tensor, Tensor] | None = None
+        """Begin with the prompt and the first token, to be read when they are needed."""
+        self._size = prefill.logits.shape[-1]
+        self._read: Tensor | None = None
+        if isinstance(self.policy, SizedTree):
+            self.policy.begin()
+        else:
+            self._catch_up(run)
+
+    def _catch_up(self, run: Run) -> None:
+        """Read what was decided since the last time."""
+        prompt = self._prompt
+        if self._read is None:
+            width = int(run.decided.max())
+            tokens = F.pad(prompt.flush, (0, width))
+            places = prompt.count[:, None] + torch.arange(width, device=tokens.device)
+            tokens = tokens.scatter(1, places, run.tokens[:, :width])
+            self.hidden = self._common(self._lm.read(self._known(tokens), prompt.count + self._real(run)))
+            self._read = self._real(run)
+            return
+        while True:
+            count = (self._real(run) - self._read).clamp(max=PIECE)  # the cache has room for so many behind any text
+            width = int(count.max())
+            if width == 0:
+                return
+            depth = torch.arange(width, device=count.device)
+            tokens = run.tokens.gather(1, (self._read[:, None] + depth).clamp(max=run.tokens.shape[1] - 1))
+            seen = (depth <= depth[:, None])[None]
+            logits = self._common(self._lm.forward(self._known(tokens), depth[None], seen))
+            self._lm.cache.advance(width if int(count.min()) == width else count)
+            last = (count - 1).clamp(min=0)[:, None, None].expand(-1, 1, logits.shape[-1])
+            self.hidden = torch.where((count > 0)[:, None, None], logits.gather(1, last), self.hidden)
+            self._read = self._read + count
+
+    @staticmethod
+    def _real(run: Run) -> Tensor:
+        """Decided tokens that exist, int64 [B]: a text that ended early counts as wholly decided."""
+        return torch.minimum(run.decided, run.final)
 
     def _known(self, tokens: Tensor) -> Tensor:
         """Tokens as the model can read them: padding entries that only the target has become its last row."""
@@ -92,21 +143,16 @@ class DraftModel(TextDrafter):
         )
 
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
-        """Remember what was decided, to be read when it is needed."""
-        self._news = verdict.emitted, verdict.count
+        """Learn which drafts were right, where their number follows that."""
+        if isinstance(self.policy, SizedTree):
+            self.policy.learn(run, tree, verdict)
 
     def propose(self, run: Run) -> TokenTree:
-        """Read the news and grow a tree."""
-        if self._news is not None:
-            tokens, count = self._news
-            width = int(count.max())
-            depth = torch.arange(width, device=tokens.device)
-            seen = (depth <= depth[:, None])[None]
-            logits = self._common(self._lm.forward(self._known(tokens[:, :width]), depth[None], seen))
-            self._lm.cache.advance(width if int(count.min()) == width else count)
-            last = (count - 1).clamp(min=0)[:, None, None].expand(-1, 1, logits.shape[-1])
-            self.hidden = torch.where((count > 0)[:, None, None], logits.gather(1, last), self.hidden)
-            self._news = None
+        """Read what was decided and grow a tree."""
+        self.rests = isinstance(self.policy, SizedTree) and not self.policy.choose(run)
+        if self.rests:
+            return TokenTree(run.root, chain_shape(1, run.root.device), self.kind)
+        self._catch_up(run)
         return self.policy.grow(self, run)
 
     def logits(self, hidden: Tensor, positions: Tensor) -> Tensor:

@@ -86,11 +86,7 @@ class HeadDrafter:
 
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
         """Read the features of the nodes that were kept."""
-        path = verdict.path
-        if path is None:
-            path = torch.arange(tree.nodes, device=tree.tokens.device).expand(len(tree.tokens), -1)
-        path = path.clamp(min=0).repeat(len(scores.hidden) // len(path), 1)
-        features = scores.hidden.gather(1, path[..., None].expand(-1, -1, scores.hidden.shape[-1]))
+        features = kept_features(tree, scores, verdict)
         self.feed(features, verdict.emitted, verdict.count)
 
     def propose(self, run: Run) -> TokenTree:
@@ -134,3 +130,12 @@ class HeadDrafter:
         """Drop the last draft slots."""
         if slots:
             self.cache.advance(-slots)
+
+
+def kept_features(tree: TokenTree, scores: Scores, verdict: Verdict) -> Tensor:
+    """The target's features of the nodes that were kept, [R, M, D]; behind a sample's count anything."""
+    path = verdict.path
+    if path is None:
+        path = torch.arange(tree.nodes, device=tree.tokens.device).expand(len(tree.tokens), -1)
+    path = path.clamp(min=0).repeat(len(scores.hidden) // len(path), 1)
+    return scores.hidden.gather(1, path[..., None].expand(-1, -1, scores.hidden.shape[-1]))

@@ -121,16 +121,18 @@ class Rasd(TextDrafter):
             )
         return extend(tree, added)
 
-    def _likely(self, run: Run) -> list[set[int]]:
-        """The draft model's most likely tokens behind each root."""
+    def _likely(self, run: Run) -> list[set[int] | None]:
+        """The draft model's most likely tokens behind each root; None while it rests, and nothing is pruned."""
+        if getattr(self.drafter, "rests", False):
+            return [None] * len(run.decided)
         logits = self.drafter.logits(self.drafter.hidden, run.decided[:, None])[:, -1]
         best = logits.topk(min(self.first, logits.shape[-1])).indices
         return [set(row) for row in self.drafter.token(best).tolist()]
 
-    def _retrieve(self, text: list[int], likely: set[int]) -> list[tuple[int, ...]]:
+    def _retrieve(self, text: list[int], likely: set[int] | None) -> list[tuple[int, ...]]:
         options = (text, self.ngram, self.paths, self.retrieved)
         found = earlier(*options) + ([] if self.datastore is None else self.datastore.behind(*options))
-        return [path for path in dict.fromkeys(found) if path and path[0] in likely]
+        return [path for path in dict.fromkeys(found) if path and (likely is None or path[0] in likely)]
 
 
 def fuse(

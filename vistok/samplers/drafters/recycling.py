@@ -22,7 +22,8 @@ from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.interface import AutoregressiveSampler
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
-from vistok.samplers.policies.sized import SIZES, Accuracy, best_size
+from vistok.samplers.policies.chains import chain_shape
+from vistok.samplers.policies.sized import SIZES, Accuracy, Option, Sizer, interpolated, mean_decided, size_options
 from vistok.samplers.policies.trees import TREE_2_2_2, Path, best_tree, check_paths
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.step_cost import step_cost
@@ -30,7 +31,6 @@ from vistok.samplers.tree import TokenTree, TreeShape
 from vistok.samplers.verifiers.candidates import SampleMatch
 
 AUTO_WIDTH = 8  # candidates of a token that a tree of its own size chooses among
-AGAIN = 4  # steps after which its size is chosen anew
 
 
 class TokenRecycling(TextDrafter):
@@ -54,7 +54,7 @@ class TokenRecycling(TextDrafter):
         self.auto = tree == "auto"
         if self.auto:
             self.shape, self.width, self.nodes = TreeShape.chain_of(1, "cpu"), AUTO_WIDTH, 1 + max(SIZES)
-            self.accuracy, self._cost = Accuracy(self.width), None
+            self.accuracy, self.sizer, self._cost = Accuracy(self.width), Sizer(watches=True), None
             return
         if isinstance(tree, str):
             raise VistokError(f"the tree is '{tree}': give rank paths, or 'auto'.")
@@ -98,7 +98,10 @@ class TokenRecycling(TextDrafter):
         self._allocate(prefill.logits.shape[-1], device)
         if self.auto and self._cost is None:
             raise VistokError("tree='auto' measures a model of text: give rank paths here.")
+        if self.auto:
+            self.sizer.begin()
         self._foreseen = [False] * len(run.tokens)
+        self._late: list[tuple[Tensor, Tensor, Tensor]] = []
         self._lay_out(device)
 
     def _lay_out(self, device: torch.device) -> None:
@@ -111,21 +114,64 @@ class TokenRecycling(TextDrafter):
 
     def propose(self, run: Run) -> TokenTree:
         """Fill the tree: node i is candidate ``rank_i`` of its parent's token."""
-        if self.auto and run.step % AGAIN == 1:
-            paths = best_size(self.accuracy.table(), self._cost)
-            self.shape = TreeShape.of_paths(list(paths)) if paths else TreeShape.chain_of(1, run.tokens.device)
-            self._lay_out(run.tokens.device)
+        if self.auto:
+            self._choose(run)
+        if self.shape.nodes == 1:
+            return TokenTree(run.root, self.shape)
         tokens = run.root.repeat(1, self.shape.nodes)
         for level, (parents, ranks) in zip(self._levels, self._sources, strict=True):
             tokens[:, level] = self.adjacency[tokens[:, parents], ranks]
         return TokenTree(tokens, self.shape)
 
+    def _choose(self, run: Run) -> None:
+        before = self.sizer.chosen
+        if self.sizer.due:
+            self._catch_up(run)
+        cost = self._cost
+
+        def options() -> list[Option]:
+            return size_options(self.accuracy.table(), cost)
+
+        found = self.sizer.next(options, interpolated(cost, 1), mean_decided(run))
+        if found is before:
+            return
+        device = run.tokens.device
+        self.shape = chain_shape(1, device) if found is None else TreeShape.of_paths(list(found.tree), device)
+        self._lay_out(device)
+
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
-        """All nodes of the sequences that still run renew their rows."""
+        """All nodes of the sequences that still run renew their rows; where none is drafted, some steps later."""
         going = run.decided < run.length
+        if self.auto and tree.nodes == 1:
+            best = scores.logits[:, 0].topk(self.width)
+            known = torch.where(best.values[:, -1] > -torch.inf, run.root[:, 0], -1)
+            self._late.append((torch.where(going, known, -1), best.indices, verdict.emitted[:, 0]))
+            return
         if self.auto:
             self._learn(run, verdict, going)
         self.renew(tree.tokens[going].flatten(), scores.logits[going].flatten(0, 1))
+
+    def _catch_up(self, run: Run) -> None:
+        """Learn from steps without drafts, and renew their tokens' rows."""
+        if not self._late:
+            return
+        tokens, best, emitted = (torch.stack(part, 1) for part in zip(*self._late, strict=True))  # [B, T, ...]
+        self._late = []
+        match = self.adjacency[tokens.clamp(min=0)] == emitted[..., None]
+        ranks = torch.where(match.any(-1), match.long().argmax(-1), -1)
+        ranks = torch.where(tokens < 0, -2, ranks).tolist()
+        for row, found in enumerate(ranks):
+            self._foreseen[row] = self._take(found, self._foreseen[row])
+        real = tokens.flatten() >= 0
+        self._write(tokens.flatten()[real], best.flatten(0, 1)[real])
+
+    def _take(self, ranks: list[int], foreseen: bool) -> bool:
+        """Learn the ranks that tokens behind one another had: -1 for none, -2 for no token."""
+        for rank in ranks:
+            if rank > -2:
+                self.accuracy.learn(rank if rank >= 0 else None, foreseen)
+                foreseen = rank >= 0
+        return foreseen
 
     def _learn(self, run: Run, verdict: Verdict, going: Tensor) -> None:
         """Note which candidates the decided tokens were, before their rows are renewed."""
@@ -133,9 +179,8 @@ class TokenRecycling(TextDrafter):
         match = self.adjacency[before] == verdict.emitted[..., None]  # [B, M, width]
         ranks = torch.where(match.any(-1), match.long().argmax(-1), -1).tolist()
         for row, (count, goes) in enumerate(zip(verdict.count.tolist(), going.tolist(), strict=True)):
-            for rank in ranks[row][:count] if goes else ():
-                self.accuracy.learn(rank if rank >= 0 else None, self._foreseen[row])
-                self._foreseen[row] = rank >= 0
+            if goes:
+                self._foreseen[row] = self._take(ranks[row][:count], self._foreseen[row])
 
     def renew(self, tokens: Tensor, logits: Tensor) -> None:
         """Write the rows of tokens [M] anew from the logits behind them [M, V]; the last of equal tokens counts.
@@ -144,7 +189,10 @@ class TokenRecycling(TextDrafter):
         """
         best = logits.topk(self.width)
         teaches = best.values[:, -1] > -torch.inf
-        tokens, best = tokens[teaches], best.indices[teaches]
+        self._write(tokens[teaches], best.indices[teaches])
+
+    def _write(self, tokens: Tensor, best: Tensor) -> None:
+        """Rows of tokens [M] become best [M, k]; the last of equal tokens counts."""
         order = torch.arange(len(tokens), device=tokens.device)
         last = torch.zeros_like(self.adjacency[:, 0]).scatter_reduce(0, tokens, order, "amax")
         counts = last[tokens] == order

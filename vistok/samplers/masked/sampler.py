@@ -26,7 +26,7 @@ from vistok.samplers.params import SamplingParams
 if TYPE_CHECKING:
     from vistok.tokenizers.interface import Tokenizer
 
-ORDERS = ("confidence", "random")
+ORDERS = ("confidence", "logit", "random")
 Draw = Callable[[int, Tensor, float], Tensor]  # step, log probabilities [B, L, V] and temperature to codes [B, L]
 Spread = Callable[[int], Tensor]  # step to noise on the confidences [B, L]
 
@@ -36,21 +36,25 @@ class GuidedMasked:
 
     Args:
         model: the network.
-        values: classes of B images.
+        condition: of B images.
         guided: whether the unconditional half runs, in the same batch.
 
     Attributes:
         forwards: passes so far; ``rows`` counts the sequences in all of them.
     """
 
-    def __init__(self, model: MaskedGenerator, values: Tensor, guided: bool):
-        self.model, self.batch, self.guided = model, len(values), guided
-        self.values = torch.cat([values, model.null_condition(len(values))]) if guided else values
+    def __init__(self, model: MaskedGenerator, condition: Condition, guided: bool):
+        self.model, self.batch, self.guided = model, len(condition), guided
+        self.values = condition.mean
+        if guided:
+            avoided = condition.negative
+            null = model.null_condition(self.batch) if avoided is None else avoided.mean
+            self.values = torch.cat([self.values, null.to(self.values.dtype)])
         self.state = None
         self.forwards = self.rows = 0
 
-    def log_probabilities(self, codes: Tensor, scale: float) -> Tensor:
-        """Guided log probabilities [B, L, V] of all codes, given those of them that are not hidden, [B, L].
+    def logits(self, codes: Tensor, scale: float) -> Tensor:
+        """Guided logits [B, L, V] of all codes, given those of them that are not hidden, [B, L].
 
         Where nothing is known yet and the scale is 1, the unconditional half does not run: it would have no state to
         leave.
@@ -65,8 +69,7 @@ class GuidedMasked:
         if both:
             conditional, without = logits.chunk(2)
             logits = without + scale * (conditional - without)
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        return logits.to(wide).log_softmax(-1)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def fill(
@@ -87,7 +90,8 @@ def fill(
         plan: of the hidden codes, as many in each row as it says.
         codes: at first, [B, L]; ``mask_id`` where hidden.
         draw, spread: the random numbers of the run.
-        order: ``confidence`` keeps the codes that the model is surest of; ``random`` keeps any, by ``spread`` alone.
+        order: ``confidence`` keeps the codes that the model is surest of; ``logit`` likewise, by their logits as they
+            are; ``random`` keeps any, by ``spread`` alone.
         progress: called with the codes that each picture gained.
         watch: called with the codes fed in a step and those drawn in it.
         show: shown the codes after each step.
@@ -97,14 +101,17 @@ def fill(
     step_of = torch.zeros_like(codes)
     before = plan.hidden
     for number, step in enumerate(plan):
-        logp = guided.log_probabilities(codes, step.guidance)
+        logits = guided.logits(codes, step.guidance)
+        logp = logits.log_softmax(-1)
         drawn = draw(number, logp, step.temperature)
         if watch is not None:
             watch(codes, drawn)
         noise = spread(number)
         confidence = noise
-        if order == "confidence":
-            confidence = logp.gather(-1, drawn[..., None])[..., 0] + step.choice * noise
+        if order != "random":
+            confidence = (logits if order == "logit" else logp).gather(-1, drawn[..., None])[
+                ..., 0
+            ] + step.choice * noise
         confidence = confidence.masked_fill(~hidden, torch.inf)
         codes = torch.where(hidden, drawn, codes)
         left = torch.zeros_like(hidden).scatter(1, confidence.argsort(1)[:, : step.hidden], True)
@@ -126,9 +133,10 @@ class Masked:
         steps: forwards.
         annealed: temperature of the first draws, falling to none over the steps; 0 keeps it at 1.
         choice: scale of the noise on the confidences, falling likewise.
-        schedule: ``cosine`` or ``linear``, see ``MaskPlan``.
-        order: ``confidence``, or ``random``: with ``linear``, as many steps as codes, and ``annealed`` 0 this is
-            autoregression in a random order.
+        schedule: ``cosine``, ``linear`` or ``arccos``, see ``MaskPlan``.
+        order: ``confidence``; ``logit``, confidences that are no probabilities, as TiTok's; or ``random``: with
+            ``linear``, as many steps as codes, and ``annealed`` 0 this is autoregression in a random order.
+        guidance_schedule: ``linear``, ``power-cosine`` or ``constant``, see ``MaskPlan``.
     """
 
     steps: int = 8
@@ -136,6 +144,7 @@ class Masked:
     choice: float = 1.5
     schedule: str = "cosine"
     order: str = "confidence"
+    guidance_schedule: str = "linear"
 
     interface = "masked"
     honours = frozenset({"guidance", "temperature", "top_k", "top_p", "greedy"})
@@ -148,7 +157,11 @@ class Masked:
         for name in ("annealed", "choice"):
             if getattr(self, name) < 0:
                 raise VistokError(f"{name} of a masked sampler must be 0 or more, got {getattr(self, name)}.")
-        MaskPlan(self.steps, self.steps, self.schedule)  # mistakes come early
+        self._plan(self.steps)  # mistakes come early
+
+    def _plan(self, hidden: int, guidance: float = 1.0, temperature: float = 1.0) -> MaskPlan:
+        options = (self.annealed, self.choice, self.guidance_schedule)
+        return MaskPlan(hidden, self.steps, self.schedule, guidance, temperature, *options)
 
     def prepare(self, model: MaskedGenerator, tokenizer: Tokenizer | None = None) -> Masked:
         """Returns the sampler itself.
@@ -156,7 +169,7 @@ class Masked:
         Raises:
             VistokError: it has more steps than the generator has codes.
         """
-        MaskPlan(model.tokens.length, self.steps, self.schedule)
+        self._plan(model.tokens.length)
         return self
 
     @torch.inference_mode()
@@ -178,15 +191,7 @@ class Masked:
             hidden = condition.known.hidden
             codes = torch.where(condition.known.mask, condition.known.tokens, codes)
         positions = torch.arange(length, device=device).expand(batch, -1)
-        plan = MaskPlan(
-            hidden,
-            self.steps,
-            self.schedule,
-            params.guidance if params.guided else 1.0,
-            params.temperature,
-            self.annealed,
-            self.choice,
-        )
+        plan = self._plan(hidden, params.guidance if params.guided else 1.0, params.temperature)
 
         def draw(step: int, logp: Tensor, temperature: float) -> Tensor:
             law = replace(params, temperature=temperature)
@@ -196,7 +201,7 @@ class Masked:
         def spread(step: int) -> Tensor:
             return -(-noise.uniform(positions, SAMPLE, step).log()).log()  # standard Gumbel
 
-        guided = GuidedMasked(model, condition.values, params.guided)
+        guided = GuidedMasked(model, condition, params.guided)
         codes, step_of = fill(guided, plan, codes, draw, spread, self.order, progress, show=watch)
         stats = ContinuousStats(
             step_of.cpu(),

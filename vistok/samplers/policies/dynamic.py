@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.samplers.interface import DraftHead
 from vistok.samplers.loop import Run
 from vistok.samplers.params import SamplingParams
+from vistok.samplers.policies.chains import Counted
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 
 @dataclass(frozen=True)
-class DynamicTree:
+class DynamicTree(Counted):
     """EAGLE-2's tree: the most likely paths, by the drafter's own probability.
 
     Attributes:
@@ -40,11 +42,6 @@ class DynamicTree:
             )
 
     @property
-    def nodes(self) -> int:
-        """Nodes, the root included."""
-        return self.drafts + 1
-
-    @property
     def slots(self) -> int:
         """Slots that growing writes."""
         return self.depth * self.top_k
@@ -55,39 +52,73 @@ class DynamicTree:
 
     def grow(self, head: DraftHead, run: Run) -> TokenTree:
         """Expand the best nodes level by level, then keep the best of all that was seen."""
-        k = self.top_k
-        batch, device = len(run.decided), run.decided.device
-        position = run.decided[:, None]
-        best = head.logits(head.hidden, position).log_softmax(-1)[:, 0].topk(k)
-        score, frontier = best.values, head.token(best.indices)  # [B, K]
-        tokens, scores = [frontier], [score]
-        parents = [torch.full((batch, k), -1, device=device)]  # record numbers; -1 is the root
-        records = torch.arange(k, device=device).expand(batch, -1)  # of the frontier
-        features = head.hidden.expand(-1, k, -1)
-        halves = len(features) // batch
-        seen = torch.eye(k, dtype=torch.bool, device=device).expand(batch, -1, -1)
-        for level in range(self.depth):
-            hidden = head.expand(frontier, features, seen, torch.full((k,), level, device=device))
-            best = head.logits(hidden, (position + level + 1).expand(-1, k)).log_softmax(-1).topk(k)  # [B, K, K]
-            reach = (best.values + score[..., None]).flatten(1)
-            found = head.token(best.indices).flatten(1)
-            tokens.append(found)
-            scores.append(reach)
-            parents.append(records.repeat_interleave(k, 1))
-            score, chosen = reach.topk(k)
-            records = k + level * k * k + chosen
-            frontier = found.gather(1, chosen)
-            parent = chosen // k
-            features = hidden.gather(1, parent.repeat(halves, 1)[..., None].expand(-1, -1, hidden.shape[-1]))
-            above = seen.gather(1, parent[..., None].expand(-1, -1, seen.shape[2]))
-            seen = torch.cat([above, torch.eye(k, dtype=torch.bool, device=device).expand(batch, -1, -1)], 2)
-            halves = len(features) // batch
-        head.forget(self.slots)
-        number = torch.cat(scores, 1).topk(self.drafts).indices.sort(1).values  # a chosen node's parent is chosen too
-        parent = torch.cat(parents, 1).gather(1, number).contiguous()
+        return look(head, run, self.depth, self.top_k).tree(run, self.drafts)[0]
+
+
+class Looked(NamedTuple):
+    """Nodes that a draft network looked at, M of each text.
+
+    Attributes:
+        tokens: int64 [B, M].
+        score: log-probabilities of the paths to them, [B, M].
+        parents: their numbers, -1 for the root, int64 [B, M].
+        level: generations below the root, int64 [M].
+    """
+
+    tokens: Tensor
+    score: Tensor
+    parents: Tensor
+    level: Tensor
+
+    def tree(self, run: Run, drafts: int) -> tuple[TokenTree, Tensor]:
+        """The tree of so many best nodes, where there are as many, and their numbers, int64 [B, drafts]."""
+        number = (
+            self.score.topk(min(drafts, self.score.shape[1])).indices.sort(1).values
+        )  # a chosen node's parent is chosen too
+        parent = self.parents.gather(1, number).contiguous()
         place = torch.where(parent < 0, 0, torch.searchsorted(number, parent) + 1)
-        root = torch.full((batch, 1), -1, device=device)
-        drafted = torch.cat(tokens, 1).gather(1, number)
-        return TokenTree(
-            torch.cat([run.root, drafted], 1), TreeShape(torch.cat([root, place], 1)), LawKind.DETERMINISTIC
-        )
+        root = torch.full_like(run.root, -1)
+        tokens = torch.cat([run.root, self.tokens.gather(1, number)], 1)
+        return TokenTree(tokens, TreeShape(torch.cat([root, place], 1)), LawKind.DETERMINISTIC), number
+
+
+def look(head: DraftHead, run: Run, depth: int, k: int) -> Looked:
+    """Expand the k best nodes of each level.
+
+    Args:
+        head: the draft network.
+        run: whose texts are drafted.
+        depth: levels that are expanded below the root's children.
+        k: nodes that are expanded in each, and children of each; at most as many as there are tokens.
+    """
+    batch, device = len(run.decided), run.decided.device
+    position = run.decided[:, None]
+    law = head.logits(head.hidden, position).log_softmax(-1)[:, 0]
+    k = min(k, law.shape[-1])
+    best = law.topk(k)
+    score, frontier = best.values, head.token(best.indices)  # [B, K]
+    tokens, scores = [frontier], [score]
+    parents = [torch.full((batch, k), -1, device=device)]  # record numbers; -1 is the root
+    records = torch.arange(k, device=device).expand(batch, -1)  # of the frontier
+    features = head.hidden.expand(-1, k, -1)
+    halves = len(features) // batch
+    seen = torch.eye(k, dtype=torch.bool, device=device).expand(batch, -1, -1)
+    for level in range(depth):
+        hidden = head.expand(frontier, features, seen, torch.full((k,), level, device=device))
+        best = head.logits(hidden, (position + level + 1).expand(-1, k)).log_softmax(-1).topk(k)  # [B, K, K]
+        reach = (best.values + score[..., None]).flatten(1)
+        found = head.token(best.indices).flatten(1)
+        tokens.append(found)
+        scores.append(reach)
+        parents.append(records.repeat_interleave(k, 1))
+        score, chosen = reach.topk(k)
+        records = k + level * k * k + chosen
+        frontier = found.gather(1, chosen)
+        parent = chosen // k
+        features = hidden.gather(1, parent.repeat(halves, 1)[..., None].expand(-1, -1, hidden.shape[-1]))
+        above = seen.gather(1, parent[..., None].expand(-1, -1, seen.shape[2]))
+        seen = torch.cat([above, torch.eye(k, dtype=torch.bool, device=device).expand(batch, -1, -1)], 2)
+        halves = len(features) // batch
+    head.forget(depth * k)
+    level = torch.cat([torch.full((part.shape[1],), i, device=device) for i, part in enumerate(tokens, 1)])
+    return Looked(torch.cat(tokens, 1), torch.cat(scores, 1), torch.cat(parents, 1), level)

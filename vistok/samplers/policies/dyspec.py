@@ -13,7 +13,7 @@ the earlier children, and a node's value is its path probability.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -25,7 +25,7 @@ from vistok.ops.tree import PADDING, ancestor_mask
 from vistok.samplers.interface import DraftHead
 from vistok.samplers.loop import Run
 from vistok.samplers.params import SamplingParams
-from vistok.samplers.policies.chains import draft_law, kind_of
+from vistok.samplers.policies.chains import Counted, draft_law, kind_of
 from vistok.samplers.policies.rsd import gumbel_noise, gumbel_top_k
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
@@ -92,7 +92,14 @@ def grow_by_budget(law: Tensor, gumbel: Tensor, expand: Expand, drafts: int) -> 
 
 
 def grow_by_layers(
-    law: Tensor, gumbel: Tensor, expand: Expand, threshold: float, nodes: int, depth: int, children: int
+    law: Tensor,
+    gumbel: Tensor,
+    expand: Expand,
+    threshold: float,
+    nodes: int,
+    depth: int,
+    children: int,
+    widths: Sequence[int] | None = None,
 ) -> Grown:
     """Fill every slot that is worth the threshold, level by level.
 
@@ -103,6 +110,7 @@ def grow_by_layers(
         nodes: most nodes, the root included.
         depth: most levels below the root.
         children: most children of a node.
+        widths: most nodes of each level; no such limit if None.
     """
     batch, size = law.shape
     law, gumbel = law[:, None], gumbel[:, None]
@@ -115,7 +123,8 @@ def grow_by_layers(
         token, chance, left = _children(law, gumbel, children)  # [B, T, K]
         slot = value[-1][..., None] * left
         shown = ((slot >= threshold) & (parents[-1] != PADDING)[..., None]).flatten(1)
-        shown &= shown.long().cumsum(1) <= nodes - first - width
+        room = nodes - first - width
+        shown &= shown.long().cumsum(1) <= (room if widths is None else min(room, widths[level - 1]))
         most = int(shown.sum(1).max())
         if most == 0:
             break
@@ -155,7 +164,7 @@ def heavy_first(parents: list[int]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class DynamicBudget:
+class DynamicBudget(Counted):
     """DySpec's tree of a fixed number of nodes: for targets so slow that a draft call a node does not matter.
 
     Attributes:
@@ -172,16 +181,6 @@ class DynamicBudget:
         if self.drafts < 1:
             raise VistokError(f"a tree needs at least 1 draft, got {self.drafts}.")
 
-    @property
-    def nodes(self) -> int:
-        """Nodes, the root included."""
-        return self.drafts + 1
-
-    @property
-    def slots(self) -> int:
-        """Slots that growing writes."""
-        return self.drafts - 1
-
     def kind(self, params: SamplingParams) -> LawKind:
         """Siblings are drawn without replacement."""
         return kind_of(params, LawKind.WITHOUT_REPLACEMENT)
@@ -194,7 +193,7 @@ class DynamicBudget:
 
 
 @dataclass(frozen=True)
-class DynamicLayers:
+class DynamicLayers(Counted):
     """DySpec's tree by a threshold, at one draft call a level.
 
     Attributes:
@@ -221,11 +220,6 @@ class DynamicLayers:
             )
 
     @property
-    def nodes(self) -> int:
-        """Most nodes, the root included."""
-        return self.drafts + 1
-
-    @property
     def slots(self) -> int:
         """Most slots that growing writes."""
         return self.drafts
@@ -236,9 +230,22 @@ class DynamicLayers:
 
     def grow(self, head: DraftHead, run: Run) -> TokenTree:
         """Grow by layers."""
-        growth = _Growth(head, run)
-        limits = (self.threshold, self.nodes, self.depth, self.children)
-        return growth.tree(grow_by_layers(*growth.root(), growth.expand, *limits))
+        return layered(head, run, self.threshold, self.nodes, self.depth, self.children)[0]
+
+
+def layered(
+    head: DraftHead,
+    run: Run,
+    threshold: float,
+    nodes: int,
+    depth: int,
+    children: int,
+    widths: Sequence[int] | None = None,
+) -> tuple[TokenTree, Tensor]:
+    """A tree that ``grow_by_layers`` grows from a draft network, and the values of its nodes' slots, [B, N]."""
+    growth = _Growth(head, run)
+    grown = grow_by_layers(*growth.root(), growth.expand, threshold, nodes, depth, children, widths)
+    return growth.tree(grown), grown.slot_value
 
 
 class _Growth:

@@ -7,7 +7,7 @@ step as the node that was accepted last had predictions, its *state*, so there i
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -76,8 +76,38 @@ class SparseTrees:
         return 1 + int(self.rank.max())
 
     def rows(self, group: int = 1) -> int:
-        """Most rows of a step, ``group`` for each prediction."""
-        return int((self.nodes + group * self.predictions).max())
+        """Most rows of a step, ``group`` for each prediction; a batch of several states has the most of both kinds."""
+        return int(self.nodes.max() + group * self.predictions.max())
+
+    def long_run(
+        self, accuracy: Sequence[Sequence[float]], cost: Callable[[float], float], group: int = 1
+    ) -> tuple[float, float]:
+        """Tokens and seconds of a step in the stationary law of states.
+
+        Args:
+            accuracy: entry [d][r]: how often candidate r of depth d is right.
+            cost: rows of a step to its seconds.
+            group: rows of a prediction.
+        """
+        states = self.ahead + 1
+        moves, tokens = np.zeros((states, states)), np.zeros(states)
+        tables = (self.parents, self.depth, self.rank, self.looks)
+        for state, rows in enumerate(zip(*(table.tolist() for table in tables), strict=True)):
+            chances: list[float] = []
+            for parent, depth, rank, looks in zip(*rows, strict=True):
+                if parent == PADDING:
+                    break
+                right = 1.0 if parent == ROOT else chances[parent] * accuracy[depth - 1][rank]
+                chances.append(right)
+                moves[state, looks] += right
+                if parent >= 0:  # the parent is then not the last one that was accepted
+                    moves[state, rows[3][parent]] -= right
+            tokens[state] = sum(chances)
+        equations = moves.T - np.eye(states)
+        equations[0] = 1  # that of state 0 follows from the others
+        law = np.linalg.solve(equations, np.eye(states)[0])
+        seconds = [cost(float(rows)) for rows in self.nodes + group * self.predictions]
+        return float(law @ tokens), float(law @ np.array(seconds))
 
     def to(self, device: torch.device) -> SparseTrees:
         """Itself, with its tables on a device."""

@@ -53,29 +53,35 @@ TREE_2_2_2: tuple[Path, ...] = rank_paths(
 )
 
 
-def best_tree(accuracy: Sequence[Sequence[float]], drafts: int) -> tuple[Path, ...]:
-    """The tree of so many drafts that is accepted furthest, if acceptance depends on depth and rank alone.
+def ranked_paths(accuracy: Sequence[Sequence[float]], drafts: int) -> list[tuple[Path, float]]:
+    """The nodes that are accepted most often, if acceptance depends on depth and rank alone.
 
-    A node is worth the product of the accuracies along its path, so the best nodes form a tree.
+    A node is worth the product of the accuracies along its path, so the best nodes form a tree, and so do the first of
+    them.
 
     Args:
         accuracy: entry [d][r]: how often candidate r of a node at depth d is right; falling in r.
-        drafts: nodes below the root.
+        drafts: nodes at most.
 
     Returns:
-        Rank paths, best first.
+        Rank paths and how often they are right, best first.
     """
-    found: list[Path] = []
+    found: list[tuple[Path, float]] = []
     heap: list[tuple[float, Path]] = [(-accuracy[0][0], (0,))]
     while heap and len(found) < drafts:
         value, path = heapq.heappop(heap)
-        found.append(path)
+        found.append((path, -value))
         depth, rank = len(path) - 1, path[-1]
         if rank + 1 < len(accuracy[depth]) and accuracy[depth][rank] > 0:
             heapq.heappush(heap, (value / accuracy[depth][rank] * accuracy[depth][rank + 1], (*path[:-1], rank + 1)))
         if len(path) < len(accuracy):
             heapq.heappush(heap, (value * accuracy[depth + 1][0], (*path, 0)))
-    return tuple(found)
+    return found
+
+
+def best_tree(accuracy: Sequence[Sequence[float]], drafts: int) -> tuple[Path, ...]:
+    """The rank paths of ``ranked_paths``: the tree of so many drafts that is accepted furthest."""
+    return tuple(path for path, _ in ranked_paths(accuracy, drafts))
 
 
 def check_paths(paths: Sequence[Path]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -205,7 +206,7 @@ class CachedLM:
             self.hidden = torch.cat([found[layer] for layer in layers], -1)
         return logits
 
-    @property
+    @cached_property
     def decoder(self) -> nn.Module:
         """The module with the layers."""
         return text_model(self.model) if self.backbone is None else self.backbone
@@ -226,7 +227,7 @@ class CachedLM:
 
     def _with_features(self, tokens: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Run the model and keep what its decoder gives, without the features of all other layers where possible."""
-        decoder = text_model(self.model)
+        decoder = self.decoder
         if decoder is self.model:
             output = self.model(input_ids=tokens, **arguments, output_hidden_states=True)
             self.hidden = output.hidden_states[-1]

@@ -38,8 +38,11 @@ class ImageTarget:
         self.guided = params.guided
         values, mask = condition.values, condition.mask
         if self.guided:
-            values = torch.cat([values, model.null_condition(self.batch).to(values.dtype)])
-            mask = None if mask is None else mask.repeat(2, 1)
+            avoided = condition.negative
+            null = model.null_condition(self.batch) if avoided is None else avoided.values
+            values = torch.cat([values, null.to(values.dtype)])
+            if mask is not None:
+                mask = torch.cat([mask, mask if avoided is None else avoided.mask])
         self.condition = Condition(values, mask)
         self.state: DecodeState = model.new_state(len(values), extra=nodes)
 

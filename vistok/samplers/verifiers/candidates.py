@@ -21,6 +21,7 @@ from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.noise import ACCEPT, RESIDUAL
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
+DRAWN_AT_ONCE = 1 << 14  # logits of a tree up to which a draw behind every node costs less than a call for each level
 State = tuple[Tensor, ...]
 # Nodes [B], one of each tree, to the target's laws behind them [B, V]; node -1 asks nothing: its row may be anything.
 Laws = Callable[[Tensor], Tensor]
@@ -285,6 +286,32 @@ def match_tree(
     return path, wanted
 
 
+def greedy_walk(tree: TokenTree, wanted: Tensor) -> Verdict:
+    """What ``match_tree`` finds if every node draws its most likely token, int64 [B, N], without a tensor a level."""
+    batch, nodes = wanted.shape
+    if tree.shape.chain:
+        same = (wanted[:, :-1] == tree.tokens[:, 1:]).long().cumprod(1)
+        return Verdict(wanted, 1 + same.sum(1))
+    parents = tree.shape.parents.expand(batch, -1).tolist()
+    paths, emitted = [], []
+    for row, best, above in zip(tree.tokens.tolist(), wanted.tolist(), parents, strict=True):
+        child = {(above[node], row[node]): node for node in range(nodes - 1, 0, -1)}  # the first of equal ones counts
+        path, node = [], 0
+        while node is not None:
+            path.append(node)
+            node = child.get((node, best[node]))
+        paths.append(path)
+        emitted.append([best[node] for node in path])
+    count = [len(path) for path in paths]
+    width = max(count)
+    filled = (
+        [part + [-1] * (width - len(part)) for part in paths],
+        [part + [0] * (width - len(part)) for part in emitted],
+    )
+    path, tokens, kept = (torch.tensor(part, dtype=torch.int64) for part in (*filled, count))
+    return Verdict(tokens, kept, path)
+
+
 def longest_path(shape: TreeShape, passed: Tensor) -> Tensor:
     """The longest path on which every node but the root passed; the first of the longest.
 
@@ -372,15 +399,23 @@ class SampleMatch:
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
         """Draw along the tree."""
+        if run.params.greedy and not run.stepwise and tree.tokens.device.type == "cpu":
+            return greedy_walk(tree, scores.logits.argmax(-1))
         places = run.decided[:, None] + torch.arange(tree.shape.height + 1, device=run.decided.device)
         uniforms = run.draws.gather(1, places.clamp(max=run.length - 1))
-        path, token = match_tree(
-            tree.shape,
-            tree.tokens,
-            lambda node, depth: run.params.draw(run.behind(tree, scores, node), uniforms[:, depth]),
-            *pace(run),
-        )
-        return kept_path(tree.tokens, path, token)
+
+        at_once = run.processing is None and scores.logits[0].numel() <= DRAWN_AT_ONCE
+        if at_once:
+            depth = tree.shape.depth.expand_as(tree.tokens).clamp(min=0)
+            drawn = run.params.draw(scores.logits.flatten(0, 1), uniforms.gather(1, depth).flatten())
+            drawn = drawn.view_as(tree.tokens)
+
+        def draws(node: Tensor, level: int) -> Tensor:
+            if at_once:
+                return drawn.gather(1, node.clamp(min=0)[:, None])[:, 0]
+            return run.params.draw(run.behind(tree, scores, node), uniforms[:, level])
+
+        return kept_path(tree.tokens, *match_tree(tree.shape, tree.tokens, draws, *pace(run)))
 
 
 def exact_rule(kind: LawKind) -> Rule:

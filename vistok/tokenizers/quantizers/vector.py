@@ -23,6 +23,7 @@ class VectorQuantizer(Quantizer):
         dim: width D of a code.
         l2_norm: compare on the unit sphere.
         commitment: weight beta of the commitment loss.
+        codebook: weight of the codebook loss; taming's first version, which SEED keeps, has beta here and 1 there.
         entropy: weight of the entropy loss (0 leaves it out).
         usage_window: recent training indices to keep in the buffer ``codebook_used``; 0 for checkpoints without it.
         gradient: ``straight_through`` or ``rotation``.
@@ -40,11 +41,12 @@ class VectorQuantizer(Quantizer):
         entropy: float = 0.0,
         usage_window: int = USAGE_WINDOW,
         gradient: str = "straight_through",
+        codebook: float = 1.0,
     ):
         super().__init__()
         self.size, self.dim = size, dim
         self.l2_norm = l2_norm
-        self.commitment = commitment
+        self.commitment, self.codebook_weight = commitment, codebook
         self.entropy = entropy
         self.estimate = estimator(gradient)
         self.embedding = nn.Embedding(size, dim)
@@ -80,7 +82,7 @@ class VectorQuantizer(Quantizer):
         distances = squared_distances(z, codebook)
         index = distances.argmin(1).view(z.shape[:-1])
         chosen = F.embedding(index, codebook)
-        codebook_loss = F.mse_loss(chosen, z.detach())
+        codebook_loss = self.codebook_weight * F.mse_loss(chosen, z.detach())
         commitment_loss = self.commitment * F.mse_loss(z, chosen.detach())
         entropy_loss = z.new_zeros(())
         if self.entropy:

@@ -20,7 +20,6 @@ from vistok.train.export import write_training_card
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import text
-from vistok.train.trainer import Task
 
 
 class CloverObjective(nn.Module):
@@ -90,7 +89,7 @@ class CloverInit:
     target: str
 
 
-class CloverTask(Task):
+class CloverTask(text.PassageTask):
     """The ``clover`` task: see CloverData and CloverInit; ``model`` shapes the heads as EagleConfig does."""
 
     def __init__(self, recipe: Recipe):
@@ -106,19 +105,10 @@ class CloverTask(Task):
         self.model = CloverObjective(lm, heads, self.data.depths, self.data.decay)
         self.tokens = text.encoded(self.tokenizer, "train")
 
-    def _samples(self, tokens: Tensor, count: int, seed: int) -> Tensor:
-        return text.draw_passages(tokens, self.data.length, count, torch.Generator().manual_seed(seed))
-
-    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
+    def samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
         """Passages of the corpus."""
-        first = step * self.recipe.batch_size + rows.start
-        return {"input_ids": self._samples(self.tokens, rows.stop - rows.start, self.data.seed * 1_000_003 + first)}
-
-    @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Loss and acceptances on held-out modules."""
-        ids = self._samples(text.encoded(self.tokenizer, "held-out"), self.data.eval_samples, 1)
-        return text.held_out_figures(self.model, zip(ids.to(self.model.lm.device).split(16), strict=True))
+        generator = torch.Generator().manual_seed(seed)
+        return {"input_ids": text.draw_passages(tokens, self.data.length, count, generator)}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the heads, with a card."""

@@ -1,5 +1,5 @@
 """Train a ControlAR on pictures and their control pictures (arXiv 2410.02705): all weights, from a LlamaGen of captions
-or of classes.
+or of classes, or the control's own alone.
 
 Control pictures follow from scenes exactly: outlines of the objects (``canny``), and maps of their shapes (``seg``). A
 picture is trained with one kind, in turn.
@@ -7,16 +7,15 @@ picture is trained with one kind, in turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from vistok.data.scenes import Scenes
-from vistok.data.scenes.controls import render_outlines, render_segmentation
+from vistok.data.scenes.controls import RENDERERS
 from vistok.errors import VistokError, unknown_name
 from vistok.models.controlar import ControlAR, ControlARConfig
 from vistok.models.interface import Control
@@ -26,8 +25,7 @@ from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw, Source
 from vistok.train.tasks.llamagen import LlamaGenData, LlamaGenObjective, LlamaGenTask
-
-CONTROLS: dict[str, Callable[[Scenes, int], Tensor]] = {"canny": render_outlines, "seg": render_segmentation}
+from vistok.zoo.pretrained import BASE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +34,12 @@ class ControlARData(LlamaGenData):
 
     Attributes:
         controls: kinds of control pictures.
+        tune_generator: train the weights of ``init.gpt`` as well, as published. Without, what is exported are the
+            control's weights alone, and at strength 0 the generator draws what it drew.
     """
 
     controls: tuple[str, ...] = ("canny", "seg")
+    tune_generator: bool = True
 
 
 class ControlARObjective(LlamaGenObjective):
@@ -62,6 +63,17 @@ class ControlARObjective(LlamaGenObjective):
         return self.gpt.controlled_states(tokens[:, :-1], *left_pad(encoded, mask), controls)
 
 
+def begin_control(model: ControlAR) -> None:
+    """Draw new weights for the way from control features into the stream; its end is zero, so that the generator begins
+    as it was."""
+    for module in (model.adapter_mlp, model.condition_mlp, model.condition_layers):
+        for linear in module.modules():
+            if isinstance(linear, nn.Linear):
+                nn.init.xavier_uniform_(linear.weight)
+    for network in model.condition_layers:
+        nn.init.zeros_(network.fc2.weight)
+
+
 class ControlARTask(LlamaGenTask):
     """The ``controlar`` task: see ControlARData, and LlamaGenInit, whose ``gpt`` may be a LlamaGen or a ControlAR."""
 
@@ -72,10 +84,15 @@ class ControlARTask(LlamaGenTask):
         if recipe.data.get("source", "scenes") != "scenes":
             raise VistokError("control pictures are known of scenes alone: leave 'data.source' out.")
         super().__init__(recipe)
+        if not self.data.tune_generator and (self.init.gpt is None or self.data.tune_captions):
+            raise VistokError(
+                "'data.tune_generator: false' trains the control of a generator alone: name that as 'init.gpt', and "
+                "leave 'data.tune_captions' out."
+            )
 
     def _generator(self, shape: dict[str, Any]) -> ControlAR:
-        if strange := [kind for kind in self.data.controls if kind not in CONTROLS]:
-            raise unknown_name("kind of 'data.controls'", strange[0], list(CONTROLS))
+        if strange := [kind for kind in self.data.controls if kind not in RENDERERS]:
+            raise unknown_name("kind of 'data.controls'", strange[0], list(RENDERERS))
         shape |= {"controls": self.data.controls, "downsample": self.vq.config.downsample}
         if self.init.gpt is None:
             return ControlAR(read_options(ControlARConfig, self.recipe.model, "model", shape))
@@ -83,6 +100,10 @@ class ControlARTask(LlamaGenTask):
         shape = {field.name: getattr(base.config, field.name) for field in fields(LlamaGenConfig)} | shape
         model = ControlAR(read_options(ControlARConfig, self.recipe.model, "model", shape))
         model.load_state_dict(model.state_dict() | base.state_dict())  # the control's own weights are new
+        begin_control(model)
+        if not self.data.tune_generator:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name not in base.state_dict())
         return model
 
     def objective(self, gpt: ControlAR, text: TextEncoder | None) -> ControlARObjective:
@@ -93,7 +114,7 @@ class ControlARTask(LlamaGenTask):
         """Returns what the objective is told about pictures beside their codes."""
         kinds = self.data.controls
         kind = int(draw.passes[0] + draw.index[0] // self.recipe.batch_size) % len(kinds)
-        control = CONTROLS[kinds[kind]](source.scenes(draw.index), self.data.size)
+        control = RENDERERS[kinds[kind]](source.scenes(draw.index), self.data.size)
         return super().condition(source, draw) | {"control": control, "kind": torch.full_like(draw.index, kind)}
 
     @torch.no_grad()
@@ -108,3 +129,19 @@ class ControlARTask(LlamaGenTask):
         untold = gpt(tokens[:, :-1], gpt.null_condition(len(index)))
         without = F.cross_entropy(untold.flatten(0, 1), tokens.flatten()).item()
         return {"held_out_loss": with_control, "held_out_loss_without_control": without}
+
+    def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
+        """Write the generator as an embedded model, or what the control adds to one."""
+        if self.data.tune_generator:
+            super().export(directory, metrics, steps)
+            return
+        gpt, base = self.model.gpt, LlamaGen.from_pretrained(self.init.gpt).state_dict()
+        gpt.save_pretrained(directory, torch.bfloat16, without=base.keys() | set(gpt.idle_keys))
+        own = nn.ParameterList(
+            p for name, p in gpt.named_parameters() if name not in base and name not in gpt.idle_keys
+        )
+        parts = {"tokenizer": self.init.vq, BASE: self.init.gpt}
+        task = "class-to-image"
+        if self.model.text_encoder is not None:
+            task, parts["text_encoder"] = "text-to-image", self.init.text_encoder or self.init.gpt
+        self.write_card(directory, own, task, gpt.family, metrics, steps, parts, self.paper)

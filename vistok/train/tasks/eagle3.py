@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from vistok.data.text import documents
+from vistok.errors import VistokError
 from vistok.models.heads.eagle import EagleConfig
 from vistok.models.heads.eagle3 import Eagle3Network
 from vistok.train.export import write_training_card
@@ -34,12 +35,15 @@ class Eagle3Data:
         seed: of the samples' order.
         steps: unrolled steps.
         eval_samples: how many held-out samples are evaluated on.
+        continuation: tokens at a sample's end that are the target's own greedy continuation, as it is drafted for,
+            instead of the corpus's.
     """
 
     length: int
     seed: int
     steps: int = 4
     eval_samples: int = 64
+    continuation: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +122,9 @@ class Eagle3Task(TextTask):
         self.recipe = recipe
         data, self.init = read_options(Eagle3Data, recipe.data, "data"), read_options(Eagle3Init, recipe.init, "init")
         self.length, self.seed, self.eval_samples = data.length, data.seed, data.eval_samples
+        self.continuation = data.continuation
+        if not 0 <= self.continuation < self.length:
+            raise VistokError(f"'data.continuation' is less than the {self.length} tokens of a sample.")
         self.tokenizer, target = load_lm(self.init.target)
         self.tokens = self._encode(documents("train"))
         torch.manual_seed(recipe.seed)
@@ -146,13 +153,27 @@ class Eagle3Task(TextTask):
             drafter.t2d[ids] = True
         self.model = Eagle3Objective(drafter, target, data.steps)
 
+    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
+        """Windows of the corpus, with the target's continuations where they are asked for."""
+        return {"input_ids": self._continued(super().batch(step, rows)["input_ids"])}
+
+    @torch.no_grad()
+    def _continued(self, ids: Tensor) -> Tensor:
+        if not self.continuation:
+            return ids
+        target = self.model.target
+        read = ids[:, : -self.continuation].to(next(target.parameters()).device)
+        size = {"min_new_tokens": self.continuation, "max_new_tokens": self.continuation, "pad_token_id": 0}
+        return target.generate(read, attention_mask=torch.ones_like(read), do_sample=False, **size)
+
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Returns the loss and each step's overlap with the target's law, on modules that were held out."""
         tokens, count = self._encode(documents("held-out")), self.eval_samples
         starts = torch.linspace(0, len(tokens) - self.length - 1, count).long()
         device = next(self.model.parameters()).device
-        found = [(len(ids), *self.model(ids)) for ids in self._samples(starts, tokens).to(device).split(16)]
+        samples = self._continued(self._samples(starts, tokens)).to(device)
+        found = [(len(ids), *self.model(ids)) for ids in samples.split(16)]
         figures = {"held_out_loss": sum(size * float(loss) for size, loss, _ in found) / count}
         for name in found[0][2]:
             figures[f"held_out_{name}"] = sum(size * float(metrics[name]) for size, _, metrics in found) / count

@@ -1,9 +1,9 @@
-"""Train rows that predict the tokens to come beside a frozen language model: prompt tokens (PPD, arXiv 2405.18628) and
-hidden transfer (arXiv 2404.12022).
+"""Train what predicts the tokens to come beside a frozen language model: the rows of prompt tokens (PPD, arXiv
+2405.18628) and of hidden transfer (arXiv 2404.12022), and Medusa heads (arXiv 2401.10774), their baseline.
 
-Both learn by self-distillation: the model continues passages of the corpus greedily, and the law that it has at a token
-of its continuation is what a row must say that stood some tokens before, blind to those between. PPD draws one cut
-a passage; here a passage serves ``cuts`` of them, since the greedy continuation of a cut is the rest of the passage.
+All learn by self-distillation: the model continues passages of the corpus greedily, and the law that it has at a token
+of its continuation is what a row or head must say that stood some tokens before, blind to those between. PPD draws one
+cut a passage; here a passage serves ``cuts`` of them, as the greedy continuation of a cut is the rest of the passage.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers import LlamaForCausalLM
 from vistok.errors import VistokError
 from vistok.models.heads.extra_rows import RowNetwork
 from vistok.models.heads.hidden_transfer import HiddenTransfer, HiddenTransferConfig
+from vistok.models.heads.medusa import Medusa
 from vistok.models.heads.prompt_tokens import PromptTokens
 from vistok.samplers.drafters.extra_rows import hang
 from vistok.samplers.targets.cached_lm import extra_rows
@@ -27,7 +28,6 @@ from vistok.train.export import write_training_card
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import text
-from vistok.train.trainer import Task
 
 
 def rows_forward(lm: nn.Module, network: RowNetwork, tokens: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,18 +54,28 @@ def rows_forward(lm: nn.Module, network: RowNetwork, tokens: Tensor, cuts: Tenso
     return logits[:, :length], found
 
 
+def heads_forward(lm: nn.Module, network: Medusa, tokens: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``rows_forward`` gives, of heads that read the model's final features at the cuts."""
+    with torch.no_grad():
+        features = lm.model(tokens, use_cache=False).last_hidden_state
+        logits = lm.lm_head(features)
+    at = cuts[..., None].expand(-1, -1, features.shape[-1])
+    return logits, network(features.gather(1, at))
+
+
 class AheadObjective(nn.Module):
-    """Divergence of the rows' laws from those that the model has once it has read what the rows did not see.
+    """Divergence of the predicted laws from those that the model has once it has read what was not seen.
 
     Args:
         lm: the model, frozen.
-        network: the rows that are trained.
+        network: the rows or heads that are trained.
         decay: weight of a prediction against that of the one before.
     """
 
-    def __init__(self, lm: LlamaForCausalLM, network: RowNetwork, decay: float):
+    def __init__(self, lm: LlamaForCausalLM, network: RowNetwork | Medusa, decay: float):
         super().__init__()
         self.lm, self.network, self.decay = lm.requires_grad_(False), network, decay
+        self._forward = heads_forward if isinstance(network, Medusa) else rows_forward
 
     def train(self, mode: bool = True) -> AheadObjective:
         """The model stays as it decodes."""
@@ -80,7 +90,7 @@ class AheadObjective(nn.Module):
             input_ids: texts that end in the model's own continuation, int64 [B, T].
             cuts: places within it, m tokens before its end or earlier, int64 [B, C].
         """
-        logits, predicted = rows_forward(self.lm, self.network, input_ids, cuts)
+        logits, predicted = self._forward(self.lm, self.network, input_ids, cuts)
         places = cuts[..., None] + 1 + torch.arange(self.network.ahead, device=cuts.device)
         batch = torch.arange(len(cuts), device=cuts.device)[:, None, None]
         law = logits[batch, places].detach().float().log_softmax(-1)
@@ -123,7 +133,7 @@ class ContinuationInit:
     teacher: str
 
 
-class AheadTask(Task):
+class AheadTask(text.PassageTask):
     """Base of the tasks: a subclass makes the network."""
 
     def __init__(self, recipe: Recipe):
@@ -138,12 +148,13 @@ class AheadTask(Task):
         self.model = AheadObjective(lm, network, self.data.decay)
         self.tokens = text.encoded(self.tokenizer, "train")
 
-    def network(self, lm: LlamaForCausalLM) -> RowNetwork:
-        """The rows, untrained."""
+    def network(self, lm: LlamaForCausalLM) -> RowNetwork | Medusa:
+        """The rows or heads, untrained."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def _passages(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
+    def samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
+        """Passages of the corpus with the model's continuations, and cuts within these."""
         data, generator = self.data, torch.Generator().manual_seed(seed)
         lm = self.model.lm
         read = text.draw_passages(tokens, data.prompt, count, generator).to(lm.device)
@@ -154,21 +165,8 @@ class AheadTask(Task):
         cuts = torch.rand(count, room, generator=generator).argsort(1)[:, : data.cuts]
         return {"input_ids": whole, "cuts": (data.prompt - 1 + cuts).to(lm.device)}
 
-    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Passages of the corpus with the model's continuations."""
-        numbers = range(step * self.recipe.batch_size + rows.start, step * self.recipe.batch_size + rows.stop)
-        seed = self.data.seed * 1_000_003 + numbers.start
-        return self._passages(self.tokens, len(numbers), seed)
-
-    @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Loss and accuracies on held-out modules."""
-        passages = self._passages(text.encoded(self.tokenizer, "held-out"), self.data.eval_samples, 1)
-        batches = zip(passages["input_ids"].split(16), passages["cuts"].split(16), strict=True)
-        return text.held_out_figures(self.model, batches)
-
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the rows, with a card."""
+        """Write the rows or heads, with a card."""
         network = self.model.network
         network.save_pretrained(directory, torch.float16)
         corpus = f"the model's continuations of the Python standard library, seed {self.data.seed}"
@@ -213,3 +211,25 @@ class HiddenTransferTask(AheadTask):
         network = HiddenTransfer(read_options(HiddenTransferConfig, self.recipe.model, "model", given))
         network.check(lm)
         return network
+
+
+@dataclass(frozen=True, kw_only=True)
+class MedusaModel:
+    """Entries of ``model`` of the ``medusa`` task.
+
+    Attributes:
+        ahead: heads.
+        layers: residual layers of each.
+    """
+
+    ahead: int = 3
+    layers: int = 1
+
+
+class MedusaTask(AheadTask):
+    """The ``medusa`` task: see ContinuationData, ContinuationInit and MedusaModel."""
+
+    def network(self, lm: LlamaForCausalLM) -> Medusa:
+        """Heads that begin as the model's own output layer."""
+        shape = read_options(MedusaModel, self.recipe.model, "model")
+        return Medusa.initial(lm, shape.ahead, shape.layers)

@@ -22,7 +22,6 @@ from vistok.train.options import check_entries, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import text
 from vistok.train.tasks.extra_rows import rows_forward
-from vistok.train.trainer import Task
 
 PLACEHOLDER = "<|placeholder|>"
 
@@ -110,7 +109,7 @@ class LexicalUnitsInit:
     lm: str
 
 
-class LexicalUnitsTask(Task):
+class LexicalUnitsTask(text.PassageTask):
     """The ``lexical-units`` task: see LexicalUnitsData and LexicalUnitsInit; ``model`` has no entries."""
 
     def __init__(self, recipe: Recipe):
@@ -127,23 +126,12 @@ class LexicalUnitsTask(Task):
         self.model = LexicalUnitsObjective(lm, teacher, token, self.data.ahead, self.data.threshold)
         self.tokens = text.encoded(self.tokenizer, "train")
 
-    def _samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
+    def samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
+        """Passages of the corpus, and places within them."""
         data, generator = self.data, torch.Generator().manual_seed(seed)
         ids = text.draw_passages(tokens, data.length, count, generator)
         cuts = torch.randint(data.length - 2 - data.ahead, (count, data.cuts), generator=generator)
         return {"input_ids": ids, "cuts": cuts}
-
-    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Passages of the corpus."""
-        first = step * self.recipe.batch_size + rows.start
-        return self._samples(self.tokens, rows.stop - rows.start, self.data.seed * 1_000_003 + first)
-
-    @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Losses and lengths on held-out modules."""
-        samples = self._samples(text.encoded(self.tokenizer, "held-out"), self.data.eval_samples, 1)
-        parts = (samples[name].to(self.model.lm.device).split(16) for name in ("input_ids", "cuts"))
-        return text.held_out_figures(self.model, zip(*parts, strict=True))
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the model as transformers does, in half precision, with its tokenizer."""

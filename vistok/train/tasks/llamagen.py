@@ -122,6 +122,11 @@ def caption_encoder(init: LlamaGenInit) -> TextEncoder:
             "a generator of captions needs an encoder: name one as 'init.text_encoder', or train one of classes with "
             "'model.model_type: c2i'."
         )
+    return load_caption_encoder(name)
+
+
+def load_caption_encoder(name: str) -> TextEncoder:
+    """Returns a T5 by its name or folder, or the encoder of a generator that has one, in float32."""
     folder = resolve(name)
     own = folder / "text_encoder"
     return TextEncoder.from_pretrained(own if own.is_dir() else folder, torch.float32)

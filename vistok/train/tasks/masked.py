@@ -1,7 +1,8 @@
-"""Train a generator of masked codes on the codes of pictures of classes: MaskGIT (arXiv 2202.04200), and ENAT (arXiv
-2411.06959, section 4), whose network also learns to go on from features of an earlier step.
+"""Train a generator of masked codes on the codes of pictures, from classes or captions: MaskGIT (arXiv 2202.04200), and
+ENAT (arXiv 2411.06959, section 4), whose network also learns to go on from features of an earlier step.
 
-Of the scenes only those with one object are used; of a folder, the folders below it are the classes.
+Of classes only those scenes are used that have one object; of a folder, the folders below it are the classes. Captions
+are read by a frozen encoder, and their pictures are not mirrored.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.models.enat import ENAT
+from vistok.models.interface import Condition
 from vistok.models.masked import MaskedTransformer
 from vistok.models.maskgit import MaskGIT
 from vistok.tokenizers.load import load_tokenizer
 from vistok.train.options import check_agreement, check_shape, read_options
 from vistok.train.recipe import Recipe
-from vistok.train.sources import Extracted, PictureData, Source, open_source
+from vistok.train.sources import Draw, Extracted, PictureData, Source, open_source
+from vistok.train.tasks.llamagen import load_caption_encoder
 from vistok.train.tasks.pictures import PictureTask, check_size
 
 IGNORED = -1  # the label of a code that is not hidden
@@ -39,14 +42,15 @@ def hide(scores: Tensor, ratio: float) -> Tensor:
     return scores.argsort(1) < min(max(round(length * ratio), 1), length - 1)
 
 
-def masked_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def masked_loss(logits: Tensor, labels: Tensor, smoothing: float = SMOOTHING) -> Tensor:
     """Returns the cross-entropy of hidden codes with smoothed labels.
 
     Args:
-        logits: [B, L, V].
-        labels: codes [B, L], ``IGNORED`` where visible.
+        logits: [..., V].
+        labels: codes [...], ``IGNORED`` where visible.
+        smoothing: probability that labels spread over all codes.
     """
-    return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, label_smoothing=SMOOTHING)
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, label_smoothing=smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +60,15 @@ class MaskedData(PictureData):
     Attributes:
         size: side of the pictures in pixels.
         ratio: the two parameters of the beta law of the share of hidden codes, one draw a batch.
-        class_dropout: share of samples without a class, beside those that the network drops.
+        class_dropout: share of samples without a class, beside those that the network drops; captions are dropped by
+            the network alone.
+        smoothing: of the labels. What it spreads is drawn as well, wherever the temperature does not fall to none.
     """
 
     size: int
     ratio: tuple[float, float] = (12.0, 3.0)
     class_dropout: float = 0.15
+    smoothing: float = SMOOTHING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +91,12 @@ class MaskedInit:
     Attributes:
         tokenizer: of a grid of codes.
         model: weights to go on from; new ones of the shape ``model`` if absent.
+        text_encoder: a caption encoder, or a generator that has one; without it the generator is one of classes.
     """
 
     tokenizer: str
     model: str | None = None
+    text_encoder: str | None = None
 
 
 class MaskedObjective(nn.Module):
@@ -95,27 +104,33 @@ class MaskedObjective(nn.Module):
 
     Args:
         network: the generator.
+        smoothing: of the labels.
+        term: another loss of logits [n, V] and the codes [n] that they predict, if any.
     """
 
-    def __init__(self, network: MaskedTransformer):
+    def __init__(self, network: MaskedTransformer, smoothing: float = SMOOTHING, term: nn.Module | None = None):
         super().__init__()
-        self.network = network
+        self.network, self.smoothing, self.term = network, smoothing, term
 
-    def forward(self, codes: Tensor, labels: Tensor, mask: Tensor, earlier: Tensor | None = None):
+    def forward(self, codes: Tensor, values: Tensor, mask: Tensor, earlier: Tensor | None = None):
         """Returns the loss of a batch and its parts.
 
         Args:
             codes: [B, L].
-            labels: classes [B].
+            values: of the condition, see MaskedTransformer.
             mask: True where hidden, [B, L].
             earlier: the mask of the step before, which is simulated, or nothing.
         """
-        network = self.network
-        logits = network(codes.masked_fill(mask, network.mask_id), labels, self.state(codes, labels, earlier))
-        loss = masked_loss(logits.float(), codes.masked_fill(~mask, IGNORED))
-        return loss, {"codes": loss.detach()}
+        network, state = self.network, self.state(codes, values, earlier)
+        features, _ = network.features(codes.masked_fill(mask, network.mask_id), values, state)
+        logits, hidden = network.logits(features[mask]).float(), codes[mask]
+        loss = masked_loss(logits, hidden, self.smoothing)
+        if self.term is None:
+            return loss, {"codes": loss.detach()}
+        term = self.term(logits, hidden)
+        return loss + term, {"codes": loss.detach(), "term": term.detach()}
 
-    def state(self, codes: Tensor, labels: Tensor, earlier: Tensor | None) -> Any | None:
+    def state(self, codes: Tensor, values: Tensor, earlier: Tensor | None) -> Any | None:
         """Returns what the step before leaves; nothing."""
         return None
 
@@ -124,12 +139,12 @@ class ENATObjective(MaskedObjective):
     """The cross-entropy of hidden codes, given features of an earlier step by averaged weights.
 
     Args:
-        network: the generator.
+        network, smoothing, term: see MaskedObjective.
         decay: of the average.
     """
 
-    def __init__(self, network: ENAT, decay: float):
-        super().__init__(network)
+    def __init__(self, network: ENAT, smoothing: float, term: nn.Module | None, decay: float):
+        super().__init__(network, smoothing, term)
         self.decay = decay
         self.averaged = copy.deepcopy(network).requires_grad_(False).eval()
 
@@ -140,12 +155,12 @@ class ENATObjective(MaskedObjective):
             mean.lerp_(now.to(mean), 1 - self.decay)
 
     @torch.no_grad()
-    def state(self, codes: Tensor, labels: Tensor, earlier: Tensor | None) -> Any | None:
+    def state(self, codes: Tensor, values: Tensor, earlier: Tensor | None) -> Any | None:
         """Returns the averaged network's state after a step without one, or nothing."""
         if earlier is None or bool(earlier.all()):
             return None
         self.averaged.eval()
-        return self.averaged.predict(codes.masked_fill(earlier, self.averaged.mask_id), labels)[1]
+        return self.averaged.predict(codes.masked_fill(earlier, self.averaged.mask_id), values)[1]
 
 
 class MaskGITTask(PictureTask):
@@ -163,12 +178,14 @@ class MaskGITTask(PictureTask):
         self.tokenizer = load_tokenizer(self.init.tokenizer).tokenizer.requires_grad_(False)
         can = self.tokenizer.capabilities
         check_size(can, self.data.size)
-        self.source = open_source(self.data, self.data.size, finite=True, by_class=True)
-        shape = {
-            "grid": self.data.size // can.multiple,
-            "codebook_size": can.codebook_size,
-            "num_classes": max(1, len(self.source.classes)),
-        }
+        self.text = None if self.init.text_encoder is None else load_caption_encoder(self.init.text_encoder)
+        captioned = self.text is not None
+        self.source = self.open()
+        shape = {"grid": self.data.size // can.multiple, "codebook_size": can.codebook_size}
+        if captioned:
+            shape["caption_dim"] = self.text.requires_grad_(False).eval().dim
+        else:
+            shape["num_classes"] = max(1, len(self.source.classes))
         kind = self.network_class
         if self.init.model is None:
             network = kind(read_options(kind.config_class, recipe.model, "model", shape))
@@ -180,30 +197,51 @@ class MaskGITTask(PictureTask):
         self.codes = Extracted(len(self.source), lambda index: self._encode(self.source, index), torch.int32)
         self.labels = Extracted(len(self.source), self.source.labels, torch.long)
 
+    def open(self) -> Source:
+        """Returns the pictures that it trains on."""
+        return open_source(self.data, self.data.size, finite=True, by_class=self.text is None)
+
     def objective(self, network: MaskedTransformer) -> MaskedObjective:
         """Returns what is trained."""
-        return MaskedObjective(network)
+        return MaskedObjective(network, self.data.smoothing, self.term())
+
+    def term(self) -> nn.Module | None:
+        """Returns a loss beside the published one, see MaskedObjective; none."""
+        return None
 
     @torch.no_grad()
     def _encode(self, source: Source, index: Tensor) -> Tensor:
-        """Returns the codes of pictures, upright and mirrored, [B, 2, L]."""
+        """Returns the codes of pictures, [B, 1, L], or of classes upright and mirrored, [B, 2, L]."""
         device = next(self.model.parameters()).device
         images = source.pictures(index).to(device)
-        both = torch.stack([images, images.flip(-1)], 1).flatten(0, 1)
-        return self.tokenizer.to(device).encode(both).flatten(1).unflatten(0, (len(images), 2)).cpu()
+        sides = [images] if self.text is not None else [images, images.flip(-1)]
+        codes = self.tokenizer.to(device).encode(torch.stack(sides, 1).flatten(0, 1))
+        return codes.flatten(1).unflatten(0, (len(images), -1)).cpu()
+
+    @torch.no_grad()
+    def read(self, source: Source, draw: Draw) -> Tensor:
+        """Returns the mean features of pictures' captions, [B, caption_dim]."""
+        return Condition(*self.text(source.captions(draw))).mean.float()
+
+    def draw(self, step: int, rows: slice) -> Draw:
+        """Returns the pictures of a step's rows."""
+        return self.source.draw(step * self.recipe.batch_size + rows.start, rows.stop - rows.start)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Returns codes of pictures, mirrored or not by a coin, their classes, and one mask ratio for the batch."""
+        """Returns codes of pictures, their classes or captions, and one mask ratio for the batch; pictures of classes
+        are mirrored or not by a coin."""
         size, network = self.recipe.batch_size, self.model.network
-        draw = self.source.draw(step * size + rows.start, rows.stop - rows.start)
+        draw = self.draw(step, rows)
         mask, earlier = self.masks(size, network.config.seq_len)
         side = torch.randint(2, (size,))[rows]
         dropped = (torch.rand(size) < self.data.class_dropout)[rows]
-        batch = {
-            "codes": self.codes[draw.index][torch.arange(len(side)), side].long(),
-            "labels": self.labels[draw.index].masked_fill(dropped, network.config.num_classes),
-            "mask": mask[rows],
-        }
+        codes = self.codes[draw.index]
+        if self.text is not None:
+            values = self.read(self.source, draw)
+        else:
+            values = self.labels[draw.index].masked_fill(dropped, network.config.num_classes)
+        codes = codes[torch.arange(len(side)), side % codes.shape[1]].long()
+        batch = {"codes": codes, "values": values, "mask": mask[rows]}
         return batch if earlier is None else batch | {"earlier": earlier[rows]}
 
     def masks(self, batch: int, length: int) -> tuple[Tensor, Tensor | None]:
@@ -219,14 +257,20 @@ class MaskGITTask(PictureTask):
         codes = torch.cat([self._encode(held_out, part)[:, 0] for part in index.split(64)]).long()
         torch.manual_seed(self.recipe.seed)
         mask = hide(torch.rand(codes.shape), self.data.ratio[0] / sum(self.data.ratio))
-        loss, _ = MaskedObjective(network)(*(x.to(device) for x in (codes, held_out.labels(index), mask)))
-        return {"held_out_loss": float(loss)}
+        values = held_out.labels(index) if self.text is None else self.read(held_out, Draw(index, index * 0))
+        objective = MaskedObjective(network, self.data.smoothing)
+        loss, _ = objective(*(x.to(device) for x in (codes, values, mask)))
+        null, _ = objective(codes.to(device), network.null_condition(len(codes)), mask.to(device))
+        return {"held_out_loss": float(loss), "held_out_loss_without_condition": float(null)}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the generator as an embedded model."""
-        network, parts = self.model.network, {"tokenizer": self.init.tokenizer}
-        network.save_pretrained(directory, torch.float16)
-        self.write_card(directory, network, "class-to-image", network.family, metrics, steps, parts, self.paper)
+        network, parts, task = self.model.network, {"tokenizer": self.init.tokenizer}, "class-to-image"
+        network.save_pretrained(directory, torch.bfloat16)
+        if self.text is not None:
+            task = "text-to-image"
+            parts["text_encoder"] = self.init.text_encoder
+        self.write_card(directory, network, task, network.family, metrics, steps, parts, self.paper)
 
 
 class ENATTask(MaskGITTask):
@@ -238,7 +282,7 @@ class ENATTask(MaskGITTask):
 
     def objective(self, network: ENAT) -> ENATObjective:
         """Returns what is trained."""
-        return ENATObjective(network, self.data.average)
+        return ENATObjective(network, self.data.smoothing, self.term(), self.data.average)
 
     def masks(self, batch: int, length: int) -> tuple[Tensor, Tensor | None]:
         """Returns the mask of a batch, and in some of them that of an earlier step, which hides some more."""

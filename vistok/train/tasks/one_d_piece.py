@@ -41,6 +41,7 @@ from vistok.train.tasks.adversary import (
 )
 from vistok.train.tasks.pictures import PictureTask
 from vistok.train.tasks.revival import RevivalData
+from vistok.train.tasks.starts.cells import Cells, start_from_cells
 from vistok.train.tasks.starts.one_d_piece import OrderedPatches, start_spatially
 from vistok.train.tasks.starts.patch_codes import distance_to_points
 
@@ -57,12 +58,20 @@ class OneDPieceData(PictureData, AdversarialData, RevivalData):
         perceptual_weight: of the perceptual term.
         anchor: weight of the term that draws tokens to the points of patches, see ``starts.one_d_piece``; new weights
             then start there.
+        start: ``cells``: the encoder and the codes are written in closed form, see ``starts.cells``, and what paints is
+            trained alone. ``patches``: as ``anchor`` says.
+        start_pictures: that codes in closed form are the k-means of.
+        keep: whether the number of kept tokens is drawn for each picture, or for each step, as the reference does,
+            which is faster.
     """
 
     law: str = "uniform"
     stage: Literal[1, 2] = 1
     perceptual_weight: float = 0.1
     anchor: float = 0.0
+    start: Literal["patches", "cells"] = "patches"
+    start_pictures: int = 512
+    keep: Literal["picture", "step"] = "picture"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +88,7 @@ class OneDPieceInit(PerceptualInit):
 
 
 class OneDPieceObjective(nn.Module):
-    """Loss of pictures [B, 3, H, W] decoded from their first ``keep`` [B] tokens.
+    """Loss of pictures [B, 3, H, W] decoded from their first ``keep`` tokens: [B], or one number for all.
 
     Args:
         tokenizer: what is trained.
@@ -111,7 +120,7 @@ class OneDPieceObjective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its parts; ``adversarial`` is the weight of the adversarial term in this step."""
         latents = self.tokenizer.latents(images)
-        out, quantized = self.tokenizer.from_latents(latents, keep)
+        out, quantized = self.tokenizer.from_latents(latents, keep if keep.ndim else int(keep))
         metrics = {"codebook_loss": quantized.codebook_loss.detach()}
         if self.proxy is not None:
             loss = F.cross_entropy(out.float(), self.proxy.encode(images))
@@ -144,10 +153,15 @@ def with_pixel_decoder(tokenizer: TiTok, proxy: MaskGITVQGAN) -> TiTok:
     parts = {"pixel_quantize": proxy.quantize, "pixel_decoder": proxy.decoder}
     extra = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
     whole.load_state_dict(tokenizer.state_dict() | extra)
-    for part in (whole.encoder, whole.quantize):
-        part.requires_grad_(False)
-    whole.latent_tokens.requires_grad_(False)
+    freeze_codes(whole)
     return whole
+
+
+def freeze_codes(tokenizer: TiTok) -> None:
+    """Train what paints alone: encoder, quantizer and latent tokens stay as they are."""
+    for part in (tokenizer.encoder, tokenizer.quantize):
+        part.requires_grad_(False)
+    tokenizer.latent_tokens.requires_grad_(False)
 
 
 class OneDPieceTask(PictureTask):
@@ -170,6 +184,8 @@ class OneDPieceTask(PictureTask):
             anchor = OrderedPatches(self.tokenizer.config, images)
             if init.tokenizer is None:
                 start_spatially(self.tokenizer, anchor, images, torch.Generator().manual_seed(recipe.seed))
+        if self.data.start == "cells":
+            self._start_from_cells(new=init.tokenizer is None)
         proxy = None
         if init.proxy is not None:
             proxy = MaskGITVQGAN.from_pretrained(init.proxy).requires_grad_(False)
@@ -180,13 +196,25 @@ class OneDPieceTask(PictureTask):
             self.tokenizer, proxy, adversary, perceptual, self.data.perceptual_weight, anchor, self.data.anchor
         )
 
+    def _start_from_cells(self, new: bool) -> None:
+        if self.data.anchor or self.data.stage == 2 or self.data.revive_every:
+            raise VistokError(
+                "'data.start: cells' trains the painter alone: leave 'data.anchor', 'data.stage' and "
+                "'data.revive_every' out."
+            )
+        if new:
+            images = self.first_pictures(self.data.start_pictures)
+            cells = Cells(self.tokenizer.config, images)
+            start_from_cells(self.tokenizer, cells, images, torch.Generator().manual_seed(self.recipe.seed))
+        freeze_codes(self.tokenizer)
+
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Returns pictures, and how many tokens each is decoded from."""
+        """Returns pictures, and how many tokens each, or all, are decoded from."""
         generator = torch.Generator().manual_seed(derive_seed(self.data.seed, step))
-        tokens = self.tokenizer.config.num_tokens
-        keep = sample_lengths(self.data.law, tokens, self.recipe.batch_size, generator)
-        images = self.draw_pictures(step, rows)
-        return {"images": images, "keep": keep[rows]} | adversarial_weight(self.data, step)
+        count = 1 if self.data.keep == "step" else self.recipe.batch_size
+        keep = sample_lengths(self.data.law, self.tokenizer.config.num_tokens, count, generator)
+        keep = keep[0] if self.data.keep == "step" else keep[rows]
+        return {"images": self.draw_pictures(step, rows), "keep": keep} | adversarial_weight(self.data, step)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:

@@ -78,4 +78,6 @@ class SortedTextTask(TextTask):
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Mean loss and acceptance of each exit on held-out modules."""
-        return held_out_figures(self.model, zip(self._held_out().to(self.model.lm.device).split(16), strict=True))
+        return held_out_figures(
+            self.model, ({"input_ids": ids} for ids in self._held_out().to(self.model.lm.device).split(16))
+        )

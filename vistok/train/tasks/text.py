@@ -12,6 +12,7 @@ import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,9 +68,9 @@ def draw_passages(tokens: Tensor, length: int, count: int, generator: torch.Gene
     return tokens[starts + torch.arange(length)]
 
 
-def held_out_figures(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> dict[str, float]:
-    """Mean loss and metrics of an objective over batches of its arguments."""
-    found = [model(*batch) for batch in batches]
+def held_out_figures(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
+    """Mean loss and metrics of an objective over batches of its arguments, by name."""
+    found = [model(**batch) for batch in batches]
     loss = {"held_out_loss": float(torch.stack([loss for loss, _ in found]).mean())}
     means = {name: torch.stack([metrics[name] for _, metrics in found]).mean() for name in found[0][1]}
     return loss | {f"held_out_{name}": float(value) for name, value in means.items()}
@@ -104,6 +105,36 @@ class TextObjective(nn.Module):
             law = self.teacher(input_ids=read, use_cache=False).logits.flatten(0, 1).float().softmax(-1)
         acceptance = torch.minimum(logits.detach().softmax(-1), law).sum(-1).mean()
         return F.cross_entropy(logits, law), {"acceptance": acceptance}
+
+
+class PassageTask(Task):
+    """Base of tasks that learn from passages drawn anew for every step: a subclass says what a draw holds.
+
+    Attributes:
+        data: has the entries ``seed`` and ``eval_samples``.
+        tokens: of the corpus, int64 [n].
+    """
+
+    data: Any
+    tokenizer: PreTrainedTokenizerFast
+    tokens: Tensor
+
+    def samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
+        """Arguments of the objective, from ``count`` passages of a corpus [n]."""
+        raise NotImplementedError
+
+    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
+        """Passages of the corpus."""
+        first = step * self.recipe.batch_size + rows.start
+        return self.samples(self.tokens, rows.stop - rows.start, self.data.seed * 1_000_003 + first)
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Loss and metrics of the objective on held-out modules."""
+        samples = self.samples(encoded(self.tokenizer, "held-out"), self.data.eval_samples, 1)
+        parts = [value.to(self.model.lm.device).split(16) for value in samples.values()]
+        batches = (dict(zip(samples, part, strict=True)) for part in zip(*parts, strict=True))
+        return held_out_figures(self.model, batches)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,6 +103,17 @@ PUBLISHED: tuple[ModelCard, ...] = (
     _flextok("d18-d18", IMAGENET, 949_734_553),
     _flextok("d18-d28", IMAGENET, 2_540_882_841),
     _flextok("d18-d28", "DFN", 2_540_882_841),
+    ModelCard(
+        name="seed-2",
+        task="image-tokenizer",
+        family="seed",
+        parameters=1_149_998_528,
+        files={"seed_quantizer.pt": None},
+        source="AILab-CVC/seed-tokenizer-2",
+        licence=APACHE,
+        preset="SEED-2",
+        paper="2307.08041",
+    ),
     _tokenflow("tokenflow-clip-b", "TokenFlow-CLIP-B", 376_661_803, "tokenflow_clipb_32k_enhanced.pt", {}),
     _tokenflow("tokenflow-siglip", "TokenFlow-SigLIP", 554_009_963, "tokenflow_siglip_32k.pt", {"rFID at 384": 0.63}),
 )

@@ -8,26 +8,33 @@ nothing trains, because the class has one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.data.scenes import captions, render, sample_scenes
-from vistok.data.scenes.language import vocabulary
+from vistok.data.scenes import Scenes, render, sample_scenes, scenes_at, statements
+from vistok.data.scenes.language import Statement, vocabulary
 from vistok.data.scenes.splits import HELD_OUT, check_training_seed
+from vistok.data.scenes.world import MAX_OBJECTS
+from vistok.errors import VistokError, unknown_name
 from vistok.models.codes.janus_vq import TOKENIZER_PREFIX, janus_vq_config, janus_vq_state
+from vistok.models.codes.load import load_janus
 from vistok.models.text_encoder import PAD, UNK
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card
 from vistok.train.options import check_entries, read_options
 from vistok.train.recipe import Recipe
+from vistok.train.tasks.scenes.captions import facts
+from vistok.train.tasks.scenes.janus_objective import TERMS, JanusObjective
+from vistok.train.tasks.scenes.plans import plan
+from vistok.train.tasks.scenes.reader import code_colours
 from vistok.train.trainer import Task
 
 BEGIN, END, IMAGE, BEGIN_IMAGE, END_IMAGE = "<s>", "</s>", "<image>", "<begin_of_image>", "<end_of_image>"
 SPECIAL = (PAD, END, UNK, BEGIN, IMAGE, BEGIN_IMAGE, END_IMAGE)
+COUNTED = 256  # scenes in which is counted what codes show
 CHUNK = 32  # scenes that are encoded at a time
 
 
@@ -88,42 +95,6 @@ def build_janus(vq: VQTokenizer, processor: nn.Module, side: int, shape: dict) -
     return model
 
 
-class JanusObjective(nn.Module):
-    """Cross-entropy of image codes given captions, some of which are taken away.
-
-    Args:
-        janus: the transformers model.
-        pad: the token that stands for a word that was taken away.
-        kept: tokens that stay in a caption that was taken away.
-        dropout: share of those captions.
-    """
-
-    def __init__(self, janus: nn.Module, pad: int, kept: tuple[int, ...], dropout: float):
-        super().__init__()
-        self.janus, self.pad, self.dropout = janus, pad, dropout
-        self.register_buffer("kept", torch.tensor(kept), persistent=False)
-
-    def untold(self, input_ids: Tensor) -> Tensor:
-        """Captions as the unconditional rows of guidance have them."""
-        return torch.where(torch.isin(input_ids, self.kept), input_ids, self.pad)
-
-    def logits(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor) -> Tensor:
-        """Logits [B, n, K] of codes [B, n] behind captions [B, L]."""
-        base = self.janus.model
-        words = base.language_model.embed_tokens(input_ids)
-        drawn = self.janus.prepare_embeddings_for_image_generation(tokens[:, :-1])
-        mask = F.pad(attention_mask, (0, drawn.shape[1]), value=1)
-        hidden = base.language_model(inputs_embeds=torch.cat([words, drawn], 1), attention_mask=mask, use_cache=False)
-        return base.generation_head(hidden.last_hidden_state[:, words.shape[1] - 1 :])
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor):
-        if self.training:
-            dropped = torch.rand(len(input_ids), 1, device=input_ids.device) < self.dropout
-            input_ids = torch.where(dropped, self.untold(input_ids), input_ids)
-        logits = self.logits(input_ids, attention_mask, tokens).float()
-        return F.cross_entropy(logits.flatten(0, 1), tokens.flatten()), {}
-
-
 @dataclass(frozen=True)
 class JanusData:
     """The section ``data``.
@@ -134,6 +105,9 @@ class JanusData:
         size: side of a picture in pixels.
         dropout: share of captions that are taken away, for guidance.
         eval_scenes: held-out scenes.
+        objects: the most that a scene has.
+        coloured: whether every caption tells colours; by itself three in five do.
+        supervision: see JanusObjective; empty trains the published objective alone.
     """
 
     seed: int
@@ -141,13 +115,22 @@ class JanusData:
     size: int
     dropout: float = 0.1
     eval_scenes: int = 64
+    objects: int = MAX_OBJECTS
+    coloured: bool = False
+    supervision: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class JanusInit:
-    """The section ``init``: the tokenizer, by name."""
+    """The section ``init``.
+
+    Attributes:
+        tokenizer: by name.
+        janus: an exported model to go on from.
+    """
 
     tokenizer: str
+    janus: str | None = None
 
 
 SHAPE = (
@@ -169,30 +152,60 @@ class JanusTask(Task):
         self.init = read_options(JanusInit, recipe.init, "init")
         check_entries(recipe.model, SHAPE, "model")
         check_training_seed(self.data.seed)
+        if strange := [name for name in self.data.supervision if name not in TERMS]:
+            raise unknown_name("term of 'data.supervision'", strange[0], list(TERMS))
+        if not 1 <= self.data.objects <= MAX_OBJECTS:
+            raise VistokError(f"data.objects is {self.data.objects}: scenes have 1 to {MAX_OBJECTS}.")
         torch.manual_seed(recipe.seed)
         self.vq = VQTokenizer.from_pretrained(self.init.tokenizer).requires_grad_(False)
         self.length = (self.data.size // self.vq.config.downsample) ** 2
         self.processor = janus_processor(self.data.size, self.length)
         janus = build_janus(self.vq, self.processor, self.data.size, recipe.model)
+        if self.init.janus is not None:
+            janus.load_state_dict(load_janus(self.init.janus).state_dict())
         for part in (janus.model.vqmodel, janus.model.vision_model, janus.model.aligner):
             part.requires_grad_(False)
         words = self.processor.tokenizer
         kept = (words.bos_token_id, words.boi_token_id)
-        self.model = JanusObjective(janus, words.pad_token_id, kept, self.data.dropout)
+        self.scenes = self._scenes(self.data.seed, self.data.scenes)
+        self.model = JanusObjective(
+            janus, words.pad_token_id, kept, self.data.dropout, self.data.supervision, self._colours()
+        )
         self.codes = torch.full((self.data.scenes, self.length), -1, dtype=torch.int16)
 
+    def _scenes(self, seed: int, count: int) -> Scenes:
+        """The first ``count`` scenes of a world that have no more objects than are asked for."""
+        drawn = sample_scenes(count, seed)
+        few = drawn.present.sum(1) <= self.data.objects
+        start, index = count, drawn.index[few]
+        while len(index) < count:
+            more = sample_scenes(count, seed, start)
+            start, index = start + count, torch.cat([index, more.index[more.present.sum(1) <= self.data.objects]])
+        return scenes_at(index[:count], seed)
+
+    def _colours(self) -> Tensor:
+        """What each code shows, see ``code_colours``."""
+        seen = self.scenes[:COUNTED]
+        cells = plan(seen, self.data.size // self.vq.config.downsample, self.data.size).cells
+        codes = torch.cat([self._extract(seen[i : i + CHUNK]) for i in range(0, len(seen), CHUNK)])
+        return code_colours(codes, cells, self.vq.config.codebook_size)
+
     @torch.no_grad()
-    def _extract(self, seed: int, start: int, count: int) -> Tensor:
-        images = render(sample_scenes(count, seed, start), self.data.size)
+    def _extract(self, scenes: Scenes) -> Tensor:
+        images = render(scenes, self.data.size)
         return self.vq.encode(images.to(next(self.vq.parameters()).device)).flatten(1).cpu()
 
-    def _tokens(self, start: int, count: int) -> Tensor:
+    def _tokens(self, rows: slice) -> Tensor:
         """Codes of training scenes, extracted in chunks on first use."""
-        for chunk in range(start // CHUNK, (start + count - 1) // CHUNK + 1):
-            at = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.codes)))
-            if self.codes[at.start, 0] < 0:
-                self.codes[at] = self._extract(self.data.seed, at.start, at.stop - at.start).to(torch.int16)
-        return self.codes[start : start + count].long()
+        for start in range(rows.start - rows.start % CHUNK, rows.stop, CHUNK):
+            at = slice(start, min(start + CHUNK, len(self.codes)))
+            if self.codes[start, 0] < 0:
+                self.codes[at] = self._extract(self.scenes[at]).to(torch.int16)
+        return self.codes[rows].long()
+
+    def _said(self, scenes: Scenes, variant: int = 0) -> list[Statement]:
+        said = statements(scenes, variant)
+        return [replace(s, with_colour=True) for s in said] if self.data.coloured else said
 
     def _words(self, texts: list[str]) -> dict[str, Tensor]:
         told = self.processor(text=texts, generation_mode="image", padding=True, return_tensors="pt")
@@ -202,16 +215,22 @@ class JanusTask(Task):
         """Scenes in order, pass after pass, with captions worded anew in each pass."""
         steps = len(self.codes) // self.recipe.batch_size
         variant, place = divmod(step, steps)
-        start, count = place * self.recipe.batch_size + rows.start, rows.stop - rows.start
-        told = captions(sample_scenes(count, self.data.seed, start), variant)
-        return self._words(told) | {"tokens": self._tokens(start, count)}
+        first = place * self.recipe.batch_size
+        rows = slice(first + rows.start, first + rows.stop)
+        scenes = self.scenes[rows]
+        said = self._said(scenes, variant)
+        batch = self._words([s.text for s in said]) | {"tokens": self._tokens(rows)}
+        if not self.data.supervision:
+            return batch
+        grid = self.data.size // self.vq.config.downsample
+        return batch | {"facts": torch.tensor([facts(s) for s in said])} | plan(scenes, grid, self.data.size)._asdict()
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Cross-entropy of held-out scenes, in nats per code, with and without their captions."""
-        count, device = self.data.eval_scenes, self.model.kept.device
-        tokens = self._extract(HELD_OUT, 0, count).to(device)
-        told = {k: v.to(device) for k, v in self._words(captions(sample_scenes(count, HELD_OUT))).items()}
+        scenes, device = self._scenes(HELD_OUT, self.data.eval_scenes), self.model.kept.device
+        tokens = self._extract(scenes).to(device)
+        told = {k: v.to(device) for k, v in self._words([s.text for s in self._said(scenes)]).items()}
         untold = told | {"input_ids": self.model.untold(told["input_ids"])}
         return {
             "held_out_loss": self.model(**told, tokens=tokens)[0].item(),

@@ -18,9 +18,8 @@ from vistok.train.tasks.llamagen import LlamaGenData, LlamaGenObjective, LlamaGe
 from vistok.train.tasks.scenes.captions import facts
 from vistok.train.tasks.scenes.contrast import contrast_loss, first_rows, untrue
 from vistok.train.tasks.scenes.plans import plan
-from vistok.train.tasks.scenes.reader import SceneReader, code_colours, colour_loss
+from vistok.train.tasks.scenes.reader import COUNTED, SceneReader, code_colours, colour_loss
 
-COUNTED = 256  # scenes in which is counted what codes show
 TERMS = ("now", "left", "next", "told", "colour", "contrast")
 
 

@@ -9,24 +9,25 @@ from torch import Tensor
 from vistok.data.scenes.vqa import SLOT
 
 
-def packed_mask(present: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def packed_mask(present: Tensor, count: int, slot: int = SLOT) -> tuple[Tensor, Tensor]:
     """Mask and positions of ``count`` questions that share a prefix, some of whose tokens may be left out.
 
     Args:
         present: tokens of the prefix that are there, bool [B, P].
         count: questions.
+        slot: tokens of each.
 
     Returns:
         bool [B, 1, S, S], True where a query may look; int64 [B, S], numbered as if the others were cut out.
     """
     prefix = present.shape[1]
-    place = torch.arange(prefix + count * SLOT, device=present.device)
-    block = torch.where(place < prefix, -1, (place - prefix) // SLOT)
+    place = torch.arange(prefix + count * slot, device=present.device)
+    block = torch.where(place < prefix, -1, (place - prefix) // slot)
     allowed = (place[:, None] >= place) & ((block == -1) | (block[:, None] == block))
-    there = F.pad(present, (0, count * SLOT), value=True)
+    there = F.pad(present, (0, count * slot), value=True)
     allowed = allowed & (there[:, None] | torch.eye(len(place), dtype=torch.bool, device=place.device))
     inside = present.long().cumsum(1) - 1
-    behind = present.sum(1, keepdim=True) + (place[prefix:] - prefix) % SLOT
+    behind = present.sum(1, keepdim=True) + (place[prefix:] - prefix) % slot
     return allowed[:, None], torch.cat([inside.clamp(min=0), behind], 1)
 
 

@@ -29,9 +29,11 @@ class Plan(NamedTuple):
     begins: Tensor
 
 
-def plan(scenes: Scenes, grid: int, side: int = 64) -> Plan:
-    """The plans of scenes on a grid of ``grid`` x ``grid`` cells, int16."""
+def plan(scenes: Scenes, grid: int, side: int = 64, order: Tensor | None = None) -> Plan:
+    """The plans of scenes on a grid of ``grid`` x ``grid`` cells, int16; the cells in another order if one is given."""
     cover = F.avg_pool2d(render_masks(scenes, side), side // grid).flatten(2)  # [B, 4, n]
+    if order is not None:
+        cover = cover[:, :, order]
     kinds = scenes.kind
     most, owner = cover.max(1)
     cells = torch.where(most > SEEN, kinds.gather(1, owner), NUM_CLASSES)

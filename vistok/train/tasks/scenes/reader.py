@@ -16,6 +16,8 @@ from vistok.data.scenes import COLOURS, NUM_CLASSES
 from vistok.data.scenes.world import MAX_OBJECTS
 from vistok.train.tasks.scenes.captions import FACT_SIZES
 
+COUNTED = 256  # scenes in which is counted what codes show
+
 
 def code_colours(tokens: Tensor, cells: Tensor, count: int) -> Tensor:
     """What each code of a codebook shows most often: the number of a colour of objects, or 8 for background, [count].
@@ -76,10 +78,12 @@ class SceneReader(nn.Module):
     Args:
         dim: width of the states.
         grid: side of the grid of tokens.
+        order: cells of the tokens, [n]; raster order if None.
     """
 
-    def __init__(self, dim: int, grid: int):
+    def __init__(self, dim: int, grid: int, order: Tensor | None = None):
         super().__init__()
+        self.register_buffer("order", torch.arange(grid**2) if order is None else order, persistent=False)
         self.grid = grid
         self.now = nn.Linear(dim, NUM_CLASSES + 1)
         self.left = nn.Linear(dim, NUM_CLASSES * MAX_OBJECTS)
@@ -111,7 +115,8 @@ class SceneReader(nn.Module):
         where, which = torch.where(coming, begins[:, None], count).min(2)  # [B, n]
         none = where == count
         kind = kinds.gather(1, which).masked_fill(none, NUM_CLASSES)
-        row, column = (x.masked_fill(none, -100) for x in (where // self.grid, where % self.grid))
+        cell = self.order[where.clamp(max=count - 1)]
+        row, column = (x.masked_fill(none, -100) for x in (cell // self.grid, cell % self.grid))
         logits = self.next(states).float().split([NUM_CLASSES + 1, self.grid, self.grid], -1)
         following = sum(
             F.cross_entropy(x.flatten(0, 1), y.flatten()) for x, y in zip(logits, (kind, row, column), strict=True)

@@ -70,3 +70,46 @@ class SceneHeads(nn.Module):
         counts = self.summary(cls).float().split(CLS_CLASSES, -1)
         scene = sum(F.cross_entropy(x, y) for x, y in zip(counts, summary.unbind(1), strict=True)) / len(counts)
         return local, scene
+
+
+class PlaceHeads(nn.Module):
+    """What makes place readable: linear maps from patches, visual tokens and words to places in the picture.
+
+    A tower that is asked what a patch shows has no reason to keep where it is, and loses it: relations then stay at
+    chance. Patches are asked for their own place and for their object's centre, visual tokens for the centre, and the
+    words of the language model that name one object for its centre. Losses are ten times the squared error, in sides.
+
+    Args:
+        width: of the patches' features.
+        hidden: of the visual tokens and the language model.
+    """
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.patches = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4))
+        self.tokens = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, 2))
+        self.words = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, 2))
+
+    def forward(
+        self, patches: Tensor, tokens: Tensor, words: Tensor, offsets: Tensor, shown: Tensor, named: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the losses of the picture and of the words.
+
+        Shape:
+            patches: [B, N, C]; tokens: [B, N, D]; words: [B, K, SLOT, D].
+            offsets: of each patch's object from it, [B, 2, N]; shown: whether there is one, [B, N].
+            named: centre of the object that a word names, NaN where none is to be found, [B, K, SLOT, 2].
+        """
+        line = (torch.arange(round(patches.shape[1] ** 0.5), device=patches.device) + 0.5) / patches.shape[1] ** 0.5
+        places = torch.stack(torch.meshgrid(line, line, indexing="xy")).flatten(1).T  # [N, 2]
+        centres = places + offsets.transpose(1, 2)
+        own, seen = self.patches(patches).float().split(2, -1)
+        picture = (own - places).square().mean() + _masked_error(seen, centres, shown)
+        picture = picture + _masked_error(self.tokens(tokens).float(), centres, shown)
+        told = ~named[..., 0].isnan()
+        return 10 * picture, 10 * _masked_error(self.words(words).float(), named.nan_to_num(), told)
+
+
+def _masked_error(found: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error [..., 2] where the mask [...] holds."""
+    return ((found - wanted).square().mean(-1) * mask).sum() / mask.sum().clamp(min=1)

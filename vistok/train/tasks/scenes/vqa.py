@@ -2,11 +2,12 @@
 
 A picture is encoded once for all of its questions: they lie behind its tokens in one sequence, with a mask and position
 numbers that let each see the picture and itself only, so each is trained exactly as it will be asked alone. The loss is
-on answers. The tower is supervised as ``tower`` tells; its heads are not exported.
+on answers. Tower and language model are supervised as ``tower`` tells; its heads are not exported.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.data.scenes import Scenes, render, sample_scenes
+from vistok.data.scenes import Scenes, groups, render, sample_scenes, shrink
 from vistok.data.scenes.splits import HELD_OUT, check_training_seed
 from vistok.data.scenes.vqa import (
     BEGIN,
@@ -24,20 +25,27 @@ from vistok.data.scenes.vqa import (
     IMAGE,
     PAD,
     USER,
+    Question,
     draw_questions,
     llava_processor,
+    named_places,
     question_tokens,
     token_ids,
     vocabulary,
 )
+from vistok.data.scenes.vqa_splits import SMALL
 from vistok.errors import VistokError
+from vistok.projectors.learned.croc import restore_normalization
 from vistok.train.export import write_training_card
 from vistok.train.options import NoEntries, check_entries, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.packing import packed_mask, thinned
-from vistok.train.tasks.scenes.tower import SceneHeads, patch_targets, scene_targets, tower_states
+from vistok.train.tasks.scenes.tower import PlaceHeads, SceneHeads, patch_targets, scene_targets, tower_states
 from vistok.train.trainer import Task
 from vistok.zoo.registry import resolve
+
+POOL = 3  # scenes that are looked at for each that is taken
+GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +55,25 @@ class VqaData:
     Attributes:
         seed: the world that is trained on.
         questions: about each picture.
+        kinds: how often each kind of question is drawn, see ``draw_questions``; all alike if empty.
+        several: share of scenes with two single objects at least; as the world has them if None.
+        small: share of scenes whose radii are ``SMALL`` times as large.
         supervision: weight of the tower's heads.
+        places: weight of the heads that read places; none if 0.
         thin: learn to answer from fewer visual tokens too, see ``packing.thinned``.
+        thin_from: the step that this begins at.
         eval_pictures: how many held-out pictures are asked about.
     """
 
     seed: int
     questions: int
+    kinds: dict[str, float] = field(default_factory=dict)
+    several: float | None = None
+    small: float = 0.0
     supervision: float = 0.5
+    places: float = 0.0
     thin: bool = False
+    thin_from: int = 0
     eval_pictures: int = field(default=256, metadata={"was": "eval_scenes"})
 
 
@@ -88,13 +106,17 @@ class VqaObjective(nn.Module):
     Args:
         llava: the transformers model.
         supervision: weight of the heads' losses.
+        places: weight of the losses of the heads that read places.
     """
 
-    def __init__(self, llava: nn.Module, supervision: float):
+    def __init__(self, llava: nn.Module, supervision: float, places: float = 0.0):
         super().__init__()
         self.llava = llava
-        self.supervision = supervision
-        self.heads = SceneHeads(llava.config.vision_config.hidden_size)
+        self.supervision, self.places = supervision, places
+        width = llava.config.vision_config.hidden_size
+        self.heads = SceneHeads(width)
+        if places:
+            self.place_heads = PlaceHeads(width, llava.config.text_config.hidden_size)
         opening = torch.tensor([token_ids()[BEGIN], token_ids()[USER]])
         self.register_buffer("opening", opening, persistent=False)
 
@@ -109,24 +131,35 @@ class VqaObjective(nn.Module):
         patches = states[base.config.vision_feature_layer][:, 1:]
         return base.multi_modal_projector(patches), patches, base.vision_tower.post_layernorm(states[-1][:, 0])
 
-    def answer_logits(self, visual: Tensor, questions: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Logits behind every token of questions [B, K, SLOT], as if each were asked alone: [B, K, SLOT, words].
+    def read(self, visual: Tensor, questions: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Runs the language model over questions [B, K, SLOT], each as if it were asked alone.
 
         ``kept`` bool [B, N] leaves visual tokens out, as if they had been cut.
+
+        Returns:
+            Hidden states of the questions' words in the middle of the model and behind its last norm,
+            [B, K, SLOT, D] each.
         """
         language = self.llava.model.language_model
         opening = language.embed_tokens(self.opening).expand(len(questions), -1, -1)
         asked = language.embed_tokens(questions.flatten(1))
-        embeds = torch.cat([opening, visual.to(asked.dtype), asked], 1)
-        prefix = embeds.shape[1] - asked.shape[1]
+        hidden = torch.cat([opening, visual.to(asked.dtype), asked], 1)
+        prefix = hidden.shape[1] - asked.shape[1]
         if kept is None:
             kept = torch.ones(visual.shape[:2], dtype=torch.bool, device=visual.device)
         present = F.pad(kept, (prefix - kept.shape[1], 0), value=True)
         mask, positions = packed_mask(present, questions.shape[1])
-        hidden = language(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
-        ).last_hidden_state
-        return self.llava.lm_head(hidden[:, prefix:]).unflatten(1, questions.shape[1:])
+        rotary = language.rotary_emb(hidden, positions)
+        for number, layer in enumerate(language.layers):
+            if number == len(language.layers) // 2:
+                middle = hidden
+            hidden = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
+        states = middle, language.norm(hidden)
+        return tuple(state[:, prefix:].unflatten(1, questions.shape[1:]) for state in states)
+
+    def answer_logits(self, visual: Tensor, questions: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Logits behind every token of questions, see ``read``: [B, K, SLOT, words]."""
+        return self.llava.lm_head(self.read(visual, questions, kept)[1])
 
     def forward(
         self,
@@ -137,13 +170,20 @@ class VqaObjective(nn.Module):
         offsets: Tensor,
         summary: Tensor,
         kept: Tensor | None = None,
+        named: Tensor | None = None,
     ):
         visual, patches, cls = self.visual_tokens(images)
-        logits = self.answer_logits(visual, questions, kept).float()
+        middle, last = self.read(visual, questions, kept)
+        logits = self.llava.lm_head(last).float()
         answers = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), ignore_index=IGNORE)
         local, scene = self.heads(patches, cls, classes, offsets, summary)
         loss = answers + self.supervision * (local + scene)
-        return loss, {"answers": answers.detach(), "patches": local.detach(), "scene": scene.detach()}
+        parts = {"answers": answers, "patches": local, "scene": scene}
+        if self.places:
+            shown = classes[:, 0] > 0
+            parts["places"], parts["words"] = self.place_heads(patches, visual, middle, offsets, shown, named)
+            loss = loss + self.places * (parts["places"] + parts["words"])
+        return loss, {name: part.detach() for name, part in parts.items()}
 
 
 def build_llava(model: VqaModel) -> nn.Module:
@@ -169,7 +209,46 @@ def load_llava(name: str) -> nn.Module:
     """The LLaVA that a recipe starts from, in float32: embedded, or the folder of an earlier run's export."""
     from transformers import LlavaForConditionalGeneration
 
-    return LlavaForConditionalGeneration.from_pretrained(resolve(name), dtype=torch.float32)
+    llava = LlavaForConditionalGeneration.from_pretrained(resolve(name), dtype=torch.float32)
+    restore_normalization(llava)
+    return llava
+
+
+def training_scenes(data: VqaData, count: int, start: int) -> Scenes:
+    """Scenes of the world that is trained on, as many with several objects and with small ones as asked for.
+
+    Args:
+        data: see VqaData.
+        count: how many.
+        start: number of the first; others start where these end.
+    """
+    if data.several is None:
+        scenes = sample_scenes(count, data.seed, start)
+    else:
+        pool = sample_scenes(POOL * count, data.seed, POOL * start)
+        single = torch.tensor([sum(g.count == 1 for g in scene) for scene in groups(pool)])
+        ranked = (single < 2).long().argsort(stable=True)  # those with several first
+        many = round(data.several * count)
+        scenes = pool[torch.cat([ranked[:many], ranked[len(ranked) - count + many :]])]
+    small = (start + torch.arange(count)).double() * GOLDEN % 1 < data.small  # spread evenly
+    return shrink(scenes, torch.where(small, SMALL, 1.0).double())
+
+
+def shares_right(drawn: Sequence[list[Question]], hits: Sequence[list[bool]]) -> dict[str, float]:
+    """Share of right answers, in all and by kind of question.
+
+    Args:
+        drawn: questions about each picture.
+        hits: whether each was answered right.
+    """
+    right: dict[str, list[bool]] = {}
+    for row, hit in zip(drawn, hits, strict=True):
+        for question, ok in zip(row, hit, strict=True):
+            right.setdefault(question.kind, []).append(ok)
+    everything = [ok for found in right.values() for ok in found]
+    return {"exact_match": sum(everything) / len(everything)} | {
+        f"exact_match_{kind}": sum(found) / len(found) for kind, found in sorted(right.items())
+    }
 
 
 class VqaTask(Task):
@@ -204,7 +283,7 @@ class VqaTask(Task):
         else:
             read_options(NoEntries, self.recipe.model, "model")
             llava = self.start()
-        return VqaObjective(llava, self.data.supervision)
+        return VqaObjective(llava, self.data.supervision, self.data.places)
 
     def pictures(self, scenes: Scenes) -> Tensor:
         """What the objective's ``visual_tokens`` takes."""
@@ -217,11 +296,17 @@ class VqaTask(Task):
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Freshly drawn scenes: no picture is seen twice."""
         start = step * self.recipe.batch_size + rows.start
-        scenes = sample_scenes(rows.stop - rows.start, self.data.seed, start)
-        questions, targets = question_tokens(draw_questions(scenes, self.data.questions))
+        scenes = training_scenes(self.data, rows.stop - rows.start, start)
+        questions, targets = question_tokens(draw_questions(scenes, self.data.questions, kinds=self.data.kinds or None))
         classes, offsets = self.patch_targets(scenes)
-        kept = {"kept": thinned(classes[:, 0] > 0, start)} if self.data.thin else {}
-        return kept | {
+        extra = {}
+        if self.data.thin and step >= self.data.thin_from:
+            extra["kept"] = thinned(classes[:, 0] > 0, start)
+        if self.data.places:
+            extra["named"] = named_places(scenes, questions)
+            if "kept" in extra:  # a cut object is nowhere
+                extra["named"][~extra["kept"].all(1)] = torch.nan
+        return extra | {
             "images": self.pictures(scenes),
             "questions": questions,
             "targets": targets,
@@ -234,21 +319,17 @@ class VqaTask(Task):
     def evaluate(self) -> dict[str, float]:
         """Share of questions about held-out scenes whose answer is right, in all and by kind."""
         device = self.model.opening.device
-        right: dict[str, list[bool]] = {}
+        kinds = dict.fromkeys(self.data.kinds, 1.0) or None
+        asked, hits = [], []
         for start in range(0, self.data.eval_pictures, 64):
             scenes = sample_scenes(min(64, self.data.eval_pictures - start), HELD_OUT, start)
-            drawn = draw_questions(scenes, self.data.questions)
+            drawn = draw_questions(scenes, self.data.questions, kinds=kinds)
             questions, targets = (x.to(device) for x in question_tokens(drawn))
             visual = self.model.visual_tokens(self.pictures(scenes).to(device))[0]
             said = self.model.answer_logits(visual, questions).argmax(-1)
-            hits = ((said == targets) | (targets == IGNORE)).all(-1).tolist()
-            for row, hit in zip(drawn, hits, strict=True):
-                for question, ok in zip(row, hit, strict=True):
-                    right.setdefault(question.kind, []).append(ok)
-        everything = [ok for found in right.values() for ok in found]
-        return {"exact_match": sum(everything) / len(everything)} | {
-            f"exact_match_{kind}": sum(found) / len(found) for kind, found in sorted(right.items())
-        }
+            asked += drawn
+            hits += ((said == targets) | (targets == IGNORE)).all(-1).tolist()
+        return shares_right(asked, hits)
 
     def save(self, directory: Path) -> None:
         """Write model and processor."""

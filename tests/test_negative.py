@@ -1,0 +1,113 @@
+"""Prompts that guidance leads away from: every family that reads prompts has them, and no other pretends to."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import vistok
+from tests.cli.test_cli import vistok as command
+from tests.models.test_masked import KINDS
+from tests.test_families import fails
+from vistok.errors import VistokError
+from vistok.models.interface import Condition
+from vistok.samplers import Noise, SamplingParams
+from vistok.zoo.model_card import ModelCard, write_card
+
+PROMPT, AVOIDED = "a red circle", "a green ring"
+SAMPLERS = {"llamagen": "ar", "enat": "masked:steps=3", "maskgit": "masked:steps=3"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Masked generators of captions, which the encoder of ``llamagen-mini`` reads."""
+    root = tmp_path_factory.mktemp("captioned")
+    for family, (kind, config, depths) in KINDS.items():
+        torch.manual_seed(0)
+        model = kind(config(grid=16, codebook_size=512, caption_dim=128, embed_dim=16, num_heads=2, **depths))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(std=0.3)
+        model.save_pretrained(root / family)
+        parts = {"tokenizer": "vq-mini", "text_encoder": "llamagen-mini"}
+        card = ModelCard(family, "text-to-image", family, 0, {}, str(root / family), "Apache-2.0", parts=parts)
+        write_card(root / family, card)
+    return root
+
+
+def load(folders, family: str) -> vistok.pipelines.Pipeline:
+    return vistok.pipeline("llamagen" if family == "llamagen" else str(folders / family))
+
+
+@pytest.mark.parametrize("family", SAMPLERS)
+def test_the_unguided_half_reads_the_negative_prompt(folders, family):
+    pipe, sampler = load(folders, family), SAMPLERS[family]
+    condition = pipe._condition([PROMPT])
+    avoided = pipe.with_negative(AVOIDED)._condition([PROMPT]).negative
+    prepared = pipe.sampler(sampler).prepare(pipe.model, pipe.tokenizer)
+    noise, params = Noise(0, torch.tensor([0])), SamplingParams(2.0)
+
+    def draw(negative):
+        given = Condition(condition.values, condition.mask, negative=negative)
+        return prepared.sample(pipe.model, given, params, noise)[0][:, :40]
+
+    assert torch.equal(
+        draw(avoided), pipe.with_negative(AVOIDED)(PROMPT, sampler=sampler, params=params).tokens[:, :40]
+    )
+    assert not torch.equal(draw(avoided), draw(None))
+    # Away from itself, a prompt is drawn as it is without guidance.
+    itself = prepared.sample(
+        pipe.model, Condition(condition.values, condition.mask, negative=condition), params, noise
+    )[0]
+    if family == "llamagen":
+        assert torch.equal(itself, prepared.sample(pipe.model, condition, SamplingParams(1.0), noise)[0])
+
+
+@pytest.mark.parametrize("family", ["enat", "maskgit"])
+def test_captioned_masked_generators_paint_the_same_in_any_batch_and_fill(folders, family, tmp_path):
+    pipe = load(folders, family)
+    assert (pipe.conditional_on, pipe.model.classes, pipe.model.text_width) == ("text", 0, 128)
+    prompts = [PROMPT, "two large blue squares and a pink cross on a plain background", AVOIDED]
+    together, alone = (pipe(prompts, seed=2, batch_size=size, sampler=SAMPLERS[family]) for size in (3, 1))
+    assert torch.equal(together.tokens, alone.tokens)
+    together.images[0].save(tmp_path / "scene.png")
+    from PIL import Image
+
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    mask.save(tmp_path / "mask.png")
+    filled = pipe.with_image(tmp_path / "scene.png", tmp_path / "mask.png")(AVOIDED, sampler=SAMPLERS[family])
+    stays = filled.stats.step_of[0] == 0
+    assert 0 < int(stays.sum()) < 256
+
+
+def test_the_command_guides_away_and_another_negative_is_another_job(folders, tmp_path):
+    call = ("sample", "--model", str(folders / "maskgit"), "--prompt", PROMPT, "--sampler", "masked:steps=2")
+    given = (*call, "--out", str(tmp_path / "job"), "--json")
+    done = command(*given, "--negative", AVOIDED)
+    assert done.returncode == 0 and json.loads(done.stdout)["pictures"] == 1, done.stderr
+    assert json.loads(command(*given, "--negative", AVOIDED).stdout)["skipped"] == 1
+    fails(command(*given, "--negative", PROMPT), "job")
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "said"),
+    [
+        ("mar", ("--class", "1", "--negative", AVOIDED), ("classes", "--negative")),
+        ("maskgit", ("--prompt", PROMPT, "--negative", AVOIDED, "--cfg", "1"), ("negative", "--cfg")),
+        ("maskgit", ("--prompt", PROMPT, "--negative", "a zebra"), ("zebra",)),
+        ("maskgit", ("--prompt", PROMPT, "--negative", " "), ("empty",)),
+        ("maskgit", ("--class", "1"), ("prompts",)),
+    ],
+)
+def test_what_cannot_be_avoided_is_told(folders, tmp_path, model, more, said):
+    name = str(folders / model) if (folders / model).exists() else model
+    fails(command("sample", "--model", name, *more, "--out", str(tmp_path / "x.png")), *said)
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_python_refuses_the_same(folders):
+    with pytest.raises(VistokError, match="classes"):
+        vistok.pipeline("mar").with_negative(AVOIDED)

@@ -1,0 +1,96 @@
+"""SEED's two stages: what each trains, whose embeddings are learned, and mistakes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.train.tiny import tiny
+from vistok.errors import VistokError
+from vistok.tokenizers import Seed
+from vistok.train.tasks.seed import SeedTask
+from vistok.train.trainer import Trainer
+
+SHAPE = {"width": 32, "layers": 2, "heads": 2, "hidden": 64, "decode_layers": 1, "decode_heads": 2, "pixel_layers": 1}
+
+
+def recipe(**sections):
+    base = tiny("seed-mini")
+    entries = {name: getattr(base, name) | more for name, more in sections.items()}
+    return replace(base, **{"model": base.model | SHAPE} | entries)
+
+
+def trained(task: SeedTask, step: int) -> set[str]:
+    """Parts of the tokenizer that a step's loss moves."""
+    task.model.zero_grad()
+    task.model(**task.batch(step, slice(0, 4)))[0].backward()
+    return {name.split(".")[0] for name, p in task.tokenizer.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+def test_the_stages_train_what_the_paper_says():
+    task = SeedTask(recipe())
+    assert trained(task, 0) == {"query_tokens", "Qformer", "ln_vision"}
+    codes = {"encode_task_layer", "quantize", "decode_task_layer", "pos_embed", "blocks"}
+    image = {"pos_embed_image", "blocks_image", "image_down", "distill_image_proj", "pixel_head"}
+    assert trained(task, 2) == codes | image
+
+
+def test_the_feature_of_a_picture_is_its_last_query():
+    task = SeedTask(recipe())
+    batch = task.batch(0, slice(0, 4))
+    loss, _ = task.model(**batch)
+    with torch.no_grad():
+        states = task.tokenizer.states(task.tokenizer.features(batch["images"]))
+        images = torch.nn.functional.normalize(task.model.image(states[:, -1]), dim=-1)
+        texts = torch.nn.functional.normalize(task.model.text(batch["captions"]), dim=-1)
+        logits = images @ texts.T / 0.07
+        own = torch.arange(4)
+        expected = sum(torch.nn.functional.cross_entropy(x, own) for x in (logits, logits.T)) / 2
+    torch.testing.assert_close(loss.detach(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_codes_begin_at_latents():
+    task = SeedTask(recipe())
+    before = task.tokenizer.quantize.embedding.weight.clone()
+    task.after_step(1)
+    assert torch.equal(task.tokenizer.quantize.embedding.weight, before)
+    task.after_step(2)
+    assert not torch.equal(task.tokenizer.quantize.embedding.weight, before)
+
+
+def test_a_run_goes_on_from_its_export(tmp_path):
+    first = recipe()
+    Trainer(first, SeedTask(first), tmp_path).train()
+    again = recipe(init={"tokenizer": str(tmp_path / "export"), "tower": None}, data={"queries_until": 0})
+    task = SeedTask(again)
+    assert type(task.tokenizer) is Seed and "codes" in task.batch(0, slice(0, 2))
+
+
+def test_a_clip_of_transformers_teaches(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, num_attention_heads=1, num_hidden_layers=1, image_size=32, patch_size=16,
+        projection_dim=6,
+    )  # fmt: skip
+    transformers.CLIPVisionModelWithProjection(config).save_pretrained(tmp_path)
+    task = SeedTask(recipe(init={"teacher": str(tmp_path)}))
+    assert task.tokenizer.config.embed_dim == 6
+    assert task.model(**task.batch(2, slice(0, 2)))[0].isfinite()
+
+
+@pytest.mark.parametrize(
+    ("sections", "culprit"),
+    [
+        ({"init": {"text_encoder": None}}, "text_encoder"),
+        ({"init": {"tower": None}}, "init.tower"),
+        ({"model": {"tower": "eva", "tower_width": 64, "tower_heads": 2, "tower_layers": 1}}, "tower"),
+        ({"model": {"reconstruct": False}}, "reconstruct"),
+        ({"model": {"image_size": 32}}, "64 pixels"),
+        ({"model": {"embed_dim": 7}}, "embed_dim"),
+    ],
+)
+def test_recipes_that_make_no_sense(sections, culprit):
+    with pytest.raises(VistokError, match=culprit):
+        SeedTask(recipe(**sections))

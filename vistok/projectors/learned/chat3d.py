@@ -1,0 +1,172 @@
+"""A language model that reads the objects of a 3D scene by identifier (Chat-3D v2, arXiv 2312.08168), whole.
+
+PointNet gives each object a feature, the object tokens make tokens of it, and a LLaMA reads them behind the identifiers
+and answers with words and identifiers.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vistok.data.scenes.vqa import ASSISTANT, BEGIN, END, PAD, USER
+from vistok.data.scenes3d import locations, mean_colours
+from vistok.data.scenes3d.language import NOTHING, named, token_ids, vocabulary
+from vistok.errors import VistokError
+from vistok.models.vision.pointnet import PointNet
+from vistok.projectors.learned.objects import AttributeRelationTokens, interleave
+
+CONFIG_FILE, WEIGHTS_FILE = "chat3d.json", "model.safetensors"
+LONGEST_ANSWER = 9  # eight identifiers and the end
+
+
+@dataclass(frozen=True)
+class Chat3DConfig:
+    """Shape of a :class:`Chat3D`.
+
+    Attributes:
+        text: entries of LlamaConfig.
+        features: width of PointNet's feature.
+        attributes, layers, heads, head_dim: of the object tokens.
+        norm: length of the tokens; 200 and 50 are those of a LLaMA of 7B.
+        relations: whether objects have relation-aware tokens.
+        identifiers: whether objects stand behind their identifiers; without, the language model counts them.
+    """
+
+    text: dict[str, Any] = field(default_factory=dict)
+    features: int = 128
+    attributes: int = 32
+    layers: int = 1
+    heads: int = 8
+    head_dim: int = 16
+    norm: float = 1.0
+    relations: bool = True
+    identifiers: bool = True
+
+
+class Chat3D(nn.Module):
+    """PointNet, object tokens and language model.
+
+    Args:
+        config: its shape.
+    """
+
+    def __init__(self, config: Chat3DConfig) -> None:
+        super().__init__()
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        self.config = config
+        ids = token_ids()
+        special = {"pad_token_id": ids[PAD], "bos_token_id": ids[BEGIN], "eos_token_id": ids[END]}
+        self.language = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary()), **special, **config.text))
+        self.encoder = PointNet(config.features)
+        self.tokens = AttributeRelationTokens(
+            self.language.config.hidden_size,
+            config.features,
+            config.attributes,
+            config.layers,
+            config.heads,
+            config.head_dim,
+            config.norm,
+            config.norm,
+        )
+        self.register_buffer("first_identifier", torch.tensor(ids[named(0)]), persistent=False)
+
+    def streams(self, clouds: Tensor, present: Tensor) -> list[Tensor]:
+        """Attribute- and relation-aware tokens [B, N, D] of clouds [B, N, P, 6]; ``present`` says who is there."""
+        locs = locations(clouds)
+        return self.tokens(self.encoder(clouds, locs[..., :3]), locs, mean_colours(clouds), present)
+
+    def prefix(self, clouds: Tensor, present: Tensor, names: Tensor) -> tuple[Tensor, Tensor]:
+        """What stands before a question: embeddings [B, P, D], and which of them are there, bool [B, P].
+
+        Args:
+            clouds: [B, N, P, 6].
+            present: bool [B, N].
+            names: number of each object's identifier, int64 [B, N].
+        """
+        return self.arrange(self.streams(clouds, present), present, names)
+
+    def arrange(self, streams: list[Tensor], present: Tensor, names: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`prefix`, from the streams; objects stand in the order of their identifiers' numbers."""
+        embed = self.language.get_input_embeddings()
+        streams = streams if self.config.relations else streams[:1]
+        order = names.masked_fill(~present, names.shape[1]).argsort(1)
+        order = order.masked_fill(~present.gather(1, order), -1)
+        if self.config.identifiers:
+            objects, length = interleave(embed(names + self.first_identifier), streams, order)
+        else:
+            objects, length = interleave(streams[0], streams[1:], order)
+        ids = token_ids()
+        opening = embed(torch.tensor([[ids[BEGIN], ids[USER]]], device=objects.device)).expand(len(objects), -1, -1)
+        there = torch.arange(objects.shape[1], device=objects.device) < length[:, None]
+        there = torch.cat([there.new_ones(len(objects), opening.shape[1]), there], 1)
+        return torch.cat([opening.to(objects.dtype), objects], 1), there
+
+    @torch.no_grad()
+    def answer(self, clouds: Tensor, names: Tensor, question: str) -> str:
+        """What the model says about one scene.
+
+        Args:
+            clouds: points of each object [N, P, 6].
+            names: number of each object's identifier, int64 [N].
+            question: in the words of ``vistok.data.scenes3d``, e.g. ``what color is <OBJ003> ?``.
+
+        Raises:
+            VistokError: the question has a word that is not known, or names an identifier that no object has.
+        """
+        ids = token_ids()
+        words = question.replace("?", " ?").split()
+        known = {named(int(number)) for number in names}
+        for word in words:
+            if word not in ids:
+                raise VistokError(f"the word '{word}' is not among the {len(ids)} of this model: ask with known words.")
+            if word.startswith("<OBJ") and word not in known:
+                raise VistokError(f"no object of the scene is {word}: it has {', '.join(sorted(known))}.")
+        device = self.first_identifier.device
+        present = torch.ones(1, len(clouds), dtype=torch.bool, device=device)
+        embeds, _ = self.prefix(clouds[None].to(device), present, names[None].to(device))
+        asked = torch.tensor([[*(ids[word] for word in words), ids[ASSISTANT]]], device=device)
+        embeds = torch.cat([embeds, self.language.get_input_embeddings()(asked).to(embeds.dtype)], 1)
+        said = self.language.generate(
+            inputs_embeds=embeds,
+            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.int64, device=device),
+            max_new_tokens=LONGEST_ANSWER,
+            do_sample=False,
+        )[0]
+        spoken = [vocabulary()[token] for token in said.tolist()]
+        return " ".join(word for word in spoken if word not in (PAD, BEGIN, END)) or NOTHING
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``chat3d.json`` and the weights."""
+        from safetensors.torch import save_file
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(asdict(self.config), indent=2) + "\n"
+        (Path(folder) / CONFIG_FILE).write_text(text, encoding="utf-8")
+        state = {key: value.contiguous().cpu() for key, value in self.state_dict().items()}
+        save_file(state, Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> Chat3D:
+        """An embedded model, or what :meth:`save_pretrained` wrote, in float32 and evaluation mode.
+
+        Raises:
+            VistokError: the name leads nowhere, or to no such model.
+        """
+        from vistok.zoo.checkpoint import load_strict, read_state_dict
+        from vistok.zoo.registry import resolve
+
+        folder = resolve(name)
+        try:
+            entries = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            module = cls(Chat3DConfig(**entries))
+        except (OSError, ValueError, TypeError) as error:
+            raise VistokError(f"'{name}' holds no 3D chat model: name a folder with {CONFIG_FILE}.") from error
+        load_strict(module, read_state_dict(folder / WEIGHTS_FILE), str(folder))
+        return module.float().eval().requires_grad_(False)

@@ -1,0 +1,56 @@
+"""Clusters by density peaks (DPC-KNN, Du et al. 2016), as compressors of videos use them on tokens.
+
+A token is a centre if it is dense, by its nearest neighbours, and far from denser ones. The released codes of all of
+them add noise to the densities so that no two are equal; here the earlier of two equally dense tokens counts as denser.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def peak_scores(x: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+    """How much each token is a centre of a cluster, and how far tokens are from each other.
+
+    Args:
+        x: tokens, [n, D].
+        neighbours: of which a token's density is told, itself included; all if there are fewer.
+
+    Returns:
+        Scores [n] and distances over the square root of D, [n, n], both float32.
+    """
+    # Without the product of matrices, which leaves rounding where tokens are equal.
+    distances = torch.cdist(x.float(), x.float(), compute_mode="donot_use_mm_for_euclid_dist") * x.shape[1] ** -0.5
+    nearest = distances.topk(min(neighbours, len(x)), largest=False).values
+    density = torch.exp(-nearest.square().mean(1))
+    rank = density.argsort(descending=True, stable=True).argsort()
+    denser = rank[None] < rank[:, None]
+    apart = torch.where(denser, distances, distances.max()).min(1).values
+    return density * apart, distances
+
+
+def cluster(x: Tensor, count: int, neighbours: int) -> tuple[Tensor, Tensor]:
+    """Part tokens into clusters.
+
+    Args:
+        x: tokens, [n, D].
+        count: of clusters, 1..n.
+        neighbours: see :func:`peak_scores`.
+
+    Returns:
+        Centres, ascending, int64 [count], and the cluster of each token, int64 [n]: that of the nearest centre, and a
+        centre's own.
+    """
+    scores, distances = peak_scores(x, neighbours)
+    centres = scores.argsort(descending=True, stable=True)[:count].sort().values
+    owner = distances[:, centres].argmin(1)
+    owner[centres] = torch.arange(count, device=x.device)
+    return centres, owner
+
+
+def means(values: Tensor, owner: Tensor, count: int) -> Tensor:
+    """Mean of the values [n, C] of each of ``count`` groups, [count, C]; zeros for a group without any."""
+    sums = values.new_zeros(count, values.shape[1]).index_add_(0, owner, values)
+    sizes = torch.bincount(owner, minlength=count).clamp(min=1)
+    return sums / sizes[:, None].to(values.dtype)

@@ -1,0 +1,199 @@
+"""Trees that a draft network grows, of the depth and size that pay on this machine (see ``policies.sized``).
+
+What is learnt: how likely the network finds its best paths of each depth, and how much more or less often these are
+right. What is chosen: levels, each of which costs a call of the network, and drafts, which cost rows of the target.
+Both are settled before a step draws anything, so trees of draws stay lossless under the exact rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vistok.errors import VistokError
+from vistok.samplers.interface import DraftHead
+from vistok.samplers.loop import Run, Verdict
+from vistok.samplers.params import SamplingParams
+from vistok.samplers.policies.chains import kind_of
+from vistok.samplers.policies.dynamic import look
+from vistok.samplers.policies.dyspec import layered
+from vistok.samplers.policies.sized import PRIOR, SIZES, Option, Sizer, interpolated, mean_decided
+from vistok.samplers.tree import LawKind, TokenTree
+
+LEVELS, MOST = 6, 32  # levels of drafts, and drafts at most
+TOP = 4  # nodes that are expanded in each level, and children of each
+KEPT = 16  # values that are remembered of a level
+KEEP = 0.94  # weight of the past when a step is over
+
+
+class Size(NamedTuple):
+    """What a tree is grown to.
+
+    Attributes:
+        levels, drafts: at most.
+        least: value below which a node is not worth its row.
+        widths: drafts of each level.
+    """
+
+    levels: int
+    drafts: int
+    least: float
+    widths: tuple[int, ...]
+
+
+class Valued(NamedTuple):
+    """Nodes with what they are worth [B, M], and their levels below the root, int64 [B, M]."""
+
+    value: Tensor
+    level: Tensor
+
+    def best(self, level: int, going: Tensor) -> list[float]:
+        """The best values of a level, falling; the mean over texts that are ``going``."""
+        mine = torch.where(self.level == level, self.value, 0.0)[going].float()
+        found = mine.topk(min(KEPT, mine.shape[1])).values.mean(0).tolist()
+        return found + [0.0] * (KEPT - len(found))
+
+
+class SizedTree:
+    """A tree policy that follows the text and the machine; a subclass grows.
+
+    Its drafter calls ``measure`` and ``begin`` before a run, ``choose`` before each step, and ``learn`` behind it.
+
+    Attributes:
+        hides: nodes below the least value are not looked at.
+    """
+
+    hides: ClassVar[bool]
+    chain: ClassVar[bool] = False
+    nodes: ClassVar[int] = MOST + 1
+    slots: ClassVar[int] = max(MOST, LEVELS * TOP)
+
+    def __init__(self):
+        self.sizer = Sizer()
+        self._values: list[list[float]] = []  # of each level, falling
+        self._promised, self._right = [PRIOR] * LEVELS, [PRIOR * 0.8] * LEVELS
+        self.size: Size | None = None
+
+    def kind(self, params: SamplingParams) -> LawKind:
+        """How the drafts are chosen."""
+        raise NotImplementedError
+
+    def measure(self, target: Mapping[int, float], draft: Mapping[int, float]) -> None:
+        """Take seconds of a step of the target, and of a call of the draft network, by rows."""
+        self._target, self._call = target, interpolated(draft, TOP)
+
+    def begin(self) -> None:
+        """A run begins."""
+        self.sizer.begin()
+
+    def choose(self, run: Run) -> bool:
+        """Settle the size of the next tree; False if there is to be none."""
+        option = self.sizer.next(self._options, interpolated(self._target, 1), mean_decided(run))
+        self.size = None if option is None else option.tree
+        return option is not None
+
+    def _worth(self) -> list[list[tuple[float, float]]]:
+        """How often the best nodes of each level will be right, and their values; unseen levels fall as seen ones."""
+        values = self._values or [[0.6 / 2**rank for rank in range(KEPT)]]
+        found = []
+        for level, known in enumerate(values):
+            ratio = self._right[level] / max(self._promised[level], 1e-9)
+            ratio = min(ratio, 0.98 / max(sum(known), 1e-9))
+            found.append([(ratio * value, value) for value in known])
+        totals = [sum(worth for worth, _ in nodes) for nodes in found[-2:]]
+        fall = min(totals[1] / max(totals[0], 1e-9), 0.95) if len(totals) > 1 else min(totals[0], 0.95)
+        while len(found) < LEVELS:
+            found.append([(worth * fall, value * fall) for worth, value in found[-1]])
+        return found
+
+    def _options(self) -> list[Option]:
+        worth, found = self._worth(), []
+        for levels in range(1, LEVELS + 1):
+            nodes = sorted(((*node, level) for level in range(levels) for node in worth[level]), reverse=True)
+            for drafts in (size for size in SIZES if size <= min(MOST, TOP + (levels - 1) * TOP**2)):
+                best = nodes[:drafts]
+                seconds = interpolated(self._target, 1 + drafts) + levels * self._call
+                held = [level for *_, level in best]
+                least, widths = max(1e-6, min(node[1] for node in best)), tuple(map(held.count, range(levels)))
+                size = Size(levels, drafts, least, widths)
+                found.append(Option(size, 1 + sum(node[0] for node in best), seconds))
+        trial = next(option for option in found if option.tree[:2] == (2, 4))
+        return [trial, *found]
+
+    def grow(self, head: DraftHead, run: Run) -> TokenTree:
+        """A tree of the size that was chosen."""
+        tree, self._looked, self._shown = self._grow(head, run, self.size)
+        self._own = tree.nodes
+        return tree
+
+    def _grow(self, head: DraftHead, run: Run, size: Size) -> tuple[TokenTree, Valued, Valued]:
+        """The tree; the nodes that were looked at, and those of them that it holds."""
+        raise NotImplementedError
+
+    def learn(self, run: Run, tree: TokenTree, verdict: Verdict) -> None:
+        """Take over what became of the tree; other drafts may stand behind its own nodes."""
+        going = run.decided < run.length
+        if self.size is None or not bool(going.any()):
+            return
+        path = torch.arange(tree.nodes, device=going.device)[None] if verdict.path is None else verdict.path
+        places = torch.arange(path.shape[1], device=going.device)
+        kept = (places < verdict.count[:, None]) & (path >= 0) & (path < self._own)
+        right = kept[going].float().mean(0).tolist() + [0.0] * LEVELS
+        for level in range(self.size.levels):
+            seen, promised = self._looked.best(level + 1, going), sum(self._shown.best(level + 1, going))
+            if level < len(self._values):
+                old = self._values[level]
+                least = self.size.least if self.hides else 0.0  # what is worth less was not looked at
+                seen = [max(new, min(before, least)) for new, before in zip(seen, old, strict=True)]
+                seen = [KEEP * before + (1 - KEEP) * new for new, before in zip(seen, old, strict=True)]
+            self._values[level : level + 1] = [sorted(seen, reverse=True)]
+            self._right[level] = KEEP * self._right[level] + right[level + 1]
+            self._promised[level] = KEEP * self._promised[level] + promised
+
+
+class SizedDynamic(SizedTree):
+    """EAGLE-2's tree of the most likely paths, as deep and large as it pays."""
+
+    hides = False
+
+    def kind(self, params: SamplingParams) -> LawKind:
+        """The most likely tokens are no draws."""
+        return LawKind.DETERMINISTIC
+
+    def _grow(self, head: DraftHead, run: Run, size: Size) -> tuple[TokenTree, Valued, Valued]:
+        looked = look(head, run, size.levels - 1, TOP)
+        tree, chosen = looked.tree(run, size.drafts)
+        chance, level = looked.score.exp(), looked.level.expand(len(looked.score), -1)
+        return tree, Valued(chance, level), Valued(chance.gather(1, chosen), level.gather(1, chosen))
+
+
+class SizedLayers(SizedTree):
+    """DySpec's tree by layers, whose threshold and depth are those that pay."""
+
+    hides = True
+
+    def kind(self, params: SamplingParams) -> LawKind:
+        """Siblings are drawn without replacement."""
+        return kind_of(params, LawKind.WITHOUT_REPLACEMENT)
+
+    def _grow(self, head: DraftHead, run: Run, size: Size) -> tuple[TokenTree, Valued, Valued]:
+        tree, slots = layered(head, run, size.least, size.drafts + 1, size.levels, KEPT, size.widths)
+        exists = tree.shape.parents >= 0
+        valued = Valued(torch.where(exists, slots, 0.0), tree.shape.depth.expand(len(slots), -1))
+        return tree, valued, valued
+
+
+def sized_policy(policy: Any, sized: type[SizedTree]) -> Any:
+    """A drafter's policy, ``auto`` replaced by a new one of its kind of sized trees.
+
+    Raises:
+        VistokError: another word.
+    """
+    if isinstance(policy, str):
+        if policy != "auto":
+            raise VistokError(f"the policy is '{policy}': give a tree policy, or 'auto'.")
+        return sized()
+    return policy

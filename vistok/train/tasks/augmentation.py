@@ -1,0 +1,135 @@
+"""Train a coprocessor that adds latent embeddings to a frozen language model's cache (arXiv 2412.17747).
+
+Every passage trains several points in one pass; the loss is that of the tokens behind each point, read behind its
+latents. As published, but that the passages of a process share the points of a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
+from vistok.context.augmentation import Coprocessor, augmentation_loss, plain_loss
+from vistok.errors import VistokError
+from vistok.files import write_json
+from vistok.train.export import write_training_card
+from vistok.train.options import read_options
+from vistok.train.recipe import Recipe
+from vistok.train.tasks import text
+
+
+class AugmentationObjective(nn.Module):
+    """Cross-entropy of the tokens behind points of a text.
+
+    Args:
+        lm: the frozen causal LM.
+        coprocessor: what is trained.
+        ahead: tokens behind each point.
+    """
+
+    def __init__(self, lm: LlamaForCausalLM, coprocessor: Coprocessor, ahead: int):
+        super().__init__()
+        self.lm, self.coprocessor, self.ahead = lm.requires_grad_(False), coprocessor, ahead
+
+    def train(self, mode: bool = True) -> AugmentationObjective:
+        """The model stays as it decodes."""
+        super().train(mode)
+        self.lm.eval()
+        return self
+
+    def forward(self, input_ids: Tensor, points: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss in nats behind the latents, and how far it lies below that without them.
+
+        Args:
+            input_ids: int64 [B, L].
+            points: of all texts, as rows of one tensor [B, P]; the first row counts.
+        """
+        loss = augmentation_loss(self.lm, self.coprocessor, input_ids, points[0], self.ahead)
+        plain = plain_loss(self.lm, input_ids, points[0], self.ahead)
+        return loss, {"gain": plain - loss.detach()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationData:
+    """Entries of ``data`` of the ``augmentation`` task.
+
+    Attributes:
+        length: tokens of a passage.
+        points: how many of its places are trained.
+        ahead: tokens behind a place whose loss is taken.
+        seed: of passages and places.
+        eval_samples: held-out passages that are evaluated on.
+    """
+
+    length: int
+    points: int
+    seed: int
+    ahead: int = 16
+    eval_samples: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationInit:
+    """Entries of ``init``.
+
+    Attributes:
+        target: the language model whose cache is read.
+    """
+
+    target: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationModel:
+    """Entries of ``model``.
+
+    Attributes:
+        latents: embeddings that are added at a point.
+    """
+
+    latents: int = 16
+
+
+class AugmentationTask(text.PassageTask):
+    """The ``augmentation`` task: see AugmentationData, AugmentationInit and AugmentationModel."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.data = read_options(AugmentationData, recipe.data, "data")
+        self.init = read_options(AugmentationInit, recipe.init, "init")
+        shape = read_options(AugmentationModel, recipe.model, "model")
+        if self.data.length - self.data.ahead <= self.data.points:
+            raise VistokError(
+                f"{self.data.points} points with {self.data.ahead} tokens behind each do not fit into "
+                f"{self.data.length}: set 'data.length' higher."
+            )
+        self.tokenizer, lm = text.load_lm(self.init.target)
+        torch.manual_seed(recipe.seed)
+        self.model = AugmentationObjective(lm, Coprocessor(lm, shape.latents), self.data.ahead)
+        self.tokens = text.encoded(self.tokenizer, "train")
+
+    def samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
+        """Passages of the corpus, and the places that all of them share."""
+        data, generator = self.data, torch.Generator().manual_seed(seed)
+        ids = text.draw_passages(tokens, data.length, count, generator)
+        points = torch.randperm(data.length - data.ahead, generator=generator)[: data.points].sort().values
+        return {"input_ids": ids, "points": points.expand(count, -1)}
+
+    def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
+        """Write the coprocessor in half precision, its number of latents, and a card."""
+        directory.mkdir(parents=True, exist_ok=True)
+        coprocessor = self.model.coprocessor
+        save_file(
+            {k: v.half().contiguous() for k, v in coprocessor.state_dict().items()}, directory / "model.safetensors"
+        )
+        write_json(directory / "config.json", {"latents": len(coprocessor.soft)})
+        corpus = f"the Python standard library's sources and documentation strings, seed {self.data.seed}"
+        parts = {"target": self.init.target}
+        write_training_card(
+            directory, self.recipe, coprocessor, "context", "augmentation", metrics, steps, parts, "2412.17747", corpus
+        )

@@ -1,0 +1,237 @@
+"""Train a small Chat-3D v2 on rooms: PointNet, object tokens and language model together, from nothing.
+
+First, as in the paper, attribute-aware tokens are aligned with the words of their objects; then all learns from
+answers. A room is encoded once for all of its questions, as in the ``vqa`` task. Identifiers are drawn anew for every
+room.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vistok.data.scenes.splits import HELD_OUT, check_training_seed
+from vistok.data.scenes.vqa import IGNORE
+from vistok.data.scenes.world import COLOURS, SIZES
+from vistok.data.scenes3d import draw_names, draw_questions, point_clouds, sample_rooms
+from vistok.data.scenes3d.language import SLOT, named, question_tokens, token_ids
+from vistok.data.scenes3d.world import MAX_OBJECTS, SHAPES, Rooms
+from vistok.projectors.learned.chat3d import Chat3D, Chat3DConfig
+from vistok.projectors.learned.objects import attribute_loss
+from vistok.train.export import write_training_card
+from vistok.train.options import NoEntries, read_options
+from vistok.train.recipe import Recipe
+from vistok.train.tasks.scenes.packing import packed_mask
+from vistok.train.trainer import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat3DData:
+    """Entries of ``data`` of the ``chat3d`` task.
+
+    Attributes:
+        seed: the world that is trained on.
+        questions: about each room.
+        align: steps of the first stage, which aligns attribute-aware tokens with words.
+        alignment: weight of the same loss afterwards.
+        supervision: weight of reading, at each identifier of a question, what it names.
+        objects: least and greatest number of solids of a room.
+        points: of each solid.
+        permute: draw identifiers anew for every room; else solid i is number i.
+        eval_rooms: how many held-out rooms are asked about.
+    """
+
+    seed: int
+    questions: int
+    align: int = 0
+    alignment: float = 0.2
+    supervision: float = 0.5
+    objects: tuple[int, int] = (2, MAX_OBJECTS)
+    points: int = 48
+    permute: bool = True
+    eval_rooms: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat3DModel:
+    """Entries of ``model``, see Chat3DConfig."""
+
+    text: dict[str, Any]
+    features: int = 128
+    attributes: int = 32
+    layers: int = 1
+    heads: int = 8
+    head_dim: int = 16
+    norm: float = 1.0
+    relations: bool = True
+    identifiers: bool = field(default=True)
+
+
+class NameReader(nn.Module):
+    """Linear maps that read, from the language model's states at identifiers, size, colour, shape and centre of what is
+    named: whoever is asked about a number must look it up. They serve training alone.
+
+    Args:
+        width: of the states.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.sizes = (len(SIZES), len(COLOURS), len(SHAPES))
+        self.read = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(self.sizes) + 3))
+
+    def forward(self, states: Tensor, attributes: Tensor, centres: Tensor) -> Tensor:
+        """Mean loss of states [M, D], attributes int64 [M, 3] and centres [M, 3]."""
+        *logits, where = self.read(states).float().split([*self.sizes, 3], -1)
+        kinds = sum(F.cross_entropy(x, y) for x, y in zip(logits, attributes.unbind(1), strict=True))
+        return kinds + 10 * F.mse_loss(where, centres)
+
+
+class Chat3DObjective(nn.Module):
+    """Cross-entropy of answers, or of the first stage the distance of attribute tokens to their words.
+
+    Args:
+        chat: what is trained.
+        data: its weights of what helps.
+    """
+
+    def __init__(self, chat: Chat3D, data: Chat3DData):
+        super().__init__()
+        self.chat, self.data = chat, data
+        self.reader = NameReader(chat.language.config.hidden_size)
+
+    def answer_logits(self, clouds: Tensor, present: Tensor, names: Tensor, questions: Tensor) -> Tensor:
+        """Logits behind every token of questions [B, K, SLOT], as if each were asked alone: [B, K, SLOT, words]."""
+        return self._read(self.chat.streams(clouds, present), present, names, questions)[0]
+
+    def _read(self, streams: list[Tensor], present: Tensor, names: Tensor, questions: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and the states behind the second layer from the end, both of the questions' tokens."""
+        prefix, there = self.chat.arrange(streams, present, names)
+        asked = self.chat.language.model.embed_tokens(questions.flatten(1))
+        mask, positions = packed_mask(there, questions.shape[1], SLOT)
+        out = self.chat.language.model(
+            inputs_embeds=torch.cat([prefix.to(asked.dtype), asked], 1),
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        said, inner = (x[:, prefix.shape[1] :] for x in (out.last_hidden_state, out.hidden_states[-2]))
+        return self.chat.language.lm_head(said).unflatten(1, questions.shape[1:]), inner.unflatten(
+            1, questions.shape[1:]
+        )
+
+    def forward(
+        self,
+        clouds: Tensor,
+        present: Tensor,
+        names: Tensor,
+        questions: Tensor,
+        targets: Tensor,
+        words: Tensor,
+        slots: Tensor,
+        attributes: Tensor,
+        centres: Tensor,
+        aligning: Tensor,
+    ):
+        streams = self.chat.streams(clouds, present)
+        embedded = self.chat.language.model.embed_tokens(words[present]).detach()
+        alignment = attribute_loss(streams[0][present], embedded, torch.ones_like(words[present]))
+        if bool(aligning.any()):
+            return alignment, {"alignment": alignment.detach()}
+        logits, inner = self._read(streams, present, names, questions)
+        answers = F.cross_entropy(logits.float().flatten(0, 2), targets.flatten(), ignore_index=IGNORE)
+        b, k, s = (slots >= 0).nonzero().unbind(1)
+        names_read = self.reader(inner[b, k, s], attributes[b, slots[b, k, s]], centres[b, slots[b, k, s]])
+        loss = answers + self.data.alignment * alignment + self.data.supervision * names_read
+        parts = {"answers": answers, "alignment": alignment, "names": names_read}
+        return loss, {name: value.detach() for name, value in parts.items()}
+
+
+def named_slots(questions: Tensor, names: Tensor) -> Tensor:
+    """Which solid each token of questions [B, K, SLOT] names, int64 [B, K, SLOT]; -1 where it is no identifier."""
+    first = token_ids()[named(0)]
+    owner = names.argsort(1)  # the solid of each number
+    number = questions - first
+    is_name = (number >= 0) & (number < names.shape[1])
+    found = owner.gather(1, number.clamp(0, names.shape[1] - 1).flatten(1)).view_as(questions)
+    return found.masked_fill(~is_name, -1)
+
+
+def attribute_words(rooms: Rooms) -> Tensor:
+    """Size, colour and shape of each solid as tokens, int64 [B, 8, 3]."""
+    ids = token_ids()
+    columns = ((rooms.size, SIZES), (rooms.colour, COLOURS), (rooms.shape, SHAPES))
+    return torch.stack([torch.tensor([ids[word] for word in words])[column] for column, words in columns], -1)
+
+
+class Chat3DTask(Task):
+    """The ``chat3d`` task: see Chat3DData and Chat3DModel."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.data = read_options(Chat3DData, recipe.data, "data")
+        read_options(NoEntries, recipe.init, "init")
+        check_training_seed(self.data.seed)
+        torch.manual_seed(recipe.seed)
+        config = Chat3DConfig(**asdict(read_options(Chat3DModel, recipe.model, "model")))
+        self.model = Chat3DObjective(Chat3D(config), self.data)
+
+    def names(self, rooms: Rooms) -> Tensor:
+        """The identifiers' numbers, int64 [B, 8]."""
+        return draw_names(rooms) if self.data.permute else torch.arange(MAX_OBJECTS).expand(len(rooms), -1)
+
+    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
+        """Freshly drawn rooms: none is seen twice."""
+        start = step * self.recipe.batch_size + rows.start
+        rooms = sample_rooms(rows.stop - rows.start, self.data.seed, start, self.data.objects)
+        names = self.names(rooms)
+        questions, targets = question_tokens(draw_questions(rooms, names, self.data.questions))
+        return {
+            "clouds": point_clouds(rooms, self.data.points),
+            "present": rooms.present,
+            "names": names,
+            "questions": questions,
+            "targets": targets,
+            "words": attribute_words(rooms),
+            "slots": named_slots(questions, names),
+            "attributes": torch.stack([rooms.size, rooms.colour, rooms.shape], -1),
+            "centres": rooms.centre.float(),
+            "aligning": torch.full((len(rooms),), step < self.data.align),
+        }
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Share of questions about held-out rooms whose answer is right, in all and by kind."""
+        device = self.model.chat.first_identifier.device
+        right: dict[str, list[bool]] = {}
+        for start in range(0, self.data.eval_rooms, 64):
+            rooms = sample_rooms(min(64, self.data.eval_rooms - start), HELD_OUT, start)
+            names = self.names(rooms)
+            drawn = draw_questions(rooms, names, self.data.questions)
+            questions, targets = question_tokens(drawn)
+            given = (point_clouds(rooms, self.data.points), rooms.present, names, questions)
+            said = self.model.answer_logits(*(x.to(device) for x in given)).argmax(-1).cpu()
+            hits = ((said == targets) | (targets == IGNORE)).all(-1).tolist()
+            for row, hit in zip(drawn, hits, strict=True):
+                for question, ok in zip(row, hit, strict=True):
+                    right.setdefault(question.kind, []).append(ok)
+        everything = [ok for found in right.values() for ok in found]
+        return {"exact_match": sum(everything) / len(everything)} | {
+            f"exact_match_{kind}": sum(found) / len(found) for kind, found in sorted(right.items())
+        }
+
+    def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
+        """Write the model in half precision, and its card."""
+        self.model.half()
+        self.model.chat.save_pretrained(directory)
+        data = f"vistok.data.scenes3d, seed {self.data.seed}"
+        kind = "3d-question-answering"
+        write_training_card(
+            directory, self.recipe, self.model.chat, kind, "chat3d", metrics, steps, paper="2312.08168", data=data
+        )
