@@ -20,6 +20,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -27,7 +28,7 @@ from vistok.projectors import compressor_class
 from vistok.projectors.apply.layout import pack
 from vistok.projectors.cost import prefill_flops
 from vistok.projectors.families import family_of
-from vistok.projectors.interface import Needs
+from vistok.projectors.interface import ImageTokens, Needs
 
 METHODS = ("vtc-cls", "visionzip", "divprune", "prumerge", "tome", "coverage", "uniform", "random")
 TEXT_TOKENS = 60
@@ -120,12 +121,19 @@ def every_layer(layers: int) -> Needs:
     return Needs(attention=tuple(range(layers)))
 
 
+def unread(image: ImageTokens) -> ImageTokens:
+    """A picture whose scores are still to be worked out, once for what several layers share."""
+    copies = {id(read): replace(read) for read in image.attention.values()}
+    return replace(image, attention={layer: copies[id(read)] for layer, read in image.attention.items()})
+
+
 def selection(pictures: list, method: str, keep: float, repeats: int, device: str) -> float:
     """Seconds of choosing and packing; the projection, which thinning only makes smaller, is left out."""
     compressor = compressor_class(method)(keep=keep)
 
     def choose():
-        return [pack(image, plan, compressor.select(image), compressor.newlines) for image, plan in pictures]
+        fresh = [(unread(image), plan) for image, plan in pictures]
+        return [pack(image, plan, compressor.select(image), compressor.newlines) for image, plan in fresh]
 
     return timed(choose, repeats, device)
 

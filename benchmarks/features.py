@@ -8,7 +8,7 @@ back at once.
     python benchmarks/features.py --pictures 5000 --batch-size 128 --workers 8     # on a GPU
     python benchmarks/features.py --pictures 64 --threads 1 --precision bfloat16   # ours in bfloat16: another protocol
     python benchmarks/features.py --memory 1000 10000 50000                        # peak memory, small network
-    python benchmarks/features.py --frechet 2048 --threads 1                       # the distance against scipy's sqrtm
+    python benchmarks/features.py --frechet 2048 --threads 1                       # the distance beside other packages
 
 CPU seconds (of the process and its workers) are printed beside the rate: on a shared machine they are what compares.
 """
@@ -130,22 +130,48 @@ def peak_memory(arguments: argparse.Namespace, root: Path) -> None:
         print(f"{count:8d} pictures: peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.1f} MiB")
 
 
-def compare_frechet(dim: int) -> None:
-    """CPU seconds of the Frechet distance and of the same trace by scipy's matrix square root, and both values."""
-    import scipy.linalg
+def pytorch_fid(mean1, cov1, mean2, cov2) -> float:
+    from pytorch_fid.fid_score import calculate_frechet_distance
 
+    return calculate_frechet_distance(mean1, cov1, mean2, cov2)
+
+
+def clean_fid(mean1, cov1, mean2, cov2) -> float:
+    from cleanfid.fid import frechet_distance as theirs
+
+    return theirs(mean1, cov1, mean2, cov2)
+
+
+def torch_fidelity(mean1, cov1, mean2, cov2) -> float:
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+
+    sides = ({"mu": mean, "sigma": cov} for mean, cov in ((mean1, cov1), (mean2, cov2)))
+    return fid_statistics_to_metric(*sides, verbose=False)["frechet_inception_distance"]
+
+
+def torchmetrics(mean1, cov1, mean2, cov2) -> float:
+    from torchmetrics.image.fid import _compute_fid
+
+    return _compute_fid(*map(torch.from_numpy, (mean1, cov1, mean2, cov2)))
+
+
+def compare_frechet(dim: int) -> None:
+    """CPU seconds and value of the Frechet distance, here and in the packages that are installed."""
     generator = torch.Generator().manual_seed(0)
     spectrum = torch.logspace(0, -3, dim, dtype=torch.float64)
     features = (torch.randn(2 * dim, dim, generator=generator, dtype=torch.float64) * spectrum for _ in range(2))
     a, b = (FeatureStatistics.of(x) for x in features)
-
-    def by_square_root() -> float:
-        root = scipy.linalg.sqrtm((a.covariance @ b.covariance).numpy())
-        gap = a.mean - b.mean
-        return (gap @ gap + a.covariance.trace() + b.covariance.trace()).item() - 2 * np.trace(root.real).item()
-
-    (ours, _, fast), (theirs, _, slow) = measure(lambda: frechet_distance(a, b), 1), measure(by_square_root, 1)
-    print(f"distance {ours:.12g} in {fast:.2f} CPU seconds; by sqrtm {theirs:.12g} in {slow:.2f}: {slow / fast:.2f}x")
+    moments = [x.numpy() for side in (a, b) for x in (side.mean, side.covariance)]
+    ours, _, fast = measure(lambda: frechet_distance(a, b), 1)
+    print(f"{'vistok':15} {ours:.12g} in {fast:.2f} CPU seconds")
+    for package in (pytorch_fid, clean_fid, torch_fidelity, torchmetrics):
+        try:
+            package(*(x[..., :8][:8] for x in moments))  # imports, on a corner of the statistics
+        except ImportError:
+            print(f"{package.__name__:15} is not installed")
+            continue
+        theirs, _, slow = measure(lambda: float(package(*moments)), 1)  # noqa: B023
+        print(f"{package.__name__:15} {theirs:.12g} in {slow:.2f} CPU seconds: {slow / fast:.2f}x")
 
 
 def main() -> None:

@@ -26,9 +26,9 @@ fi
 size() { if [ -n "${TINY:-}" ]; then echo "$2"; else echo "$1"; fi; }  # full and tiny arguments
 
 names=() limits=() lines=() commands=()
-row() { names+=("$1") limits+=("$2") lines+=("$3") commands+=("$4"); }  # name, seconds, last lines kept, command
+row() { names+=("$1") limits+=("$(size "$2" 900)") lines+=("$3") commands+=("$4"); }  # name, seconds, last lines kept, command
 
-row kernels 90 1 "$(size 'pytest -n0 -q -m gpu tests/ops' 'pytest -n0 -q tests/ops/test_rope.py')"
+row kernels 90 1 "$(size 'pytest -n0 -m gpu tests/ops' 'pytest -n0 tests/ops/test_rope.py')"
 row attention 60 "$(size 18 1)" "benchmarks/attention.py --device $device --cases decode ragged tree --max-keys $(size 16384 256)"
 row decode-B 60 4 "benchmarks/ar_decode.py --device $device --dtype bfloat16 $(size '--batches 1 16' '--tokens 16 --batches 1 2 --repeats 1')"
 row decode-XL 90 4 "benchmarks/ar_decode.py --device $device --dtype bfloat16 $(size '--preset GPT-XL --batches 1 16 --repeats 1' '--tokens 16 --batches 1 2 --repeats 1')"

@@ -1,5 +1,6 @@
 """Prompt in, pictures out: the embedded model, and published shapes from files that the test makes."""
 
+import json
 import os
 import random
 import signal
@@ -224,3 +225,19 @@ def test_int8_pictures_do_not_depend_on_the_batch_and_a_job_tells_them_apart(tmp
 def test_int8_is_refused_where_it_does_not_serve(name, device, mend):
     with pytest.raises(VistokError, match=mend):
         vistok.pipeline(name, device=device, dtype="int8")
+
+
+def test_a_measured_window_is_that_of_the_whole_job(pipe, tmp_path, monkeypatch):
+    from vistok.samplers.drafters import jacobi
+
+    params, samples, sampler = SamplingParams(1.0), expand(["a yellow ring"], 2), pipe.sampler("sjd:window=auto")
+    monkeypatch.setattr(jacobi, "_TUNED", {})
+    monkeypatch.setattr(jacobi, "forward_cost", lambda *_: {1: 1.0, 8: 1.0})
+    paint_to(tmp_path / "job", pipe, samples, sampler, params)
+    first = [(tmp_path / "job" / f"{i:06d}.png").read_bytes() for i in range(2)]
+    assert json.loads((tmp_path / "job" / "window.json").read_text()) == 8
+    (tmp_path / "job" / "000001.png").unlink()
+    monkeypatch.setattr(jacobi, "_TUNED", {})
+    monkeypatch.setattr(jacobi, "forward_cost", lambda *_: {1: 1.0, 32: 1.0})  # another machine, or a busier one
+    paint_to(tmp_path / "job", pipe, samples, sampler, params)
+    assert [(tmp_path / "job" / f"{i:06d}.png").read_bytes() for i in range(2)] == first

@@ -7,8 +7,13 @@ result. The manifest says what the job is; a folder that holds another job is re
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from vistok.errors import VistokError
 from vistok.files import atomic_path
@@ -49,6 +54,22 @@ class ShardedJob:
     def pending(self, rank: int = 0, world: int = 1) -> list[int]:
         """Shards of this process that are not done yet."""
         return [shard for shard in range(rank, self.shards, world) if not self.path(shard).exists()]
+
+    def settle(self, name: str, measure: Callable[[], Any]) -> Any:
+        """Returns what is measured once for a job: by the process that comes first, for all others and every resume.
+
+        Args:
+            name: of the file beside the manifest that keeps it.
+            measure: gives it, JSON-able.
+        """
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=f".{name}", encoding="utf-8") as own:
+                json.dump(measure(), own)
+                own.flush()
+                with contextlib.suppress(FileExistsError):  # another process was first
+                    os.link(own.name, path)
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def check_complete(self) -> None:
         """Raise VistokError if a shard is missing, e.g. because another process of the job died."""

@@ -113,6 +113,9 @@ def paint_to(
         print(f"vistok: {NO_DECODER}", file=sys.stderr)
         out = out.with_suffix(CODES) if is_file else out
     job = None if is_file else _folder_job(out, pipe, samples, sampler, params, seed, rank, upscale)
+    if job is not None and getattr(sampler, "window", None) == "auto":  # one window for all processes and resumes
+        settled = job.settle("window", lambda: getattr(sampler.tuned(pipe.model, params, batch_size), "window", 1))
+        sampler = sampler.with_window(settled)
     wanted = list(samples) if job is None else [samples[i] for i in job.pending(rank, world)]
     began, stats, images, traces = time.perf_counter(), [], [], []
     with progress(f"paint {len(wanted)}", len(wanted) * pipe.model.tokens.length) as advance:

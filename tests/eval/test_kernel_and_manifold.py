@@ -68,3 +68,40 @@ def test_radius_leaves_the_point_itself_out():
 def test_vendi_counts_the_different_pictures():
     assert vendi_score(torch.eye(5).repeat(4, 1)) == pytest.approx(5, rel=1e-6)
     assert vendi_score(torch.ones(7, 3)) == pytest.approx(1, rel=1e-6)
+
+
+class Generated:
+    """Features that are made block by block and never held together."""
+
+    def __init__(self, features: torch.Tensor, rows: int):
+        self.features, self.rows = features, rows
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __iter__(self):
+        for block in self.features.split(self.rows):
+            yield block.clone()
+
+
+@pytest.mark.parametrize("rows", [1, 7, 50, 1000])
+def test_features_in_blocks_of_any_size_have_the_same_figures(rows):
+    real, fake = normal(90, 6, 0), normal(60, 6, 1, 0.4)
+    a, b = Generated(real, rows), Generated(fake, rows)
+    assert kernel_distance(a, b, 10, 30) == pytest.approx(kernel_distance(real, fake, 10, 30), rel=1e-12)
+    assert cmmd(a, b) == pytest.approx(cmmd(real, fake), rel=1e-9)
+    found, expected = manifold_metrics(a, b), manifold_metrics(real, fake)
+    for name in ("precision", "recall", "precision_strict", "recall_strict", "density", "coverage"):
+        assert getattr(found, name) == getattr(expected, name)
+    torch.testing.assert_close(found.realism, expected.realism, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("metric", [lambda x, y: kernel_distance(x, y, 2, 5), cmmd, manifold_metrics])
+def test_no_metric_asks_for_all_features_at_once(metric):
+    class Watched(Generated):
+        def __iter__(self):
+            for block in super().__iter__():
+                assert len(block) <= 8
+                yield block
+
+    metric(Watched(normal(40, 6, 0), 8), Watched(normal(40, 6, 1), 8))

@@ -97,7 +97,7 @@ def test_logits_are_those_of_the_layout(attention, left):
 
 
 @pytest.mark.parametrize("first", ["compress", "concentric"])
-@pytest.mark.parametrize("compressor", [None, Uniform(0.3), DivPrune(7)], ids=str)
+@pytest.mark.parametrize("compressor", [None, Uniform(0.3), DivPrune(7)], ids=lambda c: getattr(c, "name", "plain"))
 def test_generation_equals_a_loop_without_cache(llava, compressor, first):
     """Also with fewer tokens, whichever of the two is put on first: kept cells stay on their rings."""
     inputs = tiny.llava_inputs()

@@ -280,3 +280,17 @@ def test_attention_in_a_tower_of_timm(has_cls):
     rows = weights[:, :, 0, 1:] if has_cls else weights.mean(2)
     expected = rows.unflatten(-1, (3, 2, 3, 2)).mean((-3, -1)).flatten(-2)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_what_two_layers_read_alike_is_worked_out_once(monkeypatch):
+    """Qwen2.5-VL answers for layers of windows with the last full one before them."""
+    model, calls = tiny.qwen2_5_vl(), []
+    plain = attention_module.received_attention
+    monkeypatch.setattr(attention_module, "received_attention", lambda *args: calls.append(1) or plain(*args))
+    pictures = list(family_of(model).pictures(model, tiny.qwen2_5_vl_inputs(), lambda _: Needs(attention=(2, 3, 4))))
+    for image, _ in pictures:
+        scores = [image.attention[layer].saliency() for layer in (2, 3, 4)]
+        assert torch.equal(scores[0], scores[1])
+        assert not torch.equal(scores[0], scores[2])
+    assert len(calls) == 2 * len(pictures)

@@ -10,6 +10,7 @@ from vistok.models.heads.eagle import EagleConfig, EagleNetwork
 from vistok.models.interface import Condition
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.samplers import Autoregressive, Eagle, ImageTarget, Lantern, Noise, SamplingParams, SpeculativeJacobi
+from vistok.samplers.drafters import jacobi
 from vistok.samplers.loop import Verdict
 from vistok.samplers.tree import TokenTree, TreeShape
 
@@ -163,12 +164,18 @@ def test_a_drafter_that_knows_the_target_drafts_well(model, prompts):
     assert relaxed.draft_forwards > relaxed.forwards.max()
 
 
-def test_an_automatic_window_is_chosen_once(model, prompts):
-    sampler = SpeculativeJacobi(window="auto")
-    fixed = sampler.tuned(model, SamplingParams(2.0), 3)
-    assert isinstance(fixed.window, int) and fixed.window >= 2 and sampler.tuned(model, SamplingParams(), 2) == fixed
-    automatic, _ = sampler.sample(model, Condition(*prompts), SamplingParams(guidance=2.0), Noise(0, torch.arange(3)))
-    named, _ = fixed.sample(model, Condition(*prompts), SamplingParams(guidance=2.0), Noise(0, torch.arange(3)))
+@pytest.mark.parametrize("cost", [{1: 1.0, 8: 1.1}, {1: 1.0, 8: 8.0}])
+def test_an_automatic_window_is_measured_once_for_each_batch(model, prompts, cost, monkeypatch):
+    measured = []
+    monkeypatch.setattr(jacobi, "_TUNED", {})
+    monkeypatch.setattr(jacobi, "forward_cost", lambda model, params, batch: measured.append(batch) or cost)
+    sampler, params, noise = SpeculativeJacobi(window="auto"), SamplingParams(guidance=2.0), Noise(0, torch.arange(3))
+    fixed = sampler.tuned(model, params, 3)
+    assert fixed == (SpeculativeJacobi(window=8) if cost[8] < 2 else Autoregressive())  # no window wins: plain decoding
+    assert sampler.tuned(model, params, 3) == fixed and sampler.tuned(model, params, 2) == fixed
+    assert measured == [3, 2]
+    automatic, _ = sampler.sample(model, Condition(*prompts), params, noise)
+    named, _ = fixed.sample(model, Condition(*prompts), params, noise)
     assert torch.equal(automatic, named)
 
 

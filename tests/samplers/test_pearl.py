@@ -149,7 +149,8 @@ def test_a_draft_model_elsewhere_gives_the_same_laws_and_tokens(threads_for_proc
     here = CachedSide(tiny(seed=1), SamplingParams(temperature=0.7), 32, 23)
     there.begin(SamplingParams(temperature=0.7), 32, 23)
     for ids, rows in ((prompt()[0], 1), (prompt(1, 9)[0], 3), (prompt(1, 9)[0][:4], 1)):
-        assert torch.equal(there.laws(ids, rows), here.laws(ids, rows))
+        # The saved model computes rotations in float32, this one from float64 copies.
+        assert torch.allclose(there.laws(ids, rows), here.laws(ids, rows), atol=1e-6)
     there.close()
     pearl = Pearl(tiny(seed=1), 3, force=True, processes=True)
     for new in (1, 12):  # the process serves one run behind the other

@@ -5,6 +5,7 @@ The law is exact: every sequence of five tokens from a vocabulary of three is sc
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ import torch
 from scipy.stats import chi2
 
 from tests.samplers.tiny import tiny, tiny_clover, tiny_head, tiny_medusa, tiny_prompt_tokens, tiny_transfer
+from vistok.errors import VistokError
 from vistok.models.heads.eagle import EagleConfig
 from vistok.models.heads.eagle3 import Eagle3Network
 from vistok.samplers import (
@@ -27,6 +29,7 @@ from vistok.samplers import (
     EagleHead,
     ExtraRowDrafter,
     IndependentChains,
+    LexicalUnits,
     MedusaHeads,
     NestedDraft,
     Noise,
@@ -41,10 +44,11 @@ from vistok.samplers import (
     TokenRecycling,
     TypicalTree,
 )
-from vistok.samplers.loop import decode
+from vistok.samplers.drafters.extra_rows import sized_trees
+from vistok.samplers.loop import check_composition, decode
 from vistok.samplers.policies.dynamic import DynamicTree
 from vistok.samplers.policies.sized import Option
-from vistok.samplers.policies.sized_growth import Size, SizedLayers, SizedTree
+from vistok.samplers.policies.sized_growth import Size, SizedDynamic, SizedLayers
 from vistok.samplers.policies.static import StaticTree
 from vistok.samplers.targets.step_cost import WIDTHS
 from vistok.samplers.tree import LawKind, TokenTree
@@ -54,6 +58,7 @@ from vistok.samplers.verifiers.candidates import (
     RecursiveRejection,
     SampleMatch,
     TreeVerifier,
+    exact_rule,
     exact_tree,
 )
 from vistok.samplers.verifiers.exact import ExactChain
@@ -121,10 +126,14 @@ def machine(monkeypatch):
     monkeypatch.setattr("vistok.samplers.drafters.eagle_head.head_cost", lambda *arguments: flat)
 
 
-def settled(policy, *size) -> SizedTree:
-    """A policy of sized trees that has found its size."""
-    policy.sizer.chosen, policy.sizer._left = Option(Size(*size), 1.0, 1.0), 1_000_000
-    return policy
+def settled(holder, tree):
+    """A policy or drafter of sized trees that has found its tree."""
+    holder.sizer.chosen, holder.sizer._left = Option(tree, 1.0, 1.0), 1_000_000
+    return holder
+
+
+LAYERS = Size(3, 6, 0.1, (2, 3, 1))
+PAIRS = Size(2, 4, 0.01, (2, 2))
 
 
 ONE_HOT = TreeVerifier(OneHot(), frozenset({LawKind.DETERMINISTIC}))
@@ -150,12 +159,15 @@ CASES = {
     "eagle head, eagle-2 tree, match": lambda: (EagleHead(tiny_head(SIZE), DynamicTree(5, 2, 2)), None),
     "eagle-3 head of two tokens, eagle-1 tree, recursive": lambda: (EagleHead(third_head(), StaticTree(TREE)), None),
     "clover, branching, recursive": lambda: (CloverHead(tiny_clover(SIZE), Branching((2, 1))), None),
-    "draft model, sized trees on trial, recursive": lambda: (draft("auto"), None),
-    "draft model, sized trees, recursive": lambda: (draft(settled(SizedLayers(), 3, 6, 0.1, (2, 3, 1))), None),
-    "eagle head, sized trees, match": lambda: (EagleHead(tiny_head(SIZE), "auto"), None),
-    "prompt tokens, sized trees, match": lambda: (ExtraRowDrafter(tiny_prompt_tokens(), "auto"), None),
+    "draft model, sized trees, recursive": lambda: (draft(settled(SizedLayers(), LAYERS)), None),
+    "eagle head, sized trees, match": lambda: (EagleHead(tiny_head(SIZE), settled(SizedDynamic(), PAIRS)), None),
+    "prompt tokens, sized trees, match": lambda: (
+        settled(ExtraRowDrafter(tiny_prompt_tokens(), "auto"), sized_trees(3)[2]),
+        None,
+    ),
     "recycling, sized trees, match": lambda: (TokenRecycling("auto"), None),
-    "retrieval beside sized trees, mixed": lambda: (Rasd(draft("auto"), STORE, retrieved=4), None),
+    "retrieval beside sized trees, mixed": lambda: (Rasd(draft(settled(SizedLayers(), PAIRS)), STORE, first=2), None),
+    "retrieval beside a draft model that rests, mixed": lambda: (Rasd(draft("auto"), STORE, retrieved=4), None),
     "medusa heads, match": lambda: (MedusaHeads(tiny_medusa(SIZE), ((0,), (1,), (0, 0), (1, 0), (0, 0, 0))), None),
     "recycling, match": lambda: (TokenRecycling(TREE), None),
     "recycling, one-hot": lambda: (TokenRecycling(TREE), ONE_HOT),
@@ -209,6 +221,43 @@ def test_large_samples_follow_the_joint_law(case):
     found = [p_value(*CASES[case](), "processed", seed, 5000 if parts == 4 else 10_000) for seed in range(parts)]
     statistic = -2 * torch.tensor(found).double().clamp(min=1e-300).log().sum()  # Fisher's
     assert chi2.sf(float(statistic), 2 * parts) > 1e-4, found
+
+
+# Drafters of their own, beside those of CASES.
+DRAFTERS = {name.rpartition(", ")[0]: lambda make=make: make()[0] for name, make in CASES.items()} | {
+    "eagle head, chain": lambda: EagleHead(tiny_head(SIZE), Chain(3)),
+    "eagle head, branching": lambda: EagleHead(tiny_head(SIZE), Branching((2, 1))),
+    "eagle head, layers": lambda: EagleHead(tiny_head(SIZE), DynamicLayers(0.15, 8, 3, 3)),
+    "clover, sized trees": lambda: CloverHead(tiny_clover(SIZE), settled(SizedDynamic(), PAIRS)),
+    "retrieval beside an eagle head": lambda: Rasd(EagleHead(tiny_head(SIZE), Branching((2, 1))), STORE, first=3),
+    "lexical units": lambda: LexicalUnits(2, 2, 0.35),
+}
+
+
+def lossless_verifiers(drafter) -> dict:
+    """Every verifier that says that it is lossless and goes with a drafter's drafts."""
+    found = {
+        "exact": ExactChain(),
+        "match": SampleMatch(),
+        "one candidate after the other": TreeVerifier(exact_rule(drafter.kind), frozenset({drafter.kind})),
+        "k-sequential": TreeVerifier(KSequential(), INDEPENDENT),
+    }
+    fits = {}
+    for name, verifier in found.items():
+        with contextlib.suppress(VistokError):
+            check_composition(drafter, verifier)
+            fits[name] = verifier
+    return fits
+
+
+@SLOW
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_every_lossless_verifier_of_a_drafter(name):
+    drafter = DRAFTERS[name]()
+    drafter.bind(model(0), Prompt.of(PROMPT), LAWS["processed"], LENGTH)
+    for verdict, verifier in lossless_verifiers(drafter).items():
+        found = [p_value(DRAFTERS[name](), verifier, "processed", seed, 6000) for seed in range(2)]
+        assert min(found) > 1e-5 and max(found) > 1e-2, (verdict, found)
 
 
 class ShownByProbability(Chain):
@@ -311,7 +360,7 @@ class Claimed(TypicalTree):
 TWINS = {
     "nodes that see extra rows": lambda: (Intruding(tiny_prompt_tokens(), SPARSE), None),
     "sized trees that are cut by their drafts": lambda: (
-        draft(settled(LateSize(), 1, 2, 0.01, (2,))),
+        draft(settled(LateSize(), Size(1, 2, 0.01, (2,)))),
         None,
     ),
     "laws of another exit": lambda: (UniformLaws(model(1), (1, 2), 2, 0.1), None),

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import vistok
+from vistok.data.scenes import COLOURS
+from vistok.errors import VistokError
 from vistok.pipelines import pipeline
 from vistok.samplers import Autoregressive
 from vistok.train.recipe import Recipe
@@ -67,3 +69,53 @@ def _keys(folder):
 
     with safe_open(folder / "model.safetensors", "pt") as file:
         return list(file.keys())
+
+
+SUPERVISED = {"now": 0.2, "left": 0.1, "next": 0.03, "told": 0.1, "colour": 4.0}
+
+
+def supervised(**more):
+    data = {"seed": 61, "scenes": 40, "size": 16, "eval_scenes": 8, "objects": 1, "coloured": True}
+    data |= {"supervision": SUPERVISED} | more.pop("data", {})
+    init = {"tokenizer": "vq-mini"} | more
+    return Recipe("tiny-janus", "janus", 1, 4, model=SHAPE, data=data, init=init, guidance=2.0)
+
+
+def test_supervision_tells_of_the_scenes_that_are_drawn():
+    task = build_task(supervised())
+    assert int(task.scenes.present.sum(1).max()) == 1
+    assert len(task.scenes) == 40
+    task.model.train()
+    batch = task.batch(0, slice(0, 4))
+    words = task.processor.tokenizer.batch_decode(batch["input_ids"])
+    assert all(any(colour in line for colour in COLOURS) for line in words)
+    loss, parts = task.model(**batch)
+    assert parts.keys() == {"codes", *SUPERVISED}
+    expected = parts["codes"] + sum(weight * parts[name] for name, weight in SUPERVISED.items())
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    assert task.model.janus.model.language_model.embed_tokens.weight.grad.abs().sum() > 0
+
+
+def test_captions_that_are_taken_away_are_not_read_for_facts():
+    task = build_task(supervised(data={"dropout": 1.0}))
+    task.model.train()
+    assert task.model(**task.batch(0, slice(0, 4)))[1].keys() == {"codes", "colour"}
+
+
+def test_a_run_goes_on_from_an_export(tmp_path):
+    first = build_task(supervised())
+    first.export(tmp_path, {"held_out_loss": 1.0}, 1)
+    second = build_task(supervised(janus=str(tmp_path)))
+    own = second.model.janus.state_dict()
+    for name, value in first.model.janus.float().state_dict().items():
+        assert torch.equal(own[name], value), name
+    assert second.model.janus.model.language_model.embed_tokens.weight.requires_grad
+    assert not second.model.janus.model.vqmodel.quantize.embedding.weight.requires_grad
+
+
+def test_what_a_recipe_cannot_ask_for():
+    with pytest.raises(VistokError, match="colur"):
+        build_task(supervised(data={"supervision": {"colur": 1.0}}))
+    with pytest.raises(VistokError, match="objects"):
+        build_task(supervised(data={"objects": 0}))

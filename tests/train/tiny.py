@@ -14,6 +14,7 @@ from vistok.train.trainer import Trainer
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = {
     "eval_pictures": 8,
+    "eval_rooms": 8,
     "pictures": 16,
     "anchor_pictures": 16,
     "start_pictures": 16,
@@ -37,6 +38,7 @@ FROM_NOTHING = {  # what the recipes' comments say, where new weights take anoth
     "one-d-piece-mini": {"init": {}},
     "flextok-mini": {"init": {"kl": "kl-mini"}},
     "llamagen-mini": {"init": {"vq": "vq-mini", "text_encoder": "llamagen-mini"}},
+    "janus-mini": {"init": {"tokenizer": "vq-mini"}},
     "mar-mini": {"init": {"kl": "kl-mini"}},
 }
 CASES = [*sorted(path.stem for path in RECIPES.glob("*.yaml")), *(f"{name} from nothing" for name in FROM_NOTHING)]

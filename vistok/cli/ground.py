@@ -9,11 +9,13 @@ import typer
 
 from vistok.cli.output import Json, check_outputs, output_json
 
+DEFAULT = "read-mini"
+
 
 def ground(
     image: Annotated[Path, typer.Option(help="The picture.")],
     text: Annotated[str, typer.Option(help="What to look for, such as 'the red circle'.")],
-    model: Annotated[str, typer.Option(help="Embedded model or folder that a grounding recipe made.")] = "read-mini",
+    model: Annotated[str, typer.Option(help="Embedded model or folder that a grounding recipe made.")] = DEFAULT,
     sam: Annotated[
         str | None, typer.Option(help="SAM that makes the masks: folder or hub id, e.g. facebook/sam-vit-base.")
     ] = None,
@@ -29,8 +31,14 @@ def ground(
     from vistok.data.images import load_image, save_image
     from vistok.errors import VistokError
     from vistok.projectors.grounding.interface import check_text
+    from vistok.zoo.registry import is_embedded
 
     check_text(text)
+    if model == DEFAULT and not is_embedded(model) and not Path(model).exists():
+        raise VistokError(
+            "no grounding model is part of this package: train one with recipes/read-mini.yaml, and name its folder "
+            "with --model."
+        )
     picture = load_image(image)
     check_outputs(out, mask, json)
     from vistok.projectors.grounding.interface import load_grounder

@@ -69,9 +69,9 @@ def extend_vocabulary(model: Any, tokenizer: Any, words: Sequence[str]) -> list[
         The number of each.
     """
     tokenizer.add_special_tokens({"additional_special_tokens": list(words)}, replace_additional_special_tokens=False)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    old = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > old:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        old = model.get_input_embeddings().num_embeddings - len(words)
         for table in {model.get_input_embeddings(), model.get_output_embeddings()}:
             with torch.no_grad():
                 table.weight[old:] = table.weight[:old].mean(0)

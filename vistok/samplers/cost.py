@@ -19,7 +19,10 @@ from vistok.samplers.targets import target_of
 from vistok.samplers.tree import TokenTree, TreeShape
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
-HALF = 6.0  # the accepted length grows about like window / (window + HALF); docs/samplers.md has the measurement
+# The accepted length of a window is about MOST window / (window + HALF); docs/samplers.md has the measurement.
+MOST, HALF = 5.0, 6.0
+# A window must win over plain decoding by this: it costs more than a pass, and a batch waits for its last.
+MARGIN = 1.1
 
 
 @torch.inference_mode()
@@ -69,18 +72,17 @@ def forward_cost(
     return cost
 
 
-def best_window(cost: Mapping[int, float], half: float = HALF) -> int:
-    """Returns the window of most decided tokens a second, if a pass of N decides about N / (N + half) of what an
-    endless one would.
+def best_window(cost: Mapping[int, float], half: float = HALF, most: float = MOST) -> int:
+    """Returns the window of most decided tokens a second; 1, plain decoding, where no window is clearly better.
 
     Args:
         cost: seconds by width, as ``forward_cost`` measures it.
         half: width that decides half of what an endless one would.
-
-    Returns:
-        A width of at least 2.
+        most: tokens that an endless one would decide.
     """
-    return max((width for width in cost if width >= 2), key=lambda width: width / (width + half) / cost[width])
+    best = max((width for width in cost if width >= 2), key=lambda width: width / (width + half) / cost[width])
+    gain = most * best / (best + half) * cost[1] / cost[best] if 1 in cost else MARGIN
+    return best if gain >= MARGIN else 1
 
 
 def _synchronise(device: torch.device) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from vistok.cli.eval import answers, control, fid, geneval, language, pope, reconstruction, vqa
+from vistok.cli.eval import answers, control, fid, geneval, grounding, language, pope, reconstruction, vqa
 from vistok.cli.output import MeasuringCommands
 from vistok.cli.shared import add_commands
 
@@ -19,6 +19,7 @@ add_commands(
         "geneval": geneval.geneval,
         "clipscore": geneval.clipscore,
         "reconstruction": reconstruction.reconstruction,
+        "grounding": grounding.grounding,
         "language": language.language,
         "answers": answers.answers,
         "compare": fid.compare,

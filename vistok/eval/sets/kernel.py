@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from vistok.errors import VistokError, unknown_name
+from vistok.eval.sets.blocks import Blocks, StoredBlocks, blocks_of, gather_rows, pairs
 from vistok.eval.sets.interface import Measurement, Metric, PictureSet
-from vistok.eval.sets.statistics import check_finite
 
+HELD_ROWS = 8192  # features of KID's subsets that are held at a time, of each side
 Estimator = Literal["unbiased", "biased", "ustat"]
 
 
@@ -91,12 +92,16 @@ def kid_subsets(n1: int, n2: int, subsets: int, subset_size: int, seed: int) -> 
 
 
 def kernel_distance(
-    features1: Tensor, features2: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
+    features1: Tensor | Blocks,
+    features2: Tensor | Blocks,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 2020,
 ) -> MeanStd:
     """Returns the kernel inception distance, mean and population std over subsets (not multiplied by 1000).
 
     Args:
-        features1: [n1, d].
+        features1: [n1, d], held or in blocks.
         features2: [n2, d].
         subsets: number of subsets.
         subset_size: pictures in each.
@@ -105,14 +110,22 @@ def kernel_distance(
     Raises:
         VistokError: if a set is smaller than a subset, or a feature is not finite.
     """
-    check_finite(features1, features2)
-    first, second = kid_subsets(len(features1), len(features2), subsets, subset_size, seed)
-    values = torch.stack([polynomial_mmd(features1[i], features2[j]) for i, j in zip(first, second, strict=True)])
+    sets = [blocks_of(features) for features in (features1, features2)]
+    indices = [torch.from_numpy(x) for x in kid_subsets(len(sets[0]), len(sets[1]), subsets, subset_size, seed)]
+    values = []
+    for chosen in zip(*(index.split(max(1, HELD_ROWS // subset_size)) for index in indices), strict=True):
+        x, y = (gather_rows(each, index) for each, index in zip(sets, chosen, strict=True))
+        values += [polynomial_mmd(a, b) for a, b in zip(x, y, strict=True)]
+    values = torch.stack(values)
     return MeanStd(values.mean().item(), values.std(correction=0).item())
 
 
 def cmmd(
-    embeddings1: Tensor, embeddings2: Tensor, sigma: float = 10.0, scale: float = 1000.0, chunk: int = 2048
+    embeddings1: Tensor | Blocks,
+    embeddings2: Tensor | Blocks,
+    sigma: float = 10.0,
+    scale: float = 1000.0,
+    chunk: int = 2048,
 ) -> float:
     """Returns the CLIP maximum mean discrepancy: biased estimator on L2-normalised embeddings, times ``scale``.
 
@@ -121,16 +134,19 @@ def cmmd(
         embeddings2: [n2, d].
         sigma: width of the Gaussian kernel.
         scale: factor of the published figures.
-        chunk: rows of a kernel matrix that are held at once.
+        chunk: rows and columns of a kernel matrix that are held at once.
 
     Raises:
         VistokError: an embedding is not finite.
     """
-    check_finite(embeddings1, embeddings2)
-    x, y = (torch.nn.functional.normalize(e.double(), dim=-1) for e in (embeddings1, embeddings2))
+    x, y = (blocks_of(embeddings, chunk) for embeddings in (embeddings1, embeddings2))
 
-    def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
-        return sum(gaussian_kernel(rows, b, sigma).sum() for rows in a.split(chunk)) / (len(a) * len(b))
+    def unit(rows: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(rows.double(), dim=-1)
+
+    def mean_kernel(a: Blocks, b: Blocks) -> Tensor:
+        parts = (gaussian_kernel(unit(rows), unit(others), sigma).sum() for _, rows, _, others in pairs(a, b))
+        return sum(parts) / (len(a) * len(b))
 
     return scale * (mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y)).item()
 
@@ -168,7 +184,7 @@ class KernelDistance(Metric):
 
     def compute(self, reference: PictureSet, samples: PictureSet) -> Measurement:
         sides = (reference, samples) if self.order == ORDERS[0] else (samples, reference)
-        features = (side.need_shards().load() for side in sides)
+        features = (StoredBlocks(side.need_shards()) for side in sides)
         return Measurement(*kernel_distance(*features, self.subsets, self.subset_size))
 
 
@@ -179,4 +195,4 @@ class ClipDiscrepancy(Metric):
     extractors = ("clip",)
 
     def compute(self, reference: PictureSet, samples: PictureSet) -> Measurement:
-        return Measurement(cmmd(reference.need_shards().load(), samples.need_shards().load()))
+        return Measurement(cmmd(*(StoredBlocks(side.need_shards()) for side in (reference, samples))))

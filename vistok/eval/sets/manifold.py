@@ -1,20 +1,20 @@
 """Nearest-neighbour manifolds: improved precision/recall (arXiv 1904.06991), density/coverage (arXiv 2002.09797),
 realism, and the Vendi score (arXiv 2210.02410).
 
-Distances are taken in float64 in row chunks. ADM's evaluator takes them in float16 where they do not overflow, so its
-published figures may differ in the fourth digit on close calls. Features that differ by no more than the rounding of
-float32 have distance zero, so that repeated pictures are neighbours whatever the order of the sums.
+Distances are taken in float64, block by block of both sets. ADM's evaluator takes them in float16 where they do not
+overflow, so its published figures may differ in the fourth digit on close calls. Features that differ by no more than
+the rounding of float32 have distance zero, so that repeated pictures are neighbours whatever the order of the sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vistok.errors import VistokError
+from vistok.eval.sets.blocks import Blocks, StoredBlocks, blocks_of, pairs
 from vistok.eval.sets.interface import Measurement, Metric, PictureSet, check_counts
 from vistok.eval.sets.statistics import check_finite
 
@@ -38,69 +38,77 @@ class Manifold:
     realism: Tensor
 
 
-def _distance_rows(x: Tensor, y: Tensor, chunk: int) -> Iterator[Tensor]:
-    norms = y.norm(dim=1)
-    for rows in x.split(chunk):
-        distance = torch.cdist(rows, y, compute_mode="use_mm_for_euclid_dist")
-        yield distance.masked_fill_(distance <= SAME * torch.maximum(rows.norm(dim=1)[:, None], norms), 0)
+def _distance(rows: Tensor, others: Tensor) -> Tensor:
+    """Distances [m, n] of features in float64."""
+    rows, others = rows.double(), others.double()
+    distance = torch.cdist(rows, others, compute_mode="use_mm_for_euclid_dist")
+    norms = torch.maximum(rows.norm(dim=1)[:, None], others.norm(dim=1))
+    return distance.masked_fill_(distance <= SAME * norms, 0)
 
 
-def neighbour_radii(features: Tensor, k: int, chunk: int = 1024) -> Tensor:
+def neighbour_radii(features: Tensor | Blocks, k: int, chunk: int = 1024) -> Tensor:
     """Returns the distance [n] of every feature [n, d] to its k-th nearest neighbour in its own set, not itself.
 
     Raises:
         VistokError: if the set has no k-th neighbour.
     """
+    features = blocks_of(features, chunk)
     if len(features) <= k:
         raise VistokError(f"{k} nearest neighbours need more than {k} pictures, got {len(features)}.")
-    return torch.cat([rows.kthvalue(k + 1, dim=1).values for rows in _distance_rows(features, features, chunk)])
+    radii = []
+    for rows in features:
+        nearest = rows.new_empty(len(rows), 0, dtype=torch.float64)
+        for others in features:
+            nearest = torch.cat([nearest, _distance(rows, others)], 1)
+            nearest = nearest.topk(min(k + 1, nearest.shape[1]), dim=1, largest=False).values
+        radii.append(nearest.amax(1))
+    return torch.cat(radii)
 
 
-def manifold_metrics(real: Tensor, fake: Tensor, k: int = 3, chunk: int = 1024) -> Manifold:
+def manifold_metrics(real: Tensor | Blocks, fake: Tensor | Blocks, k: int = 3, chunk: int = 1024) -> Manifold:
     """Returns precision, recall, density, coverage and realism of samples against real pictures.
 
     Args:
-        real: [n_real, d].
+        real: [n_real, d], held or in blocks.
         fake: [n_fake, d].
         k: neighbours that make a ball.
-        chunk: rows of the distance matrix that are held at once.
+        chunk: rows and columns of the distance matrix that are held at once.
 
     Raises:
         VistokError: a set has no more than ``k`` pictures, or a feature is not finite.
     """
-    check_finite(real, fake)
-    real, fake = real.double(), fake.double()
-    radius_real, radius_fake = neighbour_radii(real, k, chunk), neighbour_radii(fake, k, chunk)
+    real, fake = blocks_of(real, chunk), blocks_of(fake, chunk)
+    radius_real, radius_fake = neighbour_radii(real, k), neighbour_radii(fake, k)
     median = radius_real.quantile(0.5)
     trusted = radius_real < median  # realism ignores balls in sparse regions
     if not trusted.any():  # most balls are of one size, e.g. around repeated pictures
         trusted = radius_real <= median
 
-    inside_real, strictly_inside_real, balls, realism = [], [], [], []
-    recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    recalled_strict = recalled.clone()
-    nearest = torch.full((len(real),), torch.inf, dtype=real.dtype, device=real.device)
-    start = 0
-    for distance in _distance_rows(fake, real, chunk):
-        inside_real.append((distance <= radius_real).any(1))
-        within = distance < radius_real
-        strictly_inside_real.append(within.any(1))
-        balls.append(within.sum(1))
-        near = distance[:, trusted]
-        realism.append((radius_real[trusted] / near).masked_fill(near == 0, torch.inf).amax(1))
-        own = radius_fake[start : start + len(distance), None]
-        recalled |= (distance <= own).any(0)
-        recalled_strict |= (distance < own).any(0)
-        nearest = torch.minimum(nearest, distance.amin(0))
-        start += len(distance)
+    inside_real, strictly_inside_real, recalled, recalled_strict = (
+        torch.zeros(len(side), dtype=torch.bool, device=radius_real.device) for side in (fake, fake, real, real)
+    )
+    balls, realism = torch.zeros_like(radius_fake, dtype=torch.int64), torch.zeros_like(radius_fake)
+    nearest = torch.full_like(radius_real, torch.inf)
+    for above, rows, before, others in pairs(fake, real):
+        row, column = slice(above, above + len(rows)), slice(before, before + len(others))
+        distance, radius, own = _distance(rows, others), radius_real[column], radius_fake[row, None]
+        inside_real[row] |= (distance <= radius).any(1)
+        within = distance < radius
+        strictly_inside_real[row] |= within.any(1)
+        balls[row] += within.sum(1)
+        share = (radius / distance).masked_fill(distance == 0, torch.inf).masked_fill(~trusted[column], 0)
+        realism[row] = torch.maximum(realism[row], share.amax(1))
+        recalled[column] |= (distance <= own).any(0)
+        recalled_strict[column] |= (distance < own).any(0)
+        nearest[column] = torch.minimum(nearest[column], distance.amin(0))
     return Manifold(
-        precision=torch.cat(inside_real).double().mean().item(),
+        precision=inside_real.double().mean().item(),
         recall=recalled.double().mean().item(),
-        precision_strict=torch.cat(strictly_inside_real).double().mean().item(),
+        precision_strict=strictly_inside_real.double().mean().item(),
         recall_strict=recalled_strict.double().mean().item(),
-        density=torch.cat(balls).double().mean().item() / k,
+        density=balls.double().mean().item() / k,
         coverage=(nearest < radius_real).double().mean().item(),
-        realism=torch.cat(realism),
+        realism=realism,
     )
 
 
@@ -134,7 +142,8 @@ class PrecisionRecall(Metric):
         check_counts(f"precision with {self.neighbours} neighbours", self.neighbours + 1, reference, samples)
 
     def compute(self, reference: PictureSet, samples: PictureSet) -> Measurement:
-        found = manifold_metrics(*(side.need_shards().load() for side in (reference, samples)), k=self.neighbours)
+        sides = (StoredBlocks(side.need_shards()) for side in (reference, samples))
+        found = manifold_metrics(*sides, k=self.neighbours)
         details = {"recall": found.recall, "density": found.density, "coverage": found.coverage}
         return Measurement(found.precision, details=details)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -41,8 +41,9 @@ def received_attention(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
     Returns:
         [V, H, P]; a row sums to one.
     """
-    total = sum(_logits(block, keys, heads).softmax(-1).sum(2) for block in queries.split(BLOCK, 1))
-    return total / queries.shape[1]
+    q, k = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2).contiguous() for x in (queries, keys))
+    q = q * q.shape[-1] ** -0.5
+    return sum((block @ k.mT).softmax(-1).sum(2) for block in q.split(BLOCK, 2)) / queries.shape[1]
 
 
 def _logits(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
@@ -71,10 +72,13 @@ class LayerAttention:
     heads: int
     has_cls: bool = True
     pool: Callable[[Tensor], Tensor] | None = None
+    _saliency: Tensor | None = field(default=None, init=False, repr=False)
 
     def saliency(self) -> Tensor:
-        """Attention of CLS to the tokens, or, without one, the mean attention that they receive, [V, H, N]."""
-        return self._pooled(self._attention(self.heads))
+        """Attention of CLS to the tokens, or, without one, the mean attention that they receive, [V, H, N]; kept."""
+        if self._saliency is None:
+            self._saliency = self._pooled(self._attention(self.heads))
+        return self._saliency
 
     def log_saliency(self) -> Tensor:
         """Pre-softmax attention of CLS to the tokens, or the logarithm of the mean that they receive, [V, H, N]."""

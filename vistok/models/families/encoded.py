@@ -65,6 +65,7 @@ class EncodedFamily(Family):
             tiles = self.tiles(base, inputs)
         for i, tile in enumerate(tiles):
             hidden = tile.tokens[None]
+            read = {taken: self.attention(base, seen[taken], i, tiles, inputs) for taken in set(layers.values())}
             width = hidden.shape[-1] // (1 + tile.levels)
             image = ImageTokens(
                 hidden=hidden,
@@ -72,9 +73,7 @@ class EncodedFamily(Family):
                 project=partial(torch.narrow, dim=-1, start=0, length=width) if tile.levels else nn.Identity(),
                 layers=len(modules),
                 valid=torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device),
-                attention={
-                    layer: self.attention(base, seen[taken], i, tiles, inputs) for layer, taken in layers.items()
-                },
+                attention={layer: read[taken] for layer, taken in layers.items()},
                 levels=tile.levels,
             )
             yield image, single_view_plan(hidden.shape[1])

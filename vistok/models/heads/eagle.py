@@ -136,8 +136,8 @@ class Attention(nn.Module):
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in qkv)
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = (apply_rope(part, rope, self.layout).transpose(1, 2) for part in (q, k))
-        v = v.transpose(1, 2)
+        turned = apply_rope(torch.cat([q, k], 2), rope, self.layout).transpose(1, 2)
+        q, k, v = turned[:, : q.shape[2]], turned[:, q.shape[2] :], v.transpose(1, 2)
         if cache is not None:
             k, v = cache.write(self.index, k, v)
         mixed = attention(q, k, v, mask=visible, causal=visible is None)

@@ -26,7 +26,9 @@ from vistok.samplers.targets.cached_lm import CachedLM
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.step_cost import step_cost
 from vistok.samplers.targets.support import check_model, learned_positions
-from vistok.samplers.tree import TokenTree
+from vistok.samplers.tree import LawKind, TokenTree
+
+PIECE = 32  # tokens that are read at a time behind a rest
 
 
 class DraftModel(TextDrafter):
@@ -78,7 +80,7 @@ class DraftModel(TextDrafter):
         end, table = prompt.ids.shape[1] + length, learned_positions(self.model)
         self._lm = CachedLM(
             self.model,
-            end + self.nodes + max(self.nodes, self.policy.slots),
+            end + self.nodes + max(self.nodes, self.policy.slots, PIECE),
             end=end if table is None else min(end, table),
         )
         if isinstance(self.policy, SizedTree):
@@ -101,26 +103,28 @@ class DraftModel(TextDrafter):
 
     def _catch_up(self, run: Run) -> None:
         """Read what was decided since the last time."""
-        prompt, read = self._prompt, self._read
-        if read is None:
+        prompt = self._prompt
+        if self._read is None:
             width = int(run.decided.max())
             tokens = F.pad(prompt.flush, (0, width))
             places = prompt.count[:, None] + torch.arange(width, device=tokens.device)
             tokens = tokens.scatter(1, places, run.tokens[:, :width])
             self.hidden = self._common(self._lm.read(self._known(tokens), prompt.count + self._real(run)))
-        else:
-            count = self._real(run) - read
+            self._read = self._real(run)
+            return
+        while True:
+            count = (self._real(run) - self._read).clamp(max=PIECE)  # the cache has room for so many behind any text
             width = int(count.max())
             if width == 0:
                 return
             depth = torch.arange(width, device=count.device)
-            tokens = run.tokens.gather(1, (read[:, None] + depth).clamp(max=run.tokens.shape[1] - 1))
+            tokens = run.tokens.gather(1, (self._read[:, None] + depth).clamp(max=run.tokens.shape[1] - 1))
             seen = (depth <= depth[:, None])[None]
             logits = self._common(self._lm.forward(self._known(tokens), depth[None], seen))
             self._lm.cache.advance(width if int(count.min()) == width else count)
             last = (count - 1).clamp(min=0)[:, None, None].expand(-1, 1, logits.shape[-1])
             self.hidden = torch.where((count > 0)[:, None, None], logits.gather(1, last), self.hidden)
-        self._read = self._real(run)
+            self._read = self._read + count
 
     @staticmethod
     def _real(run: Run) -> Tensor:
@@ -147,7 +151,9 @@ class DraftModel(TextDrafter):
         """Read what was decided and grow a tree."""
         self.rests = isinstance(self.policy, SizedTree) and not self.policy.choose(run)
         if self.rests:
-            return TokenTree(run.root, chain_shape(1, run.root.device), self.kind)
+            drawn = self.kind is not LawKind.DETERMINISTIC  # retrieval may hang drafts of its own on the root
+            laws = torch.zeros(len(run.root), 1, self._size, device=run.root.device) if drawn else None
+            return TokenTree(run.root, chain_shape(1, run.root.device), self.kind, laws)
         self._catch_up(run)
         return self.policy.grow(self, run)
 

@@ -33,6 +33,8 @@ from vistok.zoo.checkpoint import read_state_dict
 from vistok.zoo.pretrained import CONFIG_FILE
 from vistok.zoo.registry import resolve
 
+PIECE = 32  # features that are read at a time behind a rest
+
 
 class EagleHead(HeadDrafter, TextDrafter):
     """An EAGLE network for text behind the loop's drafter interface.
@@ -123,20 +125,24 @@ class EagleHead(HeadDrafter, TextDrafter):
             self._catch_up()
 
     def _catch_up(self) -> None:
-        """Read the features that were kept, those of all steps in one call."""
+        """Read the features that were kept, those of all steps at once."""
+        if self._unread and not int(self.cache.lengths.max()):  # the prompt's
+            self.feed(*self._unread.pop(0))
         if not self._unread:
             return
         features, tokens, count = (list(part) for part in zip(*self._unread, strict=True))
-        if len(count) > 1:
-            real = [torch.arange(t.shape[1], device=t.device) < c[:, None] for t, c in zip(tokens, count, strict=True)]
-            order = (~torch.cat(real, 1)).long().sort(dim=1, stable=True).indices
-            count = [sum(count)]
-            order = order[:, : int(count[0].max())]
-            tokens = [torch.cat(tokens, 1).gather(1, order)]
-            joined = torch.cat(features, 1)
-            features = [joined.gather(1, order[..., None].expand(-1, -1, joined.shape[-1]))]
         self._unread = []
-        self.feed(features[0], tokens[0], count[0])
+        if len(count) == 1:
+            self.feed(features[0], tokens[0], count[0])
+            return
+        real = [torch.arange(t.shape[1], device=t.device) < c[:, None] for t, c in zip(tokens, count, strict=True)]
+        order = (~torch.cat(real, 1)).long().sort(dim=1, stable=True).indices
+        joined, ids, left = torch.cat(features, 1), torch.cat(tokens, 1), sum(count)
+        while (width := int(left.clamp(max=PIECE).max())) > 0:  # the cache has room for so many behind any text
+            piece, order = order[:, :width], order[:, width:]
+            kept = joined.gather(1, piece[..., None].expand(-1, -1, joined.shape[-1]))
+            self.feed(kept, ids.gather(1, piece), left.clamp(max=width))
+            left = (left - width).clamp(min=0)
 
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
         """Read the features of the nodes that were kept, or keep them while it rests."""

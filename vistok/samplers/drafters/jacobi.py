@@ -25,11 +25,13 @@ from torch import Tensor, nn
 from vistok.errors import VistokError, unknown_name
 from vistok.ops import draw
 from vistok.samplers.cost import best_window, forward_cost
+from vistok.samplers.drafters.plain import Autoregressive, NoDraft
 from vistok.samplers.interface import AutoregressiveSampler
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.noise import DRAFT, FRESH, SAMPLE
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
+from vistok.samplers.verifiers.draw import Draw
 from vistok.samplers.verifiers.exact import ExactChain
 
 VARIANTS = ("coupled", "published")
@@ -234,7 +236,7 @@ class JacobiWindow:
         self._laws = p.gather(1, source[..., None].expand(-1, -1, self._size))
 
 
-_TUNED: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_TUNED: WeakKeyDictionary[nn.Module, dict[tuple[int, bool], int]] = WeakKeyDictionary()  # by batch and guidance
 
 
 @dataclass(frozen=True)
@@ -261,8 +263,9 @@ class SpeculativeJacobi(AutoregressiveSampler):
             raise VistokError(f"the window is a number of tokens or 'auto', not '{self.window}'.")
         _check_window(2 if self.window == "auto" else self.window, self.init)
 
-    def tuned(self, model: nn.Module, params: SamplingParams, batch: int) -> SpeculativeJacobi:
-        """Returns the same sampler with the window that suits the model on this machine, measured once in a process.
+    def tuned(self, model: nn.Module, params: SamplingParams, batch: int) -> SpeculativeJacobi | Autoregressive:
+        """Returns the same sampler with the window that suits model and batch on this machine, measured once in a
+        process; plain decoding where no window wins.
 
         Another window gives other images of the same distribution, so name the number to draw the same ones elsewhere.
 
@@ -273,17 +276,25 @@ class SpeculativeJacobi(AutoregressiveSampler):
         """
         if self.window != "auto":
             return self
-        if model not in _TUNED:
-            _TUNED[model] = best_window(forward_cost(model, params, batch))
-        return replace(self, window=_TUNED[model])
+        known, key = _TUNED.setdefault(model, {}), (batch, params.guided)
+        if key not in known:
+            known[key] = best_window(forward_cost(model, params, batch))
+        return self.with_window(known[key])
 
-    def parts(self, model: nn.Module, params: SamplingParams, batch: int) -> tuple[JacobiWindow, ExactChain]:
-        """Returns the window of drafts and the exact rule."""
-        window = self.tuned(model, params, batch).window
+    def with_window(self, window: int) -> SpeculativeJacobi | Autoregressive:
+        """Returns the same sampler with another window; plain decoding for a window of 1."""
+        return Autoregressive() if window == 1 else replace(self, window=window)
+
+    def parts(
+        self, model: nn.Module, params: SamplingParams, batch: int
+    ) -> tuple[JacobiWindow | NoDraft, ExactChain | Draw]:
+        """Returns the window of drafts and the exact rule; plain decoding's where a measured window is 1."""
+        if self.window == "auto":
+            return self.tuned(model, params, batch).parts(model, params, batch)
         tokens, device = model.tokens, next(model.parameters()).device
         codes = torch.arange(tokens.size - tokens.special, device=device) if tokens.special else None
         coupled = self.variant == "coupled"
-        return JacobiWindow(window, tokens.line, self.init, coupled, vocabulary=codes), ExactChain()
+        return JacobiWindow(self.window, tokens.line, self.init, coupled, vocabulary=codes), ExactChain()
 
 
 def _check_window(nodes: int, init: str) -> None:

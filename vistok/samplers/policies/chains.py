@@ -56,8 +56,24 @@ def parallel_shape(chains: int, drafts: int, device: torch.device) -> TreeShape:
     return TreeShape(torch.cat([root, root.new_zeros(chains), below])[None])
 
 
+class Counted:
+    """Base of policies that say how many drafts a tree has at most, all but the last of which may be expanded."""
+
+    drafts: int
+
+    @property
+    def nodes(self) -> int:
+        """Most nodes, the root included."""
+        return self.drafts + 1
+
+    @property
+    def slots(self) -> int:
+        """Most slots that growing writes."""
+        return self.drafts - 1
+
+
 @dataclass(frozen=True)
-class Chain:
+class Chain(Counted):
     """One draft behind the other.
 
     Attributes:
@@ -78,16 +94,6 @@ class Chain:
             raise VistokError(
                 f"a chain needs at least 1 draft and a confidence in [0, 1), got {self.drafts} and {self.confidence}."
             )
-
-    @property
-    def nodes(self) -> int:
-        """Nodes, the root included."""
-        return self.drafts + 1
-
-    @property
-    def slots(self) -> int:
-        """Slots that growing writes."""
-        return self.drafts - 1
 
     def kind(self, params: SamplingParams) -> LawKind:
         """Each is drawn from the law behind the one before."""

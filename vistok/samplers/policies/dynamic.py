@@ -12,11 +12,12 @@ from vistok.errors import VistokError
 from vistok.samplers.interface import DraftHead
 from vistok.samplers.loop import Run
 from vistok.samplers.params import SamplingParams
+from vistok.samplers.policies.chains import Counted
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 
 @dataclass(frozen=True)
-class DynamicTree:
+class DynamicTree(Counted):
     """EAGLE-2's tree: the most likely paths, by the drafter's own probability.
 
     Attributes:
@@ -39,11 +40,6 @@ class DynamicTree:
             raise VistokError(
                 f"a tree of top-k {self.top_k} and depth {self.depth} has 1 to {looked} drafts, not {self.drafts}."
             )
-
-    @property
-    def nodes(self) -> int:
-        """Nodes, the root included."""
-        return self.drafts + 1
 
     @property
     def slots(self) -> int:
@@ -75,8 +71,10 @@ class Looked(NamedTuple):
     level: Tensor
 
     def tree(self, run: Run, drafts: int) -> tuple[TokenTree, Tensor]:
-        """The tree of the best nodes, and their numbers, int64 [B, drafts]."""
-        number = self.score.topk(drafts).indices.sort(1).values  # a chosen node's parent is chosen too
+        """The tree of so many best nodes, where there are as many, and their numbers, int64 [B, drafts]."""
+        number = (
+            self.score.topk(min(drafts, self.score.shape[1])).indices.sort(1).values
+        )  # a chosen node's parent is chosen too
         parent = self.parents.gather(1, number).contiguous()
         place = torch.where(parent < 0, 0, torch.searchsorted(number, parent) + 1)
         root = torch.full_like(run.root, -1)
@@ -91,11 +89,13 @@ def look(head: DraftHead, run: Run, depth: int, k: int) -> Looked:
         head: the draft network.
         run: whose texts are drafted.
         depth: levels that are expanded below the root's children.
-        k: nodes that are expanded in each, and children of each.
+        k: nodes that are expanded in each, and children of each; at most as many as there are tokens.
     """
     batch, device = len(run.decided), run.decided.device
     position = run.decided[:, None]
-    best = head.logits(head.hidden, position).log_softmax(-1)[:, 0].topk(k)
+    law = head.logits(head.hidden, position).log_softmax(-1)[:, 0]
+    k = min(k, law.shape[-1])
+    best = law.topk(k)
     score, frontier = best.values, head.token(best.indices)  # [B, K]
     tokens, scores = [frontier], [score]
     parents = [torch.full((batch, k), -1, device=device)]  # record numbers; -1 is the root

@@ -25,7 +25,7 @@ from vistok.ops.tree import PADDING, ancestor_mask
 from vistok.samplers.interface import DraftHead
 from vistok.samplers.loop import Run
 from vistok.samplers.params import SamplingParams
-from vistok.samplers.policies.chains import draft_law, kind_of
+from vistok.samplers.policies.chains import Counted, draft_law, kind_of
 from vistok.samplers.policies.rsd import gumbel_noise, gumbel_top_k
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
@@ -164,7 +164,7 @@ def heavy_first(parents: list[int]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class DynamicBudget:
+class DynamicBudget(Counted):
     """DySpec's tree of a fixed number of nodes: for targets so slow that a draft call a node does not matter.
 
     Attributes:
@@ -181,16 +181,6 @@ class DynamicBudget:
         if self.drafts < 1:
             raise VistokError(f"a tree needs at least 1 draft, got {self.drafts}.")
 
-    @property
-    def nodes(self) -> int:
-        """Nodes, the root included."""
-        return self.drafts + 1
-
-    @property
-    def slots(self) -> int:
-        """Slots that growing writes."""
-        return self.drafts - 1
-
     def kind(self, params: SamplingParams) -> LawKind:
         """Siblings are drawn without replacement."""
         return kind_of(params, LawKind.WITHOUT_REPLACEMENT)
@@ -203,7 +193,7 @@ class DynamicBudget:
 
 
 @dataclass(frozen=True)
-class DynamicLayers:
+class DynamicLayers(Counted):
     """DySpec's tree by a threshold, at one draft call a level.
 
     Attributes:
@@ -228,11 +218,6 @@ class DynamicLayers:
                 "a dynamic tree needs a threshold in (0, 1] and at least 1 draft, level and child, "
                 f"got {self.threshold}, {self.drafts}, {self.depth} and {self.children}."
             )
-
-    @property
-    def nodes(self) -> int:
-        """Most nodes, the root included."""
-        return self.drafts + 1
 
     @property
     def slots(self) -> int:

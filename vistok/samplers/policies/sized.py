@@ -72,9 +72,11 @@ class Sizer:
     def __init__(self, watches: bool = False):
         self.watches = watches
         self.chosen: Option | None = None
-        self._left, self._rest, self._tried, self._wary = 0, REST, False, False
+        self._left, self._rest = 0 if watches else 2 * AGAIN, REST  # at first it sees what steps without drafts take
+        self._tried = self._wary = False
         self._taken: dict[bool, list[float]] = {False: [], True: []}  # beside what was expected, seconds
-        self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)  # tokens and seconds of steps with drafts
+        # Tokens and seconds of the last steps without drafts and with.
+        self._recent: dict[bool, deque[tuple[float, float]]] = {kind: deque(maxlen=RECENT) for kind in (False, True)}
         self._began: tuple[float, float] | None = None
 
     def begin(self) -> None:
@@ -92,23 +94,21 @@ class Sizer:
             seconds, tokens = now - self._began[0], decided - self._began[1]
             if len(self._taken[drafts]) < TIMED:
                 self._taken[drafts].append(max(0.0, seconds - (self.chosen.seconds if drafts else plain)))
-            if drafts:
-                self._recent.append((tokens, seconds))
+            self._recent[drafts].append((tokens, seconds))
         self._began = now, decided
 
-    def _lost(self, plain: float) -> bool:
+    def _lost(self) -> bool:
         """Whether the last steps with drafts were slower than steps without; once they were, a trial is enough."""
-        looked = len(self._recent)
-        if looked < (AGAIN if self._wary else RECENT):
+        bare, drafted = self._recent[False], self._recent[True]
+        if len(bare) < AGAIN or len(drafted) < (AGAIN if self._wary else RECENT):
             return False
-        tokens, seconds = map(sum, zip(*self._recent, strict=True))
-        lost = tokens * (plain + self._more(False)) < seconds
-        if lost or looked == RECENT:
-            self._wary = lost
+        (tokens, seconds), (more, longer) = (map(sum, zip(*steps, strict=True)) for steps in (bare, drafted))
+        lost = more * seconds < tokens * longer
         if lost:
-            self._recent.clear()
-        elif looked == RECENT:
-            self._rest = REST
+            drafted.clear()
+            self._wary = True
+        elif len(drafted) == RECENT:
+            self._wary = False
         return lost
 
     @property
@@ -128,12 +128,14 @@ class Sizer:
         if self.due:
             self._left = AGAIN
             if self.watches or self._tried:
-                lost = self._lost(plain)
+                lost = self._lost()
                 self.chosen = None if lost else self._best(options(), plain)
                 if self.chosen is None and self.watches and not lost:
                     self._left = 2 * AGAIN
                 elif self.chosen is None:
                     self._left, self._rest, self._tried = self._rest, min(2 * self._rest, LONGEST), False
+                elif len(self._recent[True]) == RECENT:  # and they were worth it
+                    self._rest = REST
             else:
                 self.chosen, self._tried = options()[0], True
         self._left -= 1

@@ -182,6 +182,8 @@ class SeedTask(PictureTask):
         self.model = SeedObjective(self.tokenizer, teacher.requires_grad_(False), width, self.data.pixels)
 
     def _tokenizer(self, init: SeedInit, width: int) -> Seed:
+        if init.tokenizer is None and init.tower is None:
+            raise VistokError("SEED reads a frozen vision network: name it as 'init.tower', or start from 'tokenizer'.")
         if init.tokenizer is not None:
             tokenizer = Seed.from_pretrained(init.tokenizer)
             check_agreement(tokenizer.config, self.recipe.model, "model")
@@ -198,8 +200,6 @@ class SeedTask(PictureTask):
             tokenizer.visual_encoder.trunk.load_state_dict(load_scene_features().trunk.state_dict())
         elif init.tower is not None:
             raise VistokError("'init.tower' is 'scenes-features' for 'model.tower: scenes': leave it out otherwise.")
-        elif init.tokenizer is None:
-            raise VistokError("SEED reads a frozen vision network: name it as 'init.tower', or start from 'tokenizer'.")
         return tokenizer
 
     def _captions(self, init: SeedInit) -> TextEncoder | None:

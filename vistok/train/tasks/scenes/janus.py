@@ -18,7 +18,7 @@ from vistok.data.scenes import Scenes, render, sample_scenes, scenes_at, stateme
 from vistok.data.scenes.language import Statement, vocabulary
 from vistok.data.scenes.splits import HELD_OUT, check_training_seed
 from vistok.data.scenes.world import MAX_OBJECTS
-from vistok.errors import unknown_name
+from vistok.errors import VistokError, unknown_name
 from vistok.models.codes.janus_vq import TOKENIZER_PREFIX, janus_vq_config, janus_vq_state
 from vistok.models.codes.load import load_janus
 from vistok.models.text_encoder import PAD, UNK
@@ -154,6 +154,8 @@ class JanusTask(Task):
         check_training_seed(self.data.seed)
         if strange := [name for name in self.data.supervision if name not in TERMS]:
             raise unknown_name("term of 'data.supervision'", strange[0], list(TERMS))
+        if not 1 <= self.data.objects <= MAX_OBJECTS:
+            raise VistokError(f"data.objects is {self.data.objects}: scenes have 1 to {MAX_OBJECTS}.")
         torch.manual_seed(recipe.seed)
         self.vq = VQTokenizer.from_pretrained(self.init.tokenizer).requires_grad_(False)
         self.length = (self.data.size // self.vq.config.downsample) ** 2
