@@ -48,14 +48,17 @@ def test_from_classes_as_published(tmp_path, name) -> None:
     assert vistok.pipeline(str(tmp_path / "export"))(3, sampler="masked:steps=2").images
 
 
-@pytest.mark.parametrize(("share", "least"), [(0.0, 0), (0.5, 2), (1.0, 4)])
-def test_a_batch_has_as_many_single_objects_as_asked(share, least) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_batch_has_as_many_single_objects_as_asked_and_as_there_are(share) -> None:
     recipe = tiny("maskgit-mini")
     recipe = replace(recipe, data=recipe.data | {"single": share, "pictures": 64})
-    task = build_task(recipe)
-    counts = [task.source.scenes(task.draw(step, slice(0, 4)).index).present.sum(1) for step in range(8)]
-    assert all(int((each == 1).sum()) >= least for each in counts)
-    assert share == 1 or any(int((each > 1).sum()) for each in counts)
+    task, mixed = build_task(recipe), False
+    for step in range(8):
+        counts = task.source.scenes(task.draw(step, slice(0, 4)).index).present.sum(1)
+        there = task.source.scenes(task.source.draw(8 * step, 8).index).present.sum(1)
+        assert int((counts == 1).sum()) >= min(4 * share, int((there == 1).sum()))
+        mixed |= bool((counts > 1).any())
+    assert mixed == (share < 1)
 
 
 def test_rows_of_a_step_are_those_of_the_whole_step() -> None:
