@@ -68,7 +68,7 @@ def extend_vocabulary(model: Any, tokenizer: Any, words: Sequence[str]) -> list[
     Returns:
         The number of each.
     """
-    tokenizer.add_special_tokens({"additional_special_tokens": list(words)}, replace_additional_special_tokens=False)
+    tokenizer.add_tokens(list(words), special_tokens=True)
     old = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > old:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
