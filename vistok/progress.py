@@ -23,6 +23,18 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., No
 
 
 @contextmanager
+def working(title: str) -> Iterator[None]:
+    """Shows that something of unknown length goes on; silent when standard error is not a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(title):
+        yield
+
+
+@contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Hides transformers' own bars and remarks: what matters about loaded weights is checked and said by the caller."""
     from transformers.utils import logging

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vistok.cli.main import app
-from vistok.data.images import save_image, to_pil
+from vistok.data.images import save_image, to_pil, to_tensor
 from vistok.data.scenes import render, sample_scenes
 from vistok.errors import VistokError
 from vistok.eval.probe import linear_probe
@@ -21,6 +21,7 @@ from vistok.eval.reconstruction.rate_distortion import (
     RatePoint,
     advantage,
     codec_quality,
+    codec_within,
     powers_of_two,
     quality_by_tokens,
 )
@@ -177,3 +178,15 @@ def test_bad_input_gets_a_sentence(arguments, message):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code != 0
     assert isinstance(result.exception, VistokError) and message in str(result.exception)
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "webp"])
+def test_a_codec_takes_the_best_quality_within_a_number_of_bytes(codec):
+    picture = to_pil(render(sample_scenes(1, 4), 64))[0]
+    smallest, least = codec_within(codec, picture, 0)
+    sizes = [codec_within(codec, picture, limit)[1] for limit in (least, 900, 1200, 10_000)]
+    assert smallest.size == picture.size and sizes == sorted(sizes)
+    assert all(size <= limit for size, limit in zip(sizes, (least, 900, 1200, 10_000), strict=True) if limit >= least)
+    best, _ = codec_within(codec, picture, 10_000)
+    error = [(to_tensor(each) - to_tensor(picture)).square().mean() for each in (smallest, best)]
+    assert error[1] < error[0]

@@ -30,7 +30,7 @@ def test_positive_points_lie_where_the_map_peaks(hw):
 
 def test_a_flat_map_has_neutral_points_alone():
     found = similarity_points(torch.ones(64), (32, 32), 10, down_sample=1)
-    assert (found.labels == NEUTRAL).all() and found.xy.isfinite().all()
+    assert len(found.labels) == 10 and (found.labels == NEUTRAL).all() and found.xy.isfinite().all()
     assert full_map(torch.ones(64), (32, 32)).isfinite().all()
 
 

@@ -248,6 +248,12 @@ def test_all_of_a_video_stays_whole(kind):
 
 
 @pytest.mark.parametrize("kind", [FastVID, PruneVid, HoliTom])
+def test_more_tokens_than_a_frame_has_are_refused(kind):
+    with pytest.raises(VistokError, match="13 tokens of 12"):
+        kind(13).select_frames(video(3))
+
+
+@pytest.mark.parametrize("kind", [FastVID, PruneVid, HoliTom])
 def test_a_picture_is_refused(kind):
     with pytest.raises(VistokError, match=rf"{kind.name} .* picture"):
         kind().select(video(1)[0])

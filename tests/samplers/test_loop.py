@@ -138,3 +138,11 @@ def test_the_window_follows_from_the_cost_of_a_pass():
     dear = {width: float(width) for width in free}
     assert best_window(free) == 32 and best_window(dear) == 1  # drafting cannot pay where a pass costs by its width
     assert best_window({1: 1.0, 2: 1.1, 8: 1.3, 32: 4.0}) == 8
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_statistics_tell_which_tokens_were_accepted_drafts(name):
+    _, stats, _ = decode(*MAKERS[name](), law=SamplingParams(), batch=4, length=30)
+    for sample in range(4):
+        drafted = stats.drafted(sample)
+        assert int(drafted.sum()) == int(stats.accepted[sample]) and not bool(drafted[0])

@@ -192,7 +192,6 @@ LATER = {
     "retrieval fused into picks, match",
     "draft model with prompt tokens, match",
     "recycling, one-hot",
-    "retrieval beside a draft model that rests, mixed",
     "retrieval beside sized trees, mixed",
     "eagle head, sized trees, match",
     "prompt tokens, sized trees, match",

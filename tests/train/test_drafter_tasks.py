@@ -13,8 +13,19 @@ from vistok.errors import VistokError
 from vistok.models.heads.clover import Clover
 from vistok.models.heads.hidden_transfer import HiddenTransfer
 from vistok.models.heads.judge import JudgeHead
+from vistok.models.heads.medusa import Medusa
 from vistok.models.heads.prompt_tokens import PromptTokens
-from vistok.samplers import Chain, CloverHead, DraftModel, ExtraRowDrafter, Judge, KeepAll, LexicalUnits, SortedDraft
+from vistok.samplers import (
+    Chain,
+    CloverHead,
+    DraftModel,
+    ExtraRowDrafter,
+    Judge,
+    KeepAll,
+    LexicalUnits,
+    MedusaHeads,
+    SortedDraft,
+)
 from vistok.samplers.speculation import generate
 from vistok.train.tasks import build_task, text
 from vistok.train.tasks.extra_rows import rows_forward
@@ -58,6 +69,21 @@ def test_extra_rows_learn_alone_and_draft(tmp_path, case, loader):
     ids = task.batch(0, slice(0, 1))["input_ids"][:, :20]
     out = generate(task.model.lm, ids, ExtraRowDrafter(found), **OPTIONS)
     assert torch.equal(out.sequences, task.model.lm.generate(ids, **OPTIONS))
+
+
+def test_medusa_heads_learn_alone_and_draft(tmp_path):
+    task, moved = trained("text-mini-medusa", tmp_path)
+    assert moved and all(name.startswith("network.") for name in moved)
+    found, ids = Medusa.from_pretrained(str(tmp_path)), task.batch(0, slice(0, 1))["input_ids"][:, :20]
+    out = generate(task.model.lm, ids, MedusaHeads(found), **OPTIONS)
+    assert torch.equal(out.sequences, task.model.lm.generate(ids, **OPTIONS))
+
+
+def test_rows_and_heads_learn_from_the_same_passages():
+    """So that they compare as trained on as many tokens."""
+    rows, heads = (build_task(tiny(case)) for case in ("text-mini-ppd", "text-mini-medusa"))
+    mine, theirs = (task.batch(1, slice(0, 2)) for task in (rows, heads))
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def test_what_a_row_learns_is_what_it_says_in_decoding(tmp_path):

@@ -69,3 +69,12 @@ def test_it_learns_and_what_it_writes_drafts(task, tmp_path):
     options = {"max_new_tokens": 12, "do_sample": False}
     found = generate(model, prompt, EagleHead(loaded), **options)
     assert torch.equal(found.sequences, model.generate(**prompt, **options))
+
+
+def test_samples_end_in_the_targets_own_continuation_where_asked(task):
+    corpus = task.batch(0, slice(0, 2))["input_ids"]
+    task.continuation = 8
+    found = task.batch(0, slice(0, 2))["input_ids"]
+    assert torch.equal(found[:, :-8], corpus[:, :-8]) and found.shape == corpus.shape
+    law = task.model.target(found).logits.argmax(-1)
+    assert torch.equal(law[:, -9:-1], found[:, -8:])

@@ -14,6 +14,7 @@ from vistok.train.trainer import Trainer
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = {
     "eval_pictures": 8,
+    "eval_rooms": 8,
     "pictures": 16,
     "anchor_pictures": 16,
     "start_pictures": 16,

@@ -44,10 +44,12 @@ def compress(
     picture = load_image(image)
     check_outputs(overlay, json)
     from vistok.eval.answers.ask import ask, build_compressor, kept_overlay, load, parse_keep
+    from vistok.progress import working
     from vistok.projectors.cost import flops_text
 
     compressor = build_compressor(method, None if keep is None else parse_keep(keep))
-    network, processor = load(model, device, dtype)
+    with working("load the model"):
+        network, processor = load(model, device, dtype)
     answers = {}
     if compare:
         answers["all"], _ = ask(network, processor, picture, question, None, max_new_tokens)

@@ -141,6 +141,7 @@ def sample(
 
     enlarged = None if upscale is None else Upscale(upscale, upscale_by)
     from vistok.pipelines import expand, pipeline
+    from vistok.progress import working
     from vistok.samplers import SamplingParams, parse_sampler
     from vistok.sampling_job import paint_to
 
@@ -154,18 +155,19 @@ def sample(
     if sampler is not None:
         parse_sampler(spec)  # likewise
     samples = expand(conditions, num)
-    pipe = pipeline(
-        model,
-        checkpoint=checkpoint,
-        preset=preset,
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
-        size=size,
-        device=device,
-        dtype=dtype,
-        compile=compile,
-        tokens=tokens,
-    )
+    with working("load the model"):
+        pipe = pipeline(
+            model,
+            checkpoint=checkpoint,
+            preset=preset,
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            size=size,
+            device=device,
+            dtype=dtype,
+            compile=compile,
+            tokens=tokens,
+        )
     pipe.check(conditions, force)
     if negative is not None:
         pipe = pipe.with_negative(negative, force)

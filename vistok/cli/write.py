@@ -42,6 +42,7 @@ def write(
     import torch
 
     from vistok.errors import unknown_name
+    from vistok.progress import working
     from vistok.samplers.named import TEXT_DRAFTERS
     from vistok.samplers.writing import OWN, draft_tree, drafter_of, written
     from vistok.zoo.transformers import load_causal_lm
@@ -50,7 +51,8 @@ def write(
     if drafter not in (names := [*OWN, *TEXT_DRAFTERS]):
         raise unknown_name("drafter", drafter, names)
     text = sys.stdin.read() if prompt == "-" else prompt
-    target, tokenizer = load_causal_lm(model, device, dtype)
+    with working("load the model"):
+        target, tokenizer = load_causal_lm(model, device, dtype)
     ids = tokenizer(text, return_tensors="pt").input_ids.to(target.device)
     if draft is None and model == "text-mini":
         draft = "text-mini-draft"

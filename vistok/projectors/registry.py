@@ -17,7 +17,7 @@ COMPRESSORS = Registry(
         "fastv": f"{_METHODS}.fastv:FastV",
         "sparsevlm": f"{_METHODS}.sparsevlm:SparseVLM",
         "pyramiddrop": f"{_METHODS}.pyramiddrop:PyramidDrop",
-        "p-mod": f"{_METHODS}.pmod:PMod",
+        "pmod": f"{_METHODS}.pmod:PMod",
         "dart": f"{_METHODS}.dart:Dart",
         "fastervlm": f"{_METHODS}.fastervlm:FasterVLM",
         "vispruner": f"{_METHODS}.vispruner:VisPruner",

@@ -96,6 +96,7 @@ def vq_to_diffusers(tokenizer: VQTokenizer) -> Any:
     shape = _shape(config, (last,), (last,))
     model = VQModel(**shape, num_vq_embeddings=config.codebook_size, vq_embed_dim=config.codebook_dim)
     state = {_renamed(key, VQ_PARTS, last + 1): value for key, value in tokenizer.state_dict().items()}
+    state.pop("quantize.codebook_used", None)  # counts usage
     if config.l2_norm:
         state["quantize.embedding.weight"] = F.normalize(state["quantize.embedding.weight"], dim=-1)
     load_strict(model, _with_shapes_of(state, model.state_dict()), "VQModel")
@@ -166,10 +167,12 @@ def kl_from_diffusers(model: Any) -> KLAutoencoder:
 
 
 def _filled(tokenizer: Any, model: Any, parts: tuple[tuple[str, str], ...], levels: int) -> Any:
-    own = tokenizer.state_dict()
+    own = {key: value for key, value in tokenizer.state_dict().items() if not key.endswith("codebook_used")}
     names = {_renamed(key, parts, levels): key for key in own}
     state = {names.get(key, key): value for key, value in model.state_dict().items()}
-    load_strict(tokenizer, _with_shapes_of(state, own), type(tokenizer).__name__)
+    load_strict(
+        tokenizer, _with_shapes_of(state, own), type(tokenizer).__name__, getattr(tokenizer, "dropped_keys", ())
+    )
     return tokenizer.eval()
 
 

@@ -54,7 +54,8 @@ def test_keep_as_written():
         parse_keep("few")
     assert isinstance(build_compressor("globalcom2", 0.5), GlobalCom2)
     for name, keep, sentence in [
-        ("tokenpacker", None, "trained projector"),
+        ("tokenpacker", None, "trained"),
+        ("pmod", None, "pmod-mini"),
         ("correlation", 4, "leave keep out"),
         ("vtccls", None, "did you mean"),
     ]:

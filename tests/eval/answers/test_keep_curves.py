@@ -85,7 +85,7 @@ def test_shares_and_names():
             parse_shares(text)
     with pytest.raises(VistokError, match="did you mean"):
         method_names("fast")
-    with pytest.raises(VistokError, match="trained projector"):
+    with pytest.raises(VistokError, match="trained"):
         method_names("tokenpacker")
 
 

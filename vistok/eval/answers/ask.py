@@ -113,7 +113,7 @@ def check_trained(kind: type) -> None:
     """
     if kind.trained:
         raise VistokError(
-            f"{kind.name} is a trained projector: use a model that has it (such as {kind.name}-mini), or "
+            f"{kind.name} is trained: use a model that has it (such as {kind.name}-mini), or "
             f"{kind.__name__}.from_checkpoint from Python."
         )
 

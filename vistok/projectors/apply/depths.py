@@ -53,7 +53,7 @@ class DepthMixture(LayerRun):
             )
         first = min(method.mixed)
         if first < earliest:
-            raise VistokError(f"layer {first} sees all tokens in this model: let p-mod begin at {earliest} or later.")
+            raise VistokError(f"layer {first} sees all tokens in this model: let p-MoD begin at {earliest} or later.")
         for index in method.mixed:
             layer = decoder.layers[index]
             attachment.before(layer, self._enter)

@@ -20,7 +20,7 @@ class Report:
             each prompt.
         layouts: grid of tokens of a view and layout of the crops, of each picture; none inside the language model.
         visual: visual tokens of each prompt that stayed.
-        lengths: tokens of each prompt in each layer of the language model, [prompts][layers].
+        lengths: tokens of each prompt in each layer of the language model, ``[prompts][layers]``.
         family: ``model_type`` of the model.
     """
 

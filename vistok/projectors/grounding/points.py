@@ -67,14 +67,14 @@ def similarity_points(
     fitted = _fit(small, image_hw, OUTSIDE)
     rows, columns = fitted.shape
     flat = fitted.flatten()
-    positive, negative = flat >= t_pos, (flat >= 0) & (flat <= t_neg)
-    if not bool((small != small.flatten()[0]).any()):
-        positive = negative = torch.zeros_like(positive)
+    positive, negative, neutral = flat >= t_pos, (flat >= 0) & (flat <= t_neg), (flat > t_neg) & (flat < t_pos)
+    if small.min() == small.max():
+        positive, negative, neutral = torch.zeros_like(neutral), torch.zeros_like(neutral), flat >= 0
     order = torch.cat(
         [
             _ranked(flat, positive, descending=True),
             _ranked(flat, negative, descending=False),
-            ((flat > t_neg) & (flat < t_pos)).nonzero()[:, 0],
+            neutral.nonzero()[:, 0],
         ]
     )[:num_points]
     labels = torch.full_like(order, NEUTRAL)

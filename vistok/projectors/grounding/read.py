@@ -124,7 +124,7 @@ class Read:
         if not len(places):
             return Grounding(answer)
         inputs["input_ids"], inputs["attention_mask"] = said, torch.ones_like(said)
-        states = self.model(**inputs, output_hidden_states=True, use_cache=False).hidden_states[-1][0]
+        states = self.model.model(**inputs, use_cache=False).last_hidden_state[0]
         visual = states[said[0] == self.model.config.image_token_id]
         scores = similarity(visual, states[places - 1])  # the state before <SEG> is the one that predicts it
         regions = [

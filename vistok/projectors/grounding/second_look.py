@@ -142,7 +142,7 @@ class SecondLook:
         start, _, end = action_tokens(action)
         # Whatever follows the start is the action, and the state that predicts it is the condition.
         before = self._inputs([picture], f"{prompt} {said.split(start)[0]} {start}")
-        states = self.model(**before, output_hidden_states=True, use_cache=False).hidden_states[-1]
+        states = self.model.model(**before, use_cache=False).last_hidden_state
         encoder = self.encoders[action]
         tokens = encoder.projector(encoder.features(picture), states[:, -1].to(encoder.projector.linear_feature.weight))
         embed = self.model.get_input_embeddings()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vistok.errors import VistokError
-from vistok.projectors.interface import Compressor, ImageTokens, Kept, Needs, check_keep, everything
+from vistok.projectors.interface import Compressor, ImageTokens, Kept, Needs, budget, check_keep, everything
 from vistok.projectors.methods.density_peaks import cluster, means
 
 NEIGHBOURS = 7
@@ -102,7 +102,7 @@ class HoliTom(Compressor):
         features = torch.stack([frame.features[0] for frame in frames])  # [T, N, D]
         hidden = torch.stack([frame.hidden[0] for frame in frames])
         count, tokens = features.shape[:2]
-        share = self.keep if isinstance(self.keep, float) else min(self.keep / tokens, 1.0)
+        share = self.keep if isinstance(self.keep, float) else budget(self.keep, frames[0].valid)[0] / tokens
         if share == 1.0:
             return [everything(frame) for frame in frames]
         seen = torch.stack([frame.attention[frame.layers - 1].saliency()[0].mean(0) for frame in frames])
@@ -126,9 +126,9 @@ class HoliTom(Compressor):
         self, features: Tensor, hidden: Tensor, seen: Tensor, places: Tensor, share: float
     ) -> tuple[Tensor, Tensor]:
         """The tokens that stay of those of a frame that are not static."""
-        budget = math.ceil(len(places) * share)
-        salient = round(budget * (1 - self.density))
+        count = math.ceil(len(places) * share)
+        salient = round(count * (1 - self.density))
         order = seen[places].argsort(descending=True, stable=True)
         best, rest = places[order[:salient]], places[order[salient:].sort().values]
-        peaks, merged = merged_peaks(features[rest], hidden[rest], budget - salient)
+        peaks, merged = merged_peaks(features[rest], hidden[rest], count - salient)
         return torch.cat([best, rest[peaks]]), torch.cat([hidden[best], merged])

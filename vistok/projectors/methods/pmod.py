@@ -44,7 +44,7 @@ def progressive_ratios(
     if kind not in ("shiftedcos", "shiftedlinear"):
         raise VistokError(f"the schedule '{kind}' is not known: choose shiftedcos or shiftedlinear.")
     if not 0 < low <= high <= 1:
-        raise VistokError(f"shares of p-mod are 0 < min <= max <= 1, got {low:g} and {high:g}.")
+        raise VistokError(f"shares of p-MoD are 0 < min <= max <= 1, got {low:g} and {high:g}.")
     out: list[float | None] = []
     for layer in range(total):
         depth = layer / max(total - 1, 1)
@@ -132,7 +132,7 @@ class PMod(nn.Module, LayerCompressor):
         VistokError: no layer is mixed, or a share is none.
     """
 
-    name = "p-mod"
+    name = "pmod"
     trained = True
     drops = False
 
@@ -143,7 +143,7 @@ class PMod(nn.Module, LayerCompressor):
         self.hidden_size, self.ratios = hidden_size, tuple(ratios)
         self.mixed = [layer for layer, ratio in enumerate(ratios) if ratio is not None]
         if not self.mixed or not all(0 <= ratios[layer] <= 1 for layer in self.mixed):
-            raise VistokError(f"shares of p-mod's layers are numbers from 0 to 1, at least one, got {list(ratios)}.")
+            raise VistokError(f"shares of p-MoD's layers are numbers from 0 to 1, at least one, got {list(ratios)}.")
         self.norm, self.bias = RouterNorm(norm), bias
         routers = {str(layer): nn.ModuleDict({"router": Router(hidden_size, bias)}) for layer in self.mixed}
         self.model = nn.ModuleDict({"layers": nn.ModuleDict(routers)})

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vistok.errors import VistokError
-from vistok.projectors.interface import Compressor, ImageTokens, Kept, check_keep, everything
+from vistok.projectors.interface import Compressor, ImageTokens, Kept, budget, check_keep, everything
 from vistok.projectors.methods.density_peaks import cluster, means
 
 NEIGHBOURS = 7
@@ -87,8 +87,8 @@ class PruneVid(Compressor):
         raise VistokError("prunevid compares the frames of a video, and this is a picture: choose another method.")
 
     def select_frames(self, frames: list[ImageTokens]) -> list[list[Kept]]:
-        tokens = frames[0].hidden.shape[1]
-        share = self.keep if isinstance(self.keep, float) else min(self.keep / tokens, 1.0)
+        valid = frames[0].valid
+        share = self.keep if isinstance(self.keep, float) else budget(self.keep, valid)[0] / valid.shape[1]
         if share == 1.0:
             return [everything(frame) for frame in frames]
         features = torch.stack([frame.features[0] for frame in frames])  # [T, N, D]

@@ -26,7 +26,7 @@ from vistok.samplers.targets.cached_lm import CachedLM
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.step_cost import step_cost
 from vistok.samplers.targets.support import check_model, learned_positions
-from vistok.samplers.tree import TokenTree
+from vistok.samplers.tree import LawKind, TokenTree
 
 PIECE = 32  # tokens that are read at a time behind a rest
 
@@ -151,7 +151,9 @@ class DraftModel(TextDrafter):
         """Read what was decided and grow a tree."""
         self.rests = isinstance(self.policy, SizedTree) and not self.policy.choose(run)
         if self.rests:
-            return TokenTree(run.root, chain_shape(1, run.root.device), self.kind)
+            drawn = self.kind is not LawKind.DETERMINISTIC  # retrieval may hang drafts of its own on the root
+            laws = torch.zeros(len(run.root), 1, self._size, device=run.root.device) if drawn else None
+            return TokenTree(run.root, chain_shape(1, run.root.device), self.kind, laws)
         self._catch_up(run)
         return self.policy.grow(self, run)
 

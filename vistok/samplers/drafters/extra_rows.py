@@ -89,6 +89,8 @@ class ExtraRowDrafter(TextDrafter):
             return [Option(trees, *each) for trees, each in zip(self.choices, found, strict=True)]
 
         chosen = self.sizer.next(options, interpolated(cost, 1), mean_decided(run))
+        if chosen is not None and self._rests:
+            self._state = torch.zeros_like(self._state)  # the candidates of before the rest are stale
         self._rests = chosen is None
         self.trees = self.choices[0] if chosen is None else chosen.tree
 
@@ -129,11 +131,10 @@ class ExtraRowDrafter(TextDrafter):
 
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
         """Take the predictions of the node that was accepted last."""
+        if self._rests:
+            return
         if self.auto:
             self._learn(run, verdict)
-        if self._rests:
-            self._state = torch.zeros_like(self._state)
-            return
         path = verdict.path
         last = (verdict.count - 1).clamp(min=0)[:, None]
         node = last if path is None else path.gather(1, last)

@@ -79,6 +79,8 @@ class TokenRecycling(TextDrafter):
 
     def _allocate(self, size: int, device: torch.device) -> None:
         if self.adjacency is None:
+            if self.auto and self.width > size:
+                self.width, self.accuracy = size, Accuracy(size)
             if self.width > size:
                 raise VistokError(f"the tree wants {self.width} candidates of a token, but there are {size} tokens.")
             self.adjacency = torch.zeros(size, self.width, dtype=torch.int64)

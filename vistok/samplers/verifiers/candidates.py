@@ -45,6 +45,11 @@ class Rule(Protocol):
         """Law [B, V] of the token if no candidate was accepted."""
 
 
+def none_rejected(accepted: Tensor) -> bool:
+    """Whether no test was lost, so that the state after a rejection is asked for by nobody; known on a CPU alone."""
+    return accepted.device.type == "cpu" and bool(accepted.all())
+
+
 class RecursiveRejection:
     """Test each candidate by p against q; after a rejection go on with norm(max(p - q, 0)).
 
@@ -64,6 +69,8 @@ class RecursiveRejection:
         chance = q.gather(1, at)[:, 0]
         # A law that ran out of tokens to draw without replacement fills up with tokens of probability 0: no drafts.
         accepted = (uniform * chance < p.gather(1, at)[:, 0]) & (chance > 0)
+        if none_rejected(accepted):
+            return accepted, state
         rest = residual_law(p, q)
         if not self.replacement:
             q = without(q, at)
@@ -399,6 +406,10 @@ class SampleMatch:
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
         """Draw along the tree."""
+        if tree.nodes == 1 and not run.stepwise:
+            uniform = run.draws.gather(1, run.decided[:, None].clamp(max=run.length - 1))[:, 0]
+            token = run.params.draw(scores.logits[:, 0], uniform)
+            return Verdict(token[:, None], torch.ones_like(token))
         if run.params.greedy and not run.stepwise and tree.tokens.device.type == "cpu":
             return greedy_walk(tree, scores.logits.argmax(-1))
         places = run.decided[:, None] + torch.arange(tree.shape.height + 1, device=run.decided.device)

@@ -19,7 +19,16 @@ from vistok.errors import VistokError, unknown_name
 from vistok.ops.sampling import residual_law
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree
-from vistok.samplers.verifiers.candidates import State, TreeVerifier, kept_path, longest_path, pace, walk_tree, without
+from vistok.samplers.verifiers.candidates import (
+    State,
+    TreeVerifier,
+    kept_path,
+    longest_path,
+    none_rejected,
+    pace,
+    walk_tree,
+    without,
+)
 
 MODES = ("additive", "multiplicative")
 RESIDUALS = ("paper", "reference")
@@ -95,6 +104,8 @@ class LatentNeighbours:
         own = p.gather(1, at)[:, 0] + mass
         chance = torch.ones_like(own) if q is None else q.gather(1, at)[:, 0]
         accepted = (uniform * chance < own) & (chance > 0)
+        if none_rejected(accepted):
+            return accepted, state
         if self.residual == "reference":
             return accepted, self._reference(p, q, at, lends)
         lenders = torch.cat([at, torch.where(lends, near, at)], 1)

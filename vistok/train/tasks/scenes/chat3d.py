@@ -7,7 +7,7 @@ room.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class Chat3DModel:
     head_dim: int = 16
     norm: float = 1.0
     relations: bool = True
-    identifiers: bool = field(default=True)
+    identifiers: bool = True
 
 
 class NameReader(nn.Module):
@@ -110,7 +110,7 @@ class Chat3DObjective(nn.Module):
         return self._read(self.chat.streams(clouds, present), present, names, questions)[0]
 
     def _read(self, streams: list[Tensor], present: Tensor, names: Tensor, questions: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits, and the states behind the second layer from the end, both of the questions' tokens."""
+        """Logits, and the states that the last layer reads, both of the questions' tokens."""
         prefix, there = self.chat.arrange(streams, present, names)
         asked = self.chat.language.model.embed_tokens(questions.flatten(1))
         mask, positions = packed_mask(there, questions.shape[1], SLOT)
@@ -121,10 +121,9 @@ class Chat3DObjective(nn.Module):
             use_cache=False,
             output_hidden_states=True,
         )
-        said, inner = (x[:, prefix.shape[1] :] for x in (out.last_hidden_state, out.hidden_states[-2]))
-        return self.chat.language.lm_head(said).unflatten(1, questions.shape[1:]), inner.unflatten(
-            1, questions.shape[1:]
-        )
+        shape, before = questions.shape[1:], prefix.shape[1]
+        said, inner = (x[:, before:].unflatten(1, shape) for x in (out.last_hidden_state, out.hidden_states[-2]))
+        return self.chat.language.lm_head(said), inner
 
     def forward(
         self,
@@ -147,7 +146,10 @@ class Chat3DObjective(nn.Module):
         logits, inner = self._read(streams, present, names, questions)
         answers = F.cross_entropy(logits.float().flatten(0, 2), targets.flatten(), ignore_index=IGNORE)
         b, k, s = (slots >= 0).nonzero().unbind(1)
-        names_read = self.reader(inner[b, k, s], attributes[b, slots[b, k, s]], centres[b, slots[b, k, s]])
+        which = slots[b, k, s]
+        names_read = answers.new_zeros(())
+        if len(b):
+            names_read = self.reader(inner[b, k, s], attributes[b, which], centres[b, which])
         loss = answers + self.data.alignment * alignment + self.data.supervision * names_read
         parts = {"answers": answers, "alignment": alignment, "names": names_read}
         return loss, {name: value.detach() for name, value in parts.items()}

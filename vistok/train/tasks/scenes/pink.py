@@ -1,7 +1,6 @@
 """Train a small Pink on referring tasks made from the boxes of scenes (arXiv 2310.00582).
 
-Adapters, and rows for the characters of a box, on a frozen LLaVA. A recipe may withhold boxes' expressions from most
-pictures and let the model bootstrap them: it describes the boxes, finds its descriptions again, and learns what agrees.
+Adapters, the projector, and rows for the characters of a box are trained; the rest of the LLaVA is frozen.
 """
 
 from __future__ import annotations

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vistok.data.scenes import render, sample_scenes
-from vistok.data.scenes.splits import HELD_OUT, check_training_seed
-from vistok.data.scenes.vqa import IGNORE, draw_questions, question_tokens
+from vistok.data.scenes import Scenes, render
+from vistok.data.scenes.splits import check_training_seed
+from vistok.data.scenes.vqa import IGNORE, Question, draw_questions, question_tokens
+from vistok.data.scenes.vqa_splits import POPE_SPLITS, pope_questions, split_questions, split_scenes
 from vistok.models.attach import Attachment
 from vistok.ops.concentric import concentric_positions
 from vistok.projectors.apply.depths import DepthMixture
@@ -71,18 +72,36 @@ class LayersTask(ExtensionTask):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Share of questions about held-out scenes whose answer is right, in all and by kind."""
-        device = self.model.extended.opening.device
-        kinds = dict.fromkeys(self.data.kinds, 1.0) or None
-        asked, hits = [], []
-        for start in range(0, self.data.eval_pictures, 32):
-            scenes = sample_scenes(min(32, self.data.eval_pictures - start), HELD_OUT, start)
-            drawn = draw_questions(scenes, self.data.questions, kinds=kinds)
-            questions, targets = (x.to(device) for x in question_tokens(drawn))
-            said = self.model.answer_logits(render(scenes, self.side).to(device), questions).argmax(-1)
-            asked += drawn
+        """Share of right answers about held-out scenes by kind, about hard ones, and F1 of POPE on hard ones."""
+        count, each = self.data.eval_pictures, self.data.questions
+        plain, hard = split_scenes("plain", count), split_scenes("hard", count)
+        drawn = draw_questions(plain, each, kinds=dict.fromkeys(self.data.kinds, 1.0) or None)
+        harder = split_questions(hard, "hard", each, None)
+        out = shares_right(drawn, self._right(plain, drawn))
+        out["hard"] = shares_right(harder, self._right(hard, harder))["exact_match"]
+        for split in POPE_SPLITS:
+            rows = pope_questions(hard, split)
+            longest = max(map(len, rows))
+            filled = [row + row[:1] * (longest - len(row)) for row in rows]  # as many about each picture
+            out[f"pope_{split}"] = _f1(rows, self._right(hard, filled))
+        return out
+
+    def _right(self, scenes: Scenes, drawn: list[list[Question]]) -> list[list[bool]]:
+        """Whether each question about each scene is answered right."""
+        device, hits = self.model.extended.opening.device, []
+        for start in range(0, len(scenes), 32):
+            rows = slice(start, start + 32)
+            questions, targets = (x.to(device) for x in question_tokens(drawn[rows]))
+            said = self.model.answer_logits(render(scenes[rows], self.side).to(device), questions).argmax(-1)
             hits += ((said == targets) | (targets == IGNORE)).all(-1).tolist()
-        return shares_right(asked, hits)
+        return hits
+
+
+def _f1(rows: list[list[Question]], hits: list[list[bool]]) -> float:
+    """F1 of "yes", from whether yes-or-no questions were answered right."""
+    pairs = [pair for row, hit in zip(rows, hits, strict=True) for pair in zip(row, hit, strict=False)]
+    found = sum(question.answer == "yes" and right for question, right in pairs)
+    return 2 * found / max(1, 2 * found + sum(not right for _, right in pairs))
 
 
 @dataclass(frozen=True, kw_only=True)
