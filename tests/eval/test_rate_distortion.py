@@ -181,6 +181,18 @@ def test_bad_input_gets_a_sentence(arguments, message):
     assert isinstance(result.exception, VistokError) and message in str(result.exception)
 
 
+@pytest.mark.parametrize("codec", ["jpeg", "webp"])
+def test_a_codec_takes_the_best_quality_within_a_number_of_bytes(codec):
+    picture = to_pil(render(sample_scenes(1, 4), 64))[0]
+    smallest, least = codec_within(codec, picture, 0)
+    sizes = [codec_within(codec, picture, limit)[1] for limit in (least, 900, 1200, 10_000)]
+    assert smallest.size == picture.size and sizes == sorted(sizes)
+    assert all(size <= limit for size, limit in zip(sizes, (least, 900, 1200, 10_000), strict=True) if limit >= least)
+    best, _ = codec_within(codec, picture, 10_000)
+    error = [(to_tensor(each) - to_tensor(picture)).square().mean() for each in (smallest, best)]
+    assert error[1] < error[0]
+
+
 def test_pictures_show_what_first_tokens_are_worth(tmp_path):
     out = tmp_path / "grid.png"
     options = [
@@ -207,15 +219,3 @@ def test_pictures_that_cannot_be_written_are_refused_first(tmp_path):
         app, ["eval", "reconstruction", "--tokenizer", "one-d-piece-mini", "--pictures", str(tmp_path / "grid.pdf")]
     )
     assert isinstance(run.exception, VistokError) and ".png" in str(run.exception)
-
-
-@pytest.mark.parametrize("codec", ["jpeg", "webp"])
-def test_a_codec_takes_the_best_quality_within_a_number_of_bytes(codec):
-    picture = to_pil(render(sample_scenes(1, 4), 64))[0]
-    smallest, least = codec_within(codec, picture, 0)
-    sizes = [codec_within(codec, picture, limit)[1] for limit in (least, 900, 1200, 10_000)]
-    assert smallest.size == picture.size and sizes == sorted(sizes)
-    assert all(size <= limit for size, limit in zip(sizes, (least, 900, 1200, 10_000), strict=True) if limit >= least)
-    best, _ = codec_within(codec, picture, 10_000)
-    error = [(to_tensor(each) - to_tensor(picture)).square().mean() for each in (smallest, best)]
-    assert error[1] < error[0]

@@ -29,7 +29,7 @@ def control(
     the shapes' regions and the background; `caption` the share of pictures with as many objects of each shape, and of
     each colour that is told, as the caption says. All have 95 % intervals over pictures.
 
-    Example: `vistok eval control --kind seg --num 64 --strength 1 --strength 0`
+    Example: vistok eval control --kind seg --num 64 --strength 1 --strength 0
     """
     from vistok.cli.output import check_outputs, output_json
     from vistok.errors import VistokError, unknown_name
