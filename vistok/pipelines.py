@@ -703,7 +703,7 @@ def _generator_of(tokenizer: str) -> str:
         if each.embedded and each.family in GENERATORS and "tokenizer" in each.parts:
             known.setdefault(each.parts["tokenizer"], each.name)
     wanted = next((each.name for each in cards() if tokenizer in (each.name, *each.aliases)), tokenizer)
-    base = next((each.parts.get("base") for each in cards() if each.name == wanted), None)
+    base = next((each.parts.get("codes") for each in cards() if each.name == wanted), None)
     if wanted not in known and base in known:  # it decodes the same codes
         return known[base]
     if wanted not in known:

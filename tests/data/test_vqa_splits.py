@@ -48,10 +48,10 @@ def test_every_further_question_is_known_and_true():
 
 def test_kinds_are_drawn_as_often_as_asked_for():
     scenes = sample_scenes(200, 7)
-    drawn = draw_questions(scenes, 2, kinds={"place": 3.0, "exists": 1.0})
+    drawn = draw_questions(scenes, 2, kinds={"count": 4.0, "exists": 1.0})
     kinds = [question.kind for row in drawn for question in row]
-    assert set(kinds) == {"place", "exists"}
-    assert kinds.count("place") > kinds.count("exists")
+    assert set(kinds) == {"count", "exists"}
+    assert kinds.count("count") > 2 * kinds.count("exists")
     assert {q.kind for row in draw_questions(scenes, 40, kinds=dict.fromkeys(KINDS, 1.0)) for q in row} == set(KINDS)
     small = draw_questions(shrink(scenes, 0.6), 60, kinds=dict.fromkeys(KINDS, 1.0))
     assert "size" not in {question.kind for row in small for question in row}
@@ -60,7 +60,9 @@ def test_kinds_are_drawn_as_often_as_asked_for():
 
 def test_words_that_name_an_object_know_its_centre():
     scenes = sample_scenes(32, 9)
-    questions, _ = question_tokens(draw_questions(scenes, 6, kinds={"relation": 1.0, "shape": 1.0}))
+    with pytest.raises(VistokError, match="kinds"):
+        question_tokens(draw_questions(scenes, 6, kinds={"relation": 1.0}))
+    questions, _ = question_tokens(draw_questions(scenes, 6, kinds={"relation": 1.0, "place": 1.0, "exists": 0.1}))
     places = named_places(scenes, questions)
     told = ~places[..., 0].isnan()
     assert told.any()

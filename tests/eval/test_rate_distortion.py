@@ -11,8 +11,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vistok.cli.main import app
-from vistok.data.images import save_image, to_pil, to_tensor
+from vistok.data.images import load_image, save_image, to_pil, to_tensor
 from vistok.data.scenes import render, sample_scenes
+from vistok.data.scenes.splits import HELD_OUT
 from vistok.errors import VistokError
 from vistok.eval.probe import linear_probe
 from vistok.eval.reconstruction.metrics import quantise
@@ -190,3 +191,31 @@ def test_a_codec_takes_the_best_quality_within_a_number_of_bytes(codec):
     best, _ = codec_within(codec, picture, 10_000)
     error = [(to_tensor(each) - to_tensor(picture)).square().mean() for each in (smallest, best)]
     assert error[1] < error[0]
+
+
+def test_pictures_show_what_first_tokens_are_worth(tmp_path):
+    out = tmp_path / "grid.png"
+    options = [
+        "--tokenizer",
+        "one-d-piece-mini",
+        "--tokens",
+        "4,64",
+        "--count",
+        "3",
+        "--no-codecs",
+        "--pictures",
+        str(out),
+    ]
+    run = CliRunner().invoke(app, ["eval", "reconstruction", *options])
+    assert run.exit_code == 0, run.output
+    sheet = load_image(out)
+    assert sheet.size == (3 * 64 + 2 * 2, 3 * 64 + 2 * 2), "two lengths and the originals"
+    originals = torch.stack([to_tensor(sheet.crop((66 * i, 132, 66 * i + 64, 196))) for i in range(3)])
+    assert (originals - render(sample_scenes(3, HELD_OUT), 64)).abs().max() < 0.02
+
+
+def test_pictures_that_cannot_be_written_are_refused_first(tmp_path):
+    run = CliRunner().invoke(
+        app, ["eval", "reconstruction", "--tokenizer", "one-d-piece-mini", "--pictures", str(tmp_path / "grid.pdf")]
+    )
+    assert isinstance(run.exception, VistokError) and ".png" in str(run.exception)

@@ -27,7 +27,7 @@ from vistok.train.tasks.scenes.vqa import VqaTask, load_llava
 
 def test_the_assignment_is_the_best_one_to_one():
     torch.manual_seed(0)
-    pool, tokens = PromptPool(6, 5), normalize_visual(torch.randn(3, 7, 5))
+    pool, tokens = PromptPool(6, 5).requires_grad_(False), normalize_visual(torch.randn(3, 7, 5))
     chosen = choose(3, 7, keep=3, generator=torch.Generator().manual_seed(1))
     index = pool.match(tokens, chosen)
     assert torch.equal(index >= 0, chosen)

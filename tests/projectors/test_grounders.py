@@ -91,7 +91,14 @@ def tiny_sam():
     torch.manual_seed(0)
     config = SamConfig(
         vision_config={"hidden_size": 16, "output_channels": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        | {"image_size": 64, "patch_size": 8, "mlp_dim": 16, "window_size": 4, "global_attn_indexes": [0]},
+        | {
+            "image_size": 64,
+            "patch_size": 8,
+            "mlp_dim": 16,
+            "window_size": 4,
+            "global_attn_indexes": [0],
+            "num_pos_feats": 8,
+        },
         prompt_encoder_config={"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4},
         mask_decoder_config={"hidden_size": 16, "num_hidden_layers": 1, "mlp_dim": 16, "num_attention_heads": 2}
         | {"iou_head_hidden_dim": 16},

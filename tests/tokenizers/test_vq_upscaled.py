@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 
 import vistok
+from tests.train.tiny import tiny
 from vistok.data.scenes import render, sample_scenes
 from vistok.errors import VistokError
 from vistok.tokenizers.load import load_tokenizer
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.tokenizers.vq_upscaled import UpscaledVQ
+from vistok.train.tasks import build_task
+from vistok.zoo import read_card
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +59,10 @@ def test_a_base_is_not_fetched(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"family": "vq_upscaled", "base": "owner/name", "scale": 2}))
     with pytest.raises(VistokError, match=r"owner/name.*config\.json"):
         load_tokenizer(str(tmp_path))
+
+
+def test_what_its_recipe_exports_loads_with_its_card(tmp_path):
+    recipe = tiny("vq-mini-128", steps=1)
+    build_task(recipe).export(tmp_path, {"psnr": 1.0}, 1)
+    assert read_card(tmp_path).parts == {"codes": "vq-mini"}
+    assert isinstance(load_tokenizer(str(tmp_path)).tokenizer, UpscaledVQ)

@@ -46,7 +46,7 @@ def test_each_quarter_of_the_order_covers_the_picture_evenly(side):
     assert sorted(order.tolist()) == list(range(side**2))
     for part in order.split(side**2 // 4):
         rows, columns = part // side, part % side
-        assert rows.diff().unique().tolist() in ([0, 2], [0, 2]) and len(rows.unique()) == side // 2
+        assert rows.diff().unique().tolist() == [0, 2] and len(rows.unique()) == side // 2
         assert len(columns.unique()) == side // 2
     # A cell of the second lattice stands as far behind its upper left neighbour everywhere: a quarter of the sequence.
     quarter = side**2 // 4

@@ -75,8 +75,7 @@ def test_what_the_vpt_task_trains_is_what_second_look_asks(tmp_path):
     with torch.no_grad():
         for parameter in task.model.parameters():
             if parameter.requires_grad:
-                parameter += 0.05 * torch.randn_like(parameter)
-            parameter.data = parameter.bfloat16().float()
+                parameter.data = (parameter + 0.05 * torch.randn_like(parameter)).bfloat16().float()
     batch = task.batch(0, slice(0, 1))
     given = {key: batch[key] for key in ("images", "crops", "first", "second", "length")}
     with torch.no_grad():

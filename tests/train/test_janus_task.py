@@ -109,7 +109,8 @@ def test_a_run_goes_on_from_an_export(tmp_path):
     second = build_task(supervised(janus=str(tmp_path)))
     own = second.model.janus.state_dict()
     for name, value in first.model.janus.float().state_dict().items():
-        assert torch.equal(own[name], value), name
+        if "vqmodel" not in name:  # which the export leaves out, and halved here
+            assert torch.equal(own[name], value), name
     assert second.model.janus.model.language_model.embed_tokens.weight.requires_grad
     assert not second.model.janus.model.vqmodel.quantize.embedding.weight.requires_grad
 

@@ -38,7 +38,6 @@ FROM_NOTHING = {  # what the recipes' comments say, where new weights take anoth
     "one-d-piece-mini": {"init": {}},
     "flextok-mini": {"init": {"kl": "kl-mini"}},
     "llamagen-mini": {"init": {"vq": "vq-mini", "text_encoder": "llamagen-mini"}},
-    "janus-mini": {"init": {"tokenizer": "vq-mini"}},
     "mar-mini": {"init": {"kl": "kl-mini"}},
 }
 CASES = [*sorted(path.stem for path in RECIPES.glob("*.yaml")), *(f"{name} from nothing" for name in FROM_NOTHING)]

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from vistok.data.decode import to_rgb
 from vistok.data.folders import list_files
 from vistok.errors import VistokError, unknown_name
-from vistok.files import IMAGE_SUFFIXES, atomic_path
+from vistok.files import IMAGE_SUFFIXES, atomic_path, check_writable
 
 # Of pictures in folders: those that are written, and other names of formats that are read.
 READABLE_SUFFIXES = IMAGE_SUFFIXES | {".jfif", ".jpe", ".pbm", ".pgm", ".pnm"}
@@ -172,6 +172,17 @@ def load_image(path: str | Path, turn: bool = True, blend: bool = True) -> Image
         ) from error
     except Exception as error:  # decoders raise whatever a broken file makes them raise
         raise VistokError(f"cannot read '{path}' as an image: replace or remove the file") from error
+
+
+def check_image_target(path: str | Path) -> None:
+    """Refuse a picture that could not be written, before the work that it shows.
+
+    Raises:
+        VistokError: the suffix names no image format, or the place cannot be written to.
+    """
+    if Path(path).suffix.lower() not in IMAGE_SUFFIXES:
+        raise VistokError(f"cannot tell an image format from '{path}': end the name in .png, .jpg or .webp")
+    check_writable(path, folder=False)
 
 
 def save_image(image: Image.Image, path: str | Path) -> None:

@@ -68,7 +68,7 @@ def extend_vocabulary(model: Any, tokenizer: Any, words: Sequence[str]) -> list[
     Returns:
         The number of each.
     """
-    tokenizer.add_special_tokens({"additional_special_tokens": list(words)}, replace_additional_special_tokens=False)
+    tokenizer.add_tokens(list(words), special_tokens=True)
     old = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > old:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -115,13 +115,14 @@ def merge_lora(model: nn.Module, state: Mapping[str, Tensor], scale: float) -> N
 
 
 def save_extension(folder: Path, extension: Extension, state: Mapping[str, Tensor]) -> None:
-    """Write ``extension.json`` and ``extension.safetensors``; PEFT writes its own two files."""
+    """Write ``extension.json``, and ``extension.safetensors`` if there are tensors; PEFT writes its own two files."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG_FILE, asdict(extension))
     kept = {key: value.detach().contiguous().cpu() for key, value in state.items()}
-    save_file(kept, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    if kept:
+        save_file(kept, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def read_extension(name: str | Path) -> tuple[Extension, Path]:
@@ -164,7 +165,7 @@ def load_extended(
             f"train it again on them, or name the model that it extends in its {CONFIG_FILE}."
         )
     model, processor = load_image_text(extension.base, device, dtype)
-    state = read_state_dict(folder / WEIGHTS_FILE)
+    state = read_state_dict(folder / WEIGHTS_FILE) if (folder / WEIGHTS_FILE).is_file() else {}
     if extension.words:
         ids = extend_vocabulary(model, processor.tokenizer, extension.words)
         model.get_input_embeddings().weight.data[ids] = state.pop(ROWS).to(model.device, model.dtype)

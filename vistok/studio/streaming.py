@@ -26,7 +26,7 @@ def streamed(work: Callable[[Callable[[Callable[[], T]], None]], T]) -> Iterator
     Raises:
         Exception: what the work raised.
     """
-    states: queue.Queue[tuple[str, T | BaseException]] = queue.Queue()
+    states: queue.Queue[tuple[bool, T | BaseException]] = queue.Queue()
     stopped = threading.Event()
     last = 0.0
 
@@ -35,25 +35,25 @@ def streamed(work: Callable[[Callable[[Callable[[], T]], None]], T]) -> Iterator
         if stopped.is_set():
             raise Stopped
         if time.monotonic() - last >= BETWEEN and states.empty():
-            states.put(("state", make()))
+            states.put((False, make()))
             last = time.monotonic()
 
     def run() -> None:
         try:
-            states.put(("result", work(show)))
+            states.put((True, work(show)))
         except Stopped:
             pass
         except BaseException as error:
-            states.put(("error", error))
+            states.put((True, error))
 
     threading.Thread(target=run, daemon=True).start()
     try:
         while True:
-            kind, state = states.get()
-            if kind == "error":
+            last_one, state = states.get()
+            if isinstance(state, BaseException):
                 raise state
             yield state
-            if kind == "result":
+            if last_one:
                 return
     finally:
         stopped.set()

@@ -27,6 +27,9 @@ def reconstruction(
         str | None, typer.Option(help="Numbers of tokens, by commas. [default: powers of two, or whole scales]")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the rate-distortion curves into this file.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Draw reconstructions by number of tokens, and their originals, into this file.")
+    ] = None,
     codecs: Annotated[bool, typer.Option(help="Compare with JPEG and WebP.")] = True,
     rfid: Annotated[
         str | None, typer.Option(help="Extractor of the Frechet distance to the originals, e.g. scenes-features.")
@@ -57,11 +60,14 @@ def reconstruction(
     if (tokenizer is None) == (outputs is None):
         raise VistokError("name a tokenizer with --tokenizer, or two folders: of originals and of reconstructions.")
     from vistok.cli.output import check_outputs, output_json
+    from vistok.data.images import check_image_target
     from vistok.eval.plots import check_plot
     from vistok.models.vision.lpips import Lpips
 
     check_outputs(json)
     check_plot(plot)
+    if pictures is not None:
+        check_image_target(pictures)
     if lpips and not (lpips_head and lpips_backbone):
         raise VistokError("--lpips needs the files of its weights: --lpips-head and --lpips-backbone.")
 
@@ -98,6 +104,12 @@ def reconstruction(
     )
     if not output_json([result.to_json() for result in report.results()], json):
         _print(report)
+    if pictures is not None:
+        from vistok.data.images import save_image
+        from vistok.eval.reconstruction.pictures import draw_lengths
+
+        lengths = [point.setting for point in report.curves[report.name]]
+        save_image(draw_lengths(loaded, source, lengths, seed=seed), pictures)
     if plot is not None:
         plot_rate_distortion(report.curves, report.side, plot)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vistok.data.scenes.language import NUMBERS, RELATIONS, Group, groups, plural, questions
 from vistok.data.scenes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scenes
+from vistok.errors import VistokError
 from vistok.ops.noise import derive_seed
 
 PAD, BEGIN, END, UNKNOWN, IMAGE, USER, ASSISTANT = "<pad>", "<s>", "</s>", "<unk>", "<image>", "user:", "assistant:"
@@ -202,7 +203,13 @@ def question_tokens(drawn: list[list[Question]]) -> tuple[Tensor, Tensor]:
 
     Returns:
         int64 [B, K, SLOT] twice; targets are ``IGNORE`` but where the answer and the end of the text follow.
+
+    Raises:
+        VistokError: scenes have different numbers of questions.
     """
+    if len({len(row) for row in drawn}) != 1:
+        least, most = min(map(len, drawn)), max(map(len, drawn))
+        raise VistokError(f"scenes have {least} to {most} questions of these kinds: ask for fewer, or for more kinds.")
     slots = [[_slot(question.text, question.answer) for question in row] for row in drawn]
     return tuple(torch.tensor([[slot[i] for slot in row] for row in slots]) for i in range(2))
 

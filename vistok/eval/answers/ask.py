@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.eval.answers.prompts import model_inputs, prompt_for
-from vistok.models.extension import load_extended, read_extension
+from vistok.models.extension import is_extension, load_extended, read_extension
 from vistok.models.families import FAMILIES
 from vistok.models.huggingface import given_cache
 from vistok.projectors import PMod, TokenPacker, compress, compressor_class, concentric
@@ -122,7 +122,8 @@ def load(name: str, device: str | None = None, dtype: str = "float32") -> tuple[
     """A multimodal model and its processor.
 
     A folder with a TokenPacker beside the model gives a model that runs with it, as after :func:`vistok.compress`; one
-    of Croc normalises its visual tokens.
+    of Croc normalises its visual tokens; one with a difference on another model (p-MoD, concentric positions) gives
+    that one, at work as it was trained.
 
     Args:
         name: embedded model, folder, or hub id.
@@ -136,9 +137,11 @@ def load(name: str, device: str | None = None, dtype: str = "float32") -> tuple[
     from vistok.zoo.registry import is_embedded, resolve
     from vistok.zoo.transformers import load_image_text
 
+    folder = resolve(name) if is_embedded(name) else Path(name).expanduser()
+    if is_extension(folder):
+        return load_difference(name, device, dtype)
     model, processor = load_image_text(name, device, dtype)
     restore_normalization(model)
-    folder = resolve(name) if is_embedded(name) else Path(name).expanduser()
     if (folder / PACKER_FILE).exists():
         compress(model, TokenPacker.from_pretrained(folder).to(model.device, model.dtype))
     return model, processor

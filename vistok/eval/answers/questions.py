@@ -45,7 +45,10 @@ def scene_questions(
     drawn = split_scenes(split, scenes)
     questions = split_questions(drawn, split, each, None if kinds is None else dict.fromkeys(kinds, 1.0))
     rows = zip(to_pil(render(drawn, side)), questions, strict=True)
-    return [Asked(picture, q.text, (q.answer,), q.kind) for picture, row in rows for q in row]
+    asked = [Asked(picture, q.text, (q.answer,), q.kind) for picture, row in rows for q in row]
+    if not asked:
+        raise VistokError(f"none of the {scenes} {split} scenes has a question of kind {', '.join(kinds or ())}.")
+    return asked
 
 
 def read_questions(path: str | Path, refused: list[str] | None = None) -> list[Asked]:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from vistok.data.images import ImageFolder, load_image
+from vistok.data.images import ImageFolder, grid, load_image, to_pil
 from vistok.data.scenes import render, sample_scenes
 from vistok.data.scenes.splits import HELD_OUT
 from vistok.data.vtok import TokenFile
 from vistok.errors import VistokError
+from vistok.ops.noise import check_seed
 from vistok.tokenizers.files import prepare
 from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.load import LoadedTokenizer
 
+COLUMNS = 8  # of the pictures that are drawn
 SIDE = 64  # of scenes, for tokenizers that take any size
 
 
@@ -76,6 +79,33 @@ class PictureSource:
             if any(image.shape != shape for image in images):
                 raise VistokError(f"the pictures in '{self.folder}' are of several sizes: give --size.")
             yield torch.stack(images)
+
+
+@torch.inference_mode()
+def draw_lengths(
+    loaded: LoadedTokenizer, source: PictureSource, lengths: Sequence[int], columns: int = COLUMNS, seed: int = 0
+) -> Image.Image:
+    """Returns a picture that shows what first tokens are worth: a row for each number of tokens, the originals below.
+
+    Args:
+        loaded: the tokenizer.
+        source: whose first pictures are shown.
+        lengths: numbers of tokens.
+        columns: pictures in a row, at most.
+        seed: of tokenizers that decode by sampling; all rows begin with the same noise.
+
+    Raises:
+        VistokError: a length that the tokenizer does not decode.
+    """
+    images = next(source.batches(min(columns, source.total))).to(loaded.device)
+    tokens = loaded.tokenizer.encode(images)
+    rows = []
+    for length in lengths:
+        decoding = {}
+        if loaded.tokenizer.capabilities.stochastic_decode:
+            decoding["generator"] = torch.Generator().manual_seed(check_seed(seed))
+        rows += to_pil(loaded.tokenizer.decode(tokens, length, **decoding))
+    return grid([*rows, *to_pil(images)], len(images))
 
 
 def file_overhead(loaded: LoadedTokenizer, shape: tuple[int, ...]) -> int:

@@ -13,7 +13,7 @@ from vistok.projectors.grounding.points import NEGATIVE, POSITIVE
 
 _COLOURS = ((255, 64, 160), (64, 200, 255), (255, 200, 40), (120, 230, 90))  # a region each, in turn
 _POSITIVE, _NEGATIVE, _RIM = (40, 220, 90), (235, 60, 60), (20, 20, 26)
-_VEIL = 0.45  # opacity of a mask
+_VEIL = 0.1  # opacity of a mask: its own colours stay
 _DIM = 0.45  # brightness outside of all masks
 
 
@@ -43,6 +43,7 @@ def paint(picture: Image.Image, regions: tuple[Region, ...], least_side: int = 3
         if mask is not None:
             colour = np.array(_COLOURS[number % len(_COLOURS)], dtype=np.float32)
             canvas[mask] = (1 - _VEIL) * canvas[mask] + _VEIL * colour
+            canvas[_outline(~mask, width)] = _RIM
             canvas[_outline(mask, width)] = colour
     painted = Image.fromarray(canvas.round().astype(np.uint8))
     draw = ImageDraw.Draw(painted)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vistok.errors import VistokError
-from vistok.projectors.interface import LayerCompressor, LayerView, check_keep, share_of
+from vistok.projectors.interface import LayerCompressor, LayerView, check_keep
 from vistok.projectors.methods.fastv import best_visual, last_query_attention
 
 STAGES = (1 / 4, 1 / 2, 3 / 4)  # of the depth: 8, 16 and 24 of 32
@@ -74,9 +74,10 @@ class PyramidDrop(LayerCompressor):
 
     def select(self, view: LayerView) -> Tensor:
         steps = 1 - view.later / len(STAGES if self.chosen is None else self.chosen)
-        counts = [
-            max(1, round(whole * (share_of(self.keep, whole) / whole) ** steps)) if whole else 0 for whole in view.whole
+        shares = [
+            min(1.0, self.keep / whole) if isinstance(self.keep, int) and whole else self.keep for whole in view.whole
         ]
+        counts = [max(1, round(whole * share**steps)) for whole, share in zip(view.whole, shares, strict=True)]
         left = view.visual.sum(1).tolist()
         counts = [min(pair) for pair in zip(counts, left, strict=True)]
         return best_visual(last_query_attention(view.ahead()), view.visual, counts)

@@ -20,13 +20,13 @@ from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.interface import DraftPolicy
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
-from vistok.samplers.policies.chains import Chain, chain_shape
-from vistok.samplers.policies.sized_growth import SizedLayers, SizedTree, sized_policy
+from vistok.samplers.policies.chains import Chain
+from vistok.samplers.policies.sized_growth import SizedLayers, SizedTree, bare_tree, sized_policy
 from vistok.samplers.targets.cached_lm import CachedLM
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.step_cost import step_cost
 from vistok.samplers.targets.support import check_model, learned_positions
-from vistok.samplers.tree import LawKind, TokenTree
+from vistok.samplers.tree import TokenTree
 
 PIECE = 32  # tokens that are read at a time behind a rest
 
@@ -151,9 +151,7 @@ class DraftModel(TextDrafter):
         """Read what was decided and grow a tree."""
         self.rests = isinstance(self.policy, SizedTree) and not self.policy.choose(run)
         if self.rests:
-            drawn = self.kind is not LawKind.DETERMINISTIC  # retrieval may hang drafts of its own on the root
-            laws = torch.zeros(len(run.root), 1, self._size, device=run.root.device) if drawn else None
-            return TokenTree(run.root, chain_shape(1, run.root.device), self.kind, laws)
+            return bare_tree(run, self.kind, self._size)
         self._catch_up(run)
         return self.policy.grow(self, run)
 

@@ -23,9 +23,8 @@ from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.interface import DraftPolicy
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
-from vistok.samplers.policies.chains import chain_shape
 from vistok.samplers.policies.dynamic import DynamicTree
-from vistok.samplers.policies.sized_growth import SizedDynamic, SizedTree, sized_policy
+from vistok.samplers.policies.sized_growth import SizedDynamic, SizedTree, bare_tree, sized_policy
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.step_cost import head_cost, step_cost
 from vistok.samplers.tree import TokenTree
@@ -156,7 +155,7 @@ class EagleHead(HeadDrafter, TextDrafter):
         """Grow a tree, if any."""
         self.rests = isinstance(self.policy, SizedTree) and not self.policy.choose(run)
         if self.rests:
-            return TokenTree(run.root, chain_shape(1, run.root.device), self.kind)
+            return bare_tree(run, self.kind, self.network.config.vocab_size)
         self._catch_up()
         return super().propose(run)
 

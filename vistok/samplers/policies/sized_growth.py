@@ -17,7 +17,7 @@ from vistok.errors import VistokError
 from vistok.samplers.interface import DraftHead
 from vistok.samplers.loop import Run, Verdict
 from vistok.samplers.params import SamplingParams
-from vistok.samplers.policies.chains import kind_of
+from vistok.samplers.policies.chains import chain_shape, kind_of
 from vistok.samplers.policies.dynamic import look
 from vistok.samplers.policies.dyspec import layered
 from vistok.samplers.policies.sized import PRIOR, SIZES, Option, Sizer, interpolated, mean_decided
@@ -184,6 +184,13 @@ class SizedLayers(SizedTree):
         exists = tree.shape.parents >= 0
         valued = Valued(torch.where(exists, slots, 0.0), tree.shape.depth.expand(len(slots), -1))
         return tree, valued, valued
+
+
+def bare_tree(run: Run, kind: LawKind, size: int) -> TokenTree:
+    """The root alone, with an empty law [B, 1, size] where drafts are drawn: retrieval may hang its own on it."""
+    drawn = kind is not LawKind.DETERMINISTIC
+    laws = torch.zeros(len(run.root), 1, size, device=run.root.device) if drawn else None
+    return TokenTree(run.root, chain_shape(1, run.root.device), kind, laws)
 
 
 def sized_policy(policy: Any, sized: type[SizedTree]) -> Any:

@@ -88,7 +88,7 @@ class UpscaledVQTask(PictureTask):
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the tokenizer as an embedded model."""
         self.tokenizer.save_pretrained(directory, torch.float16)
-        parts = {"base": self.tokenizer.config.base}
+        parts = {"codes": self.tokenizer.config.base}
         self.write_card(directory, self.tokenizer, "image-tokenizer", "vq_upscaled", metrics, steps, parts=parts)
 
 
