@@ -114,7 +114,7 @@ def test_class_models_load_from_files(published, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "int8"}, "unknown dtype"),
+        ({"dtype": "int3"}, "unknown dtype"),
         ({"device": "warp"}, "unknown device"),
         ({"name": "lamagn"}, "did you mean"),
         ({"name": "vq-mini"}, "does not paint"),
@@ -221,7 +221,9 @@ def test_int8_pictures_do_not_depend_on_the_batch_and_a_job_tells_them_apart(tmp
         paint_to(tmp_path, plain, samples, plain.sampler(None), params)
 
 
-@pytest.mark.parametrize(("name", "device", "mend"), [("mar", "cpu", "token behind token"), ("llamagen", "cuda", "")])
+@pytest.mark.parametrize(
+    ("name", "device", "mend"), [("mar", "cpu", "token behind the other"), ("llamagen", "cuda", "")]
+)
 def test_int8_is_refused_where_it_does_not_serve(name, device, mend):
     with pytest.raises(VistokError, match=mend):
         vistok.pipeline(name, device=device, dtype="int8")

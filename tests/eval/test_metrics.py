@@ -34,8 +34,15 @@ class Shards:
     def __init__(self, values: torch.Tensor):
         self.values = values
 
+    @property
+    def count(self) -> int:
+        return len(self.values)
+
     def load(self, output: str = "features") -> torch.Tensor:
         return self.values
+
+    def shards(self, output: str = "features"):
+        yield from self.values.split(7)
 
     def statistics(self, output: str = "features") -> FeatureStatistics:
         return FeatureStatistics.of(self.values)

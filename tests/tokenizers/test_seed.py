@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
@@ -130,12 +129,6 @@ def test_without_an_unclip_pixels_are_refused_with_the_mend():
     model = seed()
     with pytest.raises(VistokError, match=r"embed.*--unclip"):
         model.decode(model.encode(pictures()))
-
-
-def test_without_diffusers_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(VistokError, match=r"diffusers.*vistok\[unclip\]"):
-        UnClip.load("somewhere")
 
 
 @pytest.fixture(scope="module")

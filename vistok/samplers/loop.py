@@ -86,6 +86,7 @@ class Run:
         tokens: decided tokens, int64 [B, length + slack]; what lies behind ``decided`` is garbage.
         decided: decided tokens of each sample, int64 [B]; the root of the next tree is the last of them.
         least: smallest of them, known on the host.
+        even: they are known to be all equal.
         step: number of the current verify step, from 1.
         draws: the uniform of each position for tokens that are drawn from the target once and for all, [B, length].
         step_of: the step that decided each token, int64, shaped like ``tokens``.
@@ -112,6 +113,7 @@ class Run:
     stop: Stop | None = None
     together: bool = False
     least: int = 0
+    even: bool = True
     step: int = 0
     _block: tuple[tuple[int, int], Tensor] | None = None
 
@@ -210,13 +212,15 @@ class Run:
         self.tokens.scatter_(1, places, verdict.emitted)
         self.step_of.scatter_(1, places, self.step)
         self.decided = self.decided + verdict.count
-        if tree.nodes == 1 and not self.early:  # known without asking the device
+        if tree.nodes == 1 and self.even and not self.early:  # known without asking the device
             self.least += 1
             return 1
         self.proposed += left.clamp(max=tree.nodes) - (left > 0).long()
         kept = verdict.count.tolist()
         self._finish()
-        return kept[0] if len(set(kept)) == 1 else None
+        same = len(set(kept)) == 1
+        self.even = self.even and same
+        return kept[0] if same else None
 
     @property
     def root(self) -> Tensor:

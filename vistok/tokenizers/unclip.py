@@ -29,12 +29,10 @@ class UnClip:
         """Loads a folder or a hub id, safetensors alone.
 
         Raises:
-            VistokError: diffusers is not installed, or the name leads to no unCLIP.
+            VistokError: the name leads to no unCLIP.
         """
-        try:
-            from diffusers import StableUnCLIPImg2ImgPipeline
-        except ImportError:
-            raise VistokError("painting with an unCLIP needs diffusers: pip install diffusers.") from None
+        from diffusers import StableUnCLIPImg2ImgPipeline
+
         try:
             pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(name, use_safetensors=True)
         except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:

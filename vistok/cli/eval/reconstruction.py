@@ -67,6 +67,8 @@ def reconstruction(
     check_outputs(json)
     check_plot(plot)
     if pictures is not None:
+        if tokenizer is None:
+            raise VistokError("--pictures draws what a tokenizer reconstructs: name it with --tokenizer.")
         check_image_target(pictures)
     if lpips and not (lpips_head and lpips_backbone):
         raise VistokError("--lpips needs the files of its weights: --lpips-head and --lpips-backbone.")

@@ -94,16 +94,13 @@ def print_points(points: list, title: str) -> None:
     from rich.table import Table
 
     full = points[0].accuracy
-    table = Table(
-        "method", "keep", "tokens", "accuracy", "95 %", "of full", "MFLOPs", "cache KiB", "prefill ms", title=title
-    )
+    table = Table("method", "keep", "tokens", "accuracy", "of full", "MFLOPs", "cache KiB", "prefill ms", title=title)
     for p in points:
         table.add_row(
             p.method,
             "own" if p.keep is None else f"{100 * p.keep:g} %",
             f"{p.visual_tokens:.1f}",
-            f"{p.accuracy:.3f}",
-            "{:.3f} to {:.3f}".format(*p.interval),
+            "{:.3f} [{:.3f}, {:.3f}]".format(p.accuracy, *p.interval),
             f"{100 * p.accuracy / full:.1f} %" if full else "-",
             f"{p.prefill_flops / 1e6:.1f}",
             f"{p.cache_bytes / 1024:.1f}",

@@ -203,7 +203,8 @@ class OneDPieceTask(PictureTask):
                 "'data.revive_every' out."
             )
         if new:
-            images = self.first_pictures(self.data.start_pictures)
+            drawn = self.source.draw(0, self.data.start_pictures)  # of a small folder, other crops of the same
+            images = self.source.augmented(drawn)
             cells = Cells(self.tokenizer.config, images)
             start_from_cells(self.tokenizer, cells, images, torch.Generator().manual_seed(self.recipe.seed))
         freeze_codes(self.tokenizer)

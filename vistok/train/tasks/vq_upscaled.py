@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.tokenizers.vq_upscaled import UpscaledVQ, UpscaledVQConfig
-from vistok.train.options import read_options
+from vistok.train.options import check_entries, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.sources import PictureData, open_source
 from vistok.train.tasks.pictures import PictureTask, check_size
@@ -60,6 +60,7 @@ class UpscaledVQTask(PictureTask):
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         self.data = read_options(UpscaledVQData, recipe.data, "data")
+        check_entries(recipe.init, (), "init")
         self.source = open_source(self.data, self.data.size)
         torch.manual_seed(recipe.seed)
         self.tokenizer = UpscaledVQ(read_options(UpscaledVQConfig, recipe.model, "model"))

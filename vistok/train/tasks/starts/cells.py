@@ -126,6 +126,11 @@ def start_from_cells(tokenizer: TiTok, cells: Cells, images: Tensor, generator: 
     codes = []
     for kind in kinds:
         points = rearrange(kind, "b d g n -> (b g n) d")
+        if len(points) < share:
+            raise VistokError(
+                f"{share} codes cannot be the k-means of {len(points)} cells: draw more pictures "
+                "('data.start_pictures'), or make 'model.codebook_size' smaller."
+            )
         chosen = torch.randperm(len(points), generator=generator)[:POINTS]
         codes.append(spherical_kmeans(points[chosen], share, generator))
     tokenizer.quantize.embedding.weight[: share * len(kinds)].copy_(torch.cat(codes))
