@@ -243,3 +243,9 @@ def test_a_measured_window_is_that_of_the_whole_job(pipe, tmp_path, monkeypatch)
     monkeypatch.setattr(jacobi, "forward_cost", lambda *_: {1: 1.0, 32: 1.0})  # another machine, or a busier one
     paint_to(tmp_path / "job", pipe, samples, sampler, params)
     assert [(tmp_path / "job" / f"{i:06d}.png").read_bytes() for i in range(2)] == first
+
+
+@pytest.mark.parametrize(("tokenizer", "side"), [("vq-mini", 64), ("vq-mini-128", 128)])
+def test_a_tokenizer_alone_gets_the_default_generator_of_its_codes(tokenizer, side):
+    pipe = vistok.pipeline(tokenizer=tokenizer, device="cpu")
+    assert (pipe.name, pipe.size) == ("llamagen-mini", side)

@@ -693,13 +693,13 @@ def _card_for(name: str, checkpoint: str | Path | None) -> ModelCard:
 
 
 def _generator_of(tokenizer: str) -> str:
-    """The embedded generator of an embedded tokenizer's tokens.
+    """The embedded generator of an embedded tokenizer's tokens: the default one, where it is among several.
 
     Raises:
         VistokError: the tokenizer is not embedded, or no embedded generator draws its tokens.
     """
     known: dict[str, str] = {}
-    for each in cards():
+    for each in sorted(cards(), key=lambda card: DEFAULT_MODEL not in (card.name, *card.aliases)):
         if each.embedded and each.family in GENERATORS and "tokenizer" in each.parts:
             known.setdefault(each.parts["tokenizer"], each.name)
     wanted = next((each.name for each in cards() if tokenizer in (each.name, *each.aliases)), tokenizer)
