@@ -18,7 +18,6 @@ from vistok.samplers.writing import drafter_of
 from vistok.zoo.registry import is_embedded, resolve
 
 
-@register_model("vistok_hf")
 class VistokHF(HFLM):
     """A causal LM of transformers with a drafter, by model arguments; the rest is lm-eval's.
 
@@ -52,6 +51,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from vistok.eval.harnesses import lm  # so that what is registered is the module's own class
+    from vistok.eval.harnesses import lm  # where the class is registered, under its own module's name
 
     lm.main()
+else:
+    register_model("vistok_hf")(VistokHF)
