@@ -115,8 +115,7 @@ class Context(Attachment):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        names = list(inspect.signature(type(self.model).generate).parameters)[3:]
-        kwargs |= dict(zip(names, args, strict=False))
+        kwargs = self.keywords(args, kwargs)
         configs = (generation_config, self.model.generation_config)
         kind, used = (_option(name, kwargs, configs) for name in ("cache_implementation", "use_cache"))
         if kind not in (None, "dynamic"):

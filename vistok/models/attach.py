@@ -52,6 +52,11 @@ class Attachment:
         """What the model's ``generate`` does; ``plain`` is the one that it has without this attachment."""
         return plain(*args, **kwargs)
 
+    def keywords(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Returns the arguments of a ``generate`` call behind ``inputs`` and ``generation_config``, all by name."""
+        names = list(inspect.signature(type(self.model).generate).parameters)[3:]
+        return kwargs | dict(zip(names, args, strict=False))
+
     def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """Call ``hook(module, args, kwargs)`` before each forward of a module."""
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))

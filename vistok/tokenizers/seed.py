@@ -29,7 +29,7 @@ from vistok.tokenizers.seed_qformer import QFormer
 from vistok.tokenizers.seed_tower import build_tower
 from vistok.zoo.checkpoint import load_strict, read_state_dict, without_common_prefix
 from vistok.zoo.pretrained import Pretrained
-from vistok.zoo.registry import card_of_file, resolve
+from vistok.zoo.registry import resolve
 
 if TYPE_CHECKING:
     from vistok.tokenizers.unclip import UnClip
@@ -153,14 +153,7 @@ class Seed(Pretrained, nn.Module):
         path = resolve(name)
         if path.is_dir():
             return super().from_pretrained(name, preset, prefer_ema, **overrides)
-        card = card_of_file(path)
-        if preset is None and card is not None and card.preset in cls.presets:
-            preset = card.preset
-        if preset is None:
-            raise VistokError(
-                f"'{path.name}' is no published file name, so its shape is not known: give a preset, "
-                f"one of {', '.join(cls.presets)}."
-            )
+        preset, overrides = cls.preset_of_file(path, preset, overrides)
         if preset not in cls.presets:
             raise unknown_name("Seed preset", preset, list(cls.presets))
         state = without_common_prefix(read_state_dict(path, prefer_ema=prefer_ema), {"query_tokens"})

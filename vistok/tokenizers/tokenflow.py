@@ -25,7 +25,7 @@ from vistok.tokenizers.tokenflow_config import PRESETS, TokenFlowConfig
 from vistok.tokenizers.vq import Decoder, Encoder
 from vistok.zoo.checkpoint import load_strict, read_state_dict, without_common_prefix
 from vistok.zoo.pretrained import Pretrained
-from vistok.zoo.registry import card_of_file, resolve
+from vistok.zoo.registry import resolve
 
 
 class SemanticDecoder(nn.Module):
@@ -104,14 +104,7 @@ class TokenFlow(Pretrained, nn.Module):
         path = resolve(name)
         if path.is_dir():
             return super().from_pretrained(name, preset, prefer_ema, **overrides)
-        card = card_of_file(path)
-        if preset is None and card is not None and card.preset in cls.presets:
-            preset = card.preset
-        if preset is None:
-            raise VistokError(
-                f"'{path.name}' is no published file name, so its shape is not known: give a preset, "
-                f"one of {', '.join(cls.presets)}."
-            )
+        preset, overrides = cls.preset_of_file(path, preset, overrides)
         model = cls.from_preset(preset, **overrides)
         state = without_common_prefix(read_state_dict(path, prefer_ema=prefer_ema), model.state_dict().keys())
         state = convert_backbone(state, model.config)

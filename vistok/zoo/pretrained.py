@@ -103,14 +103,7 @@ class Pretrained(Pushable):
             model, weights = cls(cls.read_config(path / CONFIG_FILE)), weights_file(path)
             model.card = card_of_folder(path)
         else:
-            card = card_of_file(path)
-            if preset is None and card is not None and card.preset in cls.presets:
-                preset, overrides = card.preset, {**card.config, **overrides}
-            if preset is None:
-                raise VistokError(
-                    f"'{path.name}' is no published file name, so its shape is not known: give a preset, "
-                    f"one of {', '.join(cls.presets)}."
-                )
+            preset, overrides = cls.preset_of_file(path, preset, overrides)
             model, weights = cls.from_preset(preset, **overrides), path
         state = cls.rename(read_state_dict(weights, prefer_ema=prefer_ema))
         base = None if model.card is None else model.card.parts.get(BASE)
@@ -121,6 +114,23 @@ class Pretrained(Pushable):
         variants = {key: (lambda key=key: cls.from_preset(key, **overrides)) for key in cls.presets}
         load_strict(model, state, preset or cls.__name__, cls.dropped_keys, variants)
         return model.eval()
+
+    @classmethod
+    def preset_of_file(cls, path: Path, preset: str | None, overrides: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Returns the preset of a checkpoint file, and what replaces its entries: as given, else as its card says.
+
+        Raises:
+            VistokError: none is given, and the file has no published name.
+        """
+        card = card_of_file(path)
+        if preset is None and card is not None and card.preset in cls.presets:
+            return card.preset, {**card.config, **overrides}
+        if preset is None:
+            raise VistokError(
+                f"'{path.name}' is no published file name, so its shape is not known: give a preset, "
+                f"one of {', '.join(cls.presets)}."
+            )
+        return preset, overrides
 
     @classmethod
     def rename(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

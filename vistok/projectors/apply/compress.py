@@ -94,8 +94,7 @@ class Compression(Attachment):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        names = list(inspect.signature(type(self.model).generate).parameters)[3:]
-        kwargs |= dict(zip(names, args, strict=False))
+        kwargs = self.keywords(args, kwargs)
         if inputs is not None:
             kwargs["input_ids"] = inputs
         self._begin(kwargs)

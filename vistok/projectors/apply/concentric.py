@@ -80,8 +80,7 @@ class Concentric(Attachment):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        names = list(inspect.signature(type(self.model).generate).parameters)[3:]
-        kwargs |= dict(zip(names, args, strict=False))
+        kwargs = self.keywords(args, kwargs)
         if inputs is not None:
             kwargs["input_ids"] = inputs
         if kwargs.get("position_ids") is None and kwargs.get("input_ids") is not None:
