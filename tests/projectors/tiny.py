@@ -97,16 +97,16 @@ def internvl(attention: str = "sdpa"):
     return _built(InternVLForConditionalGeneration, config, attention)
 
 
+QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": 97, "vision_start_token_id": 96, "vision_end_token_id": 95}
+
+
 def qwen2_vl(attention: str = "sdpa"):
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     config = Qwen2VLConfig(
         vision_config={"depth": 5, "embed_dim": 32, "hidden_size": 48, "num_heads": 2, "patch_size": 4},
         text_config=_text(dict, rope_parameters={"rope_type": "default", "mrope_section": [2, 2, 2]}),
-        image_token_id=IMAGE,
-        video_token_id=97,
-        vision_start_token_id=96,
-        vision_end_token_id=95,
+        **QWEN_IDS,
     )
     return _built(Qwen2VLForConditionalGeneration, config, attention)
 
@@ -118,10 +118,7 @@ def qwen2_5_vl(attention: str = "sdpa"):
     config = Qwen2_5_VLConfig(
         vision_config=vision | {"out_hidden_size": 48, "window_size": 16, "fullatt_block_indexes": [2, 4]},
         text_config=_text(dict, rope_parameters={"rope_type": "default", "mrope_section": [2, 2, 2]}),
-        image_token_id=IMAGE,
-        video_token_id=97,
-        vision_start_token_id=96,
-        vision_end_token_id=95,
+        **QWEN_IDS,
     )
     return _built(Qwen2_5_VLForConditionalGeneration, config, attention)
 
@@ -134,10 +131,7 @@ def qwen3_vl(attention: str = "sdpa"):
         vision_config=vision
         | {"out_hidden_size": 48, "deepstack_visual_indexes": [1, 3], "num_position_embeddings": 64},
         text_config=_text(dict, head_dim=12, rope_parameters={"rope_type": "default", "mrope_section": [2, 2, 2]}),
-        image_token_id=IMAGE,
-        video_token_id=97,
-        vision_start_token_id=96,
-        vision_end_token_id=95,
+        **QWEN_IDS,
     )
     return _built(Qwen3VLForConditionalGeneration, config, attention)
 

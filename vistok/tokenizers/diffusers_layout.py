@@ -23,29 +23,22 @@ if TYPE_CHECKING:
 
 ENCODER = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")  # without and with attention behind each block
 DECODER = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
+
+
 # Parts of our keys, level and block numbers aside, and those of diffusers.
-VQ_PARTS = (
-    (r"encoder\.conv_blocks\.(\d+)\.res\.", r"encoder.down_blocks.\1.resnets."),
-    (r"encoder\.conv_blocks\.(\d+)\.attn\.", r"encoder.down_blocks.\1.attentions."),
-    (r"encoder\.conv_blocks\.(\d+)\.downsample\.", r"encoder.down_blocks.\1.downsamplers.0."),
-    (r"decoder\.conv_blocks\.(\d+)\.res\.", r"decoder.up_blocks.\1.resnets."),
-    (r"decoder\.conv_blocks\.(\d+)\.attn\.", r"decoder.up_blocks.\1.attentions."),
-    (r"decoder\.conv_blocks\.(\d+)\.upsample\.", r"decoder.up_blocks.\1.upsamplers.0."),
-    (r"mid\.0\.", "mid_block.resnets.0."),
-    (r"mid\.1\.", "mid_block.attentions.0."),
-    (r"mid\.2\.", "mid_block.resnets.1."),
-)
-KL_PARTS = (
-    (r"encoder\.down\.(\d+)\.block\.", r"encoder.down_blocks.\1.resnets."),
-    (r"encoder\.down\.(\d+)\.attn\.", r"encoder.down_blocks.\1.attentions."),
-    (r"encoder\.down\.(\d+)\.downsample\.", r"encoder.down_blocks.\1.downsamplers.0."),
-    (r"decoder\.up\.(\d+)\.block\.", r"decoder.up_blocks.\1.resnets."),
-    (r"decoder\.up\.(\d+)\.attn\.", r"decoder.up_blocks.\1.attentions."),
-    (r"decoder\.up\.(\d+)\.upsample\.", r"decoder.up_blocks.\1.upsamplers.0."),
-    (r"mid\.block_1\.", "mid_block.resnets.0."),
-    (r"mid\.attn_1\.", "mid_block.attentions.0."),
-    (r"mid\.block_2\.", "mid_block.resnets.1."),
-)
+def _parts(down: str, up: str, block: str, middle: tuple[str, str, str]) -> tuple[tuple[str, str], ...]:
+    """Our names of the levels of the encoder and of the decoder, of the blocks in them, and of the middle's three."""
+    levels = [
+        (rf"{half}\.{ours}\.(\d+)\.{part}\.", rf"{half}.{side}_blocks.\1.{theirs}.")
+        for half, ours, side in (("encoder", down, "down"), ("decoder", up, "up"))
+        for part, theirs in ((block, "resnets"), ("attn", "attentions"), (f"{side}sample", f"{side}samplers.0"))
+    ]
+    of_middle = ("resnets.0", "attentions.0", "resnets.1")
+    return (*levels, *((rf"mid\.{ours}\.", f"mid_block.{part}.") for ours, part in zip(middle, of_middle, strict=True)))
+
+
+VQ_PARTS = _parts("conv_blocks", "conv_blocks", "res", ("0", "1", "2"))
+KL_PARTS = _parts("down", "up", "block", ("block_1", "attn_1", "block_2"))
 LEAVES = (
     (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
     (r"(attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
