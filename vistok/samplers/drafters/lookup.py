@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.samplers.drafters.text import TextDrafter
+from vistok.samplers.drafters.text import TextDrafter, TextSoFar
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.policies.chains import chain_shape
 from vistok.samplers.targets.causal_lm import Prompt
@@ -71,24 +71,16 @@ class PromptLookup(TextDrafter):
 
     def start(self, run: Run, prefill: Scores) -> None:
         """Begin with the prompt and the first token."""
-        room = run.tokens.shape[1]
-        self._text = torch.nn.functional.pad(self._prompt.flush, (0, room))
-        self._size = self._prompt.count
-        self._append(run.tokens[:, :1], torch.ones_like(self._size))
-
-    def _append(self, tokens: Tensor, count: Tensor) -> None:
-        places = self._size[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
-        self._text.scatter_(1, places.clamp(max=self._text.shape[1] - 1), tokens)
-        self._size = self._size + count
+        self._so_far = TextSoFar(self._prompt, run)
 
     def propose(self, run: Run) -> TokenTree:
         """The continuation; no drafts where no sequence has one."""
-        place, known = continuation(self._text, self._size, self.ngram, self.drafts)
+        place, known = continuation(self._so_far.tokens, self._so_far.size, self.ngram, self.drafts)
         most = int(torch.where(run.decided < run.length, known, 0).max())
         source = place[:, None] + torch.arange(most, device=place.device)
-        drafts = self._text.gather(1, source.clamp(max=self._text.shape[1] - 1))
+        drafts = self._so_far.tokens.gather(1, source.clamp(max=self._so_far.tokens.shape[1] - 1))
         return TokenTree(torch.cat([run.root, drafts], 1), chain_shape(most + 1, run.tokens.device))
 
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
         """Append what was decided."""
-        self._append(verdict.emitted, verdict.count)
+        self._so_far.append(verdict.emitted, verdict.count)

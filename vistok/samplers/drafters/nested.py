@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.samplers.drafters.draft_model import same_tokenizer
 from vistok.samplers.drafters.sorted_draft import Reader
-from vistok.samplers.drafters.text import TextDrafter
+from vistok.samplers.drafters.text import TextDrafter, TextSoFar
 from vistok.samplers.loop import Run, Scores, Verdict, decode
 from vistok.samplers.noise import Noise
 from vistok.samplers.params import SamplingParams
@@ -93,23 +92,16 @@ class NestedDraft(TextDrafter):
 
     def start(self, run: Run, prefill: Scores) -> None:
         """Begin with the prompt and the first token."""
-        self._text = F.pad(self._prompt.flush, (0, run.tokens.shape[1] + self.nodes))
-        self._size = self._prompt.count
-        self._append(run.tokens[:, :1], torch.ones_like(self._size))
-
-    def _append(self, tokens: Tensor, count: Tensor) -> None:
-        places = self._size[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
-        self._text.scatter_(1, places.clamp(max=self._text.shape[1] - 1), tokens)
-        self._size = self._size + count
+        self._so_far = TextSoFar(self._prompt, run, self.nodes)
 
     def propose(self, run: Run) -> TokenTree:
         """Let the draft model go on."""
-        target = _Continued(self._reader, self._text, self._size, self.drafts)
-        noise = Noise(0, torch.arange(len(self._text), device=self._text.device))
+        target = _Continued(self._reader, self._so_far.tokens, self._so_far.size, self.drafts)
+        noise = Noise(0, torch.arange(len(self._so_far.tokens), device=self._so_far.tokens.device))
         drafts, _ = decode(target, self.inner, exact_tree(self.inner.kind), GREEDY, noise)
         return TokenTree(torch.cat([run.root, drafts], 1), chain_shape(self.nodes, run.root.device))
 
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
         """Append what was decided; the draft model drops what it read of its own."""
-        self._reader.rewind(self._size)
-        self._append(verdict.emitted, verdict.count)
+        self._reader.rewind(self._so_far.size)
+        self._so_far.append(verdict.emitted, verdict.count)

@@ -19,7 +19,7 @@ from vistok.errors import VistokError
 from vistok.ops import draw
 from vistok.ops.tree import PADDING
 from vistok.samplers.drafters.draft_model import same_tokenizer
-from vistok.samplers.drafters.text import TextDrafter
+from vistok.samplers.drafters.text import TextDrafter, TextSoFar
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.noise import DRAFT
 from vistok.samplers.params import SamplingParams
@@ -155,34 +155,27 @@ class SortedDraft(TextDrafter):
 
     def start(self, run: Run, prefill: Scores) -> None:
         """Begin with the prompt and the first token."""
-        self._text = F.pad(self._prompt.flush, (0, run.tokens.shape[1] + self.nodes))
-        self._size = self._prompt.count
-        self._append(run.tokens[:, :1], torch.ones_like(self._size))
-
-    def _append(self, tokens: Tensor, count: Tensor) -> None:
-        places = self._size[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
-        self._text.scatter_(1, places.clamp(max=self._text.shape[1] - 1), tokens)
-        self._size = self._size + count
+        self._so_far = TextSoFar(self._prompt, run, self.nodes)
 
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
         """Append what was decided; the exits drop what they read of the draft."""
         for each in self._exits:
-            each.rewind(self._size)
-        self._append(verdict.emitted, verdict.count)
+            each.rewind(self._so_far.size)
+        self._so_far.append(verdict.emitted, verdict.count)
 
     def propose(self, run: Run) -> TokenTree:
         """Draft until the largest exit is unsure of every sequence."""
         going = run.decided < run.length
-        text, tokens, laws, shown = self._text.clone(), [run.root], [], []
+        text, tokens, laws, shown = self._so_far.tokens.clone(), [run.root], [], []
         for depth in range(self.drafts):
-            logits, sure = self._asked(text, self._size + depth, going)
+            logits, sure = self._asked(text, self._so_far.size + depth, going)
             going = going & sure
             if not bool(going.any()):
                 break
             law = draft_law(run.params, logits)
             offset = torch.full((1,), depth, device=text.device)
             token = logits.argmax(-1) if run.params.greedy else draw(law, run.uniform(offset, DRAFT, depth)[:, 0])
-            text.scatter_(1, (self._size + depth)[:, None], token[:, None])
+            text.scatter_(1, (self._so_far.size + depth)[:, None], token[:, None])
             tokens.append(token[:, None])
             laws.append(law)
             shown.append(going)
@@ -211,5 +204,6 @@ class SortedDraft(TextDrafter):
         """Laws behind the nodes; none where decoding is greedy. The last node's is never asked for."""
         if run.params.greedy:
             return None
-        size = self._text.new_zeros(len(self._text), 1, self.model.get_input_embeddings().weight.shape[0])
+        text = self._so_far.tokens
+        size = text.new_zeros(len(text), 1, self.model.get_input_embeddings().weight.shape[0])
         return torch.cat([*(law[:, None] for law in laws), size.to(laws[0] if laws else torch.float32)], 1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.samplers.drafters.plain import NoDraft
@@ -68,3 +70,28 @@ class TextDrafter:
 
 class Undrafted(NoDraft, TextDrafter):
     """Plain decoding of text: trees without drafts."""
+
+
+class TextSoFar:
+    """Prompts and what was decided behind them, flush left.
+
+    Args:
+        prompt: what is continued.
+        run: whose first tokens are decided.
+        slack: room behind the longest text, in tokens.
+
+    Attributes:
+        tokens: int64 [B, T]; anything behind ``size``.
+        size: tokens of each text, int64 [B].
+    """
+
+    def __init__(self, prompt: Prompt, run: Run, slack: int = 0):
+        self.tokens = F.pad(prompt.flush, (0, run.tokens.shape[1] + slack))
+        self.size = prompt.count
+        self.append(run.tokens[:, :1], torch.ones_like(self.size))
+
+    def append(self, tokens: Tensor, count: Tensor) -> None:
+        """Append the first ``count`` [B] of tokens [B, M]."""
+        places = self.size[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        self.tokens.scatter_(1, places.clamp(max=self.tokens.shape[1] - 1), tokens)
+        self.size = self.size + count
