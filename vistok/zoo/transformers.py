@@ -15,6 +15,7 @@ import torch
 from vistok.errors import VistokError
 from vistok.progress import quiet_transformers
 from vistok.runtime import resolve_device, resolve_dtype
+from vistok.zoo.adapter import adapter_base, is_adapter, merge_adapter
 from vistok.zoo.registry import hub_id, is_embedded, resolve
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ def load_text_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizer
     """
     from transformers import AutoTokenizer
 
+    if (folder := _adapter(name)) is not None:  # whose tokenizer is that of the model below, for longer texts maybe
+        longest = getattr(load_config(name, "causal LM"), "max_position_embeddings", None)
+        options = {"model_max_length": longest} | options
+        name = adapter_base(folder)
     tokenizer = _read(AutoTokenizer, name, "tokenizer", **options)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where there are no files
         raise VistokError(f"'{name}' has no tokenizer beside the model: copy its tokenizer.json, or vocabulary files.")
@@ -87,7 +92,8 @@ def load_model(
     """Returns a transformers model in evaluation mode, without gradients: no weight missing, no shape another.
 
     Args:
-        name: an embedded model such as ``text-mini``, a folder, or a hub id ``owner/name``.
+        name: an embedded model such as ``text-mini``, a folder, or a hub id ``owner/name``; a folder may hold LoRA
+            factors beside a whole configuration (:mod:`vistok.zoo.adapter`).
         loader: a class of transformers with ``from_pretrained``: an auto class such as ``AutoModelForCausalLM``, or a
             model's own such as ``CLIPModel``.
         what: what it should be, for sentences, e.g. ``"CLIP model"``.
@@ -104,8 +110,10 @@ def load_model(
     _check_architecture(name, config, loader, what, model_types)
     options = {"config": config, "dtype": number_format}
     reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both are refused below, by name
+    folder = _adapter(name)
     with quiet_transformers():
-        model, report = _read(loader, name, what, **options, **reporting)
+        below = name if folder is None else adapter_base(folder)
+        model, report = _read(loader, below, what, **options, **reporting)
     left_out = [key for key in report["unexpected_keys"] if key.endswith(".bias") and _has(model, key[:-4] + "weight")]
     faults = {
         "lacks": report["missing_keys"],
@@ -119,7 +127,16 @@ def load_model(
                 f"the weights of '{name}' are not those of a whole {what}: it {verb} {', '.join(keys[:_SHOWN])}{more}; "
                 "name complete weights."
             )
-    return model.to(place).eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False)
+    if folder is not None:
+        merge_adapter(model, folder)
+    return model.to(place)
+
+
+def _adapter(name: str | Path) -> Path | None:
+    """The folder that a name leads to, if it holds LoRA factors that make another model a new one."""
+    source = Path(_source(name, "model"))
+    return source if is_adapter(source) else None
 
 
 def _has(model: Any, key: str) -> bool:

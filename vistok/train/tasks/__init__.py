@@ -36,6 +36,7 @@ TASKS = Registry(
         "mar": f"{_HERE}.mar:MARTask",
         "maskgit": f"{_HERE}.masked:MaskGITTask",
         "medusa": f"{_HERE}.extra_rows:MedusaTask",
+        "needles": f"{_HERE}.needles:NeedleTask",
         "one-d-piece": f"{_HERE}.one_d_piece:OneDPieceTask",
         "pink": f"{_HERE}.scenes.pink:PinkTask",
         "prompt-tokens": f"{_HERE}.extra_rows:PromptTokensTask",

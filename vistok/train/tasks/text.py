@@ -25,7 +25,7 @@ from vistok.train.export import write_training_card
 from vistok.train.options import check_entries, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.trainer import Task
-from vistok.zoo import resolve
+from vistok.zoo.transformers import load_causal_lm
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -57,9 +57,8 @@ def encoded(tokenizer: PreTrainedTokenizerFast, split: str) -> Tensor:
 
 def load_lm(name: str) -> tuple[PreTrainedTokenizerFast, LlamaForCausalLM]:
     """The tokenizer and the language model, in float32, of a zoo name, folder or hub id."""
-    folder = resolve(name)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    return tokenizer, LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    lm, tokenizer = load_causal_lm(name)
+    return tokenizer, lm.requires_grad_(True)
 
 
 def draw_passages(tokens: Tensor, length: int, count: int, generator: torch.Generator) -> Tensor:

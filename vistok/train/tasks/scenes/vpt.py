@@ -22,9 +22,10 @@ from vistok.data.scenes.world import Scenes
 from vistok.errors import VistokError
 from vistok.ops.noise import counter_uniform
 from vistok.projectors.grounding.control import REGION_TOKENS, parse_regions, region_words, squared
+from vistok.train.lora import Lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, Lora, answer_loss, slots
+from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, answer_loss, slots
 
 FIRST_SLOT, SECOND_SLOT = 15, 10
 HIDDEN = 0.5  # share of batches whose second turn does not see the first
