@@ -26,6 +26,7 @@ SMALL = {
     "prompt": 6,
     "passages": 4,
     "swaps": 2,
+    "stages": [{"length": 64, "needles": 2, "steps": 2}, {"length": 96, "needles": 3, "steps": 1}],
 }
 NEW_VQ = {"codebook_size": 64, "codebook_dim": 16, "channels": 32, "channel_mult": [1, 1, 2], "res_blocks": 1}
 FROM_NOTHING = {  # what the recipes' comments say, where new weights take another way through a task

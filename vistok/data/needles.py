@@ -43,12 +43,12 @@ class Needle:
     Attributes:
         question: tokens that ask for it, int64 [Q].
         answer: tokens of its value, int64 [A].
-        depth: share of the passage that stands before it.
+        start: place of the line's first token.
     """
 
     question: Tensor
     answer: Tensor
-    depth: float
+    start: int
 
 
 class NeedleText:
@@ -56,10 +56,10 @@ class NeedleText:
 
     Args:
         tokenizer: of the model that is asked.
-        texts: the corpus.
+        corpus: its texts, or their tokens, int64 [n].
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, corpus: Sequence[str] | Tensor) -> None:
         def encode(text: str) -> list[int]:
             return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
@@ -70,15 +70,20 @@ class NeedleText:
         self._head, self._end = head, encode("\n")
         first = tokenizer("").input_ids
         self._begin = [token for token in first if token == tokenizer.bos_token_id]
-        self.tokens = torch.cat([torch.tensor(encode(text), dtype=torch.int64) for text in texts])
+        if not isinstance(corpus, Tensor):
+            corpus = torch.cat([torch.tensor(encode(text), dtype=torch.int64) for text in corpus])
+        self.tokens = corpus
 
-    def passage(self, length: int, needles: int, generator: torch.Generator) -> tuple[Tensor, list[Needle]]:
+    def passage(
+        self, length: int, needles: int, generator: torch.Generator, within: float = 1.0
+    ) -> tuple[Tensor, list[Needle]]:
         """A passage with one needle in each of as many parts of equal length.
 
         Args:
             length: tokens of the passage, needles included.
             needles: how many.
             generator: of the passage, the words and their places.
+            within: share of the passage, from its beginning on, that has these parts.
 
         Returns:
             int64 [length], and the needles by depth.
@@ -90,9 +95,9 @@ class NeedleText:
         lines = [self._head + name + value + self._end for name, value in pairs]
         room = self._room(length, lines)
         at = (torch.arange(needles) + torch.rand(needles, generator=generator)) / needles
-        ids, starts = self._strewn(lines, (at * room).long().tolist(), room, generator)
+        ids, starts = self._strewn(lines, (within * at * room).long().tolist(), room, generator)
         found = [
-            Needle(torch.tensor(self._head + name), torch.tensor(value), start / length)
+            Needle(torch.tensor(self._head + name), torch.tensor(value), start)
             for (name, value), start in zip(pairs, starts, strict=True)
         ]
         return ids, found

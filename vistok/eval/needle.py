@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vistok import context
 from vistok.context.interface import Policy
@@ -91,7 +91,7 @@ def find_needles(
             ids, hidden = text.passage(length, needles, generator)
             output = model(input_ids=ids[None].to(model.device), use_cache=True, logits_to_keep=1)
             for column, needle in enumerate(hidden):
-                right[row, column] = _finds(model, copy.deepcopy(given_cache(output)), needle)
+                right[row, column] = finds(model, given_cache(output), needle)
             reads.append(at_work.last.share)
             kept.append(at_work.last.kept[0] / at_work.last.tokens[0])
             if advance is not None:
@@ -103,22 +103,28 @@ def find_needles(
     )
 
 
-def _finds(model: nn.Module, cache: Any, needle: Needle) -> bool:
-    """Whether greedy decoding of the question, behind what a cache holds, gives the answer."""
-    question, answer = needle.question.tolist(), needle.answer.tolist()
-    for token in question:
-        logits = _step(model, cache, token)
-    for number, wanted in enumerate(answer):
-        if int(logits.argmax()) != wanted:
+def finds(model: nn.Module, cache: Any, needle: Needle, before: Sequence[int] = ()) -> bool:
+    """Whether greedy decoding gives the answer to a question behind what a cache holds; the cache stays as it is.
+
+    Args:
+        model: a causal LM under the cache's policy.
+        cache: of one sequence.
+        needle: what is asked for.
+        before: tokens between what the cache holds and the question.
+    """
+    cache = copy.deepcopy(cache)
+    for token in (*before, *needle.question.tolist()):
+        guess = _next(model, cache, token)
+    for wanted in needle.answer.tolist():
+        if guess != wanted:
             return False
-        if number + 1 < len(answer):
-            logits = _step(model, cache, wanted)
+        guess = _next(model, cache, wanted)
     return True
 
 
-def _step(model: nn.Module, cache: Any, token: int) -> Tensor:
+def _next(model: nn.Module, cache: Any, token: int) -> int:
     given = {"input_ids": torch.tensor([[token]], device=model.device), cache_argument(model): cache}
-    return model(**given, use_cache=True).logits[0, -1]
+    return int(model(**given, use_cache=True).logits[0, -1].argmax())
 
 
 def plot_needles(points: Sequence[NeedlePoint], path: str | Path) -> None:

@@ -60,11 +60,11 @@ def load_text_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizer
     """
     from transformers import AutoTokenizer
 
-    if (folder := _adapter(name)) is not None:  # whose tokenizer is that of the model below, for longer texts maybe
+    below, adapters = _below(name)
+    if adapters:  # whose texts may be longer
         longest = getattr(load_config(name, "causal LM"), "max_position_embeddings", None)
         options = {"model_max_length": longest} | options
-        name = adapter_base(folder)
-    tokenizer = _read(AutoTokenizer, name, "tokenizer", **options)
+    tokenizer = _read(AutoTokenizer, below, "tokenizer", **options)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where there are no files
         raise VistokError(f"'{name}' has no tokenizer beside the model: copy its tokenizer.json, or vocabulary files.")
     return tokenizer
@@ -110,9 +110,8 @@ def load_model(
     _check_architecture(name, config, loader, what, model_types)
     options = {"config": config, "dtype": number_format}
     reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both are refused below, by name
-    folder = _adapter(name)
+    below, adapters = _below(name)
     with quiet_transformers():
-        below = name if folder is None else adapter_base(folder)
         model, report = _read(loader, below, what, **options, **reporting)
     left_out = [key for key in report["unexpected_keys"] if key.endswith(".bias") and _has(model, key[:-4] + "weight")]
     faults = {
@@ -128,15 +127,20 @@ def load_model(
                 "name complete weights."
             )
     model = model.eval().requires_grad_(False)
-    if folder is not None:
+    for folder in reversed(adapters):
         merge_adapter(model, folder)
     return model.to(place)
 
 
-def _adapter(name: str | Path) -> Path | None:
-    """The folder that a name leads to, if it holds LoRA factors that make another model a new one."""
-    source = Path(_source(name, "model"))
-    return source if is_adapter(source) else None
+def _below(name: str | Path) -> tuple[str | Path, list[Path]]:
+    """The model whose weights are whole, and the folders of the adapters on it that make what a name leads to."""
+    adapters: list[Path] = []
+    while is_adapter(folder := Path(_source(name, "model"))):
+        if folder in adapters:
+            raise VistokError(f"the adapter in '{folder}' names itself as the model below: name another.")
+        adapters.append(folder)
+        name = adapter_base(folder)
+    return name, adapters
 
 
 def _has(model: Any, key: str) -> bool:

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import typer
 
-from vistok.cli.eval import answers, control, fid, geneval, grounding, language, needle, pope, reconstruction, vqa
+from vistok.cli.eval import (
+    answers,
+    control,
+    edits,
+    fid,
+    geneval,
+    grounding,
+    language,
+    needle,
+    pope,
+    reconstruction,
+    vqa,
+)
 from vistok.cli.output import MeasuringCommands
 from vistok.cli.shared import add_commands
 
@@ -25,6 +37,7 @@ add_commands(
         "answers": answers.answers,
         "compare": fid.compare,
         "control": control.control,
+        "edits": edits.edits,
         "vqa": vqa.vqa,
         "pope": pope.pope,
     },

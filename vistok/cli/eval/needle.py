@@ -65,8 +65,9 @@ def needle(
     settings = {"model": model, "seed": seed, "dtype": dtype}
     if output_json({**settings, "points": [point.to_dict() for point in points]}, json):
         return
-    headings = ("policy", "tokens", "found", "95 %", "reads", "kept", "by depth")
-    table = Table(*headings, title=f"{model}: {texts} passages with {needles} needles")
+    table = Table(title=f"{model}: {texts} passages with {needles} needles")
+    for heading in ("policy", "tokens", "found", "95 %", "reads", "kept", "by depth"):
+        table.add_column(heading, overflow="fold")
     for point in points:
         found = point.found
         shares = f"{found.low:.1%} to {found.high:.1%}", f"{point.reads:.1%}", f"{point.kept:.1%}"

@@ -33,6 +33,7 @@ TASKS = Registry(
         "llamagen": f"{_HERE}.llamagen:LlamaGenTask",
         "llamagen-sequence": f"{_HERE}.llamagen_sequence:LlamaGenSequenceTask",
         "lococo": f"{_HERE}.lococo:LoCoCoTask",
+        "long-text": f"{_HERE}.long_text:LongTextTask",
         "mar": f"{_HERE}.mar:MARTask",
         "maskgit": f"{_HERE}.masked:MaskGITTask",
         "medusa": f"{_HERE}.extra_rows:MedusaTask",

@@ -7,7 +7,7 @@ longest passages from the start. Logits are formed where a loss is alone, never 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from vistok.data.needles import NeedleText
 from vistok.errors import VistokError
 from vistok.eval.needle import find_needles
 from vistok.train.export import write_training_card
-from vistok.train.lora import EVERY_MAP, Lora, with_lora
+from vistok.train.lora import Lora, with_lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import text
@@ -89,8 +89,8 @@ class NeedleData:
     """Entries of ``data`` of the ``needles`` task.
 
     Attributes:
-        stages: in their order; ``batch_size`` counts passages of the first one's length, and of longer ones there are as
-            many fewer, at least one.
+        stages: in their order; ``batch_size`` counts passages of the first one, and of longer ones there are as many
+            fewer, at least one.
         seed: of passages.
         times: how often a needle stands in a passage.
         others: places whose next token is learnt as text, as a share of the passage.
@@ -121,11 +121,11 @@ class NeedleModel:
 
     Attributes:
         rope_theta: base of the rotation.
-        lora: see Lora.
+        lora: see Lora; all weights are trained without it.
     """
 
     rope_theta: float
-    lora: Lora = field(default_factory=lambda: Lora(modules=EVERY_MAP))
+    lora: Lora | None = None
 
 
 class NeedleTask(Task):
@@ -145,14 +145,10 @@ class NeedleTask(Task):
         self._ends = list(accumulate(stage.steps for stage in self.data.stages))
         self.lengths = sorted({stage.length for stage in self.data.stages})
         self.tokenizer, lm = text.load_lm(self.init.target)
-        config = lm.config
-        config.max_position_embeddings = self.lengths[-1]
-        config.rope_parameters = {"rope_type": "default", "rope_theta": shape.rope_theta}
-        fresh = LlamaForCausalLM(config)
-        fresh.load_state_dict(lm.state_dict())
+        lm = text.lengthened(lm, self.lengths[-1], shape.rope_theta)
         torch.manual_seed(recipe.seed)
-        self.adapted = with_lora(fresh, shape.lora)
-        self.model = NeedleObjective(fresh)
+        self.adapted = None if shape.lora is None else with_lora(lm, shape.lora)
+        self.model = NeedleObjective(lm)
         self.passages = NeedleText(self.tokenizer, text.documents("train"))
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
@@ -184,8 +180,12 @@ class NeedleTask(Task):
         return figures
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the factors, the configuration and a card."""
-        save_adapter(directory, self.adapted, self.init.target)
+        """Write the model as transformers does, in half precision, with its tokenizer; or the factors alone."""
+        lm = self.model.lm
+        if self.adapted is None:
+            text.save_lm(directory, lm, self.tokenizer)
+        else:
+            save_adapter(directory, self.adapted, self.init.target)
         corpus = f"the Python standard library's sources and documentation strings, seed {self.data.seed}"
-        parts, task = {"base": self.init.target}, "text-generation"
-        write_training_card(directory, self.recipe, self.model.lm, task, "llama", metrics, steps, parts, data=corpus)
+        parts, task = {"init": self.init.target}, "text-generation"
+        write_training_card(directory, self.recipe, lm, task, "llama", metrics, steps, parts, data=corpus)
