@@ -59,7 +59,7 @@ def test_a_model_that_learns_to_read_back_loads(tmp_path, lora):
     task.export(tmp_path, {}, 1)
     model, tokenizer = load_causal_lm(tmp_path)
     assert torch.allclose(logits(model), logits(task.model.lm), atol=0.05)
-    assert model.config.max_position_embeddings == tokenizer.model_max_length == 96
+    assert model.config.max_position_embeddings == tokenizer.model_max_length == 256  # as below
     assert model.config.rope_parameters["rope_theta"] == 500_000
     assert set(task.evaluate()) == {f"{name}_{length}" for name in ("found", "held_out_loss") for length in (64, 96)}
 
@@ -80,6 +80,8 @@ def test_what_is_learnt_under_a_policy_is_measured_under_it_and_with_all_keys(tm
 def test_left_out_tokens_save_memory_in_training_and_leave_evaluation_whole(chance):
     few = {"share": 0.25, "layers": [1, 2], "block": 8, "chance": chance}
     task, plain = (build_task(of("text-mini-lemo", model={"involved": each})) for each in (few, None))
+    for each in (task, plain):
+        each.model.eval()
     figures, whole = task.evaluate(), plain.evaluate()
     assert figures["held_out_loss"] == pytest.approx(whole["held_out_loss"], abs=1e-5)
     assert figures["saved_bytes"] < 0.8 * figures["saved_bytes_of_all"] and "saved_bytes" not in whole

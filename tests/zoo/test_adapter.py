@@ -39,7 +39,7 @@ def below(tmp_path):
 
 def adapted(below, folder, seed=0):
     """An adapter in a folder, and the logits that its model has."""
-    model, tokenizer = load_causal_lm(below)
+    model, _ = load_causal_lm(below)
     wrapped = moved(model, seed)
     wrapped.config.max_position_embeddings = 777
     save_adapter(folder, wrapped, str(below))

@@ -9,13 +9,17 @@ import typer
 
 from vistok.cli.eval.common import Json
 
+QUESTION = 16  # tokens that have room for a question and its answer
+
 
 def needle(
     model: Annotated[str, typer.Option(help="Embedded model, folder or hub id of a causal LM.")] = "text-mini",
     policies: Annotated[
         str, typer.Option(help="How the cache is kept and read, by commas, with options as in tidal:top_k=64.")
     ] = "full",
-    lengths: Annotated[str, typer.Option(help="Tokens of a passage, by commas.")] = "256,1024,4096",
+    lengths: Annotated[
+        str | None, typer.Option(help="Tokens of a passage, by commas. [default: nearly as many as the model reads]")
+    ] = None,
     needles: Annotated[
         int, typer.Option(min=1, help="Needles of a passage, one in each of as many parts; all are asked for.")
     ] = 8,
@@ -30,7 +34,7 @@ def needle(
 
     Passages are the embedded corpus's held-out modules; the question comes when the passage is in the cache already.
 
-    Example: vistok eval needle --policies full,tidal:top_k=64,snapkv:budget=64 --lengths 256
+    Example: vistok eval needle --policies full,tidal:top_k=64,snapkv:budget=64 --texts 2
     """
     from rich.console import Console
     from rich.table import Table
@@ -48,11 +52,12 @@ def needle(
     check_outputs(json)
     check_plot(plot)
     try:
-        sizes = [int(word) for word in lengths.split(",")]
+        sizes = [int(word) for word in lengths.split(",")] if lengths is not None else []
     except ValueError as error:
         raise VistokError(f"--lengths is '{lengths}': give numbers by commas, such as 1024,4096.") from error
     chosen = {name.strip(): POLICIES.build(name.strip()) for name in policies.split(",")}
     network, tokenizer = load_causal_lm(model, device, dtype)
+    sizes = sizes or [network.config.get_text_config(decoder=True).max_position_embeddings - QUESTION]
     text = NeedleText(tokenizer, documents("held-out"))
     points = []
     with progress("eval", len(sizes) * len(chosen) * texts) as advance:
