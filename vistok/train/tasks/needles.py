@@ -175,9 +175,15 @@ class NeedleTask(Task):
         for length in self.lengths:
             size = min(length, len(held_out.tokens) - 1)
             ids = text.draw_passages(held_out.tokens, size, count, generator).to(lm.device)
-            losses = [lm(input_ids=row, labels=row, logits_to_keep=size // 2).loss for row in ids.split(1)]
+            losses = [self._late_loss(row) for row in ids.split(1)]
             figures[f"held_out_loss_{length}"] = float(torch.stack(losses).mean())
         return figures
+
+    def _late_loss(self, ids: Tensor) -> Tensor:
+        """Mean loss in nats of the last half of a passage [1, L]."""
+        late = ids.shape[1] // 2
+        logits = self.model.lm(input_ids=ids[:, :-1], use_cache=False, logits_to_keep=late).logits[0].float()
+        return F.cross_entropy(logits, ids[0, -late:])
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the model as transformers does, in half precision, with its tokenizer; or the factors alone."""
