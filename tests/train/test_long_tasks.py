@@ -23,7 +23,7 @@ def of(case: str, **sections):
     """A recipe of the repository at a test's size, with other entries in its sections."""
     recipe = tiny(case)
     if recipe.task == "long-text":
-        recipe = replace(recipe, init={"target": "text-mini"}, data=recipe.data | {"length": 96})
+        recipe = replace(recipe, data=recipe.data | {"length": 96})
     return replace(recipe, **{name: getattr(recipe, name) | entries for name, entries in sections.items()})
 
 
@@ -97,7 +97,7 @@ def test_loss_in_segments_is_that_of_the_whole():
 @pytest.mark.parametrize(
     ("case", "sections", "named"),
     [
-        ("text-mini-long", {"data": {"times": 1}}, "twice"),
+        ("text-mini-long", {"data": {"stages": [{"length": 64, "needles": 2, "steps": 3, "times": 1}]}}, "twice"),
         ("text-mini-long", {"data": {"stages": [{"length": 64, "needles": 2, "steps": 7}]}}, "7 steps"),
         ("text-mini-long", {"data": {"stages": [{"length": 64, "needles": 2, "step": 3}]}}, "step"),
         ("text-mini-core", {"model": {"policy": "streaming"}}, "streaming"),

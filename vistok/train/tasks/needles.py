@@ -75,12 +75,14 @@ class Stage:
         length: tokens of a passage.
         needles: different ones in it.
         steps: how long the stage is.
+        times: how often a needle stands in a passage; the fewer, the farther apart.
         text: weight of the text's loss, which holds induction up while it forms.
     """
 
     length: int
     needles: int
     steps: int
+    times: int = 3
     text: float = 1.0
 
 
@@ -92,14 +94,12 @@ class NeedleData:
         stages: in their order; ``batch_size`` counts passages of the first one, and of longer ones there are as many
             fewer, at least one.
         seed: of passages.
-        times: how often a needle stands in a passage.
         others: places whose next token is learnt as text, as a share of the passage.
         eval_samples: held-out passages of each length that are evaluated on, with a few needles.
     """
 
     stages: tuple[Stage, ...]
     seed: int
-    times: int = 3
     others: float = 0.5
     eval_samples: int = 16
 
@@ -138,8 +138,8 @@ class NeedleTask(Task):
             read_options(NeedleInit, recipe.init, "init"),
         )
         shape = read_options(NeedleModel, recipe.model, "model")
-        if self.data.times < 2:
-            raise VistokError(f"'data.times' is {self.data.times}: a needle must stand twice to be found again.")
+        if (fewest := min((stage.times for stage in self.data.stages), default=0)) < 2:
+            raise VistokError(f"'times' of 'data.stages' is {fewest}: a needle must stand twice to be found again.")
         if (steps := sum(stage.steps for stage in self.data.stages)) != recipe.steps:
             raise VistokError(f"'data.stages' has {steps} steps and 'steps' is {recipe.steps}: make them agree.")
         self._ends = list(accumulate(stage.steps for stage in self.data.stages))
@@ -157,7 +157,7 @@ class NeedleTask(Task):
         stage = next(stage for stage, end in zip(data.stages, self._ends, strict=True) if step < end)
         count = max(1, (rows.stop - rows.start) * data.stages[0].length // stage.length)
         generator = torch.Generator().manual_seed(data.seed * 1_000_003 + step * self.recipe.batch_size + rows.start)
-        lessons = [self.passages.lesson(stage.length, stage.needles, data.times, generator) for _ in range(count)]
+        lessons = [self.passages.lesson(stage.length, stage.needles, stage.times, generator) for _ in range(count)]
         others = torch.randint(stage.length - 1, (count, round(data.others * stage.length)), generator=generator)
         ids, places = (torch.stack(parts) for parts in zip(*lessons, strict=True))
         return {"input_ids": ids, "places": places, "others": others, "weights": torch.full((count,), stage.text)}
