@@ -52,17 +52,10 @@ from vistok.samplers.policies.sized_growth import Size, SizedDynamic, SizedLayer
 from vistok.samplers.policies.static import StaticTree
 from vistok.samplers.targets.step_cost import WIDTHS
 from vistok.samplers.tree import LawKind, TokenTree
-from vistok.samplers.verifiers.candidates import (
-    KSequential,
-    OneHot,
-    RecursiveRejection,
-    SampleMatch,
-    TreeVerifier,
-    exact_rule,
-    exact_tree,
-)
+from vistok.samplers.verifiers.candidates import SampleMatch, TreeVerifier, exact_tree
 from vistok.samplers.verifiers.exact import ExactChain
 from vistok.samplers.verifiers.relaxed import RelaxedTree, nearest_codes
+from vistok.samplers.verifiers.rules import KSequential, OneHot, RecursiveRejection, exact_rule
 
 SIZE, LENGTH = 3, 5
 PROMPT = torch.tensor([[1, 2, 0, 1]])
