@@ -134,20 +134,6 @@ def resolve(name: str | Path, filename: str | None = None) -> Path:
     return path
 
 
-def check_folder_or_hub_id(name: str | Path, what: str) -> None:
-    """Raise VistokError unless ``name`` is an existing folder or has the form of a hub id.
-
-    Args:
-        name: what the user named.
-        what: what should be there, for the sentence, e.g. ``"text encoder"``.
-    """
-    path = Path(name)
-    if path.is_dir() or (not path.exists() and hub_id(name) is not None):
-        return
-    seen = "is a file" if path.exists() else "does not exist"
-    raise VistokError(f"'{name}' {seen}: name the folder of a {what}, or a hub id such as 'owner/name'")
-
-
 def verify(name: str) -> ModelCard:
     """Check the embedded weights of a model against the SHA-256 of its card.
 

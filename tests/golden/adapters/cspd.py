@@ -16,7 +16,8 @@ from vistok.samplers.continuous.acceptance import (
     reference_resample,
     reference_residual_weight,
 )
-from vistok.samplers.continuous.cspd import CSpDRun, run_reference
+from vistok.samplers.continuous.cspd_rules import run_reference
+from vistok.samplers.continuous.cspd_run import CSpDRun
 from vistok.samplers.continuous.head import draw_path
 from vistok.samplers.continuous.mar import GuidedMAR
 from vistok.samplers.continuous.schedule import MaskSchedule, ranks
