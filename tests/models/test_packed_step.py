@@ -96,8 +96,8 @@ def test_a_tree_behind_sequences_of_any_lengths_has_the_same_bits(build, shape, 
 
 def test_it_is_taken_for_packed_models_in_inference_alone(build):
     model = build()
-    assert not packed_step.applies(model)
+    assert not packed_step.applies(model.output)
     with torch.no_grad():
-        assert packed_step.applies(model)
-        assert not packed_step.applies(model.train())
-        assert not packed_step.applies(LlamaGen(model.config).eval())
+        assert packed_step.applies(model.output)
+        assert not packed_step.applies(model.train().output)
+        assert not packed_step.applies(LlamaGen(model.config).eval().output)

@@ -293,8 +293,8 @@ def match_tree(
     return path, wanted
 
 
-def greedy_walk(tree: TokenTree, wanted: Tensor) -> Verdict:
-    """What ``match_tree`` finds if every node draws its most likely token, int64 [B, N], without a tensor a level."""
+def follow(tree: TokenTree, wanted: Tensor) -> Verdict:
+    """What ``match_tree`` finds if each node has drawn its token already, int64 [B, N], without a tensor a level."""
     batch, nodes = wanted.shape
     if tree.shape.chain:
         same = (wanted[:, :-1] == tree.tokens[:, 1:]).long().cumprod(1)
@@ -411,18 +411,17 @@ class SampleMatch:
             token = run.params.draw(scores.logits[:, 0], uniform)
             return Verdict(token[:, None], torch.ones_like(token))
         if run.params.greedy and not run.stepwise and tree.tokens.device.type == "cpu":
-            return greedy_walk(tree, scores.logits.argmax(-1))
-        places = run.decided[:, None] + torch.arange(tree.shape.height + 1, device=run.decided.device)
-        uniforms = run.draws.gather(1, places.clamp(max=run.length - 1))
-
-        at_once = run.processing is None and scores.logits[0].numel() <= DRAWN_AT_ONCE
-        if at_once:
-            depth = tree.shape.depth.expand_as(tree.tokens).clamp(min=0)
-            drawn = run.params.draw(scores.logits.flatten(0, 1), uniforms.gather(1, depth).flatten())
-            drawn = drawn.view_as(tree.tokens)
+            return follow(tree, scores.logits.argmax(-1))
+        drawn = None
+        if run.processing is None and scores.logits[0].numel() <= DRAWN_AT_ONCE:
+            uniforms = run.drawn_with(tree.shape.depth)
+            drawn = run.params.draw(scores.logits.flatten(0, 1), uniforms.flatten()).view_as(tree.tokens)
+            if not run.stepwise and drawn.device.type == "cpu":
+                return follow(tree, drawn)
+        uniforms = run.drawn_with(torch.arange(tree.shape.height + 1, device=run.decided.device))
 
         def draws(node: Tensor, level: int) -> Tensor:
-            if at_once:
+            if drawn is not None:
                 return drawn.gather(1, node.clamp(min=0)[:, None])[:, 0]
             return run.params.draw(run.behind(tree, scores, node), uniforms[:, level])
 
