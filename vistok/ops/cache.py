@@ -87,8 +87,8 @@ class KVCache:
 
         Args:
             layer: which layer.
-            k: keys [B, H, T, D].
-            v: values [B, H, T, D].
+            k: keys [B, H, T, D], of any floating dtype: they are kept in the cache's.
+            v: values [B, H, T, D], likewise.
 
         Returns:
             Views of the layer's keys and values, [B, H, bound + T, D]: old and new rows.
@@ -108,8 +108,8 @@ class KVCache:
                 self._check_room(end)
             end = min(end, self.capacity)
             rows = self.lengths[:, None] + torch.arange(new, device=keys.device)
-            keys[self._batch_index, :, rows] = k.transpose(1, 2)
-            values[self._batch_index, :, rows] = v.transpose(1, 2)
+            keys[self._batch_index, :, rows] = k.transpose(1, 2).to(keys.dtype)
+            values[self._batch_index, :, rows] = v.transpose(1, 2).to(values.dtype)
         return keys[:, :, :end], values[:, :, :end]
 
     def advance(self, rows: int | Tensor) -> None:
