@@ -71,6 +71,20 @@ def read_config(context: typer.Context, file: Path | None) -> None:
     context.default_map = {**(context.default_map or {}), **found}
 
 
+def check_drawing(temperature: float, top_p: float) -> None:
+    """Refuses how text is drawn where it is out of range, or cuts a law that nothing is drawn from.
+
+    Raises:
+        VistokError: it does.
+    """
+    from vistok.errors import VistokError
+    from vistok.samplers.params import SamplingParams
+
+    SamplingParams(temperature=temperature, top_p=top_p)
+    if temperature == 0 and top_p != 1:
+        raise VistokError("--top-p cuts what is drawn from, and --temperature 0 draws nothing: give a --temperature.")
+
+
 Config = Annotated[
     Path | None,
     typer.Option(

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vistok.cli.output import Json, check_outputs
+from vistok.cli.shared import check_drawing
 
 
 def text(
@@ -45,6 +46,7 @@ def text(
     from vistok.errors import VistokError
 
     check_outputs(json)
+    check_drawing(temperature, top_p)
     if contestants is not None:
         print("vistok: --contestants is --methods now.", file=sys.stderr)
         methods = contestants
