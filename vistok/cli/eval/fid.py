@@ -59,7 +59,7 @@ def measure(
     chosen = distribution.parse_metrics(metrics)
     chosen = _with_option(chosen, "kid", "subset_size", "--kid-subset-size", kid_subset_size)
     chosen = _with_option(chosen, "is", "flavour", "--is-flavour", is_flavour)
-    check_outputs(json)
+    check_outputs(plot, json)
     check_plot(plot)
     drawn = ("features",) if plot is not None else ()
     seen = bool(distribution.needed_outputs(chosen) or drawn)

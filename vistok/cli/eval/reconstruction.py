@@ -64,7 +64,7 @@ def reconstruction(
     from vistok.eval.plots import check_plot
     from vistok.models.vision.lpips import Lpips
 
-    check_outputs(json)
+    check_outputs(plot, pictures, json)
     check_plot(plot)
     if pictures is not None:
         if tokenizer is None:

@@ -37,6 +37,7 @@ def vqa(
     """
     from vistok.errors import VistokError, unknown_name
     from vistok.eval.answers.benchmarks import SCORERS
+    from vistok.eval.plots import check_plot
 
     if dtype not in ("float32", "bfloat16", "float16"):
         raise VistokError(f"--dtype is '{dtype}': choose float32, bfloat16 or float16.")
@@ -45,6 +46,7 @@ def vqa(
     if positions not in ("compact", "original"):
         raise VistokError(f"--positions is '{positions}': choose compact or original.")
 
+    check_plot(plot)
     check_outputs(plot, json)
     from vistok.data.scenes.vqa import KINDS, scene_side
     from vistok.data.scenes.vqa_splits import SPLITS
@@ -82,10 +84,10 @@ def vqa(
     points = keep_curves(
         network, processor, asked, names, shares, SCORERS[scorer], batch_size, max_new_tokens, positions
     )
-    if plot is not None:
-        plot_keep_curves(points, plot, f"{model}: {len(asked)} questions")
     if not output_json([point.to_dict() for point in points], json):
         print_points(points, f"{model}: {len(asked)} questions")
+    if plot is not None:
+        plot_keep_curves(points, plot, f"{model}: {len(asked)} questions")
 
 
 def print_points(points: list, title: str) -> None:
