@@ -63,5 +63,36 @@ def test_how_pictures_become_larger_is_told_where_they_do_not(mistake):
     assert "--upscale-by" in sentence and "--upscale 2" in sentence
 
 
+UNREAD = [
+    (("eval", "geneval", "--images", "set"), ("--cfg", "2")),
+    (("eval", "geneval", "--images", "set"), ("--per-prompt", "4")),
+    (("eval", "geneval", "--images", "set"), ("--sampler", "ar")),
+    (("eval", "geneval", "--images", "set"), ("--clip", "nowhere")),
+    (("eval", "geneval", "--images", "set", "--ceiling", "summary.json"), ("--tokenizer", "vq-mini")),
+    (("eval", "geneval", "--model", "nowhere", "--out", "set"), ("--tokenizer", "vq-mini")),
+    (("eval", "geneval", "--model", "nowhere", "--out", "set", "--metadata", "m.jsonl"), ("--per-task", "2")),
+    (("eval", "reconstruction", "a", "b"), ("--tokens", "4")),
+    (("eval", "reconstruction", "a", "b"), ("--plot", "x.png")),
+    (("eval", "reconstruction", "a", "b"), ("--rfid", "scenes-features")),
+    (("eval", "reconstruction", "a", "b"), ("--size", "64")),
+    (("eval", "reconstruction", "a", "b"), ("--lpips-head", "alex.pth")),
+    (("eval", "reconstruction", "--tokenizer", "nowhere"), ("--convention", "llamagen")),
+    (("eval", "reconstruction", "--tokenizer", "nowhere"), ("--weights", "w.pth")),
+    (("eval", "measure", "a", "b", "--metrics", "psnr"), ("--extractor", "clip")),
+    (("eval", "measure", "a", "b", "--metrics", "psnr,ssim"), ("--weights", "w.pth")),
+    (("eval", "vqa", "--model", "nowhere", "--questions", "q.jsonl"), ("--scenes", "3")),
+    (("eval", "vqa", "--model", "nowhere", "--questions", "q.jsonl"), ("--scene-split", "hard")),
+    (("bench", "text", "--model", "nowhere", "--spec-bench", "q.jsonl"), ("--prompt-tokens", "3")),
+    (("tokenize", "w.png"), ("--lpips-net", "vgg")),
+]
+
+
+@pytest.mark.parametrize(("command", "unread"), UNREAD, ids=lambda words: " ".join(words))
+def test_an_option_that_nothing_would_read_is_refused(mistake, tmp_path, command, unread):
+    assert unread[0] in mistake(*command, *unread)
+    (tmp_path / "options.yaml").write_text(f"{unread[0].removeprefix('--')}: {unread[1]}")
+    assert unread[0] in mistake(*command, "--config", "options.yaml")
+
+
 def test_control_pictures_of_files_are_checked_first(mistake):
     assert "x.txt" in mistake("data", "control", "w.png", "--out", "x.txt")
