@@ -108,6 +108,8 @@ class Pretrained(Pushable, nn.Module):
         """
         path = resolve(name)
         if path.is_dir():
+            if preset is not None:
+                raise VistokError(f"'{name}' tells its shape itself: leave the preset '{preset}' out.")
             model, weights = cls._of(cls.read_config(path / CONFIG_FILE)), weights_file(path)
             model.card = card_of_folder(path)
         else:
