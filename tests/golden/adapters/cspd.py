@@ -107,7 +107,7 @@ def runner(case: Case) -> None:
         case.close(check.ratio, f"v{k}_accept_ratio")
         case.close(check.drafted, f"v{k}_draft")
         case.close(check.result, f"v{k}_result")
-    case.close(models["target"].unpatchify(run.tokens), "latents")
+    case.close(models["target"].image_tokens(run.tokens), "latents")
 
 
 ADAPTERS = {"trajectory": trajectory, "accept_tau": accept, "runner": runner}
