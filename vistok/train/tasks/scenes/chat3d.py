@@ -24,6 +24,7 @@ from vistok.data.scenes.world import COLOURS, SIZES
 from vistok.data.scenes3d import draw_names, draw_questions, point_clouds, sample_rooms
 from vistok.data.scenes3d.language import SLOT, named, question_tokens, token_ids
 from vistok.data.scenes3d.world import MAX_OBJECTS, SHAPES, Rooms
+from vistok.errors import VistokError
 from vistok.projectors.learned.chat3d import Chat3D, Chat3DConfig
 from vistok.projectors.learned.objects import attribute_loss
 from vistok.train.export import write_training_card
@@ -78,7 +79,7 @@ class Chat3DModel:
     """Entries of ``model``, see Chat3DConfig; ``lora`` are the adapters of a LLaVA's language model."""
 
     text: dict[str, Any] = field(default_factory=dict)
-    lora: Lora = field(default_factory=Lora)
+    lora: Lora | None = None
     side: float = 8.0
     features: int = 128
     attributes: int = 32
@@ -139,11 +140,9 @@ class Chat3DObjective(nn.Module):
             use_cache=False,
             output_hidden_states=True,
         )
+        middle = out.hidden_states[len(out.hidden_states) // 2]
         shape, before = questions.shape[1:], prefix.shape[1]
-        said, inner = (
-            x[:, before:].unflatten(1, shape)
-            for x in (out.last_hidden_state, out.hidden_states[len(out.hidden_states) // 2])
-        )
+        said, inner = (x[:, before:].unflatten(1, shape) for x in (out.last_hidden_state, middle))
         return self.chat.language.lm_head(said), inner
 
     def forward(
@@ -204,6 +203,12 @@ class Chat3DTask(Task):
         torch.manual_seed(recipe.seed)
         shape = read_options(Chat3DModel, recipe.model, "model")
         config = Chat3DConfig(**{entry.name: getattr(shape, entry.name) for entry in fields(Chat3DConfig)})
+        if (self.base is None) == (not shape.text):
+            raise VistokError(
+                "the language model is 'init.llava', or one of the shape 'model.text': give one of the two."
+            )
+        if (self.base is None) != (shape.lora is None):
+            raise VistokError("'model.lora' are adapters on the language model of 'init.llava': give both or neither.")
         if self.base is None:
             chat = Chat3D(config)
         else:

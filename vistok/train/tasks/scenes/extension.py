@@ -180,6 +180,34 @@ class ExtendedLlava(nn.Module):
             save_adapters(self.llava, directory, extension.base)
 
 
+class BoxReader(nn.Module):
+    """A linear map that reads boxes from hidden states in the middle of the language model: whoever must say where a
+    thing is has to know it there already, and hardly learns to from its words alone. It serves training alone.
+
+    Args:
+        width: of the states.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.read = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4))
+
+    def forward(self, states: Tensor, boxes: Tensor) -> Tensor:
+        """Mean squared distance of what states [..., D] tell from boxes [..., 4] in fractions of the picture.
+
+        Boxes of infinite numbers stand for none and do not count.
+        """
+        told = boxes.isfinite().all(-1)
+        off = (self.read(states.float()) - boxes.where(told[..., None], 0.0)).square().sum(-1)
+        return (off * told).sum() / told.sum().clamp(min=1)
+
+
+def beginnings(states: Tensor, targets: Tensor) -> Tensor:
+    """States [B, K, D], of states [B, K, slot, D], of the tokens that the answers of ``targets`` follow."""
+    first = (targets != IGNORE).long().argmax(-1)
+    return states.gather(2, first[..., None, None].expand(-1, -1, 1, states.shape[-1]))[:, :, 0]
+
+
 def slots(rows: Sequence[Sequence[tuple[str, str]]], ids: Mapping[str, int], length: int) -> tuple[Tensor, Tensor]:
     """Tokens and next-token targets of texts behind a picture and what is answered to them.
 

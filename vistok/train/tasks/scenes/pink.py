@@ -20,7 +20,16 @@ from vistok.models.bottleneck import add_bottlenecks, bottleneck_state
 from vistok.projectors.grounding.pink import PROJECTOR, WORDS
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, Lora, answer_loss, slots
+from vistok.train.tasks.scenes.extension import (
+    BoxReader,
+    ExtendedLlava,
+    ExtensionInit,
+    ExtensionTask,
+    Lora,
+    answer_loss,
+    beginnings,
+    slots,
+)
 
 _SPELT = re.compile(r"([\[\],.]|\d)")
 
@@ -44,7 +53,7 @@ class PinkData:
     questions: int = 4
     tasks: tuple[str, ...] = TASKS
     decimals: int = 2
-    supervision: float = 1.0
+    supervision: float = 3.0
     slot: int = 56
     eval_pictures: int = 128
 
@@ -77,8 +86,7 @@ class PinkObjective(nn.Module):
         super().__init__()
         self.extended, self.supervision = extended, supervision
         extended.base.model.multi_modal_projector.requires_grad_(projector)
-        width = extended.base.config.text_config.hidden_size
-        self.numbers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4))
+        self.numbers = BoxReader(extended.base.config.text_config.hidden_size)
 
     def answer_logits(self, images: Tensor, questions: Tensor) -> Tensor:
         """Logits behind every token of questions [B, K, slot], as if each were asked alone: [B, K, slot, words]."""
@@ -87,13 +95,8 @@ class PinkObjective(nn.Module):
     def forward(self, images: Tensor, questions: Tensor, targets: Tensor, boxes: Tensor):
         _, hidden, inner = self.extended.read(self.extended.look(images)[0], questions)
         answers = answer_loss(self.extended.logits(hidden), targets)
-        first = (targets != IGNORE).long().argmax(-1)  # the token that the answer follows
-        begins = inner.gather(2, first[..., None, None].expand(-1, -1, 1, inner.shape[-1]))[:, :, 0]
-        told = boxes.isfinite().all(-1)
-        off = (self.numbers(begins.float()) - boxes.nan_to_num()).square().sum(-1)
-        numbers = (off * told).sum() / told.sum().clamp(min=1)
-        loss = answers + self.supervision * 10 * numbers
-        return loss, {"answers": answers.detach(), "numbers": numbers.detach()}
+        numbers = self.numbers(beginnings(inner, targets), boxes)
+        return answers + self.supervision * numbers, {"answers": answers.detach(), "numbers": numbers.detach()}
 
 
 def spelt(text: str) -> str:
@@ -136,7 +139,7 @@ class PinkTask(ExtensionTask):
         scenes = sample_scenes(rows.stop - rows.start, self.data.seed, start)
         drawn = draw_box_tasks(scenes, self.data.questions, self.data.tasks, self.data.decimals)
         questions, targets = self._tokens([[(t.question, t.answer) for t in row] for row in drawn])
-        none = (float("nan"),) * 4
+        none = (float("inf"),) * 4
         boxes = [[parse_box(t.answer, (1, 1), self.data.decimals) or none for t in row] for row in drawn]
         return {
             "images": render(scenes, self.side),
