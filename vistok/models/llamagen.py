@@ -23,7 +23,7 @@ from vistok.models import packed_step
 from vistok.models.interface import LoadRequest, TokenSpec
 from vistok.ops import KVCache, apply_rope, attention, causal_attention, collapse_prefix, rope_1d, rope_2d
 from vistok.ops.linear import joint
-from vistok.ops.rope import rope_places
+from vistok.ops.rope import RotaryModule, rope_places
 from vistok.zoo import resolve
 from vistok.zoo.pretrained import Pretrained
 
@@ -271,7 +271,7 @@ def add_streams(x: Tensor, added: Mapping[int, Tensor], layer: int, predicted: T
     return x + torch.where(predicted >= 0, stream, 0)
 
 
-class LlamaGen(Pretrained, nn.Module):
+class LlamaGen(Pretrained, RotaryModule):
     """The published GPT, class- or text-conditional.
 
     Args:

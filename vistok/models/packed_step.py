@@ -42,7 +42,7 @@ def packed_step(
     embedding, cache, attention = model.tok_embeddings.weight, state.cache, model.layers[0].attention
     (batch, new), heads, kv_heads = tokens.shape, attention.heads, attention.kv_heads
     turned, rows = heads + kv_heads, batch * new
-    table = torch.view_as_complex(model.rope[model.config.cls_token_num + positions].float())[..., None, :]
+    table = torch.view_as_complex(model.rope[model.config.cls_token_num + positions])[..., None, :]
     x = embedding.new_zeros(max(rows, least_rows(embedding.dtype)), model.config.dim)
     mixed = torch.zeros_like(x)
     x[:rows] = embedding[tokens.flatten()]

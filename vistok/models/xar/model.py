@@ -24,7 +24,7 @@ from vistok.models.mar.head import TimeEmbed
 from vistok.models.patches import patchify, unpatchify
 from vistok.models.xar.entities import parse_entities
 from vistok.ops import KVCache, apply_rope
-from vistok.ops.rope import rope_places
+from vistok.ops.rope import RotaryModule, rope_places
 from vistok.zoo.pretrained import Pretrained
 
 EPS = 1e-6
@@ -164,7 +164,7 @@ def _rms(x: Tensor) -> Tensor:
     return F.rms_norm(x.float(), x.shape[-1:], eps=EPS).to(x.dtype)
 
 
-class XAR(Pretrained, nn.Module):
+class XAR(Pretrained, RotaryModule):
     """The published class-conditional xAR.
 
     Tokens are scaled latents; a sequence [B, N, D] has them entity by entity.

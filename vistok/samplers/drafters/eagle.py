@@ -68,7 +68,7 @@ def drafter_of(drafter: EagleNetwork | str, model: nn.Module) -> EagleNetwork:
             )
     slots = model.prefix + tokens.length + BEYOND
     if not grid and len(drafter.rope) < slots:  # rotations reach as far as the picture
-        drafter.rope = rope_1d(slots, own.head_dim, own.rope_theta).to(drafter.rope)
+        drafter.rope = rope_1d(slots, own.head_dim, own.rope_theta).to(drafter.rope.device)
     return drafter
 
 

@@ -19,16 +19,9 @@ from vistok.errors import VistokError, unknown_name
 from vistok.ops.sampling import residual_law
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree
-from vistok.samplers.verifiers.candidates import (
-    State,
-    TreeVerifier,
-    kept_path,
-    longest_path,
-    none_rejected,
-    pace,
-    walk_tree,
-    without,
-)
+from vistok.samplers.verifiers.candidates import TreeVerifier
+from vistok.samplers.verifiers.rules import State, none_rejected, without
+from vistok.samplers.verifiers.walk import kept_path, longest_path, pace, walk_tree
 
 MODES = ("additive", "multiplicative")
 RESIDUALS = ("paper", "reference")
