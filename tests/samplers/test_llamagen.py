@@ -106,12 +106,14 @@ def test_trees_of_the_size_that_pays_draw_plain_decodings_pictures(
     monkeypatch.setattr(eagle, "head_cost", lambda *_: dict.fromkeys(widths[:4], 1e-3 if pays else 1.0))
     monkeypatch.setattr(eagle, "_SIZED", WeakKeyDictionary())
     params = SamplingParams(guidance=2.0, guidance_interval=interval)
+    proposed = 0
     for seed in range(3):
         noise = Noise(seed, torch.arange(3))
         plain, _ = Autoregressive().sample(model, Condition(*prompts), params, noise)
         drafted, stats = Eagle(drafter, tree="auto").sample(model, Condition(*prompts), params, noise)
         assert torch.equal(plain, drafted)
-    assert int(stats.proposed.sum()) > 0 or not pays
+        proposed += int(stats.proposed.sum())
+    assert proposed > 0  # if only in a trial
 
 
 @pytest.mark.parametrize("name", NAMES)

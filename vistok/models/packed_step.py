@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.ops.linear import PackedLinear, joint, least_rows
+from vistok.ops.linear import PackedLinear, joined, joint, least_rows
 
 if TYPE_CHECKING:
     from vistok.models.heads.eagle import EagleNetwork
@@ -80,12 +80,11 @@ def packed_draft(
     if slots is None:
         slots = cache.lengths[:, None] + torch.arange(new)
     table = _turns(network.rope, slots.clamp(max=len(network.rope) - 1))
-    joined = features.new_zeros(max(rows, least_rows(features.dtype)), 2 * width)
-    joined[:rows, :width] = network.embed_tokens.weight[tokens.flatten()]
-    joined[:rows, width:].view(batch, new, width).copy_(features)
-    x = network.fc(joined)
-    qkv = torch.cat(joint(x, attention.q_proj, attention.k_proj, attention.v_proj), -1)
-    qkv = qkv[:rows].view(batch, new, -1, config.head_dim)
+    read = features.new_zeros(max(rows, least_rows(features.dtype)), 2 * width)
+    read[:rows, :width] = network.embed_tokens.weight[tokens.flatten()]
+    read[:rows, width:].view(batch, new, width).copy_(features)
+    x = network.fc(read)
+    qkv = joined(x, attention.q_proj, attention.k_proj, attention.v_proj)[:rows].view(batch, new, -1, config.head_dim)
     heads, kv_heads = config.num_attention_heads, config.kv_heads
     out = _attend(qkv, heads, kv_heads, table, cache, 0, _additive(visible, cache.keys.dtype))
     mixed = torch.zeros_like(x)

@@ -112,9 +112,9 @@ class Eagle(AutoregressiveSampler):
 
     drafter: EagleNetwork | str = DEFAULT_DRAFTER
     tree: str = "dynamic"
-    drafts: int = 16
-    depth: int = 4
-    top_k: int = 4
+    drafts: int = 8
+    depth: int = 2
+    top_k: int = 3
 
     def __post_init__(self):
         if self.tree != "auto":

@@ -42,14 +42,14 @@ class Lantern(AutoregressiveSampler):
     """
 
     drafter: EagleNetwork | str = DEFAULT_DRAFTER
-    k: int = 20
+    k: int = 60
     delta: float = 0.1
     mode: str = "additive"
     residual: str = "paper"
     tree: str = "dynamic"
-    drafts: int = 16
+    drafts: int = 8
     depth: int = 4
-    top_k: int = 4
+    top_k: int = 2
     codebook: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
