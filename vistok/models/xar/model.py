@@ -270,7 +270,7 @@ class XAR(LatentGenerator, RotaryModule):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns a training batch: the noisy sequence [B, N, D], times [B, K] and classes [B], as ``velocities`` takes
         them, and the velocities that are to be told, [B, N, D]; arguments as of ``forward``."""
-        clean = self.entities.split(patchify(latents, self.config.patch_size))
+        clean = self.entities.split(self.own_tokens(latents))
         noise = torch.randn_like(clean) if noise is None else noise
         if t is None:
             t = torch.randn(len(clean), len(self.entities.sizes), device=clean.device).sigmoid()
