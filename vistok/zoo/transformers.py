@@ -162,10 +162,12 @@ def load_config(name: str | Path, what: str) -> Any:
     return _read(AutoConfig, name, what)
 
 
-def _check_architecture(name: str | Path, config: Any, loader: type, what: str, model_types: Collection[str]) -> None:
+def _check_architecture(name: str | Path, config: Any, loader: Any, what: str, model_types: Collection[str]) -> None:
     own = getattr(loader, "config_class", None)
-    if model_types or own is not None:
-        fits = config.model_type in (model_types or (own.model_type,))
+    if model_types:
+        fits = config.model_type in model_types
+    elif own is not None:
+        fits = config.model_type == own.model_type
     else:
         fits = type(config) in loader._model_mapping
     if not fits:

@@ -10,8 +10,8 @@ from vistok.models.heads.prompt_tokens import PromptTokens
 from vistok.samplers.drafters.extra_rows import hang
 from vistok.samplers.policies.sparse import SparseTrees, best_sparse_trees
 from vistok.samplers.tree import TokenTree, TreeShape
-from vistok.samplers.verifiers.candidates import longest_path
 from vistok.samplers.verifiers.typical import likeliest_path, typical
+from vistok.samplers.verifiers.walk import longest_path
 
 SYSTEM = "ppd"
 

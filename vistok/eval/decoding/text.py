@@ -52,10 +52,11 @@ from vistok.samplers.speculation import Speculation, TextDrafter
 from vistok.samplers.targets.step_cost import step_cost
 from vistok.samplers.text_drafters import trained_for
 from vistok.samplers.tree import LawKind
-from vistok.samplers.verifiers.candidates import KSequential, SampleMatch, TreeVerifier
+from vistok.samplers.verifiers.candidates import SampleMatch, TreeVerifier
 from vistok.samplers.verifiers.exact import ExactChain
 from vistok.samplers.verifiers.judge import Judge
 from vistok.samplers.verifiers.relaxed import RelaxedTree, nearest_codes
+from vistok.samplers.verifiers.rules import KSequential
 
 ALL = "all"  # the kind of a row over all prompts
 COLUMNS = (

@@ -8,7 +8,7 @@ from torch import Tensor
 from vistok.errors import VistokError
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree
-from vistok.samplers.verifiers.candidates import kept_path, longest_path
+from vistok.samplers.verifiers.walk import kept_path, longest_path
 
 
 def confidence_span(probability: Tensor, threshold: float) -> Tensor:

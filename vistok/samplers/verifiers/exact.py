@@ -14,7 +14,8 @@ from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.noise import ACCEPT, DRAW, RESIDUAL
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.tree import LawKind, TokenTree
-from vistok.samplers.verifiers.candidates import RecursiveRejection, walk_run
+from vistok.samplers.verifiers.candidates import walk_run
+from vistok.samplers.verifiers.rules import RecursiveRejection
 
 
 class Coupled(NamedTuple):

@@ -13,7 +13,9 @@ from torch import Tensor
 from vistok.errors import VistokError
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
-from vistok.samplers.verifiers.candidates import SampleMatch, State, kept_path, pace, walk_tree
+from vistok.samplers.verifiers.candidates import SampleMatch
+from vistok.samplers.verifiers.rules import State
+from vistok.samplers.verifiers.walk import kept_path, pace, walk_tree
 
 
 def typical(law: Tensor, tokens: Tensor, threshold: float, alpha: float) -> tuple[Tensor, Tensor]:

@@ -70,6 +70,7 @@ SUPERVISED = Registry(
         "llamagen-sequence": f"{_HERE}.scenes.llamagen_sequence:SupervisedSequenceTask",
         "mar": f"{_HERE}.scenes.mar:SupervisedMARTask",
         "maskgit": f"{_HERE}.scenes.masked:SupervisedMaskGITTask",
+        "xar": f"{_HERE}.scenes.xar:SupervisedXARTask",
     },
     "vistok.supervised_tasks",
 )
