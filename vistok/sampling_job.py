@@ -6,10 +6,10 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -127,8 +127,11 @@ def paint_to(
         settled = job.settle("window", lambda: getattr(sampler.tuned(pipe.model, params, batch_size), "window", 1))
         sampler = sampler.with_window(settled)
     wanted = list(samples) if job is None else [samples[i] for i in job.pending(rank, world)]
-    save = save_codes if codes_only else save_image
-    began, stats, sheet, traces = time.perf_counter(), [], [], []
+    save: Callable[[Any, Path], None] = save_codes if codes_only else save_image
+    began = time.perf_counter()
+    stats: list[Stats] = []
+    sheet: list[Any] = []  # arrays of codes where there is no decoder
+    traces: list[Image] = []
     with progress(f"paint {len(wanted)}", len(wanted) * pipe.model.tokens.length) as advance:
         for batch, output in pipe.iterate(wanted, sampler, params, seed, batch_size, advance):
             stats.append(output.stats)
@@ -143,7 +146,7 @@ def paint_to(
                 save(each, job.path(sample.index))
     if job is None:
         save(np.stack(sheet) if codes_only else sheet[0] if len(sheet) == 1 else grid(sheet), out)
-    if traces and rank == 0:
+    if trace is not None and traces and rank == 0:
         save_image(grid(traces), trace)
     seconds = time.perf_counter() - began
     part = (len(wanted), type(stats[0]).merged(stats) if stats else None)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vistok.cli.output import Json, check_outputs, output_json
+from vistok.cli.output import Json, check_outputs, check_pictures, output_json
 
 
 def compress(
@@ -42,10 +42,10 @@ def compress(
     from vistok.data.images import load_image, save_image
 
     picture = load_image(image)
+    check_pictures(overlay)
     check_outputs(overlay, json)
     from vistok.eval.answers.ask import ask, build_compressor, kept_overlay, load, parse_keep
     from vistok.progress import working
-    from vistok.projectors.cost import flops_text
 
     compressor = build_compressor(method, None if keep is None else parse_keep(keep))
     with working("load the model"):
@@ -54,10 +54,15 @@ def compress(
     if compare:
         answers["all"], _ = ask(network, processor, picture, question, None, max_new_tokens)
     answers[method], report = ask(network, processor, picture, question, compressor, max_new_tokens)
+    if not output_json({name: answer.to_dict() for name, answer in answers.items()}, json, indent=None):
+        _tell(answers)
     if overlay is not None:
         save_image(kept_overlay(processor, picture, report), overlay)
-    if output_json({name: answer.to_dict() for name, answer in answers.items()}, json, indent=None):
-        return
+
+
+def _tell(answers: dict) -> None:
+    from vistok.projectors.cost import flops_text
+
     for name, answer in answers.items():
         print(f"{name}: {answer.text}")
         print(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vistok.cli.output import Json, check_outputs, output_json
-from vistok.cli.shared import say
+from vistok.cli.shared import refuse_given, say
 
 if TYPE_CHECKING:
     from vistok.tokenizers.files import Reached
@@ -21,6 +21,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")]
 
 
 def tokenize(
+    context: typer.Context,
     inputs: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
     tokenizer: Tokenizer = "vq-mini",
     out: Annotated[
@@ -52,6 +53,8 @@ def tokenize(
 
     if sum(choice is not None for choice in (tokens, psnr, lpips)) > 1:
         raise VistokError("--tokens, --psnr and --lpips each choose the number of tokens: give one of them.")
+    if lpips is None:
+        refuse_given(context, "is of LPIPS, which --lpips asks for", "lpips_net", "lpips_head", "lpips_backbone")
     if overlap is not None and not tiles:
         raise VistokError("--overlap is that of tiles: add --tiles, or leave it out.")
     from vistok.data.vtok import SUFFIX

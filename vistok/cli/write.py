@@ -41,15 +41,21 @@ def write(
     """
     import torch
 
-    from vistok.errors import unknown_name
+    from vistok.cli.shared import check_drawing
+    from vistok.errors import VistokError, unknown_name
     from vistok.progress import working
     from vistok.samplers.named import TEXT_DRAFTERS
-    from vistok.samplers.writing import OWN, draft_tree, drafter_of, written
+    from vistok.samplers.writing import OWN, UNREAD, draft_tree, drafter_of, written
     from vistok.zoo.transformers import load_causal_lm
 
     check_outputs(json)
     if drafter not in (names := [*OWN, *TEXT_DRAFTERS]):
         raise unknown_name("drafter", drafter, names)
+    check_drawing(temperature, top_p)
+    if draft is not None and drafter in UNREAD:
+        raise VistokError(f"the drafter '{drafter}' reads no --draft: leave it out, or take draft or rasd.")
+    if "" in (stop or []):
+        raise VistokError("--stop is empty, which stands in every text: name the text behind which writing ends.")
     text = sys.stdin.read() if prompt == "-" else prompt
     with working("load the model"):
         target, tokenizer = load_causal_lm(model, device, dtype)

@@ -91,7 +91,9 @@ def _without_markup(caption: str) -> str:
 
 
 def clean_caption_once(caption: str) -> str:
-    """Returns a caption after one pass of the cleaner; ``clean_caption`` makes the two that the published models make."""
+    """Returns a caption after one pass of the cleaner, of which ``clean_caption`` makes two, as the published models
+    do.
+    """
     import ftfy
 
     caption = unquote_plus(caption).strip().lower()

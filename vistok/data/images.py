@@ -25,6 +25,7 @@ from vistok.data.folders import list_files
 from vistok.errors import VistokError, unknown_name
 from vistok.files import IMAGE_SUFFIXES, atomic_path, check_writable
 
+LONGEST_DRAWN = 4096  # pixels along the longer side of a small picture that is drawn larger
 # Of pictures in folders: those that are written, and other names of formats that are read.
 READABLE_SUFFIXES = IMAGE_SUFFIXES | {".jfif", ".jpe", ".pbm", ".pgm", ".pnm"}
 
@@ -112,6 +113,14 @@ def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2
     for i, image in enumerate(images):
         sheet.paste(image, (i % columns * width, i // columns * height))
     return sheet
+
+
+def magnification(size: tuple[int, int], least_side: int) -> int:
+    """Returns how many times as large a picture of this size is drawn for its shorter side to reach ``least_side``.
+
+    The longer side stays below ``LONGEST_DRAWN``, so that a strip of pixels does not become gigabytes.
+    """
+    return max(1, min(-(-least_side // min(size)), LONGEST_DRAWN // max(size)))
 
 
 RESAMPLING = {"nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS}

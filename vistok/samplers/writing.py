@@ -23,6 +23,7 @@ from vistok.zoo.transformers import load_causal_lm
 
 LAST = -1  # instead of the number of a step
 OWN = ("none", "eagle", "pearl")  # names beside those of TEXT_DRAFTERS
+UNREAD = ("none", "lookup", "recycling", "ppd", "hidden-transfer", "medusa", "aded")  # those that no draft model serves
 
 
 class Watched:

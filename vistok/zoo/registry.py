@@ -122,8 +122,8 @@ def resolve(name: str | Path, filename: str | None = None) -> Path:
             hub = ", ".join(f"'{where}'" for where in _hub_names(found))
             mend = f", or {hub} to fetch it" if hub else f" {' or '.join(found.files)}"
             raise VistokError(f"the weights of '{name}' are not part of vistok: name your file{mend}.")
-        if hub_id(name) is not None:
-            return _fetch(str(name), filename)
+        if (where := hub_id(name)) is not None:
+            return _fetch(*where, filename)
         if path.suffix in _WEIGHTS_SUFFIXES or re.search(r"[/\\]", str(name)):
             raise VistokError(
                 f"there is no file or folder '{name}': check the path, or name a hub id 'owner/name:file'."
@@ -149,12 +149,11 @@ def verify(name: str) -> ModelCard:
     return found
 
 
-def _fetch(name: str, filename: str | None) -> Path:
+def _fetch(repo: str, file: str | None, filename: str | None) -> Path:
     """Fetch a hub file, or the safetensors and JSON files of a repository when no file is named."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-    repo, file = hub_id(name)
     file = file or filename
     known = [where for card in published_cards() if card.source == repo for where in _hub_names(card)]
     if file is None and known and repo not in known:

@@ -192,6 +192,19 @@ def test_what_turns_out_slower_than_plain_steps_is_dropped(monkeypatch):
     assert drafted[8] and sum(drafted) <= 0.15 * len(drafted)
 
 
+@pytest.mark.parametrize("price", [2.0, 5.0, 8.0])
+def test_trials_that_do_not_pay_take_a_small_share_of_the_time(price, monkeypatch):
+    clock, drafted = [0.0], []
+    monkeypatch.setattr(sized, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    sizer = Sizer()
+    for step in range(4000):
+        found = sizer.next(lambda: [Option("small", 1.0, price)], 1.0, float(step))
+        drafted.append(found is not None)
+        clock[0] += 1.0 if found is None else price
+    assert sum(drafted) > 0 and clock[0] <= 1.05 * len(drafted)
+    assert (price - 1) * sum(drafted[400:]) <= 0.04 * len(drafted[400:]) + (price - 1) * AGAIN
+
+
 def test_the_long_run_of_states_is_that_of_a_simulation():
     trees, accuracy = SparseTrees.best([[0.5, 0.2], [0.4, 0.2], [0.3, 0.1]], 8, 2), [[0.5, 0.2], [0.4, 0.2], [0.3, 0.1]]
     tokens, seconds = trees.long_run(accuracy, lambda rows: rows)

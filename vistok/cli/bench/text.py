@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from vistok.cli.output import Json, check_outputs
+from vistok.cli.shared import check_drawing, refuse_given
 
 
 def text(
+    context: typer.Context,
     methods: Annotated[
         str | None, typer.Option(help="Only those whose names hold one of these words; by commas.")
     ] = None,
@@ -45,6 +47,9 @@ def text(
     from vistok.errors import VistokError
 
     check_outputs(json)
+    check_drawing(temperature, top_p)
+    if spec_bench is not None:
+        refuse_given(context, "cuts held-out modules, and --spec-bench names questions", "prompt_tokens")
     if contestants is not None:
         print("vistok: --contestants is --methods now.", file=sys.stderr)
         methods = contestants

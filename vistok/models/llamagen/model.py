@@ -301,7 +301,7 @@ class LlamaGen(Pretrained, RotaryModule):
             Final hidden states [B, N, dim]; entry j predicts the token after token j (see ``head``).
         """
         visible = self._decode_mask(tokens, state, ancestors)
-        if packed_step.applies(self):
+        if packed_step.applies(self.layers[0].attention.wqkv):
             return packed_step.packed_step(self, tokens, positions, state, visible)
         x = self.tok_embeddings(tokens)
         rope = self.rope[self.config.cls_token_num + positions]

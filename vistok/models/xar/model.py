@@ -211,7 +211,7 @@ class XAR(LatentGenerator, RotaryModule):
         visible: Tensor | None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Velocities [B, n, D] of the n tokens of the sequence from ``start`` on."""
+        """States [B, n, E] of the n tokens of the sequence from ``start`` on, of which ``pred`` makes velocities."""
         span = slice(start, start + x.shape[1])
         rope = self.rope[span]
         h = self.z_proj(x.to(self.z_proj.weight.dtype))
@@ -221,7 +221,12 @@ class XAR(LatentGenerator, RotaryModule):
                 h = self.decoder_embed(self.encoder_norm(h)) + self.decoder_pos_embed_learned[:, span]
             kept = None if cache is None else _Kept(cache, i)
             h = block(h, block.modulation(condition, entity), rope, visible, kept)
-        return self.pred(self.decoder_norm(h))
+        return self.decoder_norm(h)
+
+    def states(self, sequence: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """States [B, N, E] of all entities in one pass, of which ``pred`` makes velocities; see ``velocities``."""
+        visible = self.numbers[:, None] >= self.numbers
+        return self._run(sequence, self.condition(labels, t), 0, self.numbers, visible)
 
     def velocities(self, sequence: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Velocities of all entities in one pass, each seeing the earlier ones as they are, noisy.
@@ -234,8 +239,7 @@ class XAR(LatentGenerator, RotaryModule):
         Returns:
             [B, N, D].
         """
-        visible = self.numbers[:, None] >= self.numbers
-        return self._run(sequence, self.condition(labels, t), 0, self.numbers, visible)
+        return self.pred(self.states(sequence, t, labels))
 
     def new_cache(self, rows: int) -> KVCache:
         """An empty cache for ``rows`` sequences."""
@@ -257,9 +261,24 @@ class XAR(LatentGenerator, RotaryModule):
             [B, n, D].
         """
         condition = self.condition(labels, t.expand(len(x), 1))
-        return self._run(x, condition, cache.bound, None, None, cache)
+        return self.pred(self._run(x, condition, cache.bound, None, None, cache))
 
     # Training
+
+    def noisy(
+        self, latents: Tensor, labels: Tensor, t: Tensor | None = None, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns a training batch: the noisy sequence [B, N, D], times [B, K] and classes [B], as ``velocities`` takes
+        them, and the velocities that are to be told, [B, N, D]; arguments as of ``forward``."""
+        clean = self.entities.split(self.own_tokens(latents))
+        noise = torch.randn_like(clean) if noise is None else noise
+        if t is None:
+            t = torch.randn(len(clean), len(self.entities.sizes), device=clean.device).sigmoid()
+        if self.training and self.config.label_drop_prob > 0:
+            dropped = torch.rand(len(labels), device=labels.device) < self.config.label_drop_prob
+            labels = labels.masked_fill(dropped, self.config.class_num)
+        share = t[:, self.numbers, None]
+        return (1 - share) * clean + share * noise, t, labels, noise - clean
 
     def forward(self, latents: Tensor, labels: Tensor, t: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """The loss of noisy context learning: all entities are noisy, each to an extent of its own.
@@ -273,16 +292,8 @@ class XAR(LatentGenerator, RotaryModule):
         Returns:
             A scalar: the mean squared error of velocities.
         """
-        clean = self.entities.split(self.own_tokens(latents))
-        noise = torch.randn_like(clean) if noise is None else noise
-        if t is None:
-            t = torch.randn(len(clean), len(self.entities.sizes), device=clean.device).sigmoid()
-        if self.training and self.config.label_drop_prob > 0:
-            dropped = torch.rand(len(labels), device=labels.device) < self.config.label_drop_prob
-            labels = labels.masked_fill(dropped, self.config.class_num)
-        share = t[:, self.numbers, None]
-        velocity = self.velocities((1 - share) * clean + share * noise, t, labels)
-        return F.mse_loss(velocity.float(), noise - clean)
+        sequence, t, labels, velocities = self.noisy(latents, labels, t, noise)
+        return F.mse_loss(self.velocities(sequence, t, labels).float(), velocities)
 
 
 FAMILY = LatentFamily("xar", XAR, "entities")
