@@ -56,7 +56,8 @@ def text(
     from vistok.cli.bench.report import write_report
     from vistok.eval.decoding.comparison import choose_entries, table
     from vistok.eval.decoding.prompts import held_out_prompts, spec_bench_prompts
-    from vistok.eval.decoding.text import COLUMNS, continue_in_turn, standard_entries, summarise
+    from vistok.eval.decoding.text import COLUMNS, continue_in_turn, summarise
+    from vistok.eval.decoding.text_entries import standard_entries
     from vistok.progress import progress
     from vistok.samplers.drafters.eagle_head import load_head
     from vistok.zoo.transformers import load_causal_lm

@@ -36,7 +36,7 @@ DEFAULT_DRAFTER = "llamagen-mini-eagle"
 
 
 def draft_policy(tree: str, drafts: int, depth: int, top_k: int) -> DraftPolicy:
-    """The policy of a tree's name: ``dynamic``, or a published static tree."""
+    """Returns the policy of a tree's name: ``dynamic``, or a published static tree."""
     return DynamicTree(drafts, depth, top_k) if tree == "dynamic" else StaticTree(tree)
 
 
