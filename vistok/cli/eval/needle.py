@@ -49,7 +49,7 @@ def needle(
     from vistok.progress import progress
     from vistok.zoo.transformers import load_causal_lm
 
-    check_outputs(json)
+    check_outputs(plot, json)
     check_plot(plot)
     try:
         sizes = [int(word) for word in lengths.split(",")] if lengths is not None else []
@@ -65,10 +65,11 @@ def needle(
             for length in sizes:
                 asked = {"name": name, "seed": seed, "advance": advance}
                 points.append(find_needles(network, text, policy, length, needles, texts, **asked))
+    settings = {"model": model, "seed": seed, "dtype": dtype}
+    silent = output_json({**settings, "points": [point.to_dict() for point in points]}, json)
     if plot is not None:
         plot_needles(points, plot)
-    settings = {"model": model, "seed": seed, "dtype": dtype}
-    if output_json({**settings, "points": [point.to_dict() for point in points]}, json):
+    if silent:
         return
     table = Table(title=f"{model}: {texts} passages with {needles} needles")
     for heading in ("policy", "tokens", "found", "95 %", "reads", "kept", "by depth"):
