@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from vistok.samplers.stats import Stats
 from vistok.samplers.trace import paint_trace
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from vistok.pipelines import Pipeline, Sample
     from vistok.samplers import Sampler, SamplingParams
 
@@ -117,14 +119,17 @@ def paint_to(
         settled = job.settle("window", lambda: getattr(sampler.tuned(pipe.model, params, batch_size), "window", 1))
         sampler = sampler.with_window(settled)
     wanted = list(samples) if job is None else [samples[i] for i in job.pending(rank, world)]
-    began, stats, images, traces = time.perf_counter(), [], [], []
+    began = time.perf_counter()
+    stats: list[Stats] = []
+    images: list[Any] = []  # arrays of codes where there is no decoder
+    traces: list[Image] = []
     with progress(f"paint {len(wanted)}", len(wanted) * pipe.model.tokens.length) as advance:
         for batch, output in pipe.iterate(wanted, sampler, params, seed, batch_size, advance):
             stats.append(output.stats)
             if trace is not None and len(traces) < TRACED:
                 maps = [paint_trace(x, output.stats, i, pipe.model.tokens.line) for i, x in enumerate(output.images)]
                 traces += maps[: TRACED - len(traces)]
-            drawn = [codes.numpy() for codes in output.tokens] if codes_only else output.images
+            drawn: list[Any] = [codes.numpy() for codes in output.tokens] if codes_only else output.images
             if upscale is not None and not codes_only:
                 drawn = [upscale(image) for image in drawn]
             if job is None:
@@ -136,15 +141,15 @@ def paint_to(
         save_codes(np.stack(images), out)
     elif job is None:
         save_image(images[0] if len(images) == 1 else grid(images), out)
-    if traces and rank == 0:
+    if trace is not None and traces and rank == 0:
         save_image(grid(traces), trace)
     seconds = time.perf_counter() - began
     merged = type(stats[0]).merged(stats) if stats else None
     parts = [(len(wanted), merged)] if world == 1 else _gathered((len(wanted), merged))
     if rank != 0:
         return None
-    drawn, stats = sum(count for count, _ in parts), [each for _, each in parts if each is not None]
-    return Summary(drawn, len(samples) - drawn, seconds, out, type(stats[0]).merged(stats) if stats else None)
+    painted, stats = sum(count for count, _ in parts), [each for _, each in parts if each is not None]
+    return Summary(painted, len(samples) - painted, seconds, out, type(stats[0]).merged(stats) if stats else None)
 
 
 def save_codes(codes: np.ndarray, path: Path) -> None:

@@ -29,7 +29,7 @@ def test_cache_holds_what_a_list_of_rows_would(seed, batch, data):
         width = data.draw(st.integers(1, 6))
         new = rows(batch, 3, width, 4, generator)
         write_all(cache, new)
-        action = data.draw(st.sampled_from(["advance", "advance_rows", "commit", "crop"]))
+        action = data.draw(st.sampled_from(["advance", "advance_rows", "commit", "commit_same", "crop"]))
         if action == "advance":
             cache.advance(width)
             kept = [list(range(width))] * batch
@@ -37,8 +37,9 @@ def test_cache_holds_what_a_list_of_rows_would(seed, batch, data):
             counts = [data.draw(st.integers(0, width)) for _ in range(batch)]
             cache.advance(torch.tensor(counts))
             kept = [list(range(count)) for count in counts]
-        elif action == "commit":
+        elif action in ("commit", "commit_same"):
             kept = [sorted(data.draw(st.sets(st.integers(0, width - 1)))) for _ in range(batch)]
+            kept = kept[:1] * batch if action == "commit_same" else kept
             path = torch.tensor([nodes + [-1] * (width - len(nodes)) for nodes in kept])
             cache.commit(path, torch.tensor([len(nodes) for nodes in kept]))
         else:

@@ -12,7 +12,7 @@ from vistok.models.extension import extend_vocabulary
 from vistok.projectors.grounding.interface import Region, load_grounder
 from vistok.projectors.grounding.masks import SamMasks
 from vistok.projectors.grounding.paint import paint
-from vistok.projectors.grounding.pink import WORDS, Pink, Wording, bootstrap, check_expressions
+from vistok.projectors.grounding.pink import WORDS, Pink, Wording, bootstrap
 from vistok.projectors.grounding.points import Points
 from vistok.projectors.grounding.read import SEG, Read, ReadHead, uncrop
 from vistok.projectors.overlay import overlay
@@ -173,8 +173,6 @@ def test_bootstrapping_keeps_what_leads_back_with_the_annotated_box():
     kept = bootstrap(Consistent(), pictures)
     assert [(s.picture, s.box, s.text) for s in kept] == [(0, (0, 0, 50, 50), "the first")]
     assert len(bootstrap(Consistent(), pictures, check=False)) == 2
-    with pytest.raises(VistokError, match="no expression"):
-        check_expressions([])
     with pytest.raises(VistokError, match="no part"):
         bootstrap(Consistent(), [(picture, [(0, 0, 101, 5)])])
 

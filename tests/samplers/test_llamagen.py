@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from vistok.models.heads.eagle import EagleConfig, EagleNetwork
 from vistok.models.interface import Condition
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.samplers import Autoregressive, Eagle, ImageTarget, Lantern, Noise, SamplingParams, SpeculativeJacobi
-from vistok.samplers.drafters import jacobi
+from vistok.samplers.drafters import eagle, jacobi
 from vistok.samplers.loop import Verdict
 from vistok.samplers.tree import TokenTree, TreeShape
 
@@ -91,6 +93,27 @@ def test_greedy_decoding_is_that_of_plain_decoding(model, drafter, prompts, name
     plain, _ = Autoregressive().sample(model, Condition(*prompts), params, noise)
     drafted, _ = samplers(drafter)[name].sample(model, Condition(*prompts), params, noise)
     assert torch.equal(plain, drafted)
+
+
+@pytest.mark.parametrize("interval", [-1, 7])
+@pytest.mark.parametrize("pays", [True, False], ids=["drafts pay", "drafts do not pay"])
+def test_trees_of_the_size_that_pays_draw_plain_decodings_pictures(
+    model, drafter, prompts, interval, pays, monkeypatch
+):
+    widths = (1, 2, 4, 8, 16, 32, 64)
+    cost = {width: 1.0 if pays else float(width) for width in widths}
+    monkeypatch.setattr(eagle, "forward_cost", lambda *_: cost)
+    monkeypatch.setattr(eagle, "head_cost", lambda *_: dict.fromkeys(widths[:4], 1e-3 if pays else 1.0))
+    monkeypatch.setattr(eagle, "_SIZED", WeakKeyDictionary())
+    params = SamplingParams(guidance=2.0, guidance_interval=interval)
+    proposed = 0
+    for seed in range(3):
+        noise = Noise(seed, torch.arange(3))
+        plain, _ = Autoregressive().sample(model, Condition(*prompts), params, noise)
+        drafted, stats = Eagle(drafter, tree="auto").sample(model, Condition(*prompts), params, noise)
+        assert torch.equal(plain, drafted)
+        proposed += int(stats.proposed.sum())
+    assert proposed > 0  # if only in a trial
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -186,6 +209,8 @@ def test_wrong_parts_are_refused(model, drafter, prompts):
         Eagle(other).sample(model, Condition(*prompts), SamplingParams(), noise)
     with pytest.raises(VistokError, match="unknown static tree"):
         Eagle(drafter, tree="mc_sim")
+    with pytest.raises(VistokError, match=r"on the clock.*'dynamic'"):
+        Lantern(drafter, tree="auto")
     with pytest.raises(VistokError, match="1 to 12 drafts"):
         Eagle(drafter, drafts=99, depth=1, top_k=3)
     with pytest.raises(VistokError, match="has no 24 neighbours"):

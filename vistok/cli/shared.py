@@ -8,9 +8,12 @@ import os
 from collections.abc import Callable
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
+
+from vistok.cli.complete import completer_of
+from vistok.progress import busy
 
 _quiet = False
 
@@ -117,17 +120,22 @@ Config = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print results and errors only, no remarks and no progress.")]
 
 
-def shared(function: Callable[..., None]) -> Callable[..., None]:
-    """Returns a command with the options that every command has."""
+def shared(function: Callable[..., None], name: str) -> Callable[..., None]:
+    """Returns a command with the options that every command has, under its ``name``.
+
+    It says when it is busy, and the shell completes the names that its options take.
+    """
 
     @functools.wraps(function)
     def command(*args: Any, quiet: bool = False, config: Path | None = None, **options: Any) -> None:
-        if not quiet:  # the file of ``config`` was read before all other options
-            return function(*args, **options)
-        with hushed():
+        with hushed() if quiet else busy(name):  # ``config`` was read before all other options
             return function(*args, **options)
 
     own = inspect.signature(function, eval_str=True)
+    for parameter in own.parameters.values():
+        for told in get_args(parameter.annotation)[1:]:
+            if (completer := completer_of(name, parameter.name)) is not None:
+                told.autocompletion = completer
     keyword = inspect.Parameter.KEYWORD_ONLY
     added = [
         inspect.Parameter("config", keyword, default=None, annotation=Config),
@@ -141,4 +149,4 @@ def shared(function: Callable[..., None]) -> Callable[..., None]:
 def add_commands(app: typer.Typer, commands: dict[str, Callable[..., None]], **settings: Any) -> None:
     """Adds commands by name, each with the options that every command has."""
     for name, function in commands.items():
-        app.command(name, **settings)(shared(function))
+        app.command(name, **settings)(shared(function, name))

@@ -8,7 +8,7 @@ be checked on it and rejected rows dropped; one that keeps less rewrites a layer
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -104,6 +104,8 @@ class Step:
 
     def settle(self, lengths: list[int]) -> None:
         """Rows in use after a layer rewrote them, of each of :meth:`groups`."""
+        if self.cache is None:
+            return
         if len(lengths) == 1 and (self.counts is None or len(self.counts) == 1):
             self.cache.crop(lengths[0])
         else:
@@ -166,7 +168,8 @@ class Fill(Step):
         both = (self.into.keys[layer, self.sequence], self.into.values[layer, self.sequence])
         for cached, new in zip(both, (k, v), strict=True):
             cached.index_copy_(1, self.rows, new[0])
-        return tuple(cached[None, :, : self.length] for cached in both)
+        keys, values = (cached[None, :, : self.length] for cached in both)
+        return keys, values
 
 
 class Policy(ABC):
@@ -225,7 +228,8 @@ class Policy(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The numbers that the policy was made with."""
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.init}
+        options = fields(self) if is_dataclass(self) else ()
+        return {item.name: getattr(self, item.name) for item in options if item.init}
 
 
 class Full(Policy):

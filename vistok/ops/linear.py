@@ -146,9 +146,14 @@ def joint(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     first = layers[0]
     if not (isinstance(first, PackedLinear) and first.applies and first.bias is None):
         return tuple(layer(x) for layer in layers)
-    widths = [layer.out_features for layer in layers]
+    return joined(x, *layers).split([layer.out_features for layer in layers], -1)
+
+
+def joined(x: Tensor, first: PackedLinear, *others: PackedLinear) -> Tensor:
+    """Returns what packed layers without bias make of one input, one behind the other [..., sum of their outputs]."""
+    layers = (first, *others)
     packed = first._joint.of(first.pack, *(layer.weight for layer in layers))
-    return first._padded(x, packed, None, sum(widths)).split(widths, -1)
+    return first._padded(x, packed, None, sum(layer.out_features for layer in layers))
 
 
 def pack_linears(module: nn.Module, kind: type[PackedLinear] = PackedLinear) -> nn.Module:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,14 +31,15 @@ def check_conditions(pipe: Pipeline, conditions: Sequence[str | int], force: boo
             if not 0 <= condition <= last:
                 raise VistokError(f"class {condition} does not exist: '{pipe.name}' knows classes 0 to {last}.")
         return
-    for condition in conditions:
-        if not isinstance(condition, str):
-            raise VistokError(f"'{pipe.name}' paints prompts, not classes: give a prompt.")
-        if not condition.strip():
-            raise VistokError("the prompt is empty: say what to paint.")
-    if not force and (unknown := pipe.text_encoder.unknown_words(conditions)):
+    prompts = [condition for condition in conditions if isinstance(condition, str)]
+    if len(prompts) < len(conditions):
+        raise VistokError(f"'{pipe.name}' paints prompts, not classes: give a prompt.")
+    if not all(prompt.strip() for prompt in prompts):
+        raise VistokError("the prompt is empty: say what to paint.")
+    encoder = pipe.text_encoder
+    if encoder is not None and not force and (unknown := encoder.unknown_words(prompts)):
         words = ", ".join(f"'{w}'" for w in unknown)
-        known = " ".join(w for w in pipe.text_encoder.known_words if w.isalpha())
+        known = " ".join(w for w in encoder.known_words or () if w.isalpha())
         raise VistokError(f"'{pipe.name}' never saw {words}; it knows: {known}. Use --force to go on all the same.")
 
 
@@ -54,7 +55,7 @@ def encode_conditions(pipe: Pipeline, conditions: Sequence[str | int]) -> Condit
             avoided = reader([pipe.negative])
             read = replace(read, negative_ids=avoided.ids, negative_mask=avoided.mask)
         return read.to(weight.device)
-    features, mask = _text_features(pipe, conditions, weight)
+    features, mask = _text_features(pipe, [str(each) for each in conditions], weight)
     negative = None
     if pipe.negative is not None:
         negative = Condition(*_text_features(pipe, [pipe.negative] * len(conditions), weight))
@@ -63,6 +64,8 @@ def encode_conditions(pipe: Pipeline, conditions: Sequence[str | int]) -> Condit
 
 def _text_features(pipe: Pipeline, texts: Sequence[str], weight: Tensor) -> tuple[Tensor, Tensor]:
     """Features of texts and their mask, on the device and in the format of a weight of the generator."""
+    if pipe.text_encoder is None:
+        raise VistokError(f"'{pipe.name}' comes without its text encoder: name one with --text-encoder.")
     for text in set(texts) - set(pipe.text_features):
         pipe.text_features[text] = pipe.text_encoder([text])
     features, masks = zip(*(pipe.text_features[text] for text in texts), strict=True)
@@ -71,7 +74,8 @@ def _text_features(pipe: Pipeline, texts: Sequence[str], weight: Tensor) -> tupl
 
 def with_control(pipe: Pipeline, picture: Image | str | Path, kind: str | None, strength: float) -> Pipeline:
     """Returns a pipeline that follows one more control picture; see ``Pipeline.with_control``."""
-    known = getattr(pipe.model, "controls", ())
+    model: Any = pipe.model  # a ``ControlledGenerator`` where it knows controls
+    known = getattr(model, "controls", ())
     if not known:
         raise VistokError(f"'{pipe.name}' follows no control pictures: leave --control out, or name a ControlAR.")
     if kind is None and len(known) > 1:
@@ -82,9 +86,9 @@ def with_control(pipe: Pipeline, picture: Image | str | Path, kind: str | None, 
     if not 0 <= strength < math.inf:
         raise VistokError(f"the strength of a control must be 0 or more, got {strength}.")
     image = _as_image(picture)
-    side = pipe.model.multiple
-    size = tuple(-(-length // side) * side for length in image.size)
-    model = pipe.model.resized(size[1], size[0])
+    width, height = (-(-length // model.multiple) * model.multiple for length in image.size)
+    size = width, height
+    model = model.resized(height, width)
     if pipe.control and pipe.control[0].picture.shape[:1:-1] != size:
         width, height = pipe.control[0].picture.shape[:1:-1]
         raise VistokError(
@@ -99,7 +103,8 @@ def with_control(pipe: Pipeline, picture: Image | str | Path, kind: str | None, 
 
 def with_image(pipe: Pipeline, picture: Image | str | Path, mask: Image | str | Path) -> Pipeline:
     """Returns a pipeline that draws a part of a picture anew; see ``Pipeline.with_image``."""
-    if not hasattr(pipe.model, "own_tokens"):
+    model: Any = pipe.model  # a ``FillingGenerator`` where it has tokens of its own
+    if not hasattr(model, "own_tokens"):
         raise VistokError(f"'{pipe.name}' draws its tokens in one order, around nothing: leave --image out.")
     image, shown = _as_image(picture), _as_image(mask)
     for what, each in (("picture", image), ("mask", shown)):
@@ -110,11 +115,11 @@ def with_image(pipe: Pipeline, picture: Image | str | Path, mask: Image | str | 
                 "of that size."
             )
     white = (to_tensor(shown).amax(0, keepdim=True) > 0).float()
-    stays = torch.nn.functional.adaptive_max_pool2d(white, pipe.model.tokens.line).flatten().to(pipe.device) == 0
+    stays = torch.nn.functional.adaptive_max_pool2d(white, model.tokens.line).flatten().to(pipe.device) == 0
     if bool(stays.all()):
         raise VistokError("the mask is black everywhere, so that nothing is drawn: paint white what should change.")
-    tokens = pipe.tokenizer.encode(to_tensor(image)[None].to(pipe.device))
-    return replace(pipe, known=Known(pipe.model.own_tokens(tokens)[0], stays))
+    tokens = pipe.decoder.encode(to_tensor(image)[None].to(pipe.device))
+    return replace(pipe, known=Known(model.own_tokens(tokens)[0], stays))
 
 
 def _as_image(picture: Image | str | Path) -> Image:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from vistok.data.images import to_pil, to_tensor
-from vistok.errors import VistokError
 from vistok.ops.noise import derive_seed
 
 if TYPE_CHECKING:
@@ -31,34 +30,32 @@ def decode_images(pipe: Pipeline, drawn: Tensor, indices: list[int], seed: int) 
     """
     # One by one: rounding inside a batched decoder depends on the batch, and an image must not.
     return [
-        to_pil(pipe.tokenizer.decode(pipe.model.image_tokens(tokens[None]), **_noise_of(pipe, seed, index)))[0]
+        to_pil(pipe.decoder.decode(pipe.model.image_tokens(tokens[None]), **_noise_of(pipe, seed, index)))[0]
         for tokens, index in zip(drawn, indices, strict=True)
     ]
 
 
 def preview_images(pipe: Pipeline, partial: Partial, seed: int) -> list[Image]:
     """Returns images while they are drawn; see ``Pipeline.preview``."""
-    if pipe.tokenizer is None:
-        raise VistokError(f"'{pipe.name}' comes without a decoder: name one as tokenizer=.")
     decided = partial.decided
     shown = decided if partial.tokens.ndim == 2 else decided[..., None]
     tokens = pipe.model.image_tokens(partial.tokens.masked_fill(~shown, 0))
-    can, spec = pipe.tokenizer.capabilities, pipe.model.tokens
-    decoding: dict[str, Any] = _noise_of(pipe, seed)
+    can, spec = pipe.decoder.capabilities, pipe.model.tokens
+    decoding = _noise_of(pipe, seed)
     if spec.layout == "sequence":
         if can.variable_length:
             known = int(decided.sum(1).min())
             decoding["length"] = max((each for each in can.lengths if each <= known), default=can.lengths[0])
-        return to_pil(pipe.tokenizer.decode(tokens, **decoding))
-    pixels = pipe.tokenizer.decode(tokens, **decoding)
+        return to_pil(pipe.decoder.decode(tokens, **decoding))
+    pixels = pipe.decoder.decode(tokens, **decoding)
     places = pipe.model.image_tokens(decided.long()) if spec.kind == "codes" else decided.unflatten(1, (-1, spec.line))
     mask = torch.nn.functional.interpolate(places[:, None].float(), pixels.shape[-2:], mode="nearest")
     return to_pil(pixels.clamp(-1, 1) * mask + UNDECIDED * (1 - mask))
 
 
-def _noise_of(pipe: Pipeline, *seed: int) -> dict[str, torch.Generator]:
+def _noise_of(pipe: Pipeline, *seed: int) -> dict[str, Any]:
     """Arguments of ``decode`` where it draws noise."""
-    if not pipe.tokenizer.capabilities.stochastic_decode:
+    if not pipe.decoder.capabilities.stochastic_decode:
         return {}
     return {"generator": torch.Generator().manual_seed(derive_seed(*seed))}
 

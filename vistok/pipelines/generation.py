@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vistok.errors import VistokError, unknown_name
 from vistok.models.generators import GENERATORS
@@ -27,10 +27,8 @@ from vistok.zoo.hub import Pushable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import nn
 
-    from vistok.models.interface import GeneratorFamily
-    from vistok.models.text_encoder import TextEncoder
+    from vistok.models.interface import Generator, GeneratorFamily, TextReader
     from vistok.samplers import Sampler
     from vistok.tokenizers.interface import Tokenizer
 
@@ -56,9 +54,9 @@ class Pipeline(Pushable):
         text_features: the captions that were read so far, with their features [1, T, D] and masks [1, T].
     """
 
-    model: nn.Module
-    tokenizer: Tokenizer
-    text_encoder: TextEncoder | None
+    model: Generator
+    tokenizer: Tokenizer | None
+    text_encoder: TextReader | None
     name: str = DEFAULT_MODEL
     guidance: float = GUIDANCE
     temperature: float = 1.0
@@ -119,20 +117,32 @@ class Pipeline(Pushable):
     def vq(self) -> Tokenizer:
         """The tokenizer, by its former name."""
         warnings.warn("Pipeline.vq is Pipeline.tokenizer now: use that name.", FutureWarning, 2)
+        return self.decoder
+
+    @property
+    def decoder(self) -> Tokenizer:
+        """The tokenizer, where there is one.
+
+        Raises:
+            VistokError: the model comes without.
+        """
+        if self.tokenizer is None:
+            raise VistokError(f"'{self.name}' comes without a decoder: name one as tokenizer=.")
         return self.tokenizer
 
     @property
     def size(self) -> int:
         """Side of the images in pixels; the width where they are no squares."""
-        can, tokens = self.tokenizer.capabilities, self.model.tokens
+        can, tokens = self.decoder.capabilities, self.model.tokens
         return can.image_size or tokens.line * tokens.patch * can.multiple
 
     @functools.cached_property
     def digest(self) -> str:
         """Short SHA-256 over a sample of all weights, which tells one set of weights from another."""
         digest = hashlib.sha256()
-        for module in (self.model, self.tokenizer, self.text_encoder):
-            for parameter in () if module is None else module.parameters():
+        parts: tuple[object, ...] = (self.model, self.tokenizer, self.text_encoder)
+        for part in parts:
+            for parameter in part.parameters() if isinstance(part, nn.Module) else []:
                 digest.update(parameter.detach().flatten()[:256].float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -198,13 +208,14 @@ class Pipeline(Pushable):
         family = self.family
         if sampler is None or isinstance(sampler, str):
             sampler = parse_sampler(sampler or family.plain, self.sampling)
-        if sampler.interface != family.interface:
+        chosen: Sampler = sampler
+        if chosen.interface != family.interface:
             fitting = [name for name, kind in SAMPLERS.items() if kind.interface == family.interface]
             raise VistokError(
-                f"the sampler {type(sampler).__name__} does not draw the {self.model.tokens.kind} of '{self.name}': "
+                f"the sampler {type(chosen).__name__} does not draw the {self.model.tokens.kind} of '{self.name}': "
                 f"use one of {', '.join(fitting)}."
             )
-        return sampler
+        return chosen
 
     def check(self, conditions: Sequence[str | int], force: bool = False) -> None:
         """Refuses conditions that this model cannot follow.
@@ -255,18 +266,18 @@ class Pipeline(Pushable):
         """
         if batch_size < 1:
             raise VistokError(f"the batch size must be at least 1, got {batch_size}.")
-        sampler, params = self.sampler(sampler), params or self.sampling_params()
-        check_honoured(sampler, params)
+        chosen, params = self.sampler(sampler), params or self.sampling_params()
+        check_honoured(chosen, params)
         if self.negative is not None and not params.guided:
             raise VistokError("a negative prompt acts by guidance, and there is none: give --cfg above 1.")
-        if self.known is not None and not getattr(sampler, "fills", False):
-            raise VistokError(f"the sampler {type(sampler).__name__} draws whole images only: leave --image out.")
-        if watch is not None and not shows_steps(sampler):
-            raise VistokError(f"the sampler {type(sampler).__name__} shows no steps while it draws: leave watch out.")
-        sampler = sampler.prepare(self.model, self.tokenizer)
+        if self.known is not None and not getattr(chosen, "fills", False):
+            raise VistokError(f"the sampler {type(chosen).__name__} draws whole images only: leave --image out.")
+        if watch is not None and not shows_steps(chosen):
+            raise VistokError(f"the sampler {type(chosen).__name__} shows no steps while it draws: leave watch out.")
+        chosen = chosen.prepare(self.model, self.tokenizer)
         for start in range(0, len(samples), batch_size):
             batch = list(samples[start : start + batch_size])
-            yield batch, self._draw(batch, sampler, params, seed, progress, watch, decode)
+            yield batch, self._draw(batch, chosen, params, seed, progress, watch, decode)
 
     @torch.inference_mode()
     def _draw(

@@ -6,6 +6,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from vistok.errors import VistokError
 from vistok.models.generators import GENERATORS
 from vistok.models.interface import LoadRequest
@@ -16,9 +18,7 @@ from vistok.runtime import resolve_device, resolve_dtype
 from vistok.zoo import card_of_folder, resolve
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from vistok.models.text_encoder import TextEncoder
+    from vistok.models.interface import TextReader
 
 
 def pipeline(
@@ -83,15 +83,16 @@ def pipeline(
         pack_linears(model, Int8Linear if products else PackedLinear)  # the same seed, the same image in any batch
     if compile:
         model.compile_blocks()
-    if encoder is not None:
+    if isinstance(encoder, nn.Module):
         encoder = encoder.to(target).eval()
     suits = {key: getattr(found, key) for key in ("guidance", "temperature", "sampling")} if own else {}
     suits = {key: value for key, value in suits.items() if value is not None}
-    image_tokenizer = None if image_tokenizer is None else image_tokenizer.to(target)
+    if isinstance(image_tokenizer, nn.Module):
+        image_tokenizer = image_tokenizer.to(target)
     return Pipeline(model, image_tokenizer, encoder, found.name, products=products, **suits)
 
 
-def _text_encoder(model: nn.Module, request: LoadRequest, given: Any) -> TextEncoder | None:
+def _text_encoder(model: Any, request: LoadRequest, given: str | Path | None) -> TextReader | None:
     if getattr(model, "reader", None) is not None:
         if given is not None:
             raise VistokError(f"'{request.source}' reads prompts itself: leave --text-encoder out.")

@@ -19,20 +19,18 @@ if TYPE_CHECKING:
 def save_pipeline(pipe: Pipeline, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes the generator into a folder, with its image tokenizer and its text encoder in folders below and one card
     that names them; see ``Pipeline.save_pretrained``."""
+    from vistok.models.text_encoder import TextEncoder
+
     if pipe.control or pipe.known is not None:
         raise VistokError("control pictures and known images are no part of a model: save the pipeline without.")
     folder = Path(folder)
     check_writable(folder, folder=True)
-    for what, part in (("generator", pipe.model), ("image tokenizer", pipe.tokenizer)):
-        if not isinstance(part, Pretrained):
-            raise VistokError(
-                f"the {what} of '{pipe.name}' ({type(part).__name__}) is not vistok's own: save it by itself."
-            )
-    pipe.model.save_pretrained(folder, dtype)
-    pipe.tokenizer.save_pretrained(folder / "tokenizer", dtype)
-    if pipe.text_encoder is not None:
+    model, tokenizer = (_own(pipe, *part) for part in (("generator", pipe.model), ("image tokenizer", pipe.tokenizer)))
+    model.save_pretrained(folder, dtype)
+    tokenizer.save_pretrained(folder / "tokenizer", dtype)
+    if isinstance(pipe.text_encoder, TextEncoder):
         pipe.text_encoder.save_pretrained(folder / "text_encoder")
-    own = pipe.model.card
+    own = model.card
     card = ModelCard(
         name=pipe.name,
         task=f"{pipe.conditional_on}-to-image",
@@ -48,3 +46,11 @@ def save_pipeline(pipe: Pipeline, folder: str | Path, dtype: torch.dtype | None 
         paper=None if own is None else own.paper,
     )
     write_card(folder, card)
+
+
+def _own(pipe: Pipeline, what: str, part: object) -> Pretrained:
+    if not isinstance(part, Pretrained):
+        raise VistokError(
+            f"the {what} of '{pipe.name}' ({type(part).__name__}) is not vistok's own: save it by itself."
+        )
+    return part

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -138,7 +138,7 @@ class LayerView:
     normed: Tensor
     rotary: tuple[Tensor, Tensor]
     norm: nn.Module
-    following: nn.Module
+    following: Any
     later: int
     whole: list[int]
     raters: Tensor | None = None

@@ -79,5 +79,5 @@ class SamplingParams:
         """One token a row: logits [B, V] and uniforms [B] to int64 [B]."""
         if self.greedy:
             return logits.argmax(-1)
-        law = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
-        return sample_tokens(logits, uniform, **law)[0]
+        drawn, _ = sample_tokens(logits, uniform, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        return drawn

@@ -120,8 +120,8 @@ def resolve(name: str | Path, filename: str | None = None) -> Path:
             hub = ", ".join(f"'{where}'" for where in _hub_names(found))
             mend = f", or {hub} to fetch it" if hub else f" {' or '.join(found.files)}"
             raise VistokError(f"the weights of '{name}' are not part of vistok: name your file{mend}")
-        if hub_id(name) is not None:
-            return _fetch(str(name), filename)
+        if (where := hub_id(name)) is not None:
+            return _fetch(*where, filename)
         if path.suffix in _WEIGHTS_SUFFIXES or re.search(r"[/\\]", str(name)):
             raise VistokError(
                 f"there is no file or folder '{name}': check the path, or name a hub id 'owner/name:file'"
@@ -132,20 +132,6 @@ def resolve(name: str | Path, filename: str | None = None) -> Path:
         if not path.exists():
             raise VistokError(f"there is no '{filename}' in '{path.parent}'")
     return path
-
-
-def check_folder_or_hub_id(name: str | Path, what: str) -> None:
-    """Raise VistokError unless ``name`` is an existing folder or has the form of a hub id.
-
-    Args:
-        name: what the user named.
-        what: what should be there, for the sentence, e.g. ``"text encoder"``.
-    """
-    path = Path(name)
-    if path.is_dir() or (not path.exists() and hub_id(name) is not None):
-        return
-    seen = "is a file" if path.exists() else "does not exist"
-    raise VistokError(f"'{name}' {seen}: name the folder of a {what}, or a hub id such as 'owner/name'")
 
 
 def verify(name: str) -> ModelCard:
@@ -161,12 +147,11 @@ def verify(name: str) -> ModelCard:
     return found
 
 
-def _fetch(name: str, filename: str | None) -> Path:
+def _fetch(repo: str, file: str | None, filename: str | None) -> Path:
     """Fetch a hub file, or the safetensors and JSON files of a repository when no file is named."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-    repo, file = hub_id(name)
     file = file or filename
     known = [where for card in published_cards() if card.source == repo for where in _hub_names(card)]
     if file is None and known and repo not in known:

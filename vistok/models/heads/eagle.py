@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.models import packed_step
 from vistok.models.llamagen import RMSNorm
 from vistok.ops import KVCache, apply_rope, attention, rope_1d, rope_2d
 from vistok.ops.linear import joint
@@ -309,8 +310,10 @@ class EagleNetwork(_Drafter):
         Returns:
             [R, T, hidden].
         """
+        visible = None if cache is None else draft_mask(cache, tokens.shape[1], draft)
+        if cache is not None and self.config.grid and packed_step.applies(self.fc):
+            return packed_step.packed_draft(self, features, tokens, cache, slots, visible)
         x = self.fc(torch.cat([self.embed_tokens(tokens).to(features.dtype), features], -1))
-        visible = None if cache is None else draft_mask(cache, x.shape[1], draft)
         return self.layers[0](x, self._rotations(x, cache, slots), cache, visible)
 
     def logits(self, hidden: Tensor, head: nn.Module) -> Tensor:

@@ -40,9 +40,9 @@ def pixel_shuffle(x: Tensor, scale: float) -> Tensor:
     return x.transpose(-4, -3).flatten(-3)
 
 
-def as_static_video(frames: Tensor, count: int = STATIC_FRAMES) -> Tensor:
-    """Repeat a picture [B, C, H, W] into a video [B, count, C, H, W]."""
-    return frames.unsqueeze(1).expand(-1, count, -1, -1, -1)
+def as_static_video(pictures: Tensor) -> Tensor:
+    """Returns pictures [B, C, H, W] as videos [B, STATIC_FRAMES, C, H, W] that stand still."""
+    return pictures.unsqueeze(1).expand(-1, STATIC_FRAMES, -1, -1, -1)
 
 
 class TimeEmbedding(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -95,30 +96,36 @@ def look(head: DraftHead, run: Run, depth: int, k: int) -> Looked:
     position = run.decided[:, None]
     law = head.logits(head.hidden, position).log_softmax(-1)[:, 0]
     k = min(k, law.shape[-1])
+    own, slots, level_of = _constants(k, depth, device)
     best = law.topk(k)
     score, frontier = best.values, head.token(best.indices)  # [B, K]
-    tokens, scores = [frontier], [score]
-    parents = [torch.full((batch, k), -1, device=device)]  # record numbers; -1 is the root
     records = torch.arange(k, device=device).expand(batch, -1)  # of the frontier
-    features = head.hidden.expand(-1, k, -1)
-    halves = len(features) // batch
-    seen = torch.eye(k, dtype=torch.bool, device=device).expand(batch, -1, -1)
+    tokens, scores, parents = [frontier], [score], [torch.full_like(frontier, -1)]  # record numbers; -1 is the root
+    features, halves = head.hidden.expand(-1, k, -1), len(head.hidden) // batch
+    own = seen = own.expand(batch, -1, -1)
     for level in range(depth):
-        hidden = head.expand(frontier, features, seen, torch.full((k,), level, device=device))
+        hidden = head.expand(frontier, features, seen, slots[level])
         best = head.logits(hidden, (position + level + 1).expand(-1, k)).log_softmax(-1).topk(k)  # [B, K, K]
         reach = (best.values + score[..., None]).flatten(1)
         found = head.token(best.indices).flatten(1)
         tokens.append(found)
         scores.append(reach)
-        parents.append(records.repeat_interleave(k, 1))
+        parents.append(records[..., None].expand(-1, -1, k).flatten(1))
+        if level + 1 == depth:
+            break
         score, chosen = reach.topk(k)
         records = k + level * k * k + chosen
-        frontier = found.gather(1, chosen)
-        parent = chosen // k
+        frontier, parent = found.gather(1, chosen), chosen // k
         features = hidden.gather(1, parent.repeat(halves, 1)[..., None].expand(-1, -1, hidden.shape[-1]))
         above = seen.gather(1, parent[..., None].expand(-1, -1, seen.shape[2]))
-        seen = torch.cat([above, torch.eye(k, dtype=torch.bool, device=device).expand(batch, -1, -1)], 2)
-        halves = len(features) // batch
+        seen = torch.cat([above, own], 2)
     head.forget(depth * k)
-    level = torch.cat([torch.full((part.shape[1],), i, device=device) for i, part in enumerate(tokens, 1)])
-    return Looked(torch.cat(tokens, 1), torch.cat(scores, 1), torch.cat(parents, 1), level)
+    return Looked(torch.cat(tokens, 1), torch.cat(scores, 1), torch.cat(parents, 1), level_of)
+
+
+@functools.lru_cache(maxsize=64)
+def _constants(k: int, depth: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """That k nodes see themselves, bool [K, K]; their slots by level, [depth, K]; and the level of each record."""
+    levels = torch.arange(depth, device=device)
+    level_of = torch.cat([levels.new_ones(k), (levels + 2).repeat_interleave(k * k)])
+    return torch.eye(k, dtype=torch.bool, device=device), levels[:, None].expand(-1, k), level_of

@@ -16,7 +16,7 @@ from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.noise import ACCEPT, RESIDUAL
 from vistok.samplers.tree import LawKind, TokenTree
 from vistok.samplers.verifiers.rules import Rule, exact_rule
-from vistok.samplers.verifiers.walk import greedy_walk, kept_path, match_tree, pace, walk_tree
+from vistok.samplers.verifiers.walk import follow, kept_path, match_tree, pace, walk_tree
 
 DRAWN_AT_ONCE = 1 << 14  # logits of a tree up to which a draw behind every node costs less than a call for each level
 
@@ -76,18 +76,17 @@ class SampleMatch:
             token = run.params.draw(scores.logits[:, 0], uniform)
             return Verdict(token[:, None], torch.ones_like(token))
         if run.params.greedy and not run.stepwise and tree.tokens.device.type == "cpu":
-            return greedy_walk(tree, scores.logits.argmax(-1))
-        places = run.decided[:, None] + torch.arange(tree.shape.height + 1, device=run.decided.device)
-        uniforms = run.draws.gather(1, places.clamp(max=run.length - 1))
-
-        at_once = run.processing is None and scores.logits[0].numel() <= DRAWN_AT_ONCE
-        if at_once:
-            depth = tree.shape.depth.expand_as(tree.tokens).clamp(min=0)
-            drawn = run.params.draw(scores.logits.flatten(0, 1), uniforms.gather(1, depth).flatten())
-            drawn = drawn.view_as(tree.tokens)
+            return follow(tree, scores.logits.argmax(-1))
+        drawn = None
+        if run.processing is None and scores.logits[0].numel() <= DRAWN_AT_ONCE:
+            uniforms = run.drawn_with(tree.shape.depth)
+            drawn = run.params.draw(scores.logits.flatten(0, 1), uniforms.flatten()).view_as(tree.tokens)
+            if not run.stepwise and drawn.device.type == "cpu":
+                return follow(tree, drawn)
+        uniforms = run.drawn_with(torch.arange(tree.shape.height + 1, device=run.decided.device))
 
         def draws(node: Tensor, level: int) -> Tensor:
-            if at_once:
+            if drawn is not None:
                 return drawn.gather(1, node.clamp(min=0)[:, None])[:, 0]
             return run.params.draw(run.behind(tree, scores, node), uniforms[:, level])
 

@@ -42,14 +42,14 @@ class Lantern(AutoregressiveSampler):
     """
 
     drafter: EagleNetwork | str = DEFAULT_DRAFTER
-    k: int = 20
+    k: int = 60
     delta: float = 0.1
     mode: str = "additive"
     residual: str = "paper"
     tree: str = "dynamic"
-    drafts: int = 16
+    drafts: int = 8
     depth: int = 4
-    top_k: int = 4
+    top_k: int = 2
     codebook: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -59,6 +59,10 @@ class Lantern(AutoregressiveSampler):
 
     def __post_init__(self):
         check_relaxation(self.k, self.delta, self.mode, self.residual)
+        if self.tree == "auto":
+            raise VistokError(
+                "LANTERN's pictures depend on its trees, and those of 'auto' on the clock: take 'dynamic'."
+            )
         draft_policy(self.tree, self.drafts, self.depth, self.top_k)
 
     def with_codebook(self, codebook: Tensor) -> Lantern:
@@ -117,4 +121,4 @@ class Lantern(AutoregressiveSampler):
                 "give the codebook of the tokenizer that the model was trained with."
             )
         verifier = RelaxedTree(neighbours, self.k, self.delta, self.mode, self.residual)
-        return head_drafter(self, model, params), verifier
+        return head_drafter(self, model, params, batch), verifier

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from vistok.errors import VistokError, unknown_name
+from vistok.ops import draw
 from vistok.ops.sampling import residual_law
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree
 from vistok.samplers.verifiers.candidates import TreeVerifier
 from vistok.samplers.verifiers.rules import State, none_rejected, without
-from vistok.samplers.verifiers.walk import kept_path, longest_path, pace, walk_tree
+from vistok.samplers.verifiers.walk import follow, kept_path, longest_path, pace, walk_tree
 
 MODES = ("additive", "multiplicative")
 RESIDUALS = ("paper", "reference")
@@ -86,6 +87,34 @@ class LatentNeighbours:
     def wins(self, p: Tensor, token: Tensor) -> Tensor:
         """Whether each draft is the most likely token once it has borrowed, bool [B]."""
         return p.scatter(1, token[:, None], self.relaxed(p, token)[:, None]).argmax(-1) == token
+
+    def taken(self, tree: TokenTree, p: Tensor, drawn: Tensor) -> Tensor:
+        """What drafts that a rule picked make of a draw from the target behind each node, all nodes at a time.
+
+        A draft takes the draws of its own code and of its lenders, so it passes with the probability p~(x) of ``test``;
+        what no child takes is distributed as the published residual. So this is the rule, by one draw a node.
+
+        Args:
+            tree: N nodes of each sample.
+            p: the target's laws behind them, [B, N, V].
+            drawn: int64 [B, N].
+
+        Returns:
+            Codes int64 [B, N]: that of the first child that takes the draw, else the draw.
+        """
+        children = tree.shape.children.expand(*drawn.shape, -1)
+        wanted, rest, left, total = drawn, p, torch.ones_like(drawn, dtype=torch.bool), 1.0
+        for child in children.unbind(-1):
+            token = tree.tokens.gather(1, child.clamp(min=0))
+            at, near = token[..., None], self.neighbours[token, : self.k]
+            bound = self.bound * total if self.mode == "additive" else (self.bound - 1) * rest.gather(2, at)
+            lends = rest.gather(2, near).cumsum(2) <= bound
+            takes = (token == drawn) | ((near == drawn[..., None]) & lends).any(2)
+            takes &= left & (child >= 0)
+            wanted, left = torch.where(takes, token, wanted), left & ~takes
+            rest = rest.scatter(2, torch.cat([at, torch.where(lends, near, at)], 2), 0.0)
+            total = rest.sum(2, keepdim=True)
+        return wanted
 
     def enter(self, p: Tensor, q: Tensor | None, candidates: Tensor) -> State:
         return (p,) if q is None else (p, q)
@@ -168,6 +197,11 @@ class RelaxedTree(TreeVerifier):
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
         """Judge a tree."""
         if not run.params.greedy:
+            picked = tree.kind is LawKind.DETERMINISTIC and self.rule.residual == "paper"
+            if picked and not run.stepwise and run.decided.device.type == "cpu":
+                p = run.params.probabilities(scores.logits)
+                drawn = draw(p, run.drawn_with(tree.shape.depth))
+                return follow(tree, self.rule.taken(tree, p, drawn))
             return super().verify(tree, scores, run)
         if run.stepwise:
             return self._greedy_steps(tree, scores, run)

@@ -142,7 +142,7 @@ def match_tree(
     return path, wanted
 
 
-def greedy_walk(tree: TokenTree, wanted: Tensor) -> Verdict:
+def follow(tree: TokenTree, wanted: Tensor) -> Verdict:
     """Returns the verdict of greedy decoding, on the CPU: ``match_tree`` without tensor operations for each level.
 
     Args:
