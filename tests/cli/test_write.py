@@ -50,6 +50,7 @@ def test_the_tree_of_a_step_is_shown():
         (["--temperature", "nan"], "temperature"),
         (["--temperature", "inf"], "temperature"),
         (["--stop", ""], "--stop"),
+        (["--seed", str(1 << 64)], "64 bits"),
     ],
 )
 def test_what_cannot_be_is_said(words, told):
