@@ -118,6 +118,21 @@ def test_the_compressor_of_the_documentation_runs():
     assert all(n < m for n, m in zip(compression.last.after, compression.last.before, strict=True))
 
 
+@pytest.mark.parametrize("model", ["llava-mini", "llava-next-mini", "tokenpacker-mini", "pvc-mini"])
+def test_embedded_models_are_asked_without_further_options(tmp_path, model):
+    from vistok.cli.main import app
+
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    asked = ["compress", "--model", model, "--image", str(tmp_path / "red.png"), "-q", "how many circles are there?"]
+    done = CliRunner().invoke(app, [*asked, "--json"])
+    assert done.exit_code == 0, done.exception
+    assert next(iter(json.loads(done.stdout).values()))["visual_tokens"] > 0
+    if model == "tokenpacker-mini":
+        for more in (["--method", "vtc-cls"], ["--keep", "4"], ["--compare"]):
+            error = CliRunner().invoke(app, [*asked, *more]).exception
+            assert isinstance(error, VistokError) and "tokenpacker" in str(error) and more[0] in str(error)
+
+
 @pytest.fixture(scope="module")
 def in_crops():
     return load("llava-next-mini", "cpu", "float32")
