@@ -43,6 +43,7 @@ def write(
 
     from vistok.cli.shared import check_drawing
     from vistok.errors import VistokError, unknown_name
+    from vistok.ops.noise import check_seed
     from vistok.progress import working
     from vistok.samplers.named import TEXT_DRAFTERS
     from vistok.samplers.writing import OWN, UNREAD, draft_tree, drafter_of, written
@@ -52,6 +53,7 @@ def write(
     if drafter not in (names := [*OWN, *TEXT_DRAFTERS]):
         raise unknown_name("drafter", drafter, names)
     check_drawing(temperature, top_p)
+    check_seed(seed)
     if draft is not None and drafter in UNREAD:
         raise VistokError(f"the drafter '{drafter}' reads no --draft: leave it out, or take draft or rasd.")
     if "" in (stop or []):

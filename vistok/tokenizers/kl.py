@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vistok.tokenizers.blocks import GroupNorm
 from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.posterior import Posterior
 from vistok.tokenizers.vq import AttnBlock, Downsample, ResBlock, Upsample
@@ -97,7 +98,7 @@ class Encoder(nn.Module):
                 level.downsample = Downsample(outputs)
             self.down.append(level)
         self.mid = _mid(widths[-1])
-        self.norm_out = nn.GroupNorm(32, widths[-1], eps=1e-6)
+        self.norm_out = GroupNorm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,7 +124,7 @@ class Decoder(nn.Module):
             if i > 0:
                 level.upsample = Upsample(outputs)
             self.up.append(level)
-        self.norm_out = nn.GroupNorm(32, widths[0], eps=1e-6)
+        self.norm_out = GroupNorm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -36,9 +36,6 @@ def needle(
 
     Example: vistok eval needle --policies full,tidal:top_k=64,snapkv:budget=64 --texts 2
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from vistok.cli.output import check_outputs, output_json
     from vistok.context import POLICIES
     from vistok.data.needles import NeedleText
@@ -49,8 +46,8 @@ def needle(
     from vistok.progress import progress
     from vistok.zoo.transformers import load_causal_lm
 
-    check_outputs(plot, json)
     check_plot(plot)
+    check_outputs(plot, json)
     try:
         sizes = [int(word) for word in lengths.split(",")] if lengths is not None else []
     except ValueError as error:
@@ -66,12 +63,17 @@ def needle(
                 asked = {"name": name, "seed": seed, "advance": advance}
                 points.append(find_needles(network, text, policy, length, needles, texts, **asked))
     settings = {"model": model, "seed": seed, "dtype": dtype}
-    silent = output_json({**settings, "points": [point.to_dict() for point in points]}, json)
+    if not output_json({**settings, "points": [point.to_dict() for point in points]}, json):
+        _tell(points, f"{model}: {texts} passages with {needles} needles")
     if plot is not None:
         plot_needles(points, plot)
-    if silent:
-        return
-    table = Table(title=f"{model}: {texts} passages with {needles} needles")
+
+
+def _tell(points: list, title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
     for heading in ("policy", "tokens", "found", "95 %", "reads", "kept", "by depth"):
         table.add_column(heading, overflow="fold")
     for point in points:

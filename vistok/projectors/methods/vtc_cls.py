@@ -18,12 +18,13 @@ def ensemble_layers(layers: int, start: int | None = None) -> range:
 
     Args:
         layers: number of layers L of the tower.
-        start: first of them, negative from the end as in a slice; two thirds of L (16 of CLIP-L's 24) if None.
+        start: first of them, negative from the end as in a slice; two thirds of L (16 of CLIP-L's 24) if None,
+            or the last but one where none is left there.
 
     Raises:
         VistokError: no layer is left.
     """
-    start = round(layers * 2 / 3) if start is None else start
+    start = min(round(layers * 2 / 3), max(layers - 2, 0)) if start is None else start
     chosen = range(layers)[start:-1]
     if not chosen:
         raise VistokError(f"{layers} layers leave none from {start} to the last but one: give start=-2 or earlier.")
