@@ -117,7 +117,7 @@ class Eagle(AutoregressiveSampler):
     drafts: int = 16
     depth: int = 6
     top_k: int = 3
-    confidence: float = 0.4
+    confidence: float = 0.7
     least: float = 0.05
 
     def __post_init__(self):

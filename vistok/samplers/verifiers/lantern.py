@@ -50,8 +50,8 @@ class Lantern(AutoregressiveSampler):
     drafts: int = 16
     depth: int = 8
     top_k: int = 2
-    confidence: float = 0.3
-    least: float = 0.03
+    confidence: float = 0.7
+    least: float = 0.05
     codebook: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
