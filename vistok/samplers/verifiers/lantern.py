@@ -33,7 +33,7 @@ class Lantern(AutoregressiveSampler):
         mode: ``additive`` or ``multiplicative``.
         residual: ``paper``, or ``reference`` for that of the published code.
         tree: ``dynamic`` (LANTERN) or the name of a static tree (LANTERN++).
-        drafts, depth, top_k: shape of a dynamic tree.
+        drafts, depth, top_k, confidence, least: shape of a dynamic tree, see ``DynamicTree``.
         codebook: the codes of the target's tokenizer, [V, D]; their neighbours are found once.
 
     Raises:
@@ -46,9 +46,11 @@ class Lantern(AutoregressiveSampler):
     mode: str = "additive"
     residual: str = "paper"
     tree: str = "dynamic"
-    drafts: int = 8
-    depth: int = 4
+    drafts: int = 16
+    depth: int = 8
     top_k: int = 2
+    confidence: float = 0.7
+    least: float = 0.05
     codebook: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -62,7 +64,7 @@ class Lantern(AutoregressiveSampler):
             raise VistokError(
                 "LANTERN's pictures depend on its trees, and those of 'auto' on the clock: take 'dynamic'."
             )
-        draft_policy(self.tree, self.drafts, self.depth, self.top_k)
+        draft_policy(self)
 
     def with_codebook(self, codebook: Tensor) -> Lantern:
         """The same sampler for the tokenizer of this codebook, [V, D]."""
