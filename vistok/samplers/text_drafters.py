@@ -17,6 +17,7 @@ from vistok.models.heads.medusa import Medusa
 from vistok.models.heads.prompt_tokens import PromptTokens
 from vistok.samplers.drafters.aded import Aded
 from vistok.samplers.drafters.draft_model import DraftModel
+from vistok.samplers.drafters.eagle_head import EagleHead, load_head
 from vistok.samplers.drafters.extra_rows import ExtraRowDrafter
 from vistok.samplers.drafters.lookup import PromptLookup
 from vistok.samplers.drafters.medusa import MedusaHeads
@@ -48,6 +49,12 @@ def recycling(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None =
 def draft_model(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None = None) -> TextDrafter | None:
     """Returns a drafter of chains of four tokens of the draft model; None without one."""
     return None if draft is None else DraftModel(draft, Chain(4))
+
+
+def eagle(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None = None) -> TextDrafter | None:
+    """An EAGLE-3 head with trees of the size that pays."""
+    name = trained_for(model, "eagle3")
+    return None if name is None else EagleHead(load_head(name, model), "auto")
 
 
 def prompt_tokens(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None = None) -> TextDrafter | None:

@@ -154,7 +154,7 @@ def named_entries(model: nn.Module, tokenizer: Any | None, draft: nn.Module | No
     """Returns an entry for every drafter that goes by a name, other packages' too, and has none of its own above."""
     found = []
     for name in TEXT_DRAFTERS:
-        if name in ("lookup", "recycling", "draft"):
+        if name in ("lookup", "recycling", "draft", "eagle"):
             continue
         drafter = TEXT_DRAFTERS[name](model, tokenizer, draft)
         if drafter is not None:
