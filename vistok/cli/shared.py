@@ -74,6 +74,39 @@ def read_config(context: typer.Context, file: Path | None) -> None:
     context.default_map = {**(context.default_map or {}), **found}
 
 
+def refuse_given(context: typer.Context, why: str, *names: str) -> None:
+    """Refuses options that were given though nothing would read them.
+
+    Args:
+        context: of the command.
+        why: what they are for, and why there is none of it here.
+        names: of parameters.
+
+    Raises:
+        VistokError: the command line, or the file of ``--config``, has one of them.
+    """
+    from vistok.errors import VistokError
+
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name) if parameter.name in names else None
+        if source is not None and source.name in ("COMMANDLINE", "DEFAULT_MAP"):
+            raise VistokError(f"{max(parameter.opts, key=len)} {why}: leave it out.")
+
+
+def check_drawing(temperature: float, top_p: float) -> None:
+    """Refuses how text is drawn where it is out of range, or cuts a law that nothing is drawn from.
+
+    Raises:
+        VistokError: it does.
+    """
+    from vistok.errors import VistokError
+    from vistok.samplers.params import SamplingParams
+
+    SamplingParams(temperature=temperature, top_p=top_p)
+    if temperature == 0 and top_p != 1:
+        raise VistokError("--top-p cuts what is drawn from, and --temperature 0 draws nothing: give a --temperature.")
+
+
 Config = Annotated[
     Path | None,
     typer.Option(

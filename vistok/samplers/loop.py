@@ -227,6 +227,12 @@ class Run:
         """The last decided token, int64 [B, 1]."""
         return self.tokens.gather(1, self.decided[:, None] - 1)
 
+    def drawn_with(self, depth: Tensor) -> Tensor:
+        """The uniforms that plain decoding draws the tokens behind nodes with, [B, N], from their depth below the root:
+        [N] or [B or 1, N].
+        """
+        return self.draws.gather(1, (self.decided[:, None] + depth).clamp(0, self.length - 1))
+
     def uniform(self, offsets: Tensor, purpose: int, *keys: int | Tensor) -> Tensor:
         """Uniforms of this step for positions ``decided + offsets``.
 
