@@ -21,7 +21,7 @@ def write(
         ),
     ] = "recycling",
     draft: Annotated[
-        str | None, typer.Option(help="The small model, or the EAGLE head. [default: text-mini-draft for text-mini]")
+        str | None, typer.Option(help="The small model, or the EAGLE head. [default: its own for text-mini]")
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that are written at most.")] = 100,
     temperature: Annotated[float, typer.Option(min=0, help="0 decodes greedily.")] = 0.0,
@@ -62,7 +62,7 @@ def write(
     with working("load the model"):
         target, tokenizer = load_causal_lm(model, device, dtype)
     ids = tokenizer(text, return_tensors="pt").input_ids.to(target.device)
-    if draft is None and model == "text-mini":
+    if draft is None and model == "text-mini" and drafter != "eagle":
         draft = "text-mini-draft"
     speculation, watched = drafter_of(drafter, target, tokenizer, draft, device, dtype, tree)
     torch.manual_seed(seed)

@@ -14,7 +14,7 @@ _PLACEHOLDERS = ("image_token", "video_token", "boi_token", "eoi_token", "image_
 
 
 def prompt_for(processor: Any, question: str) -> str:
-    """The processor's own chat with one picture and a question, or LLaVA-1.5's where it has none.
+    """Returns the prompt of one picture and a question: the processor's own chat, or LLaVA-1.5's where it has none.
 
     Raises:
         VistokError: the question is empty, or holds a placeholder of a picture.
@@ -46,7 +46,7 @@ def check_question(processor: Any, question: str) -> None:
 def model_inputs(
     model: Any, processor: Any, pictures: Sequence[Image.Image], questions: Sequence[str]
 ) -> dict[str, Any]:
-    """Inputs of ``generate`` for one picture and one question a prompt, padded on the left.
+    """Returns the inputs of ``generate``: one picture and one question for each prompt, padded on the left.
 
     Args:
         model, processor: see :func:`vistok.eval.answers.ask.load`.

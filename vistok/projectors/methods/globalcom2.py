@@ -134,7 +134,7 @@ def released_packing(
 
 
 class GlobalCom2(Compressor):
-    """Thumbnail-guided compression of pictures in crops; a single view keeps its best tokens.
+    """Compresses pictures in crops as their thumbnail guides; a single view keeps its best tokens.
 
     Args:
         keep: share of tokens, 0..1.

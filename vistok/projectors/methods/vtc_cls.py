@@ -14,7 +14,7 @@ from vistok.projectors.interface import Compressor, ImageTokens, Kept, Needs, bu
 
 
 def ensemble_layers(layers: int, start: int | None = None) -> range:
-    """The layers whose CLS rows are summed.
+    """Returns the layers whose CLS rows are summed.
 
     Args:
         layers: number of layers L of the tower.
@@ -32,7 +32,7 @@ def ensemble_layers(layers: int, start: int | None = None) -> range:
 
 
 def vtc_cls_scores(rows: Tensor) -> Tensor:
-    """Score of each patch: head mean of the CLS rows, summed over layers.
+    """Returns the score of each patch: the head mean of the CLS rows, summed over layers.
 
     Args:
         rows: attention of CLS to the patches, [layers, V, H, N].
@@ -44,7 +44,7 @@ def vtc_cls_scores(rows: Tensor) -> Tensor:
 
 
 class VtcCls(Compressor):
-    """Keep the patches that CLS attends to most.
+    """Keeps the patches that CLS attends to most, over an ensemble of layers.
 
     Args:
         keep: tokens of a view (int), or share of them (float).
@@ -61,7 +61,7 @@ class VtcCls(Compressor):
         return Needs(attention=tuple(ensemble_layers(layers, self.start)))
 
     def scores(self, image: ImageTokens) -> Tensor:
-        """[V, N]."""
+        """Returns the score of each patch, [V, N]."""
         layers = ensemble_layers(image.layers, self.start)
         return vtc_cls_scores(torch.stack([image.attention[layer].saliency() for layer in layers]))
 
