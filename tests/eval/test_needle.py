@@ -120,9 +120,5 @@ def test_mistakes_are_told_in_a_sentence(options, named):
 
 @pytest.mark.parametrize("command", [["needle", "--lengths", "64,99999"], ["edits", "--length", "99999"]])
 def test_texts_longer_than_the_model_reads_are_refused(command):
-    from typer.testing import CliRunner
-
-    from vistok.cli.main import app
-
     error = CliRunner().invoke(app, ["eval", *command]).exception
     assert isinstance(error, VistokError) and "text-mini" in str(error) and "shorter" in str(error)
