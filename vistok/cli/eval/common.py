@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -73,15 +73,6 @@ def _seen_by(result: Result) -> str:
 def figure_text(figure: float | None) -> str:
     """Returns a figure with four digits, zero without a sign; ``none`` stands where there is no figure."""
     return "none" if figure is None else f"{round(figure, 4) + 0.0:.4f}"
-
-
-def check_reads(network: Any, tokens: int, name: str) -> None:
-    """Refuses texts of more tokens than a language model has positions for."""
-    from vistok.errors import VistokError
-
-    most = getattr(network.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if most is not None and tokens > most:
-        raise VistokError(f"'{name}' reads {most} tokens, and a text would have {tokens}: ask for shorter ones.")
 
 
 def tell_left_out(name: str, left_out: Sequence[str]) -> None:

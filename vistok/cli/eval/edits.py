@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from vistok.cli.eval.common import Json, check_reads
+from vistok.cli.eval.common import Json
+from vistok.cli.shared import check_reads
 
 
 def edits(

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vistok.cli.eval.common import Json, check_reads
+from vistok.cli.eval.common import Json
+from vistok.cli.shared import check_reads
 
 QUESTION = 16  # tokens that have room for a question and its answer
 
