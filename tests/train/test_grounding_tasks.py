@@ -227,7 +227,7 @@ def test_chat3d_wants_one_language_model(model, init, culprit):
 
 @pytest.mark.parametrize("name", ["chat3d-mini", "pink-mini"])
 def test_no_question_sees_another_one_or_what_follows(name):
-    """Whatever attention a task runs: one that takes a bool mask for numbers would show every answer to its question."""
+    """Whatever attention a task runs: one that takes a bool mask for numbers shows every answer to its question."""
     task = build_task(tiny(name))
     task.model.eval()
     batch = task.batch(100, slice(0, 2))

@@ -53,7 +53,7 @@ class PinkData:
     questions: int = 4
     tasks: tuple[str, ...] = TASKS
     decimals: int = 2
-    supervision: float = 3.0
+    supervision: float = 0.0
     slot: int = 56
     eval_pictures: int = 128
 
