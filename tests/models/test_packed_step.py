@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vistok.models import packed_step
+from vistok.models.heads.eagle import EagleConfig, EagleNetwork
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.ops import pack_linears
 
@@ -74,8 +75,9 @@ def test_in_bfloat16_it_is_as_near_to_float32(build, shape, monkeypatch):
 @torch.inference_mode()
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("lengths", [[1, 1, 1], [4, 4, 4], [4, 1, 3]])
-def test_a_tree_behind_sequences_of_any_lengths_has_the_same_bits(build, shape, lengths, monkeypatch):
-    model = build(**SHAPES[shape])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tree_behind_sequences_of_any_lengths_agrees(build, shape, lengths, dtype, monkeypatch):
+    model = build(**SHAPES[shape]).to(dtype)
     seen = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 1]]).bool().expand(3, -1, -1)
     decided = torch.tensor(lengths)
     positions = decided[:, None] - 1 + torch.tensor([0, 1, 1, 2])
@@ -91,13 +93,46 @@ def test_a_tree_behind_sequences_of_any_lengths_has_the_same_bits(build, shape, 
 
     short = features()
     monkeypatch.setattr(packed_step, "applies", lambda _: False)
-    assert torch.equal(short, features())
+    general = features()
+    if dtype == torch.float32:
+        assert torch.equal(short, general)
+    else:
+        torch.testing.assert_close(short.float(), general.float(), atol=0.1, rtol=0.1)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("shared", [0, 2], ids=["own keys", "shared keys"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [[3], [3, 3], [3, 1, 2, 2]])
+def test_a_draft_network_has_the_same_bits(shared, dtype, lengths, monkeypatch):
+    torch.manual_seed(0)
+    rows = len(lengths)
+    network = EagleNetwork(EagleConfig(50, 64, 96, 4, shared, grid=4, cls_token_num=3)).eval().to(dtype)
+    pack_linears(network)
+    features, tokens = torch.randn(rows, 9, 64).to(dtype), torch.randint(0, 50, (rows, 9))
+    seen = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 1]]).bool().expand(rows, -1, -1)
+    slots = torch.tensor(lengths)[:, None] + torch.tensor([0, 0, 1])
+
+    def predicted() -> torch.Tensor:
+        cache = network.new_cache(rows, 12)
+        first = network(features[:, :3], tokens[:, :3], cache)
+        cache.advance(torch.tensor(lengths))
+        second = network(features[:, 3:6], tokens[:, 3:6], cache, slots, seen)
+        return torch.cat([first, second], 1)
+
+    short = predicted()
+    assert short.dtype == dtype
+    monkeypatch.setattr(packed_step, "applies", lambda _: False)
+    if dtype == torch.float32:
+        assert torch.equal(short, predicted())
+    else:
+        torch.testing.assert_close(short, predicted(), rtol=0.05, atol=0.05)
 
 
 def test_it_is_taken_for_packed_models_in_inference_alone(build):
     model = build()
-    assert not packed_step.applies(model)
+    assert not packed_step.applies(model.output)
     with torch.no_grad():
-        assert packed_step.applies(model)
-        assert not packed_step.applies(model.train())
-        assert not packed_step.applies(LlamaGen(model.config).eval())
+        assert packed_step.applies(model.output)
+        assert not packed_step.applies(model.train().output)
+        assert not packed_step.applies(LlamaGen(model.config).eval().output)

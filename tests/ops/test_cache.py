@@ -29,7 +29,7 @@ def test_cache_holds_what_a_list_of_rows_would(seed, batch, data):
         width = data.draw(st.integers(1, 6))
         new = rows(batch, 3, width, 4, generator)
         write_all(cache, new)
-        action = data.draw(st.sampled_from(["advance", "advance_rows", "commit", "crop"]))
+        action = data.draw(st.sampled_from(["advance", "advance_rows", "commit", "commit_same", "crop"]))
         if action == "advance":
             cache.advance(width)
             kept = [list(range(width))] * batch
@@ -37,8 +37,9 @@ def test_cache_holds_what_a_list_of_rows_would(seed, batch, data):
             counts = [data.draw(st.integers(0, width)) for _ in range(batch)]
             cache.advance(torch.tensor(counts))
             kept = [list(range(count)) for count in counts]
-        elif action == "commit":
+        elif action in ("commit", "commit_same"):
             kept = [sorted(data.draw(st.sets(st.integers(0, width - 1)))) for _ in range(batch)]
+            kept = kept[:1] * batch if action == "commit_same" else kept
             path = torch.tensor([nodes + [-1] * (width - len(nodes)) for nodes in kept])
             cache.commit(path, torch.tensor([len(nodes) for nodes in kept]))
         else:
@@ -109,3 +110,18 @@ def test_narrow_shares_rows_but_not_lengths():
     part.advance(1)
     assert torch.equal(cache.keys[0, :2, :, 2:3], new[0])
     assert cache.lengths.tolist() == [2, 2, 2] and part.lengths.tolist() == [3, 3] and cache.bound == 2
+
+
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_rows_of_any_dtype_are_kept_in_the_caches(kept, dtype, ragged):
+    cache = KVCache(1, 2, 4, 1, 3, kept)
+    cache.write(0, torch.zeros(2, 1, 2, 3), torch.zeros(2, 1, 2, 3))
+    cache.advance(torch.tensor([1, 2]) if ragged else 1)
+    rows = torch.randn(2, 1, 1, 3, dtype=dtype)
+    keys, values = cache.write(0, rows, -rows)
+    at = [1, 2] if ragged else [1, 1]
+    for b in range(2):
+        assert torch.equal(keys[b, :, at[b]], rows[b, :, 0].to(kept))
+        assert torch.equal(values[b, :, at[b]], -rows[b, :, 0].to(kept))

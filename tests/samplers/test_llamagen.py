@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from vistok.models.heads.eagle import EagleConfig, EagleNetwork
 from vistok.models.interface import Condition
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.samplers import Autoregressive, Eagle, ImageTarget, Lantern, Noise, SamplingParams, SpeculativeJacobi
-from vistok.samplers.drafters import jacobi
+from vistok.samplers.drafters import eagle, jacobi
 from vistok.samplers.loop import Verdict
 from vistok.samplers.tree import TokenTree, TreeShape
 
@@ -49,14 +51,16 @@ def samplers(drafter):
         "sjd": SpeculativeJacobi(window=6),
         "sjd-published": SpeculativeJacobi(window=6, init="repeat-up", variant="published"),
         "eagle": Eagle(drafter, drafts=7, depth=2, top_k=3),
+        "eagle-confident": Eagle(drafter, drafts=12, depth=4, top_k=3, confidence=0.35, least=0.02),
         "eagle-static": Eagle(drafter, tree="mc_sim_7b_63"),
         "eagle-chain": Eagle(drafter, tree="chain"),
         "lantern": Lantern(drafter, k=0, delta=0.0, codebook=codebook, drafts=7, depth=2, top_k=3),
+        "lantern-lends": Lantern(drafter, k=5, delta=0.3, codebook=codebook, drafts=9, confidence=0.35, least=0.02),
         "lantern-static": Lantern(drafter, k=0, delta=0.0, codebook=codebook, tree="naive_extend_57"),
     }
 
 
-NAMES = ("sjd", "sjd-published", "eagle", "eagle-static", "eagle-chain", "lantern", "lantern-static")
+NAMES = ("sjd", "sjd-published", "eagle", "eagle-confident", "eagle-static", "eagle-chain", "lantern", "lantern-static")
 
 
 def teacher_forced(model, tokens, condition, mask, law):
@@ -93,7 +97,28 @@ def test_greedy_decoding_is_that_of_plain_decoding(model, drafter, prompts, name
     assert torch.equal(plain, drafted)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("interval", [-1, 7])
+@pytest.mark.parametrize("pays", [True, False], ids=["drafts pay", "drafts do not pay"])
+def test_trees_of_the_size_that_pays_draw_plain_decodings_pictures(
+    model, drafter, prompts, interval, pays, monkeypatch
+):
+    widths = (1, 2, 4, 8, 16, 32, 64)
+    cost = {width: 1.0 if pays else float(width) for width in widths}
+    monkeypatch.setattr(eagle, "forward_cost", lambda *_: cost)
+    monkeypatch.setattr(eagle, "head_cost", lambda *_: dict.fromkeys(widths[:4], 1e-3 if pays else 1.0))
+    monkeypatch.setattr(eagle, "_SIZED", WeakKeyDictionary())
+    params = SamplingParams(guidance=2.0, guidance_interval=interval)
+    proposed = 0
+    for seed in range(3):
+        noise = Noise(seed, torch.arange(3))
+        plain, _ = Autoregressive().sample(model, Condition(*prompts), params, noise)
+        drafted, stats = Eagle(drafter, tree="auto").sample(model, Condition(*prompts), params, noise)
+        assert torch.equal(plain, drafted)
+        proposed += int(stats.proposed.sum())
+    assert proposed > 0  # if only in a trial
+
+
+@pytest.mark.parametrize("name", [*NAMES, "lantern-lends"])
 def test_a_picture_is_the_same_alone_and_in_a_batch(model, drafter, prompts, name):
     params = SamplingParams(guidance=2.0, guidance_interval=7, top_k=8, temperature=1.3)
     sampler = samplers(drafter)[name]
@@ -186,6 +211,8 @@ def test_wrong_parts_are_refused(model, drafter, prompts):
         Eagle(other).sample(model, Condition(*prompts), SamplingParams(), noise)
     with pytest.raises(VistokError, match="unknown static tree"):
         Eagle(drafter, tree="mc_sim")
+    with pytest.raises(VistokError, match=r"on the clock.*'dynamic'"):
+        Lantern(drafter, tree="auto")
     with pytest.raises(VistokError, match="1 to 12 drafts"):
         Eagle(drafter, drafts=99, depth=1, top_k=3)
     with pytest.raises(VistokError, match="has no 24 neighbours"):
@@ -198,3 +225,15 @@ def test_wrong_parts_are_refused(model, drafter, prompts):
         )
     with pytest.raises(VistokError, match="needs the tokenizer's codebook"):
         Lantern(drafter).sample(model, Condition(*prompts), SamplingParams(), noise)
+
+
+@torch.inference_mode()
+def test_a_window_as_long_as_the_picture_is_the_longest(model, prompts):
+    length = model.tokens.length
+    assert SpeculativeJacobi(window=10**9).parts(model, SamplingParams(), 1)[0].nodes == length
+    condition, noise = Condition(*prompts), Noise(0, torch.arange(3))
+    longest, longer = (
+        SpeculativeJacobi(window=width).sample(model, condition, SamplingParams(), noise)[0]
+        for width in (length, 10**9)
+    )
+    assert torch.equal(longest, longer)

@@ -11,9 +11,9 @@ from scipy.stats import chi2
 from vistok.errors import VistokError
 from vistok.ops import draw
 from vistok.samplers.noise import Noise
-from vistok.samplers.tree import TreeShape
-from vistok.samplers.verifiers.candidates import walk_tree
+from vistok.samplers.tree import TokenTree, TreeShape
 from vistok.samplers.verifiers.relaxed import LatentNeighbours, RelaxedTree, nearest_codes
+from vistok.samplers.verifiers.walk import walk_tree
 
 SIZE, TRIALS = 8, 50_000
 ONE = TreeShape.chain_of(2)
@@ -73,6 +73,30 @@ def test_a_sampled_draft_has_the_closed_form_law():
     uniforms = Noise(9, torch.arange(TRIALS)).uniform(torch.zeros(TRIALS, dtype=torch.int64), 0)
     draft = draw(q.expand(TRIALS, -1), uniforms)
     assert p_value(outcome(rule, p, q, draft), law) > 1e-4
+
+
+def by_tests(rule, p, candidates):
+    """The law of the token behind a node whose children are tested one after the other."""
+    state, reached, law = rule.enter(p[None], None, None), 1.0, torch.zeros_like(p)
+    for token in candidates:
+        chance = min(1.0, float(rule.relaxed(state[0], torch.tensor([token]))))
+        law[token] += reached * chance
+        reached *= 1 - chance
+        state = rule.test(state, torch.tensor([token]), torch.ones(1, dtype=p.dtype))[1]
+    return law + reached * rule.law(state)[0]
+
+
+@pytest.mark.parametrize(("mode", "bound"), [("additive", 0.0), ("additive", 0.3), ("multiplicative", 3.0)])
+def test_one_draw_a_node_decides_as_the_tests_of_its_children_do(mode, bound):
+    p, _, near = laws()
+    rule, shape = LatentNeighbours(near, 4, bound, mode), TreeShape.of_paths([(0,), (1,), (2,), (1, 0)])
+    drawn = torch.arange(SIZE)[:, None].expand(-1, shape.nodes)
+    for children in ([2, 5, 1], [7, 0, 3]):
+        tree = TokenTree(torch.tensor([[0, *children, 6]]).expand(SIZE, -1), shape)
+        wanted = rule.taken(tree, p.expand(SIZE, shape.nodes, -1), drawn)
+        for node, candidates in ((0, children), (2, [6]), (4, [])):
+            law = torch.zeros_like(p).index_add(0, wanted[:, node], p)
+            torch.testing.assert_close(law, by_tests(rule, p, candidates))
 
 
 def test_a_sampled_draft_has_no_bound():

@@ -87,8 +87,8 @@ class KVCache:
 
         Args:
             layer: which layer.
-            k: keys [B, H, T, D].
-            v: values [B, H, T, D].
+            k: keys [B, H, T, D], of any floating dtype: they are kept in the cache's.
+            v: values [B, H, T, D], likewise.
 
         Returns:
             Views of the layer's keys and values, [B, H, bound + T, D]: old and new rows.
@@ -108,8 +108,8 @@ class KVCache:
                 self._check_room(end)
             end = min(end, self.capacity)
             rows = self.lengths[:, None] + torch.arange(new, device=keys.device)
-            keys[self._batch_index, :, rows] = k.transpose(1, 2)
-            values[self._batch_index, :, rows] = v.transpose(1, 2)
+            keys[self._batch_index, :, rows] = k.transpose(1, 2).to(keys.dtype)
+            values[self._batch_index, :, rows] = v.transpose(1, 2).to(values.dtype)
         return keys[:, :, :end], values[:, :, :end]
 
     def advance(self, rows: int | Tensor) -> None:
@@ -134,10 +134,23 @@ class KVCache:
         """
         if on_triton(self.keys):
             from vistok.ops.kernels.commit import commit_rows as move
+
+            move(self.keys, self.values, self.lengths, path, count)
+        elif (
+            self.keys.device.type == "cpu"
+            and self._common
+            and bool((path == path[0]).all() & (count == count[0]).all())
+        ):
+            self._commit_same(path[0, : int(count[0])])
         else:
-            move = commit_rows
-        move(self.keys, self.values, self.lengths, path, count)
+            commit_rows(self.keys, self.values, self.lengths, path, count)
         self.advance(count)
+
+    def _commit_same(self, path: Tensor) -> None:
+        """The move of :meth:`commit` where all sequences keep the same nodes [n], as the halves of guidance do."""
+        end = self.bound + len(path)
+        for cached in (self.keys, self.values):
+            cached[:, :, :, self.bound : end] = cached.index_select(3, self.bound + path)
 
     def crop(self, lengths: int | Tensor) -> None:
         """Set a common length, or [B] lengths of their own; rows that were never written must not come into use."""

@@ -91,6 +91,9 @@ def ancestor_mask(parents: Tensor) -> Tensor:
         bool [B, N, N], entry (i, j): j is i or above i. Rows of padding are empty.
     """
     batch, nodes = parents.shape
+    if parents.device.type == "cpu" and nodes < WORD_BITS:  # a few numbers: quicker without a tensor for each round
+        words = torch.tensor([_words(row) for row in parents.tolist()])
+        return (words[..., None] >> torch.arange(nodes) & 1).bool()
     reach = torch.eye(nodes, dtype=torch.bool, device=parents.device).expand(batch, -1, -1)
     jump = parents.clamp(min=ROOT)
     # Pointer doubling: after k rounds `reach` holds 2**k generations and `jump` leads 2**k generations up.
@@ -100,6 +103,15 @@ def ancestor_mask(parents: Tensor) -> Tensor:
         reach = reach | (reach.gather(1, up[..., None].expand(-1, -1, nodes)) & on[..., None])
         jump = torch.where(on, jump.gather(1, up), ROOT)
     return reach & (parents != PADDING)[..., None]
+
+
+def _words(parents: list[int]) -> list[int]:
+    """The masks of one draft's nodes, a bit for each node."""
+    words: list[int] = []
+    for node, parent in enumerate(parents):
+        above = words[parent] if parent >= 0 else 0
+        words.append(0 if parent == PADDING else above | 1 << node)
+    return words
 
 
 def ancestor_words(parents: Tensor) -> Tensor:

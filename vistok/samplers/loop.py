@@ -47,7 +47,7 @@ class Verdict(NamedTuple):
     """
 
     emitted: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # a tuple's own ``count`` is not missed
     path: Tensor | None = None
     probs: Tensor | None = None
 
@@ -227,6 +227,12 @@ class Run:
         """The last decided token, int64 [B, 1]."""
         return self.tokens.gather(1, self.decided[:, None] - 1)
 
+    def drawn_with(self, depth: Tensor) -> Tensor:
+        """The uniforms that plain decoding draws the tokens behind nodes with, [B, N], from their depth below the root:
+        [N] or [B or 1, N].
+        """
+        return self.draws.gather(1, (self.decided[:, None] + depth).clamp(0, self.length - 1))
+
     def uniform(self, offsets: Tensor, purpose: int, *keys: int | Tensor) -> Tensor:
         """Uniforms of this step for positions ``decided + offsets``.
 
@@ -288,13 +294,15 @@ class Drafter(Protocol):
         kind: how its drafts are chosen.
         chain: every tree is a chain.
         nodes: most nodes of a tree, the root and extra rows included.
-        forwards: calls of a draft network so far.
     """
 
     kind: LawKind
     chain: bool
     nodes: int
-    forwards: int
+
+    @property
+    def forwards(self) -> int:
+        """Calls of a draft network so far."""
 
     def start(self, run: Run, prefill: Scores) -> None:
         """Begin a run, the first token of which is decided."""

@@ -33,7 +33,7 @@ from vistok.samplers.policies.sized import (
     Accuracy,
     Option,
     Sizer,
-    best_size,
+    best_option,
     interpolated,
     size_options,
 )
@@ -43,6 +43,12 @@ from vistok.samplers.targets.step_cost import WIDTHS, step_cost
 FLAT = dict.fromkeys(WIDTHS, 1.0)
 STEEP = {width: float(width) for width in WIDTHS}
 SURE = [[0.9, 0.05]] * 8
+
+
+def best_size(accuracy, cost):
+    """The best tree of any size, or none."""
+    best = best_option(size_options(accuracy, cost), interpolated(cost, 1))
+    return () if best is None else best.tree
 
 
 def test_the_empty_tree_is_chosen_where_nothing_else_pays():
@@ -184,6 +190,19 @@ def test_what_turns_out_slower_than_plain_steps_is_dropped(monkeypatch):
         clock[0] += 1.0 if found is None else 10.0
         decided += 1 if found is None else 2
     assert drafted[8] and sum(drafted) <= 0.15 * len(drafted)
+
+
+@pytest.mark.parametrize("price", [2.0, 5.0, 8.0])
+def test_trials_that_do_not_pay_take_a_small_share_of_the_time(price, monkeypatch):
+    clock, drafted = [0.0], []
+    monkeypatch.setattr(sized, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    sizer = Sizer()
+    for step in range(4000):
+        found = sizer.next(lambda: [Option("small", 1.0, price)], 1.0, float(step))
+        drafted.append(found is not None)
+        clock[0] += 1.0 if found is None else price
+    assert sum(drafted) > 0 and clock[0] <= 1.05 * len(drafted)
+    assert (price - 1) * sum(drafted[400:]) <= 0.04 * len(drafted[400:]) + (price - 1) * AGAIN
 
 
 def test_the_long_run_of_states_is_that_of_a_simulation():

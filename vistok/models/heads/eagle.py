@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.models import packed_step
 from vistok.models.llamagen import RMSNorm
 from vistok.ops import KVCache, apply_rope, attention, rope_1d, rope_2d
 from vistok.ops.linear import joint
+from vistok.ops.rope import RotaryModule
 from vistok.registry import lazy_attributes
 from vistok.zoo.checkpoint import load_strict, read_state_dict
 from vistok.zoo.pretrained import CONFIG_FILE, WEIGHTS_FILE, Pretrained
@@ -158,7 +160,7 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(gate) * up)
 
 
-class _Drafter(Pretrained, nn.Module):
+class _Drafter(Pretrained, RotaryModule):
     """What the drafters share: rotations, caches, masks and loading."""
 
     config_class = EagleConfig
@@ -308,8 +310,10 @@ class EagleNetwork(_Drafter):
         Returns:
             [R, T, hidden].
         """
+        visible = None if cache is None else draft_mask(cache, tokens.shape[1], draft)
+        if cache is not None and self.config.grid and packed_step.applies(self.fc):
+            return packed_step.packed_draft(self, features, tokens, cache, slots, visible)
         x = self.fc(torch.cat([self.embed_tokens(tokens).to(features.dtype), features], -1))
-        visible = None if cache is None else draft_mask(cache, x.shape[1], draft)
         return self.layers[0](x, self._rotations(x, cache, slots), cache, visible)
 
     def logits(self, hidden: Tensor, head: nn.Module) -> Tensor:

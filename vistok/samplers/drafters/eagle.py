@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -17,11 +18,14 @@ from torch import nn
 from vistok.errors import VistokError
 from vistok.models.heads.eagle import BEYOND, EagleNetwork
 from vistok.ops import pack_linears, rope_1d
+from vistok.samplers.cost import forward_cost
 from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.interface import AutoregressiveSampler, DraftPolicy
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.dynamic import DynamicTree
+from vistok.samplers.policies.sized_growth import SizedDynamic
 from vistok.samplers.policies.static import StaticTree
+from vistok.samplers.targets.step_cost import head_cost
 from vistok.samplers.verifiers.candidates import TreeVerifier, exact_tree
 
 if TYPE_CHECKING:
@@ -31,9 +35,11 @@ if TYPE_CHECKING:
 DEFAULT_DRAFTER = "llamagen-mini-eagle"
 
 
-def draft_policy(tree: str, drafts: int, depth: int, top_k: int) -> DraftPolicy:
-    """The policy of a tree's name: ``dynamic``, or a published static tree."""
-    return DynamicTree(drafts, depth, top_k) if tree == "dynamic" else StaticTree(tree)
+def draft_policy(sampler: Eagle | Lantern) -> DraftPolicy:
+    """Returns the policy of a sampler's tree: ``dynamic``, or a published static tree."""
+    if sampler.tree != "dynamic":
+        return StaticTree(sampler.tree)
+    return DynamicTree(sampler.drafts, sampler.depth, sampler.top_k, sampler.confidence, sampler.least)
 
 
 @functools.lru_cache(maxsize=4)
@@ -68,14 +74,31 @@ def drafter_of(drafter: EagleNetwork | str, model: nn.Module) -> EagleNetwork:
             )
     slots = model.prefix + tokens.length + BEYOND
     if not grid and len(drafter.rope) < slots:  # rotations reach as far as the picture
-        drafter.rope = rope_1d(slots, own.head_dim, own.rope_theta).to(drafter.rope)
+        drafter.rope = rope_1d(slots, own.head_dim, own.rope_theta).to(drafter.rope.device)
     return drafter
 
 
-def head_drafter(sampler: Eagle | Lantern, model: nn.Module, params: SamplingParams) -> HeadDrafter:
+def head_drafter(sampler: Eagle | Lantern, model: nn.Module, params: SamplingParams, batch: int) -> HeadDrafter:
     """Returns the drafter that a sampler's options describe."""
-    policy = draft_policy(sampler.tree, sampler.drafts, sampler.depth, sampler.top_k)
-    return HeadDrafter(drafter_of(sampler.drafter, model), model.head, params, policy, model.tokens.length)
+    network = drafter_of(sampler.drafter, model)
+    if sampler.tree == "auto":
+        policy = _sized_policy(network, model, params, batch)
+    else:
+        policy = draft_policy(sampler)
+    return HeadDrafter(network, model.head, params, policy, model.tokens.length)
+
+
+_SIZED: WeakKeyDictionary[nn.Module, dict[tuple[int, bool], SizedDynamic]] = WeakKeyDictionary()
+
+
+def _sized_policy(network: EagleNetwork, model: nn.Module, params: SamplingParams, batch: int) -> SizedDynamic:
+    """The tree that follows machine and pictures; what it has learnt serves the batches to come."""
+    known, key = _SIZED.setdefault(network, {}), (batch, params.guided)
+    if key not in known:
+        known[key] = SizedDynamic()
+        calls = head_cost(network, model.head, 2 * batch if params.guided else batch)
+        known[key].measure(forward_cost(model, params, batch), calls)
+    return known[key]
 
 
 @dataclass(frozen=True)
@@ -84,18 +107,22 @@ class Eagle(AutoregressiveSampler):
 
     Attributes:
         drafter: the network that belongs to the target, or its name: an embedded one, a folder, or a hub id.
-        tree: ``dynamic`` (EAGLE-2) or the name of a static tree.
-        drafts, depth, top_k: shape of a dynamic tree.
+        tree: ``dynamic`` (EAGLE-2), the name of a static tree, or ``auto`` for dynamic trees of the size that pays on
+            this machine, or none. Pictures are the same with all but static ones, which draw, up to rounding.
+        drafts, depth, top_k, confidence, least: shape of a dynamic tree, see ``DynamicTree``.
     """
 
     drafter: EagleNetwork | str = DEFAULT_DRAFTER
     tree: str = "dynamic"
     drafts: int = 16
-    depth: int = 4
-    top_k: int = 4
+    depth: int = 6
+    top_k: int = 3
+    confidence: float = 0.7
+    least: float = 0.05
 
     def __post_init__(self):
-        draft_policy(self.tree, self.drafts, self.depth, self.top_k)
+        if self.tree != "auto":
+            draft_policy(self)
 
     def prepare(self, model: nn.Module, tokenizer: Tokenizer | None = None) -> Eagle:
         """Returns the sampler with its draft network loaded.
@@ -107,5 +134,5 @@ class Eagle(AutoregressiveSampler):
 
     def parts(self, model: nn.Module, params: SamplingParams, batch: int) -> tuple[HeadDrafter, TreeVerifier]:
         """Returns the drafter with its trees, and the exact rule for their kind of drafts."""
-        drafter = head_drafter(self, model, params)
+        drafter = head_drafter(self, model, params, batch)
         return drafter, exact_tree(drafter.kind)

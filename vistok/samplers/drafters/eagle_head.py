@@ -18,21 +18,18 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.models.heads.eagle import EagleConfig, EagleNetwork, text_rope
 from vistok.models.heads.eagle3 import Eagle3Network
-from vistok.samplers.drafters.head import HeadDrafter, kept_features
+from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.interface import DraftPolicy
-from vistok.samplers.loop import Run, Scores, Verdict
+from vistok.samplers.loop import Run, Scores
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.dynamic import DynamicTree
-from vistok.samplers.policies.sized_growth import SizedDynamic, SizedTree, bare_tree, sized_policy
+from vistok.samplers.policies.sized_growth import SizedDynamic, SizedTree, sized_policy
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.step_cost import head_cost, step_cost
-from vistok.samplers.tree import TokenTree
 from vistok.zoo.checkpoint import read_state_dict
 from vistok.zoo.pretrained import CONFIG_FILE
 from vistok.zoo.registry import resolve
-
-PIECE = 32  # features that are read at a time behind a rest
 
 
 class EagleHead(HeadDrafter, TextDrafter):
@@ -43,15 +40,11 @@ class EagleHead(HeadDrafter, TextDrafter):
         policy: which nodes are worth proposing; EAGLE-2's tree if None, and with ``auto`` of the depth and size that
             pay on this machine and this text, or none.
 
-    Attributes:
-        rests: the next tree has no drafts, and the target's features are kept unread.
-
     Raises:
         VistokError: a network of another kind, or a policy that is another word than ``auto``.
     """
 
     features = True
-    rests = False
 
     def __init__(self, network: EagleNetwork | Eagle3Network, policy: DraftPolicy | Literal["auto"] | None = None):
         known = isinstance(network, EagleNetwork | Eagle3Network)
@@ -89,7 +82,7 @@ class EagleHead(HeadDrafter, TextDrafter):
                 raise VistokError(f"the EAGLE head's {what} is {mine}, but the model's is {wanted}: {mend}.")
         slots = prompt.ids.shape[1] + length + self.nodes
         if len(network.rope) < slots:
-            network.rope = text_rope(config, slots).to(network.rope)
+            network.rope = text_rope(config, slots).to(network.rope.device)
         self.head, self.params, self.length, self._prompt = output, params, length, prompt
         self.kind, self.forwards = self.policy.kind(params), 0
         if isinstance(self.policy, SizedTree):
@@ -115,49 +108,7 @@ class EagleHead(HeadDrafter, TextDrafter):
         """Read the features of the prompt, each with the token behind it; the last one's is the first new token."""
         prompt = self._prompt
         tokens = F.pad(prompt.flush[:, 1:], (0, 1)).scatter(1, prompt.count[:, None] - 1, run.tokens[:, :1])
-        self.reset(len(tokens), tokens.shape[1] + self.length)
-        self.hidden = prefill.hidden.new_zeros(len(tokens), 1, self.network.config.hidden_size)
-        self._unread: list[tuple[Tensor, Tensor, Tensor]] = [(prefill.hidden, tokens, prompt.count)]
-        if isinstance(self.policy, SizedTree):
-            self.policy.begin()
-        else:
-            self._catch_up()
-
-    def _catch_up(self) -> None:
-        """Read the features that were kept, those of all steps at once."""
-        if self._unread and not int(self.cache.lengths.max()):  # the prompt's
-            self.feed(*self._unread.pop(0))
-        if not self._unread:
-            return
-        features, tokens, count = (list(part) for part in zip(*self._unread, strict=True))
-        self._unread = []
-        if len(count) == 1:
-            self.feed(features[0], tokens[0], count[0])
-            return
-        real = [torch.arange(t.shape[1], device=t.device) < c[:, None] for t, c in zip(tokens, count, strict=True)]
-        order = (~torch.cat(real, 1)).long().sort(dim=1, stable=True).indices
-        joined, ids, left = torch.cat(features, 1), torch.cat(tokens, 1), sum(count)
-        while (width := int(left.clamp(max=PIECE).max())) > 0:  # the cache has room for so many behind any text
-            piece, order = order[:, :width], order[:, width:]
-            kept = joined.gather(1, piece[..., None].expand(-1, -1, joined.shape[-1]))
-            self.feed(kept, ids.gather(1, piece), left.clamp(max=width))
-            left = (left - width).clamp(min=0)
-
-    def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
-        """Read the features of the nodes that were kept, or keep them while it rests."""
-        if not isinstance(self.policy, SizedTree):
-            super().observe(run, tree, scores, verdict)
-            return
-        self.policy.learn(run, tree, verdict)
-        self._unread.append((kept_features(tree, scores, verdict), verdict.emitted, verdict.count))
-
-    def propose(self, run: Run) -> TokenTree:
-        """Grow a tree, if any."""
-        self.rests = isinstance(self.policy, SizedTree) and not self.policy.choose(run)
-        if self.rests:
-            return bare_tree(run, self.kind, self.network.config.vocab_size)
-        self._catch_up()
-        return super().propose(run)
+        self.begin(prefill.hidden, tokens, prompt.count)
 
 
 def aux_layers(config: EagleConfig, layers: int) -> tuple[int, ...]:

@@ -15,7 +15,10 @@ from vistok.ops import combine_guidance
 from vistok.samplers.interface import DraftPolicy
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
+from vistok.samplers.policies.sized_growth import SizedTree, bare_tree
 from vistok.samplers.tree import TokenTree
+
+PIECE = 32  # features that are read at a time behind a rest
 
 
 class HeadDrafter:
@@ -31,7 +34,10 @@ class HeadDrafter:
     Attributes:
         hidden: the predicted feature behind the last decided token, [R, 1, H]; R = 2B with guidance.
         forwards: calls of the network.
+        rests: the next tree has no drafts, and the target's features are kept unread.
     """
+
+    rests = False
 
     def __init__(
         self,
@@ -44,14 +50,25 @@ class HeadDrafter:
         self.network, self.head, self.params, self.policy, self.length = network, head, params, policy, length
         self.kind, self.nodes, self.chain = policy.kind(params), policy.nodes, policy.chain
         self.forwards = 0
+        self._unread: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def start(self, run: Run, prefill: Scores) -> None:
         """Read the features of the condition. Every conditioning slot has token 0, as in the published drafters."""
-        rows, slots = prefill.hidden.shape[:2]
+        slots = prefill.hidden.shape[1]
         tokens = torch.zeros(len(run.tokens), slots, dtype=torch.int64, device=run.tokens.device)
         tokens[:, -1] = run.tokens[:, 0]
+        self.begin(prefill.hidden, tokens, torch.full_like(run.decided, slots))
+
+    def begin(self, features: Tensor, tokens: Tensor, count: Tensor) -> None:
+        """Read what stands before the first draft; arguments as of ``feed``."""
+        rows, slots = features.shape[:2]
         self.reset(rows, slots + self.length)
-        self.feed(prefill.hidden, tokens)
+        self.hidden = features.new_zeros(rows, 1, self.network.config.hidden_size)
+        self._unread = [(features, tokens, count)]
+        if isinstance(self.policy, SizedTree):
+            self.policy.begin()
+        else:
+            self._catch_up()
 
     def reset(self, rows: int, slots: int) -> None:
         """Begin with an empty cache of R sequences, with room for ``slots`` decided ones."""
@@ -84,13 +101,44 @@ class HeadDrafter:
         self.hidden = torch.where((count > 0)[:, None, None], predicted.gather(1, last), self.hidden)
         return predicted
 
+    def _catch_up(self) -> None:
+        """Read the features that were kept, those of all steps at once."""
+        if self._unread and not int(self.cache.lengths.max()):  # the prompt's
+            self.feed(*self._unread.pop(0))
+        if not self._unread:
+            return
+        features, tokens, count = (list(part) for part in zip(*self._unread, strict=True))
+        self._unread = []
+        if len(count) == 1:
+            self.feed(features[0], tokens[0], count[0])
+            return
+        real = [torch.arange(t.shape[1], device=t.device) < c[:, None] for t, c in zip(tokens, count, strict=True)]
+        order = (~torch.cat(real, 1)).long().sort(dim=1, stable=True).indices
+        rows = len(features[-1])  # the target may have dropped its unconditional half
+        joined = torch.cat([part[:rows] for part in features], 1)
+        ids, left = torch.cat(tokens, 1), sum(count)
+        while (width := int(left.clamp(max=PIECE).max())) > 0:  # the cache has room for so many behind any text
+            piece, order = order[:, :width], order[:, width:]
+            own = piece.repeat(rows // len(piece), 1)[..., None]
+            kept = joined.gather(1, own.expand(-1, -1, joined.shape[-1]))
+            self.feed(kept, ids.gather(1, piece), left.clamp(max=width))
+            left = (left - width).clamp(min=0)
+
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
-        """Read the features of the nodes that were kept."""
-        features = kept_features(tree, scores, verdict)
-        self.feed(features, verdict.emitted, verdict.count)
+        """Read the features of the nodes that were kept, or keep them while it rests."""
+        kept = kept_features(tree, scores, verdict), verdict.emitted, verdict.count
+        if isinstance(self.policy, SizedTree):
+            self.policy.learn(run, tree, verdict)
+            self._unread.append(kept)
+        else:
+            self.feed(*kept)
 
     def propose(self, run: Run) -> TokenTree:
-        """Grow a tree."""
+        """Grow a tree, if any."""
+        self.rests = isinstance(self.policy, SizedTree) and not self.policy.choose(run)
+        if self.rests:
+            return bare_tree(run, self.kind, self.network.config.vocab_size)
+        self._catch_up()
         return self.policy.grow(self, run)
 
     def logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
@@ -133,7 +181,9 @@ class HeadDrafter:
 
 
 def kept_features(tree: TokenTree, scores: Scores, verdict: Verdict) -> Tensor:
-    """The target's features of the nodes that were kept, [R, M, D]; behind a sample's count anything."""
+    """Returns the target's features of the nodes that were kept, [R, M, D]; entries behind a sample's count hold
+    anything.
+    """
     path = verdict.path
     if path is None:
         path = torch.arange(tree.nodes, device=tree.tokens.device).expand(len(tree.tokens), -1)

@@ -2,8 +2,8 @@
 
 The target's cost by rows is measured once; what a tree is worth is learnt from the text as it is decided. A drafter
 that sees how good its candidates are without showing them (Token Recycling) chooses anew every few steps. One that must
-draft to learn (prompt tokens, draft models, EAGLE heads) rests where nothing pays, and longer after each trial that did
-not pay, so that plain decoding is hardly slowed down.
+draft to learn (prompt tokens, draft models, EAGLE heads) rests where nothing pays: longer after each trial that did not
+pay, and as long as it takes until what the trial lost is a small share of the time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ MARGIN = 1.05  # a tree must promise so much more than none, for what cannot be 
 BETTER = 1.02  # and so much more than the one of now
 TIMED, RECENT = 64, 16  # steps that are timed with drafts and without, and that are looked back on
 AGAIN = 4  # steps of a trial, and those after which a tree is chosen anew
-REST, LONGEST = 16, 256  # steps of the first rest, and of any
+REST, LONGEST = 16, 1024  # steps of the first rest, and of any
+LOSS = 0.03  # share of plain decoding's time that trials that do not pay may take
 
 
 class Option(NamedTuple):
@@ -77,6 +78,7 @@ class Sizer:
         self._taken: dict[bool, list[float]] = {False: [], True: []}  # beside what was expected, seconds
         # Tokens and seconds of the last steps without drafts and with.
         self._recent: dict[bool, deque[tuple[float, float]]] = {kind: deque(maxlen=RECENT) for kind in (False, True)}
+        self._spent = (0.0, 0.0)  # tokens and seconds with drafts since the last rest
         self._began: tuple[float, float] | None = None
 
     def begin(self) -> None:
@@ -95,6 +97,8 @@ class Sizer:
             if len(self._taken[drafts]) < TIMED:
                 self._taken[drafts].append(max(0.0, seconds - (self.chosen.seconds if drafts else plain)))
             self._recent[drafts].append((tokens, seconds))
+            if drafts:
+                self._spent = self._spent[0] + tokens, self._spent[1] + seconds
         self._began = now, decided
 
     def _lost(self) -> bool:
@@ -110,6 +114,15 @@ class Sizer:
         elif len(drafted) == RECENT:
             self._wary = False
         return lost
+
+    def _repaid(self) -> int:
+        """Steps of a rest, behind which what was lost since the last one is no more than a share of the time."""
+        tokens, seconds = map(sum, zip(*self._recent[False], strict=True)) if self._recent[False] else (0.0, 0.0)
+        spent, self._spent = self._spent, (0.0, 0.0)
+        if tokens <= 0 or seconds <= 0:
+            return 0
+        lost = spent[1] * tokens / seconds - spent[0]  # in tokens of plain decoding, of which each step has as many
+        return round(lost * len(self._recent[False]) / tokens / LOSS)
 
     @property
     def due(self) -> bool:
@@ -133,7 +146,8 @@ class Sizer:
                 if self.chosen is None and self.watches and not lost:
                     self._left = 2 * AGAIN
                 elif self.chosen is None:
-                    self._left, self._rest, self._tried = self._rest, min(2 * self._rest, LONGEST), False
+                    self._left = min(max(self._rest, self._repaid()), LONGEST)
+                    self._rest, self._tried = min(2 * self._rest, LONGEST), False
                 elif len(self._recent[True]) == RECENT:  # and they were worth it
                     self._rest = REST
             else:
@@ -175,12 +189,6 @@ def size_options(accuracy: Sequence[Sequence[float]], cost: Mapping[int, float])
         for size in SIZES
         if size <= len(ranked)
     ]
-
-
-def best_size(accuracy: Sequence[Sequence[float]], cost: Mapping[int, float]) -> tuple[tuple[int, ...], ...]:
-    """The paths of most expected tokens a second; empty where none beats plain decoding."""
-    best = best_option(size_options(accuracy, cost), interpolated(cost, 1))
-    return () if best is None else best.tree
 
 
 class Accuracy:

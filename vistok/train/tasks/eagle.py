@@ -16,15 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.models.heads.eagle import EagleConfig, EagleNetwork
+from vistok.models.interface import Condition
 from vistok.models.llamagen import LlamaGen
 from vistok.models.text_encoder import TextEncoder
 from vistok.ops import combine_guidance
+from vistok.samplers import Autoregressive, Noise, SamplingParams
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw, PictureData, Source, open_source
 from vistok.train.tasks.pictures import PictureTask, check_size
 from vistok.zoo import resolve
+from vistok.zoo.checkpoint import load_strict
 
 CHUNK = 32  # pictures whose features are extracted at a time
 
@@ -38,12 +41,16 @@ class EagleData(PictureData):
         guidance: scale at which drafts will be made.
         token_weight: weight of the cross-entropy against the regression.
         noise: uniform noise on the features that are read, over the length of the sequence.
+        own: the target draws the pictures itself, from the captions, as it does where drafts are made.
+        temperature: of such draws.
     """
 
     size: int
     guidance: float
     token_weight: float
     noise: float
+    own: bool = False
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +60,12 @@ class EagleInit:
     Attributes:
         gpt: the target with its text encoder.
         vq: the target's tokenizer.
+        drafter: whose training goes on; a new one if None.
     """
 
     gpt: str
     vq: str
+    drafter: str | None = None
 
 
 @torch.no_grad()
@@ -144,6 +153,8 @@ class EagleTask(PictureTask):
         }
         drafter = EagleNetwork(read_options(EagleConfig, recipe.model, "model", shape))
         drafter.embed_tokens.weight.data.copy_(self.gpt.output.weight)  # where LANTERN's began, and frozen there too
+        if self.init.drafter is not None:
+            load_strict(drafter, EagleNetwork.from_pretrained(self.init.drafter).state_dict(), "EagleNetwork")
         drafter.embed_tokens.requires_grad_(False)
         self.model = EagleObjective(
             drafter, self.gpt.output, self.data.guidance, self.data.token_weight, self.data.noise
@@ -159,9 +170,15 @@ class EagleTask(PictureTask):
         device = next(self.model.parameters()).device
         for network in (self.vq, self.gpt, self.text):
             network.to(device)
-        tokens = self.vq.encode(source.pictures(index).to(device)).flatten(1)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             condition, mask = self.text(source.captions(Draw(index, torch.zeros_like(index))))
+            if self.data.own:
+                law = SamplingParams(self.data.guidance, temperature=self.data.temperature)
+                noise = Noise(self.recipe.seed, index.to(device))
+                tokens, _ = Autoregressive().sample(self.gpt, Condition(condition, mask), law, noise)
+                tokens = tokens.clone()  # no longer of inference mode
+            else:
+                tokens = self.vq.encode(source.pictures(index).to(device)).flatten(1)
             return tokens, target_features(self.gpt, tokens, condition, mask)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:

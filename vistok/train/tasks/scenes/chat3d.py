@@ -28,9 +28,9 @@ from vistok.errors import VistokError
 from vistok.projectors.learned.chat3d import Chat3D, Chat3DConfig
 from vistok.projectors.learned.objects import attribute_loss
 from vistok.train.export import write_training_card
+from vistok.train.lora import Lora, save_adapters, with_lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.scenes.extension import Lora, save_adapters, with_lora
 from vistok.train.tasks.scenes.packing import added, packed_mask
 from vistok.train.tasks.scenes.vqa import load_llava
 from vistok.train.trainer import Task

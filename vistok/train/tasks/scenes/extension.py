@@ -18,6 +18,7 @@ from vistok.data.scenes.vqa import BEGIN, END, IGNORE, PAD, USER, token_ids
 from vistok.errors import VistokError
 from vistok.models.extension import HEAD_ROWS, ROWS, Extension, base_hashes, save_extension
 from vistok.train.export import write_training_card
+from vistok.train.lora import Lora, save_adapters, with_lora
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.packing import packed_mask
 from vistok.train.tasks.scenes.tower import tower_states
@@ -34,47 +35,6 @@ class ExtensionInit:
     """
 
     llava: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lora:
-    """Entries of ``model.lora``.
-
-    Attributes:
-        rank, alpha: of the factors.
-        modules: names of the linear maps of the language model that get them.
-    """
-
-    rank: int = 8
-    alpha: int = 16
-    modules: tuple[str, ...] = ("q_proj", "v_proj")
-
-
-def with_lora(llava: nn.Module, lora: Lora) -> nn.Module:
-    """The frozen model with LoRA factors in its language model, as PEFT wraps it.
-
-    Raises:
-        VistokError: PEFT is not installed.
-    """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise VistokError("training adapters needs PEFT: pip install peft.") from error
-    targets = rf".*language_model\..*\.({'|'.join(lora.modules)})"
-    return get_peft_model(llava, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets))
-
-
-def save_adapters(adapted: Any, directory: Path, base: str) -> None:
-    """Write the factors of ``with_lora`` as PEFT does, in bfloat16.
-
-    Args:
-        adapted: the model with adapters; it is in bfloat16 afterwards.
-        directory: where to.
-        base: name of the model below.
-    """
-    adapted.peft_config["default"].base_model_name_or_path = base
-    adapted.to(torch.bfloat16).save_pretrained(directory)
-    (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty card
 
 
 class ExtendedLlava(nn.Module):

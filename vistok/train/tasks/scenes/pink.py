@@ -18,6 +18,7 @@ from vistok.data.scenes.splits import HELD_OUT, check_training_seed
 from vistok.data.scenes.vqa import ASSISTANT, IGNORE
 from vistok.models.bottleneck import add_bottlenecks, bottleneck_state
 from vistok.projectors.grounding.pink import PROJECTOR, WORDS
+from vistok.train.lora import Lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.extension import (
@@ -25,7 +26,6 @@ from vistok.train.tasks.scenes.extension import (
     ExtendedLlava,
     ExtensionInit,
     ExtensionTask,
-    Lora,
     answer_loss,
     beginnings,
     slots,

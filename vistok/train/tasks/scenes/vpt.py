@@ -22,6 +22,7 @@ from vistok.data.scenes.world import Scenes
 from vistok.errors import VistokError
 from vistok.ops.noise import counter_uniform
 from vistok.projectors.grounding.control import REGION_TOKENS, parse_regions, region_words, squared
+from vistok.train.lora import Lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.extension import (
@@ -29,7 +30,6 @@ from vistok.train.tasks.scenes.extension import (
     ExtendedLlava,
     ExtensionInit,
     ExtensionTask,
-    Lora,
     answer_loss,
     beginnings,
     slots,
