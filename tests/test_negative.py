@@ -44,8 +44,8 @@ def load(folders, family: str) -> vistok.pipelines.Pipeline:
 @pytest.mark.parametrize("family", SAMPLERS)
 def test_the_unguided_half_reads_the_negative_prompt(folders, family):
     pipe, sampler = load(folders, family), SAMPLERS[family]
-    condition = pipe._condition([PROMPT])
-    avoided = pipe.with_negative(AVOIDED)._condition([PROMPT]).negative
+    condition = pipe.condition([PROMPT])
+    avoided = pipe.with_negative(AVOIDED).condition([PROMPT]).negative
     prepared = pipe.sampler(sampler).prepare(pipe.model, pipe.tokenizer)
     noise, params = Noise(0, torch.tensor([0])), SamplingParams(2.0)
 

@@ -222,7 +222,7 @@ def test_int8_pictures_do_not_depend_on_the_batch_and_a_job_tells_them_apart(tmp
 
 
 @pytest.mark.parametrize(
-    ("name", "device", "mend"), [("mar", "cpu", "token behind the other"), ("llamagen", "cuda", "")]
+    ("name", "device", "mend"), [("mar", "cpu", "token behind the other"), ("llamagen", "cuda", "cuda|CPU")]
 )
 def test_int8_is_refused_where_it_does_not_serve(name, device, mend):
     with pytest.raises(VistokError, match=mend):

@@ -49,7 +49,7 @@ def hub(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    monkeypatch.setattr("vistok.pipelines.load_config", config)
+    monkeypatch.setattr("vistok.pipelines.resolve.load_config", config)
     return repositories
 
 

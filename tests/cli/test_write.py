@@ -43,6 +43,13 @@ def test_the_tree_of_a_step_is_shown():
         (["--drafter", "pearl", "--tree", "1"], "no trees"),
         (["--drafter", "lookup", "--tree", "99"], "before step 99"),
         (["--drafter", "eagle", "--model", "text-mini-draft"], "--draft"),
+        (["--drafter", "lookup", "--draft", "text-mini-draft"], "reads no --draft"),
+        (["--drafter", "none", "--draft", "text-mini-draft"], "reads no --draft"),
+        (["--top-p", "0.5"], "--temperature"),
+        (["--top-p", "1.5", "--temperature", "1"], "top-p"),
+        (["--temperature", "inf"], "temperature"),
+        (["--stop", ""], "--stop"),
+        (["--seed", str(1 << 64)], "64 bits"),
     ],
 )
 def test_what_cannot_be_is_said(words, told):

@@ -27,6 +27,8 @@ def test_edges_are_those_of_opencv_and_lie_around_what_is_seen() -> None:
     scene = to_pil(render(sample_scenes(1, 3), 64))[0]
     assert np.array_equal(np.asarray(canny(scene))[..., 0], cv2.Canny(np.array(scene), 100, 200))
     assert np.asarray(canny(scene, 10, 20)).sum() > np.asarray(canny(scene)).sum()
+    deep = Image.fromarray(np.asarray(scene.convert("L")).astype(np.uint16) * 257)
+    assert np.array_equal(np.asarray(canny(deep)), np.asarray(canny(scene.convert("L"))))
 
 
 def test_without_opencv_the_sentence_says_what_to_install(monkeypatch, tmp_path, capsys) -> None:

@@ -376,6 +376,9 @@ def test_clipscore_of_pictures_with_captions(clip_folder, tmp_path):
     plain = clip_scores(ClipModel(clip_folder), [image, image], ["a dog", "a zebra"], weight=1.0)
     assert plain.shape == (2,) and (plain >= 0).all() and (plain <= 1 + 1e-6).all()
 
+    with pytest.warns(UserWarning, match="a dog.*cut off"):
+        clip_scores(ClipModel(clip_folder), [image], ["a dog " * 100])
+
     broken = ClipModel(clip_folder)
     broken.model.text_projection.weight.fill_(float("nan"))
     with pytest.raises(VistokError, match="NaN"):

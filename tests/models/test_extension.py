@@ -20,7 +20,8 @@ from vistok.models.extension import (
     save_extension,
     word_ids,
 )
-from vistok.train.tasks.scenes.extension import ExtendedLlava, Lora
+from vistok.train.lora import Lora
+from vistok.train.tasks.scenes.extension import ExtendedLlava
 from vistok.train.tasks.scenes.vqa import VqaTask, load_llava
 
 pytest.importorskip("peft")

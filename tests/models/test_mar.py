@@ -59,10 +59,10 @@ def test_published_shapes(preset: str, parameters: int, entries: int) -> None:
 def test_tokens_of_patches_go_back_to_latents() -> None:
     model = MAR(MARConfig(**SMALL | {"patch_size": 2, "vae_stride": 2}))
     latents = torch.randn(3, 2, 8, 8)
-    tokens = model.patchify(latents)
+    tokens = model.own_tokens(latents)
     assert tokens.shape == (3, 16, 8)
     assert torch.equal(tokens[0, 0], latents[0, :, :2, :2].flatten())
-    assert torch.equal(model.unpatchify(tokens), latents)
+    assert torch.equal(model.image_tokens(tokens), latents)
 
 
 def test_training_masks_hide_the_same_number_in_every_row() -> None:

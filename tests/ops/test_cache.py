@@ -110,3 +110,18 @@ def test_narrow_shares_rows_but_not_lengths():
     part.advance(1)
     assert torch.equal(cache.keys[0, :2, :, 2:3], new[0])
     assert cache.lengths.tolist() == [2, 2, 2] and part.lengths.tolist() == [3, 3] and cache.bound == 2
+
+
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_rows_of_any_dtype_are_kept_in_the_caches(kept, dtype, ragged):
+    cache = KVCache(1, 2, 4, 1, 3, kept)
+    cache.write(0, torch.zeros(2, 1, 2, 3), torch.zeros(2, 1, 2, 3))
+    cache.advance(torch.tensor([1, 2]) if ragged else 1)
+    rows = torch.randn(2, 1, 1, 3, dtype=dtype)
+    keys, values = cache.write(0, rows, -rows)
+    at = [1, 2] if ragged else [1, 1]
+    for b in range(2):
+        assert torch.equal(keys[b, :, at[b]], rows[b, :, 0].to(kept))
+        assert torch.equal(values[b, :, at[b]], -rows[b, :, 0].to(kept))

@@ -112,3 +112,21 @@ def test_int8_products_are_near_and_do_not_depend_on_the_batch(bias, outputs):
     other = Int8Linear.from_linear(nn.Linear(96, 8, bias=False))
     if not bias:
         assert all(torch.equal(a, b(x)) for a, b in zip(joint(x, layer, other), (layer, other), strict=True))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("inputs", [96, 1000])
+def test_int8_sums_are_exact(inputs):
+    layer = Int8Linear.from_linear(nn.Linear(inputs, 48, bias=False))
+    x = torch.randn(9, inputs)
+    x[0] = 1e-30  # the largest numbers that a row can hold, all of one sign
+    x[1] = -1e30
+    x[2] = 0
+    (a, unit_a), (b, unit_b) = (_whole(rows) for rows in (x, layer.weight))
+    torch.testing.assert_close(layer(x).double(), a @ b.T * unit_a * unit_b.T, atol=1e-30, rtol=1e-4)
+
+
+def _whole(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows in 8 bits, in float64, and what a step of each is."""
+    unit = rows.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    return (rows / unit).round().double(), unit.double()

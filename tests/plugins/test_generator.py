@@ -76,7 +76,7 @@ import torch
 from vistok.samplers.drafters.plain import NoDraft
 from vistok.samplers.interface import AutoregressiveSampler
 from vistok.samplers.tree import TokenTree, TreeShape
-from vistok.samplers.verifiers.candidates import SampleMatch
+from vistok.samplers.verifiers.candidates import (SampleMatch)
 
 
 class Stubborn(NoDraft):

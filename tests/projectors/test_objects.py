@@ -97,3 +97,15 @@ def test_without_relations_or_identifiers_there_are_fewer_tokens():
         embeds, there = chat.prefix(point_clouds(rooms), rooms.present, draw_names(rooms))
         assert embeds.shape[1] == 2 + 8 * streams
         assert torch.equal(there.sum(1) - 2, rooms.present.sum(1) * streams)
+
+
+def test_places_are_most_of_what_tells_relation_tokens_apart():
+    """Before any training. What a language model hardly sees in its tokens, it does not learn to look up."""
+    torch.manual_seed(0)
+    rooms = sample_rooms(128, 3)
+    chat = Chat3D(Chat3DConfig(text=TEXT | {"hidden_size": 128})).eval()
+    with torch.no_grad():
+        tokens = chat.streams(point_clouds(rooms, 48), rooms.present)[1][rooms.present].double()
+    places = torch.cat([rooms.centre, torch.ones_like(rooms.centre[..., :1])], -1)[rooms.present]
+    told = places @ torch.linalg.lstsq(places, tokens).solution
+    assert told.var(0).sum() / tokens.var(0).sum() > 0.6

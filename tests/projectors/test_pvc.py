@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from vistok.errors import VistokError
-from vistok.projectors.learned.pvc import ProgressiveEncoder, PvcEncoder, pixel_shuffle
+from vistok.projectors.learned.pvc import ProgressiveEncoder, PvcEncoder, TimeEmbedding, pixel_shuffle
 
 
 @pytest.fixture
@@ -62,6 +64,13 @@ def test_a_picture_is_a_static_video_whose_frames_say_different_things(encoder):
     tokens = module(FRAMES[:, 0])
     assert tokens.shape == (2, 4 * 1, 24)  # 4 frames of 4x4 patches in 4x4 blocks
     assert not torch.allclose(tokens[:, 0], tokens[:, 3])
+
+
+@torch.no_grad()
+def test_times_are_told_apart_in_half_precision():
+    """Angles of up to 1000 rad must not be rounded to bfloat16, whose steps are 4 rad there."""
+    embedding = TimeEmbedding(16)
+    torch.testing.assert_close(embedding(TIME), copy.deepcopy(embedding).bfloat16()(TIME).float(), atol=0.02, rtol=0.02)
 
 
 def test_bad_shapes_are_refused():

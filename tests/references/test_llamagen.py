@@ -60,7 +60,7 @@ def theirs(pipe):
 
 @torch.no_grad()
 def test_logits_of_a_whole_sequence_are_theirs(pipe, theirs):
-    condition = pipe._condition(PROMPTS)
+    condition = pipe.condition(PROMPTS)
     tokens = pipe(PROMPTS, seed=0).tokens[:, :-1]
     mask = pipe.model._full_mask(torch.zeros(2, condition.values.shape[1] + 255, 1), condition.mask)
     for layer in theirs.layers:
@@ -75,7 +75,7 @@ def test_logits_of_a_whole_sequence_are_theirs(pipe, theirs):
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_greedy_tokens_are_theirs(pipe, theirs, guidance):
     generate = module("autoregressive/models/generate.py").generate
-    condition = pipe._condition(PROMPTS[:1])
+    condition = pipe.condition(PROMPTS[:1])
     found = generate(
         theirs, condition.values, 256, condition.mask, cfg_scale=guidance, temperature=1.0, top_k=1, sample_logits=False
     )

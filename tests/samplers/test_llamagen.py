@@ -225,3 +225,15 @@ def test_wrong_parts_are_refused(model, drafter, prompts):
         )
     with pytest.raises(VistokError, match="needs the tokenizer's codebook"):
         Lantern(drafter).sample(model, Condition(*prompts), SamplingParams(), noise)
+
+
+@torch.inference_mode()
+def test_a_window_as_long_as_the_picture_is_the_longest(model, prompts):
+    length = model.tokens.length
+    assert SpeculativeJacobi(window=10**9).parts(model, SamplingParams(), 1)[0].nodes == length
+    condition, noise = Condition(*prompts), Noise(0, torch.arange(3))
+    longest, longer = (
+        SpeculativeJacobi(window=width).sample(model, condition, SamplingParams(), noise)[0]
+        for width in (length, 10**9)
+    )
+    assert torch.equal(longest, longer)

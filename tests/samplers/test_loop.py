@@ -13,9 +13,10 @@ from vistok.samplers.drafters.jacobi import JacobiWindow, SpeculativeJacobi
 from vistok.samplers.drafters.plain import Draw, NoDraft
 from vistok.samplers.loop import check_composition
 from vistok.samplers.tree import LawKind, TreeShape
-from vistok.samplers.verifiers.candidates import KSequential, RecursiveRejection, SampleMatch, TreeVerifier, exact_tree
+from vistok.samplers.verifiers.candidates import SampleMatch, TreeVerifier, exact_tree
 from vistok.samplers.verifiers.exact import ExactChain
 from vistok.samplers.verifiers.relaxed import RelaxedTree
+from vistok.samplers.verifiers.rules import KSequential, RecursiveRejection
 
 TREE = TreeShape.of_paths([(0,), (1,), (0, 0), (0, 1), (1, 0)])
 MAKERS = {

@@ -17,16 +17,10 @@ from vistok.samplers.drafters.jacobi import INITS, JacobiWindow
 from vistok.samplers.drafters.plain import Draw, NoDraft
 from vistok.samplers.noise import ACCEPT, DRAW, RESIDUAL
 from vistok.samplers.tree import LawKind, TreeShape
-from vistok.samplers.verifiers.candidates import (
-    KSequential,
-    OneHot,
-    RecursiveRejection,
-    SampleMatch,
-    TreeVerifier,
-    exact_tree,
-)
+from vistok.samplers.verifiers.candidates import SampleMatch, TreeVerifier, exact_tree
 from vistok.samplers.verifiers.exact import ExactChain
 from vistok.samplers.verifiers.relaxed import RelaxedTree
+from vistok.samplers.verifiers.rules import KSequential, OneHot, RecursiveRejection
 
 LAWS = [
     pytest.param(SamplingParams(), id="plain"),

@@ -36,9 +36,10 @@ from vistok.samplers import (
 )
 from vistok.samplers.loop import Run
 from vistok.samplers.tree import LawKind
-from vistok.samplers.verifiers.candidates import KSequential, TreeVerifier
+from vistok.samplers.verifiers.candidates import TreeVerifier
 from vistok.samplers.verifiers.exact import ExactChain
 from vistok.samplers.verifiers.relaxed import RelaxedTree, nearest_codes
+from vistok.samplers.verifiers.rules import KSequential
 
 
 class Automaton:

@@ -11,8 +11,9 @@ from tests.samplers.reference import speculate
 from tests.samplers.toy import TableDrafter, TableTarget, context_p_value, decode
 from vistok.samplers import SamplingParams
 from vistok.samplers.tree import LawKind, TreeShape
-from vistok.samplers.verifiers.candidates import RecursiveRejection, SampleMatch, TreeVerifier
+from vistok.samplers.verifiers.candidates import SampleMatch, TreeVerifier
 from vistok.samplers.verifiers.exact import ExactChain
+from vistok.samplers.verifiers.rules import RecursiveRejection
 
 PARAMS = SamplingParams(guidance=2.0, temperature=0.8, top_k=3)
 VOCABULARY, LENGTH, RUNS = 4, 8, 6000

@@ -12,8 +12,8 @@ from vistok.errors import VistokError
 from vistok.ops import draw
 from vistok.samplers.noise import Noise
 from vistok.samplers.tree import TokenTree, TreeShape
-from vistok.samplers.verifiers.candidates import walk_tree
 from vistok.samplers.verifiers.relaxed import LatentNeighbours, RelaxedTree, nearest_codes
+from vistok.samplers.verifiers.walk import walk_tree
 
 SIZE, TRIALS = 8, 50_000
 ONE = TreeShape.chain_of(2)

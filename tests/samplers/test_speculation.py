@@ -23,7 +23,8 @@ from vistok.samplers import (
 from vistok.samplers.policies.dynamic import DynamicTree
 from vistok.samplers.policies.static import StaticTree
 from vistok.samplers.tree import LawKind
-from vistok.samplers.verifiers.candidates import KSequential, TreeVerifier
+from vistok.samplers.verifiers.candidates import TreeVerifier
+from vistok.samplers.verifiers.rules import KSequential
 
 POLICIES = {
     "chain": Chain(3),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vistok.errors import VistokError
 from vistok.models.heads.eagle3 import Eagle3Network
 from vistok.samplers import EagleHead, generate
 from vistok.train.recipe import Recipe
@@ -23,12 +24,22 @@ SHAPE = {
 
 
 @pytest.fixture
-def task(monkeypatch):
+def build(monkeypatch):
+    """A task of the tiny shape, with entries of ``data``."""
     for module in (eagle3, text):
         monkeypatch.setattr(module, "documents", lambda split: LINES if split == "train" else LINES[:40])
-    data = {"length": 20, "seed": 3, "steps": 3, "eval_samples": 4}
-    recipe = Recipe("tiny", "eagle3", steps=1, batch_size=2, model=SHAPE, data=data, init={"target": "text-mini"})
-    return eagle3.Eagle3Task(recipe)
+
+    def build(**data) -> eagle3.Eagle3Task:
+        data = {"length": 20, "seed": 3, "steps": 3, "eval_samples": 4} | data
+        recipe = Recipe("tiny", "eagle3", steps=1, batch_size=2, model=SHAPE, data=data, init={"target": "text-mini"})
+        return eagle3.Eagle3Task(recipe)
+
+    return build
+
+
+@pytest.fixture
+def task(build):
+    return build()
 
 
 def test_unrolled_steps_are_those_of_drafting(task):
@@ -71,10 +82,26 @@ def test_it_learns_and_what_it_writes_drafts(task, tmp_path):
     assert torch.equal(found.sequences, model.generate(**prompt, **options))
 
 
-def test_samples_end_in_the_targets_own_continuation_where_asked(task):
-    corpus = task.batch(0, slice(0, 2))["input_ids"]
-    task.continuation = 8
+def test_samples_end_in_the_targets_own_continuation_where_asked(build):
+    task = build(continuation=8, passages=6)
     found = task.batch(0, slice(0, 2))["input_ids"]
-    assert torch.equal(found[:, :-8], corpus[:, :-8]) and found.shape == corpus.shape
     law = task.model.target(found).logits.argmax(-1)
     assert torch.equal(law[:, -9:-1], found[:, -8:])
+
+
+def test_an_epoch_holds_every_passage_once(build):
+    task = build(continuation=8, passages=6)
+    wanted = sorted(map(tuple, task.continued.tolist()))
+    epochs = [torch.cat([task.batch(3 * e + i, slice(0, 2))["input_ids"] for i in range(3)]) for e in range(2)]
+    assert [sorted(map(tuple, each.tolist())) for each in epochs] == [wanted, wanted]
+    assert not torch.equal(*epochs)
+
+
+def test_the_drafted_vocabulary_is_what_the_target_continues_with(build):
+    task = build(continuation=8, passages=6)
+    assert task.model.drafter.t2d[task.continued[:, -8:]].all()
+
+
+def test_continuations_without_passages_are_refused(build):
+    with pytest.raises(VistokError, match="passages"):
+        build(continuation=8)

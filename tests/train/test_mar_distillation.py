@@ -87,7 +87,7 @@ def test_training_comes_closer_and_leaves_the_teacher_alone():
     inputs = batch()
     silhouettes = torch.zeros(6, 16, 16, dtype=torch.uint8)
     for _ in range(60):
-        latents = student.unpatchify(inputs["tokens"])
+        latents = student.image_tokens(inputs["tokens"])
         loss, metrics = objective(latents, inputs["labels"], inputs["mask"], silhouettes)
         optimizer.zero_grad()
         loss.backward()

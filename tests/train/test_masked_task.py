@@ -18,14 +18,18 @@ from vistok.train.tasks.masked import IGNORED, masked_loss
 KINDS = ("enat-mini", "maskgit-mini")
 
 
-def of_classes(recipe: Recipe) -> Recipe:
+def of_captions(recipe: Recipe) -> Recipe:
+    return replace(recipe, init={"tokenizer": "vq-mini", "text_encoder": "llamagen-mini"})
+
+
+def as_published(recipe: Recipe) -> Recipe:
     data = {key: value for key, value in recipe.data.items() if key not in ("supervision", "single")}
     return replace(recipe, data=data, init={"tokenizer": "vq-mini"})
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_from_captions_to_a_folder_that_paints_prompts(tmp_path, name) -> None:
-    found = figures(tiny(name, steps=2), tmp_path)
+    found = figures(of_captions(tiny(name, steps=2)), tmp_path)
     assert all(loss > 0 for loss in found["loss"])
     assert {"held_out_loss", "held_out_loss_without_condition"} <= found["held_out"].keys()
     pipe = vistok.pipeline(str(tmp_path / "export"))
@@ -38,7 +42,7 @@ def test_from_captions_to_a_folder_that_paints_prompts(tmp_path, name) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_from_classes_as_published(tmp_path, name) -> None:
-    recipe = of_classes(tiny(name, steps=1))
+    recipe = as_published(tiny(name, steps=1))
     task = build_task(recipe)
     assert task.model.network.conditional_on == "class" and task.model.term is None
     batch = task.batch(0, slice(0, 4))
@@ -50,7 +54,7 @@ def test_from_classes_as_published(tmp_path, name) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_batch_has_as_many_single_objects_as_asked_and_as_there_are(share) -> None:
-    recipe = tiny("maskgit-mini")
+    recipe = of_captions(tiny("maskgit-mini"))
     recipe = replace(recipe, data=recipe.data | {"single": share, "pictures": 64})
     task, mixed = build_task(recipe), False
     for step in range(8):

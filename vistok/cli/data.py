@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vistok.cli.output import check_pictures
 from vistok.cli.shared import add_commands, say
 
 app = typer.Typer(help="Make data of the embedded world.", no_args_is_help=True)
@@ -46,11 +47,10 @@ def control(
     from vistok.data.annotators import canny
     from vistok.data.images import load_image, save_image
     from vistok.errors import unknown_name
-    from vistok.files import check_writable
 
     if kind != "canny":
         raise unknown_name("kind of control that is made of pictures", kind, ["canny"])
-    check_writable(out)
+    check_pictures(out)
     save_image(canny(load_image(picture), low, high), out)
     say(f"edges of {picture} in {out}")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vistok.cli.output import Json, check_outputs, output_json
+from vistok.cli.output import Json, check_outputs, check_pictures, output_json
 
 DEFAULT = "read-mini"
 
@@ -40,6 +40,7 @@ def ground(
             "with --model."
         )
     picture = load_image(image)
+    check_pictures(out, mask)
     check_outputs(out, mask, json)
     from vistok.projectors.grounding.interface import load_grounder
     from vistok.projectors.grounding.masks import SamMasks

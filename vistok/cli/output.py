@@ -6,6 +6,7 @@ the file beside the text.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,12 +66,35 @@ class MeasuringCommands(Commands):
 
 
 def check_outputs(*paths: Path | None) -> None:
-    """Refuse files that cannot be written, before any work is done; ``-`` is standard output."""
+    """Refuse files that cannot be written, or one file for two things, before any work; ``-`` is standard output."""
     from vistok.files import check_writable
 
+    check_distinct(*paths)
     for path in paths:
         if path is not None and str(path) != STANDARD_OUTPUT:
             check_writable(path, folder=False)
+
+
+def check_pictures(*paths: Path | None) -> None:
+    """Refuse pictures that could not be written, before the work that they show."""
+    from vistok.data.images import check_image_target
+
+    for path in paths:
+        if path is not None:
+            check_image_target(path)
+
+
+def check_distinct(*paths: Path | None) -> None:
+    """Refuse one file for two outputs, of which the second would replace the first."""
+    from vistok.errors import VistokError
+
+    seen: set[str] = set()
+    for path in paths:
+        if path is not None and str(path) != STANDARD_OUTPUT:
+            place = os.path.realpath(path)
+            if place in seen:
+                raise VistokError(f"two outputs go to '{path}', and one would replace the other: name two files.")
+            seen.add(place)
 
 
 def output_json(document: Any, path: Path | None, indent: int | None = 2) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vistok.cli.output import Json, check_outputs, output_json
+from vistok.cli.output import Json, check_distinct, check_outputs, check_pictures, output_json
 from vistok.cli.shared import say
 
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What to paint; may be given again.")]
@@ -87,9 +87,9 @@ def sample(
     upscale: Annotated[
         int | None, typer.Option(metavar="2..8", help="Write pictures so many times as large. [default: as drawn]")
     ] = None,
-    upscale_by: Annotated[str, typer.Option(help="lanczos, which is smooth, or nearest, which repeats pixels.")] = (
-        "lanczos"
-    ),
+    upscale_by: Annotated[
+        str | None, typer.Option(help="lanczos, which is smooth, or nearest, which repeats pixels. [default: lanczos]")
+    ] = None,
     size: Annotated[int | None, typer.Option(help="Side in pixels, for checkpoints that do not tell.")] = None,
     tokens: Annotated[
         int | None, typer.Option(help="Stop after so many tokens, where they run coarse to fine.")
@@ -136,10 +136,14 @@ def sample(
     from vistok.files import check_writable, is_folder_target
 
     check_writable(out, is_folder_target(out))
+    check_pictures(trace)
     check_outputs(trace, json)
+    check_distinct(out, trace, json)
     from vistok.data.images import Upscale
 
-    enlarged = None if upscale is None else Upscale(upscale, upscale_by)
+    if upscale is None and upscale_by is not None:
+        raise VistokError(f"--upscale-by {upscale_by} says how pictures become larger: give --upscale 2 too.")
+    enlarged = None if upscale is None else Upscale(upscale, upscale_by or "lanczos")
     from vistok.pipelines import expand, pipeline
     from vistok.progress import working
     from vistok.samplers import SamplingParams, parse_sampler

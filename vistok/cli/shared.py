@@ -8,9 +8,12 @@ import os
 from collections.abc import Callable
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
+
+from vistok.cli.complete import completer_of
+from vistok.progress import busy
 
 _quiet = False
 
@@ -71,6 +74,39 @@ def read_config(context: typer.Context, file: Path | None) -> None:
     context.default_map = {**(context.default_map or {}), **found}
 
 
+def refuse_given(context: typer.Context, why: str, *names: str) -> None:
+    """Refuses options that were given though nothing would read them.
+
+    Args:
+        context: of the command.
+        why: what they are for, and why there is none of it here.
+        names: of parameters.
+
+    Raises:
+        VistokError: the command line, or the file of ``--config``, has one of them.
+    """
+    from vistok.errors import VistokError
+
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name) if parameter.name in names else None
+        if source is not None and source.name in ("COMMANDLINE", "DEFAULT_MAP"):
+            raise VistokError(f"{max(parameter.opts, key=len)} {why}: leave it out.")
+
+
+def check_drawing(temperature: float, top_p: float) -> None:
+    """Refuses how text is drawn where it is out of range, or cuts a law that nothing is drawn from.
+
+    Raises:
+        VistokError: it does.
+    """
+    from vistok.errors import VistokError
+    from vistok.samplers.params import SamplingParams
+
+    SamplingParams(temperature=temperature, top_p=top_p)
+    if temperature == 0 and top_p != 1:
+        raise VistokError("--top-p cuts what is drawn from, and --temperature 0 draws nothing: give a --temperature.")
+
+
 Config = Annotated[
     Path | None,
     typer.Option(
@@ -84,17 +120,22 @@ Config = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print results and errors only, no remarks and no progress.")]
 
 
-def shared(function: Callable[..., None]) -> Callable[..., None]:
-    """Returns a command with the options that every command has."""
+def shared(function: Callable[..., None], name: str) -> Callable[..., None]:
+    """Returns a command with the options that every command has, under its ``name``.
+
+    It says when it is busy, and the shell completes the names that its options take.
+    """
 
     @functools.wraps(function)
     def command(*args: Any, quiet: bool = False, config: Path | None = None, **options: Any) -> None:
-        if not quiet:  # the file of ``config`` was read before all other options
-            return function(*args, **options)
-        with hushed():
+        with hushed() if quiet else busy(name):  # ``config`` was read before all other options
             return function(*args, **options)
 
     own = inspect.signature(function, eval_str=True)
+    for parameter in own.parameters.values():
+        for told in get_args(parameter.annotation)[1:]:
+            if (completer := completer_of(name, parameter.name)) is not None:
+                told.autocompletion = completer
     keyword = inspect.Parameter.KEYWORD_ONLY
     added = [
         inspect.Parameter("config", keyword, default=None, annotation=Config),
@@ -108,4 +149,4 @@ def shared(function: Callable[..., None]) -> Callable[..., None]:
 def add_commands(app: typer.Typer, commands: dict[str, Callable[..., None]], **settings: Any) -> None:
     """Adds commands by name, each with the options that every command has."""
     for name, function in commands.items():
-        app.command(name, **settings)(shared(function))
+        app.command(name, **settings)(shared(function, name))

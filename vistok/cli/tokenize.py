@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vistok.cli.output import Json, check_outputs, output_json
-from vistok.cli.shared import say
+from vistok.cli.shared import refuse_given, say
 
 if TYPE_CHECKING:
     from vistok.tokenizers.files import Reached
@@ -21,6 +22,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")]
 
 
 def tokenize(
+    context: typer.Context,
     inputs: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
     tokenizer: Tokenizer = "vq-mini",
     out: Annotated[
@@ -52,6 +54,11 @@ def tokenize(
 
     if sum(choice is not None for choice in (tokens, psnr, lpips)) > 1:
         raise VistokError("--tokens, --psnr and --lpips each choose the number of tokens: give one of them.")
+    for name, wanted in (("psnr", psnr), ("lpips", lpips)):
+        if wanted is not None and not math.isfinite(wanted):
+            raise VistokError(f"--{name} is {wanted}: give a number.")
+    if lpips is None:
+        refuse_given(context, "is of LPIPS, which --lpips asks for", "lpips_net", "lpips_head", "lpips_backbone")
     if overlap is not None and not tiles:
         raise VistokError("--overlap is that of tiles: add --tiles, or leave it out.")
     from vistok.data.vtok import SUFFIX

@@ -8,6 +8,7 @@ query heads pay is summed), batches may be ragged, and the drop is a policy of i
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +101,7 @@ class MemorySaver(nn.Module):
         self.normalizer = nn.Parameter(torch.full((1,), mixing.start))
 
     def forward(self, k: Tensor, v: Tensor, received: Tensor) -> tuple[Tensor, Tensor]:
-        """Compress.
+        """Returns M compressed rows of S.
 
         Args:
             k, v: [B, H, S, D], S >= ``memory``.
@@ -154,17 +155,18 @@ class HeavyHitters(Keeper):
         return self.compress(layer, k, v, received)
 
     def compress(self, layer: int, k: Tensor, v: Tensor, received: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows [B, H, S, D] to ``memory`` of them."""
+        """Returns ``memory`` rows of the rows [B, H, S, D]."""
         kept, _ = top_rows(received, self.memory, self.local)
         return gather_rows(k, kept), gather_rows(v, kept)
 
 
 @dataclass
 class LoCoCo(HeavyHitters):
-    """Mix what is no heavy hitter into slots, by trained convolutions.
+    """Keeps heavy hitters, and mixes all other rows into slots by trained convolutions.
 
     Args:
-        weights: a safetensors file or state dict with the published names; None for a new one, to be trained.
+        weights: a safetensors file or state dict with the published names, or the folder that a recipe wrote, whose
+            ``config.json`` says the shape; None for a new one, to be trained.
         mixing: shape of the convolutions.
         chunk: tokens of a prompt that go together.
     """
@@ -177,6 +179,8 @@ class LoCoCo(HeavyHitters):
     learns: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        if isinstance(self.weights, str | Path) and (folder := Path(self.weights).expanduser()).is_dir():
+            self.mixing = read_mixing(folder)
         self.memory, self.local = self.mixing.memory, self.mixing.local
         super().__post_init__()
 
@@ -195,6 +199,18 @@ class LoCoCo(HeavyHitters):
         return self.savers[layer](k, v, received.to(k.dtype))
 
 
+def read_mixing(folder: Path) -> Mixing:
+    """The shape of trained convolutions, from the folder that their recipe wrote.
+
+    Raises:
+        VistokError: there is none.
+    """
+    try:
+        return Mixing(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise VistokError(f"'{folder}' lacks a config.json with the shape of LoCoCo's convolutions.") from error
+
+
 def saver_state(savers: nn.ModuleList) -> dict[str, Tensor]:
     """Weights of all layers under their published names."""
     return {
@@ -211,9 +227,10 @@ def load_savers(savers: nn.ModuleList, weights: Mapping[str, Tensor] | str | Pat
         VistokError: a file that cannot be read, a missing, unexpected or misshapen weight.
     """
     if not isinstance(weights, Mapping):
-        from vistok.zoo.checkpoint import read_state_dict
+        from vistok.zoo.checkpoint import read_state_dict, weights_file
 
-        weights = read_state_dict(weights)
+        path = Path(weights).expanduser()
+        weights = read_state_dict(weights_file(path) if path.is_dir() else path)
     wanted = saver_state(savers)
     found = {name: tensor for name, tensor in weights.items() if ".memory_saver." in name}
     missing, unexpected = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from vistok.data.decode import to_rgb
 from vistok.errors import VistokError
 
 LOW, HIGH = 100, 200  # ControlAR's
@@ -14,7 +15,7 @@ def canny(image: Image.Image, low: int = LOW, high: int = HIGH) -> Image.Image:
     """Returns white edges on black, of the image's size, in RGB.
 
     Args:
-        image: an RGB picture.
+        image: a picture in any mode.
         low, high: gradients from which a pixel goes on with an edge, and from which it begins one.
 
     Raises:
@@ -29,5 +30,5 @@ def canny(image: Image.Image, low: int = LOW, high: int = HIGH) -> Image.Image:
             "Canny's edges need OpenCV, which is not installed: pip install opencv-python-headless (the extra "
             "vistok[control]), or give a picture of edges of your own."
         ) from None
-    edges = cv2.Canny(np.ascontiguousarray(image.convert("RGB")), low, high)
+    edges = cv2.Canny(np.ascontiguousarray(to_rgb(image)), low, high)
     return Image.fromarray(edges).convert("RGB")

@@ -6,6 +6,7 @@ cosine, 100 times it, or another backbone: weight, prefix and backbone are part 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,8 +67,15 @@ class ClipModel:
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Returns the embeddings [n, D] of texts, which are cut to the model's length, of unit length."""
+        """Returns the embeddings [n, D] of texts, of unit length; a warning names one that is cut to the model's."""
         length = self.model.config.text_config.max_position_embeddings
+        counts = [len(ids) for ids in self.tokenizer(list(texts)).input_ids]
+        if (longest := max(counts, default=0)) > length:
+            warnings.warn(
+                f"the caption '{texts[counts.index(longest)][:60]}...' has {longest} tokens, of which CLIP reads the "
+                f"first {length}: its end is cut off; shorten it",
+                stacklevel=2,
+            )
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
         with full_precision():
             pooled = self.model.text_model(**tokens.to(self.device)).pooler_output

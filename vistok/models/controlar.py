@@ -25,6 +25,7 @@ from vistok.errors import VistokError
 from vistok.models.interface import Control, TokenSpec
 from vistok.models.llamagen import PRESETS as LLAMAGEN_PRESETS
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig, LlamaGenFamily, RMSNorm
+from vistok.models.llamagen.layers import MLP
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -78,18 +79,6 @@ _ATTENTION = {
     r"\.attention\.o_proj\.": ".attention.output.dense.",
 }
 _VIT = {r"^layers\.": "encoder.layer.", r"\.mlp\.fc1\.": ".intermediate.dense.", r"\.mlp\.fc2\.": ".output.dense."}
-
-
-class MLP(nn.Module):
-    """Two linear maps without bias around a GELU: zeros stay zeros."""
-
-    def __init__(self, inputs: int, width: int):
-        super().__init__()
-        self.fc1 = nn.Linear(inputs, width, bias=False)
-        self.fc2 = nn.Linear(width, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
 class ControlEncoder(nn.Module):
@@ -241,7 +230,7 @@ class ControlAR(LlamaGen):
         return self.condition_mlp(self.adapter_mlp(features))
 
     def streams(self, controls: Sequence[Control]) -> dict[int, Tensor]:
-        """What controls add to the stream, by layer, [1 or B, n, dim] each; see ``vistok.models.llamagen.add_streams``.
+        """What controls add to the stream, by layer, [1 or B, n, dim] each; see ``LlamaGen.states``.
 
         Args:
             controls: pictures of the size of the images, or of a batch of them.

@@ -135,26 +135,26 @@ class ENAT(MaskedTransformer):
         visible = codes != self.mask_id
         if state is not None and not bool(state.visible.any()):
             state = None
-        known = torch.zeros_like(visible) if state is None else state.visible
         h = self.x_embedder(codes)
         condition = self.y_embedder(values)[:, None]
         out = h
-        context = None
+        context, fresh = None, visible
         if state is not None:
+            known, fresh = _places(state.visible), visible & ~state.visible
             context = self.prev_proj(_at(state.features.detach(), known))
             out = _put(out, known, context)
-        fresh = visible & ~known
-        new = _at(h, fresh)
-        if new.shape[1]:
+        fresh, hidden = _places(fresh), _places(~visible)
+        if fresh.shape[1]:
+            new = _at(h, fresh)
             for block in self.blocks[: self.config.enc_depth]:
                 new = block(new, context, condition)
             out = _put(out, fresh, new)
-        hidden = _at(h, ~visible)
         if hidden.shape[1]:
-            context = _at(out, visible)
+            unknown = _at(h, hidden)
+            context = _at(out, _places(visible)) if hidden.shape[1] < codes.shape[1] else None
             for block in self.blocks[self.config.enc_depth :]:
-                hidden = block(hidden, context if context.shape[1] else None, condition)
-            out = _put(out, ~visible, hidden)
+                unknown = block(unknown, context, condition)
+            out = _put(out, hidden, unknown)
         return out, ReuseState(out, visible)
 
 
@@ -166,14 +166,14 @@ def _places(chosen: Tensor) -> Tensor:
     return chosen.nonzero()[:, 1].view(len(chosen), -1, 1)
 
 
-def _at(x: Tensor, chosen: Tensor) -> Tensor:
-    """Features [B, n, E] at the chosen positions."""
-    return x.take_along_dim(_places(chosen), dim=1)
+def _at(x: Tensor, places: Tensor) -> Tensor:
+    """Features [B, n, E] at these positions."""
+    return x.take_along_dim(places, dim=1)
 
 
-def _put(x: Tensor, chosen: Tensor, values: Tensor) -> Tensor:
-    """Features [B, L, E] with others [B, n, E] at the chosen positions."""
-    return x.scatter(1, _places(chosen).expand(-1, -1, x.shape[-1]), values.to(x.dtype))
+def _put(x: Tensor, places: Tensor, values: Tensor) -> Tensor:
+    """Features [B, L, E] with others [B, n, E] at these positions."""
+    return x.scatter(1, places.expand(-1, -1, x.shape[-1]), values.to(x.dtype))
 
 
 FAMILY = MaskedFamily("enat", ENAT)

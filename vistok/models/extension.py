@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.files import write_json
-from vistok.zoo.model_card import sha256, weights_files
+from vistok.zoo.adapter import LORA_CONFIG, LORA_WEIGHTS, base_hashes, merge_lora
 from vistok.zoo.registry import resolve
 
 CONFIG_FILE, WEIGHTS_FILE = "extension.json", "extension.safetensors"
-LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PEFT_PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 ROWS, HEAD_ROWS = "rows.embed", "rows.head"  # of the new words: into the language model, and out of it
 
 
@@ -45,11 +43,6 @@ class Extension:
     base_sha256: tuple[str, ...]
     words: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
-
-
-def base_hashes(name: str) -> tuple[str, ...]:
-    """SHA-256 of the weights files of a model, in the order of their names."""
-    return tuple(sha256(path) for path in weights_files(resolve(name)))
 
 
 def is_extension(folder: Path) -> bool:
@@ -92,26 +85,6 @@ def word_ids(tokenizer: Any, words: Sequence[str]) -> list[int]:
             "or extend_vocabulary() both."
         )
     return ids
-
-
-def merge_lora(model: nn.Module, state: Mapping[str, Tensor], scale: float) -> None:
-    """Add LoRA factors, under the keys that PEFT gives them, to the weights that they belong to.
-
-    Raises:
-        VistokError: a factor belongs to no weight of the model, or has another shape.
-    """
-    for key, down in state.items():
-        if not key.endswith(_A):
-            continue
-        name = key.removeprefix(_PEFT_PREFIX).removesuffix(_A)
-        try:
-            weight = model.get_parameter(f"{name}.weight")
-            delta = state[key.removesuffix(_A) + _B].float() @ down.float()
-            weight.data += (scale * delta).to(weight)
-        except (AttributeError, KeyError, RuntimeError) as error:
-            raise VistokError(
-                f"the adapter '{name}' fits no weight of this model: name the model it was trained on."
-            ) from error
 
 
 def save_extension(folder: Path, extension: Extension, state: Mapping[str, Tensor]) -> None:

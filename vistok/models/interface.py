@@ -6,6 +6,7 @@ them. Samplers see a :class:`Generator`; those that run a particular network rea
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -116,8 +117,27 @@ class Condition:
         return (self.values * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
+class TextReader(Protocol):
+    """Reads the prompts of a generator that is conditional on text: an ``nn.Module``.
+
+    It returns features [B, T, D] and their mask [B, T]; where a language model draws, its prompt in tokens.
+    """
+
+    @property
+    def known_words(self) -> list[str] | None:
+        """The words of a word-level tokenizer, sorted; None for tokenizers that can spell any word."""
+        ...
+
+    def unknown_words(self, captions: Sequence[str], /) -> list[str]:
+        """Returns the distinct words that a word-level tokenizer does not know, in order."""
+        ...
+
+    def __call__(self, captions: Sequence[str], /) -> Any:
+        """Reads captions."""
+
+
 class Generator(Protocol):
-    """A network that draws the tokens of images; also an ``nn.Module``.
+    """A network that draws the tokens of images: an ``nn.Module`` with these names.
 
     Attributes:
         family: name of its family.
@@ -132,6 +152,10 @@ class Generator(Protocol):
     conditional_on: Literal["class", "text"]
     classes: int
     text_width: int
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Returns its weights."""
+        ...
 
     def image_tokens(self, drawn: Tensor) -> Tensor:
         """Returns the drawn tokens of B images, [B, n] or [B, n, D], as the tokenizer's ``decode`` takes them."""
@@ -262,8 +286,9 @@ class GeneratorFamily(Protocol):
     plain: str
     options: frozenset[str]
 
-    def load(self, request: LoadRequest) -> tuple[nn.Module, Tokenizer]:
-        """Returns a generator and its tokenizer, in evaluation mode, float32, on the CPU.
+    def load(self, request: LoadRequest) -> tuple[Any, Tokenizer | None]:
+        """Returns a :class:`Generator` and its tokenizer, or None where it comes without a decoder; in evaluation mode,
+        float32, on the CPU.
 
         Raises:
             VistokError: weights that do not fit, or an option with an impossible value.

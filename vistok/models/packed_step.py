@@ -97,7 +97,7 @@ def packed_draft(
 
 def _turns(rope: Tensor, places: Tensor) -> Tensor:
     """Rotations of tokens at places [N] or [B, N] of a table, complex [..., N, 1, D // 2]."""
-    return torch.view_as_complex(rope[places].float())[..., None, :]
+    return torch.view_as_complex(rope[places])[..., None, :]
 
 
 def _additive(visible: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -87,8 +87,8 @@ class KVCache:
 
         Args:
             layer: which layer.
-            k: keys [B, H, T, D].
-            v: values [B, H, T, D].
+            k: keys [B, H, T, D], of any floating dtype: they are kept in the cache's.
+            v: values [B, H, T, D], likewise.
 
         Returns:
             Views of the layer's keys and values, [B, H, bound + T, D]: old and new rows.

@@ -6,6 +6,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from vistok.data.images import magnification
 from vistok.errors import VistokError
 from vistok.models.families.tokens import Canvas
 
@@ -70,18 +71,15 @@ def overlay(picture: Image.Image, kept: Tensor, least_side: int = 336) -> Image.
     Returns:
         RGB picture.
     """
-    scale = max(1, -(-least_side // min(picture.size)))
+    scale = magnification(picture.size, least_side)
     picture = picture.convert("RGBA").resize((picture.width * scale, picture.height * scale), Image.Resampling.LANCZOS)
     rows, cols = kept.shape
     layer = Image.new("RGBA", picture.size)
     draw = ImageDraw.Draw(layer)
     for row, line in enumerate(kept.tolist()):
         for col, stays in enumerate(line):
-            box = (
-                col * picture.width // cols,
-                row * picture.height // rows,
-                (col + 1) * picture.width // cols - 1,
-                (row + 1) * picture.height // rows - 1,
-            )
+            left, top = col * picture.width // cols, row * picture.height // rows
+            right, bottom = (col + 1) * picture.width // cols - 1, (row + 1) * picture.height // rows - 1
+            box = (left, top, max(left, right), max(top, bottom))
             draw.rectangle(box, fill=None if stays else _DROPPED, outline=_EDGE if stays else None)
     return Image.alpha_composite(picture, layer).convert("RGB")

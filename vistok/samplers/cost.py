@@ -72,16 +72,14 @@ def forward_cost(
     return cost
 
 
-def best_window(cost: Mapping[int, float], half: float = HALF, most: float = MOST) -> int:
+def best_window(cost: Mapping[int, float]) -> int:
     """Returns the window of most decided tokens a second; 1, plain decoding, where no window is clearly better.
 
     Args:
         cost: seconds by width, as ``forward_cost`` measures it.
-        half: width that decides half of what an endless one would.
-        most: tokens that an endless one would decide.
     """
-    best = max((width for width in cost if width >= 2), key=lambda width: width / (width + half) / cost[width])
-    gain = most * best / (best + half) * cost[1] / cost[best] if 1 in cost else MARGIN
+    best = max((width for width in cost if width >= 2), key=lambda width: width / (width + HALF) / cost[width])
+    gain = MOST * best / (best + HALF) * cost[1] / cost[best] if 1 in cost else MARGIN
     return best if gain >= MARGIN else 1
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vistok.models.interface import Condition
 from vistok.samplers.drafters.planned import Planned
@@ -114,12 +114,12 @@ class Sampler(Protocol):
     honours: ClassVar[frozenset[str]]
     lossless: bool
 
-    def prepare(self, model: nn.Module, tokenizer: Tokenizer | None = None) -> Sampler:
+    def prepare(self, model: Any, tokenizer: Tokenizer | None = None) -> Sampler:
         """Returns the sampler with all that it needs for a model, such as a draft network or a codebook."""
 
     def sample(
         self,
-        model: nn.Module,
+        model: Any,
         condition: Condition,
         params: SamplingParams,
         noise: Noise,
@@ -128,7 +128,7 @@ class Sampler(Protocol):
         """Draws a batch of images.
 
         Args:
-            model: a generator.
+            model: a generator of the sampler's ``interface``.
             condition: what the B images show.
             params: guidance, temperature and truncation.
             noise: the random numbers of the run.
@@ -146,18 +146,18 @@ class AutoregressiveSampler:
     honours = frozenset(field.name for field in fields(SamplingParams))
     lossless = True
 
-    def prepare(self, model: nn.Module, tokenizer: Tokenizer | None = None) -> Self:
+    def prepare(self, model: Any, tokenizer: Tokenizer | None = None) -> Self:
         """Returns the sampler itself: by default nothing needs to be fetched."""
         return self
 
-    def parts(self, model: nn.Module, params: SamplingParams, batch: int) -> tuple[Drafter, Verifier]:
+    def parts(self, model: Any, params: SamplingParams, batch: int) -> tuple[Drafter, Verifier]:
         """Returns the drafter and the verifier of a run of ``batch`` images."""
         raise TypeError(f"{type(self).__name__} does not say its parts")
 
     @torch.inference_mode()
     def sample(
         self,
-        model: nn.Module,
+        model: Any,
         condition: Condition,
         params: SamplingParams,
         noise: Noise,

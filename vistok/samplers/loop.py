@@ -47,7 +47,7 @@ class Verdict(NamedTuple):
     """
 
     emitted: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # a tuple's own ``count`` is not missed
     path: Tensor | None = None
     probs: Tensor | None = None
 
@@ -294,13 +294,15 @@ class Drafter(Protocol):
         kind: how its drafts are chosen.
         chain: every tree is a chain.
         nodes: most nodes of a tree, the root and extra rows included.
-        forwards: calls of a draft network so far.
     """
 
     kind: LawKind
     chain: bool
     nodes: int
-    forwards: int
+
+    @property
+    def forwards(self) -> int:
+        """Calls of a draft network so far."""
 
     def start(self, run: Run, prefill: Scores) -> None:
         """Begin a run, the first token of which is decided."""

@@ -46,8 +46,10 @@ class SamplingParams:
             raise VistokError(f"top-k must be at least 1, or 0 to keep all tokens, got {self.top_k}.")
         if not 0 < self.top_p <= 1:
             raise VistokError(f"top-p must lie in (0, 1], got {self.top_p}.")
-        if self.guidance != self.guidance or self.guidance < 0:
-            raise VistokError(f"the guidance scale must be 0 or more, got {self.guidance}.")
+        if not 0 <= self.guidance < math.inf:
+            raise VistokError(f"the guidance scale must be a number of 0 or more, got {self.guidance}.")
+        if self.guidance_interval < -1:
+            raise VistokError(f"guidance ends at a step of 0 or more, or at -1 never, got {self.guidance_interval}.")
 
     @property
     def guided(self) -> bool:
@@ -77,5 +79,5 @@ class SamplingParams:
         """One token a row: logits [B, V] and uniforms [B] to int64 [B]."""
         if self.greedy:
             return logits.argmax(-1)
-        law = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
-        return sample_tokens(logits, uniform, **law)[0]
+        drawn, _ = sample_tokens(logits, uniform, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        return drawn

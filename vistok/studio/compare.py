@@ -71,16 +71,15 @@ def compare(reference: str, samples: str, extractor: str = "scenes-features") ->
     folders = folder_of(reference, "the reference"), folder_of(samples, "the folder to compare")
     metrics = distribution.parse_metrics(METRICS)
     distribution.check_metrics(metrics, extractor)
-    sides = [distribution.open_set(folder) for folder in folders]
-    distribution.check_sets(*sides, metrics)
+    first, second = (distribution.open_set(folder) for folder in folders)
+    distribution.check_sets(first, second, metrics)
     network = load_extractor(extractor, None, None, "float32")
     with work_folder(None, "features") as work:
-        extracted = distribution.extract_sets(*sides, network, work, metrics, workers=0)
+        extracted = distribution.extract_sets(first, second, network, work, metrics, workers=0)
         results = distribution.evaluate_sets(*extracted, network, metrics)
-    first, second = (side.need_pictures() for side in sides)
     return Compared(
         (folders[0].name, folders[1].name),
-        (len(first), len(second)),
+        (len(first.need_pictures()), len(second.need_pictures())),
         (_sheet(folders[0]), _sheet(folders[1])),
         results,
         (_geneval(folders[0]), _geneval(folders[1])),

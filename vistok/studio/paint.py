@@ -108,10 +108,11 @@ def painting_html(pipe: Pipeline, prompt: str, drawn: Painted | None, plain: Pai
     if drawn is None:
         return html.row(*figures)
     below = ""
-    if drawn.stats is not None and pipe.model.tokens.layout == "grid":
-        figures.append(_steps(drawn.stats, pipe.model.tokens.line))
     if drawn.stats is not None:
-        below += _comparison(drawn, plain) + html.bars(drawn.stats.emitted(0), "Tokens of each step")
+        if pipe.model.tokens.layout == "grid":
+            figures.append(_steps(drawn.stats, pipe.model.tokens.line))
+        below = _comparison(drawn.stats, drawn.step, plain)
+        below += html.bars(drawn.stats.emitted(0), "Tokens of each step")
     return html.row(*figures) + below
 
 
@@ -135,15 +136,15 @@ def _shot(prompt: str, painted: Painted) -> str:
     return html.figure(html.img(painted.picture, f"{prompt}, by {painted.sampler}"), painted.sampler, caption)
 
 
-def _comparison(drawn: Painted, plain: Painted | None) -> str:
+def _comparison(stats: Stats, steps: int, plain: Painted | None) -> str:
     figures = [
-        (str(drawn.stats.tokens), "tokens"),
-        (str(drawn.step), "steps of the model"),
-        (f"{drawn.stats.mean_accepted_length:.2f}", "tokens a step"),
-        (f"{drawn.stats.seconds:.2f} s", "in all"),
+        (str(stats.tokens), "tokens"),
+        (str(steps), "steps of the model"),
+        (f"{stats.mean_accepted_length:.2f}", "tokens a step"),
+        (f"{stats.seconds:.2f} s", "in all"),
     ]
-    if plain is not None and plain.stats is not None and drawn.step:
-        figures.append((f"{plain.step / drawn.step:.1f} times", "fewer steps than plain decoding"))
-        ratio = plain.stats.seconds / max(drawn.stats.seconds, 1e-9)
+    if plain is not None and plain.stats is not None and steps:
+        figures.append((f"{plain.step / steps:.1f} times", "fewer steps than plain decoding"))
+        ratio = plain.stats.seconds / max(stats.seconds, 1e-9)
         figures.append((f"{ratio:.2f} times", "its speed"))
     return html.chips(figures)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vistok.errors import VistokError
+from vistok.progress import at_rest
 
 if TYPE_CHECKING:
     from vistok.studio.page import Options
@@ -133,6 +134,7 @@ def serve(options: Options, host: str = LOCALHOST, port: int = PORT, browser: bo
     import threading
 
     with served(options, host, port) as address:
+        at_rest()
         print(f"vistok studio: {address}  (Ctrl+C ends it)", flush=True)
         if host not in (LOCALHOST, "localhost", "::1"):
             print("vistok: whoever reaches this address can use the studio and read pictures here.", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from PIL import Image
@@ -89,11 +90,11 @@ def rendition(loaded: LoadedTokenizer, picture: Image.Image, wanted: int, encode
     continuous = can.codebook_size is None
     total = tokens[0].numel() if not continuous else tokens[0, 0].numel()
     length = total if continuous else length_within(loaded, wanted, total)
-    decoding = {"generator": torch.Generator().manual_seed(0)} if can.stochastic_decode else {}
+    decoding: dict[str, Any] = {"generator": torch.Generator().manual_seed(0)} if can.stochastic_decode else {}
     output = loaded.tokenizer.decode(tokens, None if continuous else length, **decoding).clamp(-1, 1)
     (original,), (shown,) = to_pil(pixels), to_pil(output)
     quality = _psnr(pixels, output)
-    if continuous:
+    if can.codebook_size is None:
         return Rendition(loaded.name, original, shown, length, total, None, quality)
     shape, flat = tuple(tokens.shape[1:]), tokens.flatten(1)[0, :length].cpu()
     size = len(TokenFile(loaded.name, loaded.sha256, can.codebook_size, shape, flat).to_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ def model_card_text(repo_id: str, load: str, card: ModelCard | None = None) -> s
 
 class Pushable:
     """Mixin of what has ``save_pretrained(folder)``: sends the folder to the hub."""
+
+    save_pretrained: Callable[..., None]
 
     def _loading(self, repo_id: str) -> str:
         """Python lines that load what was pushed."""

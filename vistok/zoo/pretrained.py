@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vistok.errors import VistokError, unknown_name
 from vistok.files import atomic_path, write_json
@@ -46,11 +47,12 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-class Pretrained(Pushable):
-    """Mixin of an ``nn.Module`` that is built from one frozen dataclass.
+class Pretrained(Pushable, nn.Module):
+    """A network that is built from one frozen dataclass, the only argument of its class.
 
     Attributes:
-        config_class: the dataclass.
+        config: the dataclass.
+        config_class: its type.
         presets: published shapes by name.
         family: name of the kind of network, written to ``config.json`` where there are others with the same use.
         published_entries: entries of the reference's own ``config.json`` and ours of the same meaning; None for those
@@ -63,6 +65,7 @@ class Pretrained(Pushable):
             part ``base`` names a model whose weights are the rest of these.
     """
 
+    config: Any
     config_class: ClassVar[type]
     family: ClassVar[str | None] = None
     published_entries: ClassVar[Mapping[str, str | None]] = {}
@@ -74,16 +77,21 @@ class Pretrained(Pushable):
 
     @classmethod
     def from_preset(cls: type[T], name: str, **overrides: Any) -> T:
-        """An untrained model of a published shape, e.g. ``LlamaGen.from_preset("GPT-XL", model_type="t2i")``."""
+        """Returns an untrained model of a published shape: ``LlamaGen.from_preset("GPT-XL", model_type="t2i")``."""
         if name not in cls.presets:
             raise unknown_name(f"{cls.__name__} preset", name, list(cls.presets))
-        return cls(cls.config_class(**(asdict(cls.presets[name]) | overrides)))
+        return cls._of(cls.config_class(**(asdict(cls.presets[name]) | overrides)))
+
+    @classmethod
+    def _of(cls: type[T], config: Any) -> T:
+        build: Callable[[Any], T] = cls  # each network has an ``__init__`` of its own
+        return build(config)
 
     @classmethod
     def from_pretrained(
         cls: type[T], name: str | Path, preset: str | None = None, prefer_ema: bool = False, **overrides: Any
     ) -> T:
-        """Load a model strictly: no key missing, none left over.
+        """Loads a model strictly: no key missing, none left over.
 
         Args:
             name: an embedded model, a folder written by ``save_pretrained``, a checkpoint file, or a hub id
@@ -100,7 +108,9 @@ class Pretrained(Pushable):
         """
         path = resolve(name)
         if path.is_dir():
-            model, weights = cls(cls.read_config(path / CONFIG_FILE)), weights_file(path)
+            if preset is not None:
+                raise VistokError(f"'{name}' tells its shape itself: leave the preset '{preset}' out.")
+            model, weights = cls._of(cls.read_config(path / CONFIG_FILE)), weights_file(path)
             model.card = card_of_folder(path)
         else:
             preset, overrides = cls.preset_of_file(path, preset, overrides)
@@ -111,7 +121,7 @@ class Pretrained(Pushable):
             own = model.state_dict()
             rest = {key: own[key] for key in cls.idle_keys} | read_state_dict(weights_file(resolve(base)))
             state = rest | state
-        variants = {key: (lambda key=key: cls.from_preset(key, **overrides)) for key in cls.presets}
+        variants = {key: partial(cls.from_preset, key, **overrides) for key in cls.presets}
         load_strict(model, state, preset or cls.__name__, cls.dropped_keys, variants)
         return model.eval()
 
@@ -175,7 +185,7 @@ class Pretrained(Pushable):
     def save_pretrained(
         self, folder: str | Path, dtype: torch.dtype | None = None, without: Collection[str] = ()
     ) -> None:
-        """Write ``config.json`` and ``model.safetensors``.
+        """Writes ``config.json`` and ``model.safetensors``.
 
         Args:
             folder: where to.

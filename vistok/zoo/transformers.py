@@ -15,6 +15,7 @@ import torch
 from vistok.errors import VistokError
 from vistok.progress import quiet_transformers
 from vistok.runtime import resolve_device, resolve_dtype
+from vistok.zoo.adapter import adapter_base, is_adapter, merge_adapter
 from vistok.zoo.registry import hub_id, is_embedded, resolve
 
 if TYPE_CHECKING:
@@ -59,7 +60,11 @@ def load_text_tokenizer(name: str | Path, **options: Any) -> PreTrainedTokenizer
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _read(AutoTokenizer, name, "tokenizer", **options)
+    below, adapters = _below(name)
+    if adapters:  # whose texts may be longer
+        longest = getattr(load_config(name, "causal LM"), "max_position_embeddings", None)
+        options = {"model_max_length": longest} | options
+    tokenizer = _read(AutoTokenizer, below, "tokenizer", **options)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where there are no files
         raise VistokError(f"'{name}' has no tokenizer beside the model: copy its tokenizer.json, or vocabulary files.")
     return tokenizer
@@ -87,7 +92,8 @@ def load_model(
     """Returns a transformers model in evaluation mode, without gradients: no weight missing, no shape another.
 
     Args:
-        name: an embedded model such as ``text-mini``, a folder, or a hub id ``owner/name``.
+        name: an embedded model such as ``text-mini``, a folder, or a hub id ``owner/name``; a folder may hold LoRA
+            factors beside a whole configuration (:mod:`vistok.zoo.adapter`).
         loader: a class of transformers with ``from_pretrained``: an auto class such as ``AutoModelForCausalLM``, or a
             model's own such as ``CLIPModel``.
         what: what it should be, for sentences, e.g. ``"CLIP model"``.
@@ -104,8 +110,9 @@ def load_model(
     _check_architecture(name, config, loader, what, model_types)
     options = {"config": config, "dtype": number_format}
     reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # both are refused below, by name
+    below, adapters = _below(name)
     with quiet_transformers():
-        model, report = _read(loader, name, what, **options, **reporting)
+        model, report = _read(loader, below, what, **options, **reporting)
     left_out = [key for key in report["unexpected_keys"] if key.endswith(".bias") and _has(model, key[:-4] + "weight")]
     faults = {
         "lacks": report["missing_keys"],
@@ -119,7 +126,21 @@ def load_model(
                 f"the weights of '{name}' are not those of a whole {what}: it {verb} {', '.join(keys[:_SHOWN])}{more}; "
                 "name complete weights."
             )
-    return model.to(place).eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False)
+    for folder in reversed(adapters):
+        merge_adapter(model, folder)
+    return model.to(place)
+
+
+def _below(name: str | Path) -> tuple[str | Path, list[Path]]:
+    """The model whose weights are whole, and the folders of the adapters on it that make what a name leads to."""
+    adapters: list[Path] = []
+    while is_adapter(folder := Path(_source(name, "model"))):
+        if folder in adapters:
+            raise VistokError(f"the adapter in '{folder}' names itself as the model below: name another.")
+        adapters.append(folder)
+        name = adapter_base(folder)
+    return name, adapters
 
 
 def _has(model: Any, key: str) -> bool:
@@ -141,10 +162,12 @@ def load_config(name: str | Path, what: str) -> Any:
     return _read(AutoConfig, name, what)
 
 
-def _check_architecture(name: str | Path, config: Any, loader: type, what: str, model_types: Collection[str]) -> None:
+def _check_architecture(name: str | Path, config: Any, loader: Any, what: str, model_types: Collection[str]) -> None:
     own = getattr(loader, "config_class", None)
-    if model_types or own is not None:
-        fits = config.model_type in (model_types or (own.model_type,))
+    if model_types:
+        fits = config.model_type in model_types
+    elif own is not None:
+        fits = config.model_type == own.model_type
     else:
         fits = type(config) in loader._model_mapping
     if not fits:

@@ -106,6 +106,30 @@ def test_questions_from_a_file(tmp_path):
         read_questions(tmp_path / "none.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [("yes", ("yes",)), (3, ("3",)), (["a", 2], ("a", "2")), (None, "None"), ([], "no answers"), ([["a"]], "a")],
+)
+def test_answers_are_texts_or_the_line_is_named(tmp_path, answers, told):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "q.jsonl").write_text(json.dumps({"image": "a.png", "question": "what?", "answers": answers}))
+    if isinstance(told, tuple):
+        assert read_questions(tmp_path / "q.jsonl")[0].answers == told
+    else:
+        with pytest.raises(VistokError, match=f"line 1.*{told}"):
+            read_questions(tmp_path / "q.jsonl")
+
+
+def test_lines_of_questions_end_where_those_of_other_files_do(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    line = json.dumps({"image": "a.png", "question": "one\u2028two", "answer": "x"}, ensure_ascii=False)
+    (tmp_path / "q.jsonl").write_bytes(b"\xef\xbb\xbf" + line.encode() + b"\r\n")
+    assert read_questions(tmp_path / "q.jsonl")[0].question == "one\u2028two"
+    (tmp_path / "q.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(VistokError, match="UTF-8"):
+        read_questions(tmp_path / "q.jsonl")
+
+
 def test_command(folder, tmp_path):
     from vistok.cli.eval import app
 

@@ -17,9 +17,9 @@ from vistok.eval.decoding.text import (
     Continuation,
     continue_in_turn,
     counted_calls,
-    standard_entries,
     summarise,
 )
+from vistok.eval.decoding.text_entries import standard_entries
 
 
 class Letters:
@@ -101,6 +101,11 @@ def test_spec_bench_questions(tmp_path):
     texts = spec_bench_prompts(path, Letters(), 2)
     assert [text.kind for text in texts] == ["math", "math", "rag", "rag"]
     assert texts[0].ids.tolist() == [[ord(letter) % 23 for letter in "math 0"]]
-    path.write_text('{"question": 1}')
-    with pytest.raises(VistokError, match="question file"):
-        spec_bench_prompts(path, Letters(), 2)
+    turn = {"category": "math", "turns": ["one\u2028two"]}
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(turn, ensure_ascii=False).encode() + b"\r\n\r\n")
+    assert spec_bench_prompts(path, Letters(), 2)[0].ids.shape == (1, 7)
+    lines = (b'{"question": 1}', b'{"category": 1, "turns": ["a"]}', b'{"category": "a", "turns": []}', b"\xff", b"")
+    for wrong in lines:
+        path.write_bytes(wrong)
+        with pytest.raises(VistokError, match=r"question\.jsonl"):
+            spec_bench_prompts(path, Letters(), 2)

@@ -16,7 +16,8 @@ from vistok.samplers.continuous.acceptance import (
     reference_resample,
     reference_residual_weight,
 )
-from vistok.samplers.continuous.cspd import CSpDRun, run_reference
+from vistok.samplers.continuous.cspd_rules import run_reference
+from vistok.samplers.continuous.cspd_run import CSpDRun
 from vistok.samplers.continuous.head import draw_path
 from vistok.samplers.continuous.mar import GuidedMAR
 from vistok.samplers.continuous.schedule import MaskSchedule, ranks
@@ -106,7 +107,7 @@ def runner(case: Case) -> None:
         case.close(check.ratio, f"v{k}_accept_ratio")
         case.close(check.drafted, f"v{k}_draft")
         case.close(check.result, f"v{k}_result")
-    case.close(models["target"].unpatchify(run.tokens), "latents")
+    case.close(models["target"].image_tokens(run.tokens), "latents")
 
 
 ADAPTERS = {"trajectory": trajectory, "accept_tau": accept, "runner": runner}

@@ -13,7 +13,8 @@ from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.loop import Run
 from vistok.samplers.policies.dynamic import DynamicTree
 from vistok.samplers.tree import TreeShape
-from vistok.samplers.verifiers.candidates import OneHot, longest_path, walk_tree
+from vistok.samplers.verifiers.rules import OneHot
+from vistok.samplers.verifiers.walk import longest_path, walk_tree
 from vistok.zoo.checkpoint import load_strict
 
 SYSTEM = "eagle"

@@ -12,8 +12,9 @@ from vistok.samplers import SamplingParams
 from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.policies.static import StaticTree
 from vistok.samplers.tree import TokenTree, TreeShape
-from vistok.samplers.verifiers.candidates import OneHot, RecursiveRejection, longest_path, walk_tree
 from vistok.samplers.verifiers.relaxed import LatentNeighbours, RelaxedTree, nearest_codes
+from vistok.samplers.verifiers.rules import OneHot, RecursiveRejection
+from vistok.samplers.verifiers.walk import longest_path, walk_tree
 from vistok.zoo.checkpoint import load_strict
 
 SYSTEM = "lantern"

@@ -149,9 +149,9 @@ def mask_schedule(case: Case) -> None:
 def model_forward(case: Case) -> None:
     model, i = build_mar(case.config, case), case.inputs
     mask = i["mask"].bool()
-    tokens = model.patchify(i["latents"])
+    tokens = model.own_tokens(i["latents"])
     case.close(tokens, "tokens")
-    case.close(model.unpatchify(tokens), "unpatchified")
+    case.close(model.image_tokens(tokens), "unpatchified")
     features = model.encode(tokens, mask, model.condition(i["labels"]))
     case.close(features, "encoder")
     case.close(model.decode(features, mask), "z")
@@ -172,7 +172,7 @@ def sample(case: Case) -> None:
     tokens = paint(
         guided, plan, plan.guidance(c["cfg_scale"], c["cfg_schedule"]), rank, lambda b, p: noise[b, p].transpose(0, 1)
     )
-    case.close(model.unpatchify(tokens), "latents")
+    case.close(model.image_tokens(tokens), "latents")
 
 
 ADAPTERS = {

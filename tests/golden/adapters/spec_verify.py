@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tests.golden.case import Case
 from vistok.samplers.tree import TreeShape
-from vistok.samplers.verifiers.candidates import KSequential, OneHot, RecursiveRejection, k_sequential, walk_tree
+from vistok.samplers.verifiers.rules import KSequential, OneHot, RecursiveRejection, k_sequential
+from vistok.samplers.verifiers.walk import walk_tree
 
 SYSTEM = "spec_verify"
 

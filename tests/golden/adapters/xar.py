@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 
 import torch
@@ -17,7 +18,6 @@ from vistok.samplers.continuous.xar import GuidedXAR, draw_entities, guidance_sc
 from vistok.zoo.checkpoint import load_strict
 
 SYSTEM = "xar"
-STORED_CLASSES = (3, 17, 990)  # rows of the class table that a case holds, before that of no class
 
 
 def config_of(case: Case) -> XARConfig:
@@ -32,7 +32,8 @@ def build(case: Case) -> XAR:
     assert int(config.embed_dim * config.mlp_ratio * 2 / 3) == case.config["hidden_features"]
     weights = dict(case.weights)
     table = torch.zeros(config.class_num + 1, config.embed_dim)
-    table[[*STORED_CLASSES, config.class_num]] = weights["class_emb.weight"]
+    stored = re.search(r"rows \[([\d, ]+)\]", case.meta["notes"])[1]  # the classes whose rows a case holds
+    table[[int(row) for row in stored.split(",")]] = weights["class_emb.weight"]
     model = XAR(config)
     load_strict(model, weights | {"class_emb.weight": table}, "xAR", XAR.dropped_keys)
     return model.eval()

@@ -13,8 +13,9 @@ from vistok.errors import VistokError
 from vistok.models.interface import Condition
 from vistok.models.mar import MAR, Diffusion, MARConfig
 from vistok.samplers import Noise, SamplingParams
-from vistok.samplers.continuous import ContinuousSpeculative, MaskedAutoregressive, cspd
-from vistok.samplers.continuous.cspd import CSpDRun, Numbers, run_exact, run_reference
+from vistok.samplers.continuous import ContinuousSpeculative, MaskedAutoregressive, cspd_rules
+from vistok.samplers.continuous.cspd_rules import run_exact, run_reference
+from vistok.samplers.continuous.cspd_run import CSpDRun, Numbers
 from vistok.samplers.continuous.head import HeadChain, draw, solve, solver_process
 from vistok.samplers.continuous.mar import GuidedMAR
 from vistok.samplers.continuous.noise import TokenNoise
@@ -116,7 +117,7 @@ def test_exact_decoding_has_the_law_of_the_targets_own_sampler(models, distilled
 def test_wrong_decoders_are_noticed(models, monkeypatch) -> None:
     target, draft, plain = models
     with monkeypatch.context() as patch:
-        patch.setattr(cspd, "path_log_ratio", lambda path, chain: torch.zeros(len(path.value)).double())
+        patch.setattr(cspd_rules, "path_log_ratio", lambda path, chain: torch.zeros(len(path.value)).double())
         assert worst(exact_tokens(target, draft, COUNT, 7, 0.0).tokens, plain) > 2 * LIMIT
 
 

@@ -44,6 +44,9 @@ def samplers(
 
     `vistok bench samplers --samplers sjd:window=8,sjd:window=16:init=repeat-up,lantern:delta=0.2`
     """
+    from vistok.eval.plots import check_plot
+
+    check_plot(plot)
     check_outputs(plot, json)
     from vistok.cli.bench.report import write_report
     from vistok.data.scenes import COLOURS, SHAPES
@@ -74,12 +77,6 @@ def samplers(
     decodes = pipe.tokenizer is not None
     scores = score_trials(records, num, [images_of(trial) for trial in trials]) if decodes else None
     rows = summarise(trials, scores)
-    if plot is not None:
-        from vistok.eval.decoding.plot import plot as draw
-        from vistok.files import atomic_path
-
-        with atomic_path(plot) as temporary:
-            draw(rows, cost, temporary)
     settings = {
         "model": pipe.name,
         "draft": draft,
@@ -106,3 +103,9 @@ def samplers(
             f"The Frechet distance to held-out scenes is left out: the network '{FEATURES}' is not embedded."
         )
     write_report(settings, rows, paragraphs, json, {"forward_cost": cost, "window": best_window(cost)})
+    if plot is not None:
+        from vistok.eval.decoding.plot import plot as draw
+        from vistok.files import atomic_path
+
+        with atomic_path(plot) as temporary:
+            draw(rows, cost, temporary)

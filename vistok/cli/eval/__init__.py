@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import typer
 
-from vistok.cli.eval import answers, control, fid, geneval, grounding, language, pope, reconstruction, vqa
+from vistok.cli.eval import (
+    answers,
+    control,
+    edits,
+    fid,
+    geneval,
+    grounding,
+    language,
+    needle,
+    pope,
+    reconstruction,
+    vqa,
+)
 from vistok.cli.output import MeasuringCommands
 from vistok.cli.shared import add_commands
 
@@ -21,9 +33,11 @@ add_commands(
         "reconstruction": reconstruction.reconstruction,
         "grounding": grounding.grounding,
         "language": language.language,
+        "needle": needle.needle,
         "answers": answers.answers,
         "compare": fid.compare,
         "control": control.control,
+        "edits": edits.edits,
         "vqa": vqa.vqa,
         "pope": pope.pope,
     },

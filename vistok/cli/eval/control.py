@@ -31,9 +31,10 @@ def control(
 
     Example: vistok eval control --kind seg --num 64 --strength 1 --strength 0
     """
-    from vistok.cli.output import check_outputs, output_json
+    from vistok.cli.output import check_outputs, check_pictures, output_json
     from vistok.errors import VistokError, unknown_name
 
+    check_pictures(out)
     check_outputs(out, json)
     import torch
 
@@ -63,11 +64,14 @@ def control(
             sheets.append(images)
             found = score(scenes, said, torch.stack([to_tensor(image) for image in images]))
             rows.append({"strength": each, "edges": found.edges, "seg": found.segmentation, "caption": found.caption})
+    settings = {"model": pipe.name, "kind": kind, "pictures": num, "guidance": params.guidance, "seed": seed}
+    if not output_json({**settings, "rows": [_plain(row) for row in rows]}, json):
+        _tell(settings, rows)
     if out is not None:
         save_image(grid([image for sheet in sheets for image in sheet], len(shown)), out)
-    settings = {"model": pipe.name, "kind": kind, "pictures": num, "guidance": params.guidance, "seed": seed}
-    if output_json({**settings, "rows": [_plain(row) for row in rows]}, json):
-        return
+
+
+def _tell(settings: dict, rows: list[dict]) -> None:
     print(", ".join(f"{name} {value}" for name, value in settings.items()))
     print("\n| strength | edges | seg | caption |\n| --- | --- | --- | --- |")
     for row in rows:

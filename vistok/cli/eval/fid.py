@@ -20,6 +20,7 @@ from vistok.cli.eval.common import (
     print_results,
     tell_left_out,
 )
+from vistok.cli.shared import refuse_given
 
 if TYPE_CHECKING:
     from vistok.eval.protocol import Result
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 
 def measure(
+    context: typer.Context,
     reference: Annotated[Path, typer.Argument(help="Real pictures: folder, .npz batch or .npz statistics.")],
     samples: Annotated[Path, typer.Argument(help="Generated pictures: folder or .npz batch.")],
     metrics: Annotated[
@@ -59,13 +61,16 @@ def measure(
     chosen = distribution.parse_metrics(metrics)
     chosen = _with_option(chosen, "kid", "subset_size", "--kid-subset-size", kid_subset_size)
     chosen = _with_option(chosen, "is", "flavour", "--is-flavour", is_flavour)
-    check_outputs(json)
+    check_outputs(plot, json)
     check_plot(plot)
     drawn = ("features",) if plot is not None else ()
     seen = bool(distribution.needed_outputs(chosen) or drawn)
     if seen:
         check_extractor(extractor)
         distribution.check_metrics(chosen, extractor)
+    else:
+        unread = ("extractor", "weights", "resize", "precision", "cache")
+        refuse_given(context, "is about a network, and none of these metrics needs one", *unread)
     sides = [distribution.open_set(path) for path in (reference, samples)]
     for side in sides:
         if side.pictures is not None:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vistok.cli.eval.common import BatchSize, Json, is_main, print_results
+from vistok.cli.shared import refuse_given
 
 if TYPE_CHECKING:
     from vistok.eval.geneval.summary import GenEvalSummary
 
 
 def geneval(
+    context: typer.Context,
     images: Annotated[
         Path | None, typer.Option(help="Pictures that exist, as 00000/samples/0000.png, with 00000/metadata.jsonl.")
     ] = None,
@@ -72,6 +74,7 @@ def geneval(
 
     if (model is None) == (images is None) or (model is not None and out is None):
         raise VistokError("name pictures with --images, or a model with --model and a folder for it with --out.")
+    _refuse_unread(context, images, metadata, detector, ceiling)
     check_outputs(json)
     if out is not None:
         check_writable(out, folder=True)
@@ -100,6 +103,25 @@ def geneval(
         print_geneval(report)
     if out is not None:
         write_report(report, out)
+
+
+PAINTING = ("per_prompt", "per_task", "cfg", "temperature", "top_k", "top_p", "sampler", "seed", "batch_size")
+
+
+def _refuse_unread(
+    context: typer.Context, images: Path | None, metadata: Path | None, detector: str, ceiling: Path | None
+) -> None:
+    """Refuse options that this run would not read."""
+    if images is not None:
+        refuse_given(context, "is about what --model paints, and --images names pictures that exist", *PAINTING)
+    else:
+        refuse_given(context, "is the tokenizer of pictures that exist, and --model has its own", "tokenizer")
+    if metadata is not None:
+        refuse_given(context, "chooses prompts, and --metadata names them", "per_task")
+    if detector == "scenes":
+        refuse_given(context, "is for a Mask2Former, and the detector is that of scenes", "clip", "background")
+    if detector != "scenes" or ceiling is not None:
+        refuse_given(context, "is whose reconstructions set the ceiling of scenes, and none is measured", "tokenizer")
 
 
 def tokenizer_ceiling(name: str) -> GenEvalSummary:

@@ -35,7 +35,7 @@ def language(
     from vistok.errors import VistokError
     from vistok.eval.plots import check_plot
 
-    check_outputs(json)
+    check_outputs(plot, json)
     check_plot(plot)
     from vistok.eval.language import check_split, language_results, language_statistics, plot_language
     from vistok.eval.reconstruction.pictures import PictureSource

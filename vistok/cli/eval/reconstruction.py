@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vistok.cli.eval.common import Json, figure_text, print_results, tell_left_out
+from vistok.cli.shared import refuse_given
 
 if TYPE_CHECKING:
     from vistok.eval.reconstruction.report import TokenizerReport
 
 
+RECONSTRUCTING = (
+    *("tokens", "plot", "pictures", "codecs", "rfid", "weights", "count", "size", "preset", "seed", "batch_size"),
+    "device",
+)
+
+
 def reconstruction(
+    context: typer.Context,
     originals: Annotated[
         Path | None, typer.Argument(help="Folder of pictures. [default: held-out scenes, with --tokenizer]")
     ] = None,
@@ -59,16 +67,22 @@ def reconstruction(
 
     if (tokenizer is None) == (outputs is None):
         raise VistokError("name a tokenizer with --tokenizer, or two folders: of originals and of reconstructions.")
+    if tokenizer is None:
+        refuse_given(context, "is about a tokenizer's pictures, and two folders hold all there is", *RECONSTRUCTING)
+    else:
+        refuse_given(context, "is how two folders are compared, and --tokenizer makes the second", "convention")
+    if lpips is None:
+        refuse_given(context, "is of LPIPS, which --lpips asks for", "lpips_head", "lpips_backbone")
+    if rfid is None:
+        refuse_given(context, "is of the extractor, which --rfid names", "weights")
     from vistok.cli.output import check_outputs, output_json
     from vistok.data.images import check_image_target
     from vistok.eval.plots import check_plot
     from vistok.models.vision.lpips import Lpips
 
-    check_outputs(json)
+    check_outputs(plot, pictures, json)
     check_plot(plot)
     if pictures is not None:
-        if tokenizer is None:
-            raise VistokError("--pictures draws what a tokenizer reconstructs: name it with --tokenizer.")
         check_image_target(pictures)
     if lpips and not (lpips_head and lpips_backbone):
         raise VistokError("--lpips needs the files of its weights: --lpips-head and --lpips-backbone.")

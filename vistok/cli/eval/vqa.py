@@ -9,11 +9,19 @@ import typer
 
 from vistok.cli.eval.common import Json
 from vistok.cli.output import check_outputs, output_json
+from vistok.cli.shared import refuse_given
 
 
 def vqa(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help="Embedded model, folder or hub id of a LLaVA-type model.")],
-    methods: Annotated[str, typer.Option(help="all, none, or names with commas; see docs/projectors.md.")] = "all",
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="all, none, or names with commas; see docs/projectors.md. "
+            "[default: all, or none for a model with a compressor of its own]"
+        ),
+    ] = None,
     keep: Annotated[str, typer.Option(help="Shares of the visual tokens, in per cent.")] = "100,50,25,11,6",
     questions: Annotated[
         Path | None, typer.Option(help='JSONL of {"image": ..., "question": ..., "answers": [...]}; held-out scenes.')
@@ -37,6 +45,8 @@ def vqa(
     """
     from vistok.errors import VistokError, unknown_name
     from vistok.eval.answers.benchmarks import SCORERS
+    from vistok.eval.plots import check_plot
+    from vistok.projectors.apply.compress import active
 
     if dtype not in ("float32", "bfloat16", "float16"):
         raise VistokError(f"--dtype is '{dtype}': choose float32, bfloat16 or float16.")
@@ -45,6 +55,7 @@ def vqa(
     if positions not in ("compact", "original"):
         raise VistokError(f"--positions is '{positions}': choose compact or original.")
 
+    check_plot(plot)
     check_outputs(plot, json)
     from vistok.data.scenes.vqa import KINDS, scene_side
     from vistok.data.scenes.vqa_splits import SPLITS
@@ -60,18 +71,21 @@ def vqa(
     )
     from vistok.eval.answers.prompts import check_question
 
-    names, shares = method_names(methods), parse_shares(keep)
+    names, shares = method_names(methods or "all"), parse_shares(keep)
     chosen = None if kinds is None else [kind.strip() for kind in kinds.split(",")]
     for kind in chosen or ():
         if kind not in KINDS:
             raise unknown_name("kind of question", kind, list(KINDS))
     if scene_split not in SPLITS:
         raise unknown_name("split of scenes", scene_split, list(SPLITS))
-    if questions is not None and (chosen is not None or scene_split != "plain"):
-        raise VistokError("--kinds and --scene-split choose among scenes: leave them out beside --questions.")
+    if questions is not None:
+        chosen_by = ("kinds", "scene_split", "scenes", "per_scene")
+        refuse_given(context, "chooses among scenes, and --questions names a file", *chosen_by)
     refused: list[str] = []
     asked = None if questions is None else read_questions(questions, refused)
     network, processor = load(model, device, dtype)
+    if methods is None and active(network) is not None:
+        names = []
     if asked is None:
         asked = scene_questions(scene_side(network.config), scenes, per_scene, scene_split, chosen)
     for question in asked:
@@ -82,10 +96,10 @@ def vqa(
     points = keep_curves(
         network, processor, asked, names, shares, SCORERS[scorer], batch_size, max_new_tokens, positions
     )
-    if plot is not None:
-        plot_keep_curves(points, plot, f"{model}: {len(asked)} questions")
     if not output_json([point.to_dict() for point in points], json):
         print_points(points, f"{model}: {len(asked)} questions")
+    if plot is not None:
+        plot_keep_curves(points, plot, f"{model}: {len(asked)} questions")
 
 
 def print_points(points: list, title: str) -> None:

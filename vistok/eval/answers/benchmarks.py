@@ -5,8 +5,9 @@ MME lines also need ``category`` and ``question_id`` (the picture). Values are s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vistok.errors import VistokError, unknown_name
 from vistok.eval.answers import scorers
@@ -39,17 +40,36 @@ def read_answers(path: str | Path, needed: Sequence[str] = (), allowed: Sequence
         where = f"line {number} of '{path}'"
         if "prediction" not in record or not ("answers" in record or "answer" in record):
             raise VistokError(f"{where} needs a prediction and answers.")
-        answers = record["answers"] if "answers" in record else record["answer"]
-        answers = answers if isinstance(answers, list) else [answers]
-        if strange := [each for each in (record["prediction"], *answers) if not isinstance(each, (str, int, float))]:
-            raise VistokError(f"{where} has {strange[0]!r} where a text is expected: give each answer as one text.")
-        missing = [key for key in needed if not isinstance(record.get(key), (str, int))]
-        if missing or not answers:
-            raise VistokError(f"{where} has no {', '.join(missing) or 'answers'}.")
-        if allowed and str(answers[0]).lower() not in allowed:
+        answers, (prediction,) = answer_texts(record, where), _texts([record["prediction"]], where)
+        if missing := [key for key in needed if not isinstance(record.get(key), (str, int))]:
+            raise VistokError(f"{where} has no {', '.join(missing)}.")
+        if allowed and answers[0].lower() not in allowed:
             raise VistokError(f"{where} has the answer {answers[0]!r}, expected {' or '.join(allowed)}.")
-        records.append({**record, "prediction": str(record["prediction"]), "answers": [str(a) for a in answers]})
+        records.append({**record, "prediction": prediction, "answers": answers})
     return records
+
+
+def answer_texts(record: Mapping[str, Any], where: str) -> list[str]:
+    """Returns the right answers of a record, its ``answers`` or its ``answer``: one stands for a list of one.
+
+    Args:
+        record: with one of the two entries.
+        where: what sentences call the record.
+
+    Raises:
+        VistokError: there is none, or one is neither a text nor a number.
+    """
+    answers = record["answers"] if "answers" in record else record["answer"]
+    texts = _texts(answers if isinstance(answers, list) else [answers], where)
+    if not texts:
+        raise VistokError(f"{where} has no answers.")
+    return texts
+
+
+def _texts(values: Sequence[Any], where: str) -> list[str]:
+    if strange := [each for each in values if not isinstance(each, (str, int, float))]:
+        raise VistokError(f"{where} has {strange[0]!r} where a text is expected: give each answer as one text.")
+    return [str(each) for each in values]
 
 
 def score_answers(path: str | Path, benchmark: str) -> dict[str, float]:

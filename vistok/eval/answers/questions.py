@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from vistok.errors import VistokError
+from vistok.eval.answers.benchmarks import answer_texts
+from vistok.files import read_json_lines
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Asked:
 def scene_questions(
     side: int, scenes: int, each: int, split: str = "plain", kinds: Sequence[str] | None = None
 ) -> list[Asked]:
-    """Questions about held-out scenes, evenly over kinds and answers.
+    """Returns questions about held-out scenes, evenly over kinds and answers.
 
     Args:
         side: of the pictures in pixels.
@@ -65,31 +66,22 @@ def read_questions(path: str | Path, refused: list[str] | None = None) -> list[A
     from vistok.data.images import load_image
 
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise VistokError(f"cannot read the questions '{path}': {error.strerror}.") from error
     asked = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, entry in read_json_lines(path, "question file"):
+        source = f"line {number} of '{path}'"
+        named = all(isinstance(entry.get(key), str) for key in ("image", "question"))
+        if not named or not ("answers" in entry or "answer" in entry):
+            raise VistokError(f"{source} needs an image, a question and answers.")
+        answers = answer_texts(entry, source)
+        source = f"{source}, '{entry['image']}'"
         try:
-            entry = json.loads(line)
-            answers = entry["answers"] if "answers" in entry else [entry["answer"]]
-            where, question = path.parent / entry["image"], str(entry["question"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise VistokError(f"line {number} of '{path}' needs an image, a question and answers.") from error
-        source = f"line {number} of '{path}', '{entry['image']}'"
-        try:
-            picture = load_image(where)
+            picture = load_image(path.parent / entry["image"])
         except VistokError as error:
             if refused is None:
                 raise VistokError(f"{source}: {error}") from error
             refused.append(f"{source}: {error}")
             continue
-        asked.append(Asked(picture, question, tuple(map(str, answers)), str(entry.get("type", "")), source))
+        asked.append(Asked(picture, entry["question"], tuple(answers), str(entry.get("type", "")), source))
     if not asked and refused:
         raise VistokError(f"no picture of '{path}' can be read; {refused[0]}")
-    if not asked:
-        raise VistokError(f"the question file '{path}' is empty.")
     return asked

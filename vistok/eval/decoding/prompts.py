@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from vistok.data.text import modules
 from vistok.errors import VistokError
+from vistok.files import read_json_lines
 from vistok.ops.noise import counter_uniform
 
 if TYPE_CHECKING:
@@ -63,16 +63,15 @@ def spec_bench_prompts(path: Path, tokenizer: PreTrainedTokenizerBase, count: in
         VistokError: the file is not there or is no such file.
     """
     taken: dict[str, list[Text]] = {}
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            question = json.loads(line)
-            texts = taken.setdefault(question["category"], [])
-            if len(texts) < count:
-                texts.append(Text(question["category"], _chat(tokenizer, question["turns"][0])))
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise VistokError(
-            f"'{path}' is not a Spec-Bench question file ({error}): each line needs 'category' and 'turns'."
-        ) from None
+    for number, question in read_json_lines(path, "Spec-Bench question file"):
+        category, turns = question.get("category"), question.get("turns")
+        if not isinstance(category, str) or not isinstance(turns, list) or not isinstance((turns or [None])[0], str):
+            raise VistokError(
+                f"line {number} of '{path}' is no question of Spec-Bench: each line needs 'category' and 'turns'."
+            )
+        texts = taken.setdefault(category, [])
+        if len(texts) < count:
+            texts.append(Text(category, _chat(tokenizer, turns[0])))
     return [text for texts in taken.values() for text in texts]
 
 

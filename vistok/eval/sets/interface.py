@@ -18,7 +18,7 @@ Example:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from vistok.errors import VistokError
@@ -52,7 +52,9 @@ class PictureSet:
     @property
     def count(self) -> int | None:
         """Returns how many pictures there are; None where a file of statistics does not say."""
-        return len(self.pictures) if self.pictures is not None else self.stored and self.stored.count
+        if self.pictures is not None:
+            return len(self.pictures)
+        return None if self.stored is None else self.stored.count
 
     def statistics(self, output: str = "features") -> FeatureStatistics:
         """Returns mean and covariance of one output of the network.
@@ -134,7 +136,8 @@ class Metric:
 
     def settings(self) -> tuple[str, ...]:
         """Returns the options as ``name=value``, as the protocol holds them."""
-        return tuple(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
+        options = fields(self) if is_dataclass(self) else ()
+        return tuple(f"{option.name}={getattr(self, option.name)}" for option in options)
 
     def title(self, name: str, extractor: str) -> str:
         """Returns what reports call the value that a metric of this name has on an extractor."""

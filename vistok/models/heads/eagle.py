@@ -23,6 +23,7 @@ from vistok.models import packed_step
 from vistok.models.llamagen import RMSNorm
 from vistok.ops import KVCache, apply_rope, attention, rope_1d, rope_2d
 from vistok.ops.linear import joint
+from vistok.ops.rope import RotaryModule
 from vistok.registry import lazy_attributes
 from vistok.zoo.checkpoint import load_strict, read_state_dict
 from vistok.zoo.pretrained import CONFIG_FILE, WEIGHTS_FILE, Pretrained
@@ -159,7 +160,7 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(gate) * up)
 
 
-class _Drafter(Pretrained, nn.Module):
+class _Drafter(Pretrained, RotaryModule):
     """What the drafters share: rotations, caches, masks and loading."""
 
     config_class = EagleConfig

@@ -18,19 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.models.interface import TokenSpec
+from vistok.models.latents import LatentConfig, LatentFamily, LatentGenerator
 from vistok.models.mar.head import DiffLoss
-from vistok.models.patches import patchify, unpatchify
-from vistok.zoo.pretrained import Pretrained
 
 
 @dataclass(frozen=True)
-class MARConfig:
+class MARConfig(LatentConfig):
     """Shape of a MAR, under the names of the published configuration.
 
     Attributes:
-        img_size, vae_stride, patch_size: side of a picture, pixels of a latent, latents of a token along a side.
-        vae_embed_dim: channels of a latent.
         encoder_embed_dim, encoder_depth, encoder_num_heads: of the encoder; likewise the decoder's.
         mlp_ratio, ln_eps: of the blocks.
         class_num: classes; no class is a parameter of its own, ``fake_latent``.
@@ -43,10 +39,6 @@ class MARConfig:
         attn_dropout, proj_dropout: in training.
     """
 
-    img_size: int = 256
-    vae_stride: int = 16
-    patch_size: int = 1
-    vae_embed_dim: int = 16
     encoder_embed_dim: int = 1024
     encoder_depth: int = 16
     encoder_num_heads: int = 16
@@ -69,21 +61,6 @@ class MARConfig:
     def distilled(self) -> bool:
         """Whether the guidance of a teacher is in its weights: it was trained without the null condition."""
         return self.label_drop_prob == 0
-
-    @property
-    def grid(self) -> int:
-        """Tokens along a side."""
-        return self.img_size // self.vae_stride // self.patch_size
-
-    @property
-    def seq_len(self) -> int:
-        """Tokens of a picture, L."""
-        return self.grid**2
-
-    @property
-    def token_dim(self) -> int:
-        """Width D of a token."""
-        return self.vae_embed_dim * self.patch_size**2
 
 
 def _published(width: int, depth: int, heads: int, head_depth: int, head_width: int) -> MARConfig:
@@ -160,7 +137,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class MAR(Pretrained, nn.Module):
+class MAR(LatentGenerator):
     """The published class-conditional MAR.
 
     Masks are bool [B, L], True where a token is hidden; tokens are [B, L, D] in raster order, scaled latents.
@@ -173,19 +150,11 @@ class MAR(Pretrained, nn.Module):
     """
 
     family = "mar"
-    conditional_on = "class"
-    text_width = 0
     config_class = MARConfig
     presets = PRESETS
 
     def __init__(self, config: MARConfig):
-        super().__init__()
-        if config.img_size % (config.vae_stride * config.patch_size):
-            raise VistokError(
-                f"a MAR picture of {config.img_size} pixels is no whole number of tokens of "
-                f"{config.vae_stride * config.patch_size}: choose a multiple."
-            )
-        self.config = config
+        super().__init__(config)
         wide, deep = config.encoder_embed_dim, config.decoder_embed_dim
         slots = config.buffer_size + config.seq_len
         self.class_emb = nn.Embedding(config.class_num, wide)
@@ -216,32 +185,6 @@ class MAR(Pretrained, nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith(("_learned", "mask_token", "fake_latent", "class_emb.weight")):
                 nn.init.normal_(parameter, std=0.02)
-
-    @property
-    def tokens(self) -> TokenSpec:
-        """The vectors that it draws."""
-        return TokenSpec("vectors", self.config.token_dim, self.config.seq_len, patch=self.config.patch_size)
-
-    @property
-    def classes(self) -> int:
-        """How many classes it knows."""
-        return self.config.class_num
-
-    def image_tokens(self, drawn: Tensor) -> Tensor:
-        """Returns tokens [B, L, D] as its autoencoder decodes them: latents [B, c, H, W]."""
-        return self.unpatchify(drawn)
-
-    def own_tokens(self, tokens: Tensor) -> Tensor:
-        """Returns latents [B, c, H, W] of the autoencoder as tokens [B, L, D]."""
-        return self.patchify(tokens)
-
-    def patchify(self, latents: Tensor) -> Tensor:
-        """Latents [B, c, H, W] to tokens [B, L, c p p], channels outermost."""
-        return patchify(latents, self.config.patch_size)
-
-    def unpatchify(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, L, c p p] to latents [B, c, H, W]."""
-        return unpatchify(tokens, self.config.patch_size, self.config.grid)
 
     def condition(self, labels: Tensor) -> Tensor:
         """Class embeddings [B, E] of classes [B]; in training some rows get the null condition."""
@@ -331,7 +274,7 @@ class MAR(Pretrained, nn.Module):
         Returns:
             A scalar.
         """
-        tokens = self.patchify(latents)
+        tokens = self.own_tokens(latents)
         z = self.conditions(tokens, mask, self.condition(labels))
         return self.head_loss(tokens, z, mask, t, noise)
 
@@ -394,3 +337,6 @@ class _Places:
     def visible(self, buffer: int) -> Tensor | None:
         """Attention mask [B, 1, 1, buffer + K]: padding is not seen."""
         return None if self.real is None else F.pad(self.real, (buffer, 0), value=True)[:, None, None]
+
+
+FAMILY = LatentFamily("mar", MAR, "mar")

@@ -17,26 +17,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.errors import VistokError
-from vistok.models.interface import TokenSpec
+from vistok.models.latents import LatentConfig, LatentFamily, LatentGenerator
 from vistok.models.llamagen import RMSNorm
 from vistok.models.mar.head import TimeEmbed
-from vistok.models.patches import patchify, unpatchify
 from vistok.models.xar.entities import parse_entities
 from vistok.ops import KVCache, apply_rope
-from vistok.ops.rope import rope_places
-from vistok.zoo.pretrained import Pretrained
+from vistok.ops.rope import RotaryModule, rope_places
 
 EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class XARConfig:
+class XARConfig(LatentConfig):
     """Shape of an xAR, under the names of the published configuration.
 
     Attributes:
-        img_size, vae_stride, patch_size: side of a picture, pixels of a latent, latents of a token along a side.
-        vae_embed_dim: channels of a latent.
         entity: what is drawn at a time, see ``vistok.models.xar.entities``.
         embed_dim, num_heads: of both halves.
         encoder_depth, decoder_depth: blocks of each half.
@@ -46,10 +41,6 @@ class XARConfig:
         attn_dropout, proj_dropout: in training.
     """
 
-    img_size: int = 256
-    vae_stride: int = 16
-    patch_size: int = 1
-    vae_embed_dim: int = 16
     entity: str = "cell:8"
     embed_dim: int = 768
     num_heads: int = 12
@@ -60,21 +51,6 @@ class XARConfig:
     label_drop_prob: float = 0.1
     attn_dropout: float = 0.1
     proj_dropout: float = 0.1
-
-    @property
-    def grid(self) -> int:
-        """Tokens along a side."""
-        return self.img_size // self.vae_stride // self.patch_size
-
-    @property
-    def seq_len(self) -> int:
-        """Tokens of a picture, L."""
-        return self.grid**2
-
-    @property
-    def token_dim(self) -> int:
-        """Width D of a token."""
-        return self.vae_embed_dim * self.patch_size**2
 
 
 PRESETS: dict[str, XARConfig] = {
@@ -164,7 +140,7 @@ def _rms(x: Tensor) -> Tensor:
     return F.rms_norm(x.float(), x.shape[-1:], eps=EPS).to(x.dtype)
 
 
-class XAR(Pretrained, nn.Module):
+class XAR(LatentGenerator, RotaryModule):
     """The published class-conditional xAR.
 
     Tokens are scaled latents; a sequence [B, N, D] has them entity by entity.
@@ -177,20 +153,12 @@ class XAR(Pretrained, nn.Module):
     """
 
     family = "xar"
-    conditional_on = "class"
-    text_width = 0
     config_class = XARConfig
     presets = PRESETS
     dropped_keys = (r"mask", r"(en|de)coder_blocks\.\d+\.attn\.rope\.freqs(_cos|_sin)?")
 
     def __init__(self, config: XARConfig):
-        super().__init__()
-        if config.img_size % (config.vae_stride * config.patch_size):
-            raise VistokError(
-                f"an xAR picture of {config.img_size} pixels is no whole number of tokens of "
-                f"{config.vae_stride * config.patch_size}: choose a multiple."
-            )
-        self.config = config
+        super().__init__(config)
         self.entities = parse_entities(config.entity, config.grid)
         width, count = config.embed_dim, sum(self.entities.sizes)
         self.class_emb = nn.Embedding(config.class_num + 1, width)
@@ -223,27 +191,9 @@ class XAR(Pretrained, nn.Module):
 
     # What samplers and pipelines ask a generator, see ``vistok.models.interface``.
 
-    @property
-    def tokens(self) -> TokenSpec:
-        """The vectors that it draws."""
-        return TokenSpec("vectors", self.config.token_dim, self.config.seq_len, patch=self.config.patch_size)
-
-    @property
-    def classes(self) -> int:
-        """How many classes it knows."""
-        return self.config.class_num
-
     def null_condition(self, batch: int) -> Tensor:
         """The class that stands for none, int64 [B]."""
         return torch.full((batch,), self.config.class_num, device=self.numbers.device)
-
-    def image_tokens(self, drawn: Tensor) -> Tensor:
-        """Returns tokens [B, L, D] in raster order as the autoencoder decodes them: latents [B, c, H, W]."""
-        return unpatchify(drawn, self.config.patch_size, self.config.grid)
-
-    def own_tokens(self, tokens: Tensor) -> Tensor:
-        """Returns latents [B, c, H, W] of the autoencoder as tokens [B, L, D] in raster order."""
-        return patchify(tokens, self.config.patch_size)
 
     # The network
 
@@ -261,7 +211,7 @@ class XAR(Pretrained, nn.Module):
         visible: Tensor | None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Velocities [B, n, D] of the n tokens of the sequence from ``start`` on."""
+        """States [B, n, E] of the n tokens of the sequence from ``start`` on, of which ``pred`` makes velocities."""
         span = slice(start, start + x.shape[1])
         rope = self.rope[span]
         h = self.z_proj(x.to(self.z_proj.weight.dtype))
@@ -271,7 +221,12 @@ class XAR(Pretrained, nn.Module):
                 h = self.decoder_embed(self.encoder_norm(h)) + self.decoder_pos_embed_learned[:, span]
             kept = None if cache is None else _Kept(cache, i)
             h = block(h, block.modulation(condition, entity), rope, visible, kept)
-        return self.pred(self.decoder_norm(h))
+        return self.decoder_norm(h)
+
+    def states(self, sequence: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """States [B, N, E] of all entities in one pass, of which ``pred`` makes velocities; see ``velocities``."""
+        visible = self.numbers[:, None] >= self.numbers
+        return self._run(sequence, self.condition(labels, t), 0, self.numbers, visible)
 
     def velocities(self, sequence: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Velocities of all entities in one pass, each seeing the earlier ones as they are, noisy.
@@ -284,8 +239,7 @@ class XAR(Pretrained, nn.Module):
         Returns:
             [B, N, D].
         """
-        visible = self.numbers[:, None] >= self.numbers
-        return self._run(sequence, self.condition(labels, t), 0, self.numbers, visible)
+        return self.pred(self.states(sequence, t, labels))
 
     def new_cache(self, rows: int) -> KVCache:
         """An empty cache for ``rows`` sequences."""
@@ -307,9 +261,24 @@ class XAR(Pretrained, nn.Module):
             [B, n, D].
         """
         condition = self.condition(labels, t.expand(len(x), 1))
-        return self._run(x, condition, cache.bound, None, None, cache)
+        return self.pred(self._run(x, condition, cache.bound, None, None, cache))
 
     # Training
+
+    def noisy(
+        self, latents: Tensor, labels: Tensor, t: Tensor | None = None, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns a training batch: the noisy sequence [B, N, D], times [B, K] and classes [B], as ``velocities`` takes
+        them, and the velocities that are to be told, [B, N, D]; arguments as of ``forward``."""
+        clean = self.entities.split(self.own_tokens(latents))
+        noise = torch.randn_like(clean) if noise is None else noise
+        if t is None:
+            t = torch.randn(len(clean), len(self.entities.sizes), device=clean.device).sigmoid()
+        if self.training and self.config.label_drop_prob > 0:
+            dropped = torch.rand(len(labels), device=labels.device) < self.config.label_drop_prob
+            labels = labels.masked_fill(dropped, self.config.class_num)
+        share = t[:, self.numbers, None]
+        return (1 - share) * clean + share * noise, t, labels, noise - clean
 
     def forward(self, latents: Tensor, labels: Tensor, t: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """The loss of noisy context learning: all entities are noisy, each to an extent of its own.
@@ -323,13 +292,8 @@ class XAR(Pretrained, nn.Module):
         Returns:
             A scalar: the mean squared error of velocities.
         """
-        clean = self.entities.split(patchify(latents, self.config.patch_size))
-        noise = torch.randn_like(clean) if noise is None else noise
-        if t is None:
-            t = torch.randn(len(clean), len(self.entities.sizes), device=clean.device).sigmoid()
-        if self.training and self.config.label_drop_prob > 0:
-            dropped = torch.rand(len(labels), device=labels.device) < self.config.label_drop_prob
-            labels = labels.masked_fill(dropped, self.config.class_num)
-        share = t[:, self.numbers, None]
-        velocity = self.velocities((1 - share) * clean + share * noise, t, labels)
-        return F.mse_loss(velocity.float(), noise - clean)
+        sequence, t, labels, velocities = self.noisy(latents, labels, t, noise)
+        return F.mse_loss(self.velocities(sequence, t, labels).float(), velocities)
+
+
+FAMILY = LatentFamily("xar", XAR, "entities")

@@ -29,11 +29,6 @@ def action_tokens(action: str) -> tuple[str, str, str]:
     return f"<|{action}_action_start|>", f"<|{action}_action|>", f"<|{action}_action_end|>"
 
 
-def image_pad(action: str) -> str:
-    """What stands for the features of an action in the prompt behind it."""
-    return f"<|{action}_image_pad|>"
-
-
 def region_words(box: Sequence[float], wh: Sequence[float]) -> list[str]:
     """The control tokens of a box in pixels: those of its first and of its last cell.
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from vistok.data.images import magnification
 from vistok.projectors.grounding.interface import Region
 from vistok.projectors.grounding.points import NEGATIVE, POSITIVE
 
@@ -30,7 +31,7 @@ def paint(picture: Image.Image, regions: tuple[Region, ...], least_side: int = 3
     Returns:
         RGB picture.
     """
-    scale = max(1, -(-least_side // min(picture.size)))
+    scale = magnification(picture.size, least_side)
     size = (picture.width * scale, picture.height * scale)
     canvas = np.asarray(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)).astype(np.float32)
     masks = [None if region.mask is None else _enlarged(region.mask, scale) for region in regions]

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from vistok.data.boxes import AGREES, box_text, check_box, parse_box, self_consistent
-from vistok.errors import VistokError
 from vistok.models.extension import load_extended, word_ids
 from vistok.projectors.grounding.interface import Grounding, Region, check_text
 
@@ -175,14 +174,3 @@ def bootstrap(
             agrees = [True] * len(large)
         kept += [Sample(number, tuple(box), text) for box, text, ok in zip(large, texts, agrees, strict=True) if ok]
     return kept
-
-
-def check_expressions(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """Returns the samples of a bootstrap.
-
-    Raises:
-        VistokError: there are none to train on.
-    """
-    if not samples:
-        raise VistokError("no expression leads its model back to its box: train it longer, or lower the threshold.")
-    return samples

@@ -1,13 +1,15 @@
 """A language model that reads the objects of a 3D scene by identifier (Chat-3D v2, arXiv 2312.08168), whole.
 
 PointNet gives each object a feature, the object tokens make tokens of it, and a LLaMA reads them behind the identifiers
-and answers with words and identifiers.
+and answers with words and identifiers. It is one of its own, or that of a LLaVA with adapters, and then what is stored
+is the difference to it (see ``vistok.models.extension``).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,22 @@ from vistok.data.scenes.vqa import ASSISTANT, BEGIN, END, PAD, USER
 from vistok.data.scenes3d import locations, mean_colours
 from vistok.data.scenes3d.language import NOTHING, named, token_ids, vocabulary
 from vistok.errors import VistokError
+from vistok.models.extension import Extension, base_hashes, is_extension, load_extended, save_extension
 from vistok.models.vision.pointnet import PointNet
 from vistok.projectors.learned.objects import AttributeRelationTokens, interleave
 
 CONFIG_FILE, WEIGHTS_FILE = "chat3d.json", "model.safetensors"
 LONGEST_ANSWER = 9  # eight identifiers and the end
+KIND = "chat3d"  # of the extension of a LLaVA
+_BELOW = ("language.model.layers.", "language.model.norm.")  # what is the LLaVA's own
+_TEXT = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +43,9 @@ class Chat3DConfig:
     """Shape of a :class:`Chat3D`.
 
     Attributes:
-        text: entries of LlamaConfig.
+        text: entries of LlamaConfig; none where the language model is a LLaVA's.
+        side: of a room, in the unit of the scans that the published model reads, which is the metre. At a side of 1 the
+            tenth of a centre's map that goes into a relation-aware token is lost beside what attention puts there.
         features: width of PointNet's feature.
         attributes, layers, heads, head_dim: of the object tokens.
         norm: length of the tokens; 200 and 50 are those of a LLaMA of 7B.
@@ -39,6 +54,7 @@ class Chat3DConfig:
     """
 
     text: dict[str, Any] = field(default_factory=dict)
+    side: float = 8.0
     features: int = 128
     attributes: int = 32
     layers: int = 1
@@ -49,21 +65,47 @@ class Chat3DConfig:
     identifiers: bool = True
 
 
+def _special() -> dict[str, int]:
+    ids = token_ids()
+    return {"pad_token_id": ids[PAD], "bos_token_id": ids[BEGIN], "eos_token_id": ids[END]}
+
+
+def _language_model(text: Mapping[str, Any]) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(**{**text, "vocab_size": len(vocabulary()), **_special()}))
+
+
+def _borrowed(below: Any, words: Mapping[str, int]) -> Any:
+    """A causal language model around that of a LLaVA; rows of words that the LLaVA lacks are the mean of its others."""
+    tables = below.get_input_embeddings().weight.detach(), below.get_output_embeddings().weight.detach()
+    text = below.config.text_config
+    shell = _language_model({**text.to_dict(), "num_hidden_layers": 0})
+    shell.config.num_hidden_layers = text.num_hidden_layers
+    shell.model = below.model.language_model
+    shell.model.embed_tokens = nn.Embedding(len(vocabulary()), tables[0].shape[1])
+    with torch.no_grad():
+        for new, old in zip((shell.model.embed_tokens, shell.lm_head), tables, strict=True):
+            mean = old.mean(0)
+            new.weight.copy_(torch.stack([old[words[w]] if w in words else mean for w in vocabulary()]))
+    return shell
+
+
 class Chat3D(nn.Module):
     """PointNet, object tokens and language model.
 
     Args:
         config: its shape.
+        below: a LLaVA whose language model reads; it gets tables of words of its own.
+        words: the numbers of the words that the LLaVA knows.
     """
 
-    def __init__(self, config: Chat3DConfig) -> None:
+    def __init__(
+        self, config: Chat3DConfig, below: nn.Module | None = None, words: Mapping[str, int] | None = None
+    ) -> None:
         super().__init__()
-        from transformers import LlamaConfig, LlamaForCausalLM
-
         self.config = config
-        ids = token_ids()
-        special = {"pad_token_id": ids[PAD], "bos_token_id": ids[BEGIN], "eos_token_id": ids[END]}
-        self.language = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary()), **special, **config.text))
+        self.language = _language_model(config.text) if below is None else _borrowed(below, words or {})
         self.encoder = PointNet(config.features)
         self.tokens = AttributeRelationTokens(
             self.language.config.hidden_size,
@@ -75,12 +117,15 @@ class Chat3D(nn.Module):
             config.norm,
             config.norm,
         )
-        self.register_buffer("first_identifier", torch.tensor(ids[named(0)]), persistent=False)
+        self.register_buffer("first_identifier", torch.tensor(token_ids()[named(0)]), persistent=False)
 
     def streams(self, clouds: Tensor, present: Tensor) -> list[Tensor]:
         """Attribute- and relation-aware tokens [B, N, D] of clouds [B, N, P, 6]; ``present`` says who is there."""
         locs = locations(clouds)
-        return self.tokens(self.encoder(clouds, locs[..., :3]), locs, mean_colours(clouds), present)
+        features = self.encoder(clouds, locs[..., :3])
+        centres, sizes = (locs * self.config.side).split(3, -1)
+        metres = torch.cat([centres - self.config.side / 2, sizes], -1)  # from the middle of the room
+        return self.tokens(features, metres, mean_colours(clouds), present)
 
     def prefix(self, clouds: Tensor, present: Tensor, names: Tensor) -> tuple[Tensor, Tensor]:
         """What stands before a question: embeddings [B, P, D], and which of them are there, bool [B, P].
@@ -143,18 +188,29 @@ class Chat3D(nn.Module):
         return " ".join(word for word in spoken if word not in (PAD, BEGIN, END)) or NOTHING
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``chat3d.json`` and the weights."""
+        """Write ``chat3d.json`` and the weights, all of them."""
         from safetensors.torch import save_file
 
         Path(folder).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(asdict(self.config), indent=2) + "\n"
-        (Path(folder) / CONFIG_FILE).write_text(text, encoding="utf-8")
+        text = {entry: getattr(self.language.config, entry) for entry in _TEXT}
+        config = json.dumps(asdict(replace(self.config, text=text)), indent=2) + "\n"
+        (Path(folder) / CONFIG_FILE).write_text(config, encoding="utf-8")
         state = {key: value.contiguous().cpu() for key, value in self.state_dict().items()}
         save_file(state, Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
 
+    def save_difference(self, folder: str | Path, base: str) -> None:
+        """Write what a model on a LLaVA adds to it, in bfloat16, but for adapters, which PEFT writes.
+
+        Args:
+            folder: where to.
+            base: the LLaVA's name, folder or hub id.
+        """
+        own = {key: value.bfloat16() for key, value in self.state_dict().items() if not key.startswith(_BELOW)}
+        save_extension(Path(folder), Extension(KIND, base, base_hashes(base), (), asdict(self.config)), own)
+
     @classmethod
     def from_pretrained(cls, name: str | Path) -> Chat3D:
-        """An embedded model, or what :meth:`save_pretrained` wrote, in float32 and evaluation mode.
+        """An embedded model or a folder, in float32 and evaluation mode.
 
         Raises:
             VistokError: the name leads nowhere, or to no such model.
@@ -163,10 +219,16 @@ class Chat3D(nn.Module):
         from vistok.zoo.registry import resolve
 
         folder = resolve(name)
-        try:
-            entries = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            module = cls(Chat3DConfig(**entries))
-        except (OSError, ValueError, TypeError) as error:
-            raise VistokError(f"'{name}' holds no 3D chat model: name a folder with {CONFIG_FILE}.") from error
-        load_strict(module, read_state_dict(folder / WEIGHTS_FILE), str(folder))
+        if is_extension(folder):
+            below, processor, extension, state = load_extended(name, KIND)
+            module = cls(Chat3DConfig(**extension.options), below, processor.tokenizer.get_vocab())
+            state |= {key: value for key, value in module.state_dict().items() if key.startswith(_BELOW)}
+        else:
+            try:
+                entries = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+                module = cls(Chat3DConfig(**entries))
+            except (OSError, ValueError, TypeError) as error:
+                raise VistokError(f"'{name}' holds no 3D chat model: name a folder with {CONFIG_FILE}.") from error
+            state = read_state_dict(folder / WEIGHTS_FILE)
+        load_strict(module, state, str(folder))
         return module.float().eval().requires_grad_(False)

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from vistok.errors import VistokError
 
-IDENTIFIERS = 200
-
 
 def identifier(number: int, digits: int = 3) -> str:
     """The word that names an object, e.g. ``<OBJ007>``."""

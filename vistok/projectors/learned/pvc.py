@@ -40,9 +40,9 @@ def pixel_shuffle(x: Tensor, scale: float) -> Tensor:
     return x.transpose(-4, -3).flatten(-3)
 
 
-def as_static_video(frames: Tensor, count: int = STATIC_FRAMES) -> Tensor:
-    """Repeat a picture [B, C, H, W] into a video [B, count, C, H, W]."""
-    return frames.unsqueeze(1).expand(-1, count, -1, -1, -1)
+def as_static_video(pictures: Tensor) -> Tensor:
+    """Returns pictures [B, C, H, W] as videos [B, STATIC_FRAMES, C, H, W] that stand still."""
+    return pictures.unsqueeze(1).expand(-1, STATIC_FRAMES, -1, -1, -1)
 
 
 class TimeEmbedding(nn.Module):
@@ -55,18 +55,13 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int, frequencies: int = 256) -> None:
         super().__init__()
-        self.register_buffer("scale", torch.empty(frequencies // 2), persistent=False)
-        self.reset_scale()
         self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
-    def reset_scale(self) -> None:
-        """Set what no checkpoint holds."""
-        steps = torch.arange(len(self.scale), device=self.scale.device) / len(self.scale)
-        self.scale.copy_(torch.exp(-math.log(10000.0) * steps))
-
     def forward(self, time: Tensor) -> Tensor:
-        """[..., ] in 0..1 -> [..., width]."""
-        angles = time[..., None] * 1000.0 * self.scale  # diffusion's range of timesteps
+        """Returns the vectors [..., width] of times [...] in 0..1."""
+        count = self.mlp[0].in_features // 2
+        steps = torch.arange(count, dtype=torch.float32, device=time.device) / count  # float32 whatever the weights are
+        angles = time[..., None] * 1000.0 * torch.exp(-math.log(10000.0) * steps)  # diffusion's range of timesteps
         return self.mlp(torch.cat([angles.cos(), angles.sin()], -1).to(self.mlp[0].weight.dtype))
 
 

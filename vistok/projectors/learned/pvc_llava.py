@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from vistok.projectors.learned.pvc import STATIC_FRAMES, ProgressiveEncoder, PvcEncoder, TimeEmbedding
+from vistok.projectors.learned.pvc import STATIC_FRAMES, ProgressiveEncoder, PvcEncoder
 
 BLOCK = 4  # patches along a side that become one token
 
@@ -72,9 +72,7 @@ class PvcVisionModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """The modules initialise themselves; loading leaves out what checkpoints do not hold."""
-        if isinstance(module, TimeEmbedding):
-            module.reset_scale()
+        """The modules initialise themselves."""
 
     def forward(self, pixel_values: Tensor, **options: Any) -> BaseModelOutputWithPooling:
         """Pictures [B, 3, H, W] to packed tokens [B, tokens, hidden_size], the only hidden state."""

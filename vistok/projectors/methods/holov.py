@@ -50,7 +50,7 @@ def run_shares(weights: Tensor, count: int) -> list[int]:
 
 
 class HoloV(Compressor):
-    """Keep tokens of every part of a picture.
+    """Keeps tokens of every part of a picture.
 
     Args:
         keep: tokens of a view (int), or share of them (float).

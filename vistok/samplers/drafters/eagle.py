@@ -36,7 +36,7 @@ DEFAULT_DRAFTER = "llamagen-mini-eagle"
 
 
 def draft_policy(sampler: Eagle | Lantern) -> DraftPolicy:
-    """The policy of a sampler's tree: ``dynamic``, or a published static tree."""
+    """Returns the policy of a sampler's tree: ``dynamic``, or a published static tree."""
     if sampler.tree != "dynamic":
         return StaticTree(sampler.tree)
     return DynamicTree(sampler.drafts, sampler.depth, sampler.top_k, sampler.confidence, sampler.least)
@@ -74,7 +74,7 @@ def drafter_of(drafter: EagleNetwork | str, model: nn.Module) -> EagleNetwork:
             )
     slots = model.prefix + tokens.length + BEYOND
     if not grid and len(drafter.rope) < slots:  # rotations reach as far as the picture
-        drafter.rope = rope_1d(slots, own.head_dim, own.rope_theta).to(drafter.rope)
+        drafter.rope = rope_1d(slots, own.head_dim, own.rope_theta).to(drafter.rope.device)
     return drafter
 
 

@@ -82,7 +82,7 @@ class EagleHead(HeadDrafter, TextDrafter):
                 raise VistokError(f"the EAGLE head's {what} is {mine}, but the model's is {wanted}: {mend}.")
         slots = prompt.ids.shape[1] + length + self.nodes
         if len(network.rope) < slots:
-            network.rope = text_rope(config, slots).to(network.rope)
+            network.rope = text_rope(config, slots).to(network.rope.device)
         self.head, self.params, self.length, self._prompt = output, params, length, prompt
         self.kind, self.forwards = self.policy.kind(params), 0
         if isinstance(self.policy, SizedTree):

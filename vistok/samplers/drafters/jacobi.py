@@ -294,7 +294,8 @@ class SpeculativeJacobi(AutoregressiveSampler):
         tokens, device = model.tokens, next(model.parameters()).device
         codes = torch.arange(tokens.size - tokens.special, device=device) if tokens.special else None
         coupled = self.variant == "coupled"
-        return JacobiWindow(self.window, tokens.line, self.init, coupled, vocabulary=codes), ExactChain()
+        nodes = max(2, min(self.window, tokens.length))  # rows behind the picture's end would decide nothing
+        return JacobiWindow(nodes, tokens.line, self.init, coupled, vocabulary=codes), ExactChain()
 
 
 def _check_window(nodes: int, init: str) -> None:

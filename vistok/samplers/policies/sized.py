@@ -191,12 +191,6 @@ def size_options(accuracy: Sequence[Sequence[float]], cost: Mapping[int, float])
     ]
 
 
-def best_size(accuracy: Sequence[Sequence[float]], cost: Mapping[int, float]) -> tuple[tuple[int, ...], ...]:
-    """The paths of most expected tokens a second; empty where none beats plain decoding."""
-    best = best_option(size_options(accuracy, cost), interpolated(cost, 1))
-    return () if best is None else best.tree
-
-
 class Accuracy:
     """How often candidate r of a token was right, on several levels.
 

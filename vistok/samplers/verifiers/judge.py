@@ -12,11 +12,12 @@ from vistok.errors import VistokError
 from vistok.models.heads.judge import JudgeHead
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree
-from vistok.samplers.verifiers.candidates import exact_rule, walk_run
+from vistok.samplers.verifiers.candidates import walk_run
+from vistok.samplers.verifiers.rules import exact_rule
 
 
 class Judge:
-    """Tests candidates by the exact rule for their kind, and spares those that the head calls correct.
+    """Tests candidates by the exact rule for their kind, and also accepts those that the judge head calls correct.
 
     Args:
         head: reads the target's final features at the draft.
@@ -37,7 +38,7 @@ class Judge:
         self.head, self.threshold = head, threshold
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
-        """Judge a tree.
+        """Keeps the accepted path and draws one token behind it.
 
         Raises:
             VistokError: the head is for another width, there are no features, or logits are processed along the text.

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lantern(AutoregressiveSampler):
-    """Speculation that also accepts codes that look alike: faster than exact speculation, and no longer of the target's
-    law.
+    """Speculation that also accepts codes whose look-alikes are likely: faster than exact speculation, and lossy.
 
     Attributes:
         drafter: the EAGLE network that belongs to the target, or its name; see ``Eagle``.
@@ -56,7 +55,7 @@ class Lantern(AutoregressiveSampler):
 
     @property
     def lossless(self) -> bool:
-        """Whether nothing is lent, so that the rule is the exact one."""
+        """Whether nothing may be borrowed, so that the rule is the exact one."""
         return self.k == 0 or self.delta == (0 if self.mode == "additive" else 1)
 
     def __post_init__(self):

@@ -7,6 +7,7 @@ loss of a step is the cross-entropy with the target's law over the tokens that t
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from vistok.data.text import documents
 from vistok.errors import VistokError
 from vistok.models.heads.eagle import EagleConfig
 from vistok.models.heads.eagle3 import Eagle3Network
+from vistok.progress import progress
 from vistok.train.export import write_training_card
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.text import TextTask, load_lm
+from vistok.train.tasks.text import TextTask, draw_passages, load_lm
 
 DECAY = 0.8  # weight of a step against the one before
 
@@ -37,6 +39,8 @@ class Eagle3Data:
         eval_samples: how many held-out samples are evaluated on.
         continuation: tokens at a sample's end that are the target's own greedy continuation, as it is drafted for,
             instead of the corpus's.
+        passages: how many samples with such a continuation there are. All are continued before the first step, in
+            large batches, and every epoch goes through them in another order.
     """
 
     length: int
@@ -44,6 +48,7 @@ class Eagle3Data:
     steps: int = 4
     eval_samples: int = 64
     continuation: int = 0
+    passages: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +130,13 @@ class Eagle3Task(TextTask):
         self.continuation = data.continuation
         if not 0 <= self.continuation < self.length:
             raise VistokError(f"'data.continuation' is less than the {self.length} tokens of a sample.")
+        self.passages = data.passages
+        if self.continuation and self.passages < recipe.batch_size:
+            raise VistokError(
+                f"'data.continuation' needs 'data.passages', at least the {recipe.batch_size} samples of a step."
+            )
         self.tokenizer, target = load_lm(self.init.target)
+        self.target = target.eval().requires_grad_(False)
         self.tokens = self._encode(documents("train"))
         torch.manual_seed(recipe.seed)
         own = target.config
@@ -147,7 +158,8 @@ class Eagle3Task(TextTask):
             drafter.share_embedding(table.detach().clone())
             drafter.embed_tokens.requires_grad_(False)
         if config.draft_vocab_size:
-            counts = self.tokens.bincount(minlength=own.vocab_size)
+            drafted = self.continued[:, -self.continuation :].flatten() if self.continuation else self.tokens
+            counts = drafted.bincount(minlength=own.vocab_size)
             ids = counts.topk(config.draft_vocab_size).indices.sort().values
             drafter.d2t.copy_(ids - torch.arange(len(ids)))
             drafter.t2d[ids] = True
@@ -155,13 +167,30 @@ class Eagle3Task(TextTask):
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Windows of the corpus, with the target's continuations where they are asked for."""
-        return {"input_ids": self._continued(super().batch(step, rows)["input_ids"])}
+        if not self.continuation:
+            return super().batch(step, rows)
+        size = self.recipe.batch_size
+        epoch, number = divmod(step, self.passages // size)
+        order = torch.randperm(self.passages, generator=torch.Generator().manual_seed(self.seed + epoch))
+        return {"input_ids": self.continued[order[number * size :][:size][rows]]}
+
+    @functools.cached_property
+    def continued(self) -> Tensor:
+        """The samples that epochs draw from, each ending in the target's continuation, int64 [passages, length + 1]."""
+        generator = torch.Generator().manual_seed(self.seed)
+        parts = draw_passages(self.tokens, self.length + 1, self.passages, generator).split(256)
+        with progress("continuing passages", len(parts)) as advance:
+            found = []
+            for part in parts:
+                found.append(self._continued(part).cpu())
+                advance()
+        return torch.cat(found)
 
     @torch.no_grad()
     def _continued(self, ids: Tensor) -> Tensor:
         if not self.continuation:
             return ids
-        target = self.model.target
+        target = self.target
         read = ids[:, : -self.continuation].to(next(target.parameters()).device)
         size = {"min_new_tokens": self.continuation, "max_new_tokens": self.continuation, "pad_token_id": 0}
         return target.generate(read, attention_mask=torch.ones_like(read), do_sample=False, **size)

@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM
 from vistok import context
 from vistok.context.interface import Policy
 from vistok.context.lococo import chunk_losses, saver_state
+from vistok.data.needles import NeedleText
 from vistok.errors import VistokError
 from vistok.files import write_json
 from vistok.train.export import write_training_card
@@ -61,12 +62,14 @@ class LoCoCoData:
         chunk: tokens that are read together; more than a chunk must be left behind the first.
         seed: of passages.
         eval_samples: held-out passages that are evaluated on.
+        needles: different ones in a passage, each of which stands there three times; plain text if 0.
     """
 
     length: int
     chunk: int
     seed: int
     eval_samples: int = 64
+    needles: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +100,12 @@ class LoCoCoTask(text.PassageTask):
         self.tokens = text.encoded(self.tokenizer, "train")
 
     def samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
-        """Passages of the corpus."""
+        """Passages of the corpus, with needles where they are wanted."""
         generator = torch.Generator().manual_seed(seed)
+        if self.data.needles:
+            strewn = NeedleText(self.tokenizer, tokens)
+            lessons = [strewn.lesson(self.data.length, self.data.needles, 3, generator) for _ in range(count)]
+            return {"input_ids": torch.stack([ids for ids, _ in lessons])}
         return {"input_ids": text.draw_passages(tokens, self.data.length, count, generator)}
 
     @torch.no_grad()

@@ -85,7 +85,7 @@ class MARObjective(nn.Module):
 
     def measure(self, latents: Tensor, labels: Tensor, mask: Tensor):
         """Returns tokens and their conditions, the loss, and its parts; arguments as of MAR."""
-        tokens = self.mar.patchify(latents)
+        tokens = self.mar.own_tokens(latents)
         z = self.mar.conditions(tokens, mask, self.mar.condition(labels))
         if self.distillation is None:
             loss = self.mar.head_loss(tokens, z, mask)

@@ -86,7 +86,7 @@ class OwnPictures:
         labels = numbers % student.config.class_num
         tokens, _ = self.sampler.sample(student.eval(), Condition(labels), SamplingParams(1.0), Noise(step, numbers))
         student.train(training)
-        self._latents, self._labels = student.unpatchify(tokens).clone().cpu(), labels.cpu()
+        self._latents, self._labels = student.image_tokens(tokens).clone().cpu(), labels.cpu()
 
 
 class Distances(NamedTuple):

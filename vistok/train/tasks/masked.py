@@ -160,7 +160,7 @@ class ENATObjective(MaskedObjective):
         if earlier is None or bool(earlier.all()):
             return None
         self.averaged.eval()
-        return self.averaged.predict(codes.masked_fill(earlier, self.averaged.mask_id), values)[1]
+        return self.averaged.features(codes.masked_fill(earlier, self.averaged.mask_id), values, None)[1]
 
 
 class MaskGITTask(PictureTask):

@@ -8,6 +8,7 @@ here on corpus text instead of sampled text).
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from vistok.train.export import write_training_card
 from vistok.train.options import check_entries, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.trainer import Task
-from vistok.zoo import resolve
+from vistok.zoo.transformers import load_causal_lm
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -57,9 +58,28 @@ def encoded(tokenizer: PreTrainedTokenizerFast, split: str) -> Tensor:
 
 def load_lm(name: str) -> tuple[PreTrainedTokenizerFast, LlamaForCausalLM]:
     """The tokenizer and the language model, in float32, of a zoo name, folder or hub id."""
-    folder = resolve(name)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    return tokenizer, LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    lm, tokenizer = load_causal_lm(name)
+    return tokenizer, lm.requires_grad_(True)
+
+
+def save_lm(directory: Path, lm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write a model as transformers does, in half precision, with its tokenizer."""
+    saved = LlamaForCausalLM(lm.config).to(torch.float16)
+    saved.load_state_dict(lm.state_dict())
+    saved.save_pretrained(directory)
+    tokenizer.model_max_length = lm.config.max_position_embeddings
+    tokenizer.save_pretrained(directory)
+
+
+def lengthened(lm: LlamaForCausalLM, positions: int, rope_theta: float | None = None) -> LlamaForCausalLM:
+    """The model for texts of so many tokens, with another base of its rotation where one is given."""
+    config = copy.deepcopy(lm.config)
+    config.max_position_embeddings = max(positions, config.max_position_embeddings)
+    if rope_theta is not None:
+        config.rope_parameters = {"rope_type": "default", "rope_theta": rope_theta}
+    longer = LlamaForCausalLM(config)  # whose tables are made anew
+    longer.load_state_dict(lm.state_dict())
+    return longer
 
 
 def draw_passages(tokens: Tensor, length: int, count: int, generator: torch.Generator) -> Tensor:
@@ -239,10 +259,7 @@ class TextTask(Task):
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the model as transformers does, in half precision, with its tokenizer."""
         lm = self.model.lm
-        saved = LlamaForCausalLM(lm.config).to(torch.float16)
-        saved.load_state_dict(lm.state_dict())
-        saved.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)
+        save_lm(directory, lm, self.tokenizer)
         draft = self.model.teacher is not None
         parts = {"target": self.init.teacher} if draft else None
         task = "draft" if draft else "text-generation"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vistok.models.xar import XAR, XARConfig
 from vistok.train.options import check_agreement, check_shape, read_options
 from vistok.train.recipe import Recipe
+from vistok.train.sources import Draw
 from vistok.train.tasks.latents import LatentData, LatentTask
 
 
@@ -51,14 +52,16 @@ class XARObjective(nn.Module):
 class XARTask(LatentTask):
     """The ``xar`` task: see LatentData and XARInit."""
 
+    data_class = LatentData
+
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
-        self.data = read_options(LatentData, recipe.data, "data")
+        self.data = read_options(self.data_class, recipe.data, "data")
         self.init = read_options(XARInit, recipe.init, "init")
         torch.manual_seed(recipe.seed)
         self.open(self.init.kl)
         self.xar = self._generator()
-        self.model = XARObjective(self.xar)
+        self.model = self.objective()
 
     def _generator(self) -> XAR:
         shape = self.latent_shape()
@@ -69,10 +72,19 @@ class XARTask(LatentTask):
         check_shape(xar.config, shape, self.init.xar)
         return xar
 
+    def objective(self) -> XARObjective:
+        """Returns what is trained."""
+        return XARObjective(self.xar)
+
+    def told(self, draw: Draw, mirrored: Tensor) -> dict[str, Tensor]:
+        """Returns what the objective is told of pictures beside latents and classes; ``mirrored`` is 0 or 1, [B]."""
+        return {}
+
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Returns pictures in a new order in each pass, mirrored or not by a coin."""
         draw = self.source.draw(step * self.recipe.batch_size + rows.start, rows.stop - rows.start)
-        return {"latents": self.draw_latents(draw)[0], "labels": self.labels[draw.index]}
+        latents, side = self.draw_latents(draw)
+        return {"latents": latents, "labels": self.labels[draw.index]} | self.told(draw, side)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

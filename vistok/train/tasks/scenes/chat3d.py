@@ -1,4 +1,6 @@
-"""Train a small Chat-3D v2 on rooms: PointNet, object tokens and language model together, from nothing.
+"""Train a small Chat-3D v2 on rooms: PointNet and object tokens from nothing, and a language model.
+
+The language model is a LLaVA's, frozen under adapters, or one of its own that is trained from nothing too.
 
 First, as in the paper, attribute-aware tokens are aligned with the words of their objects; then all learns from
 answers. A room is encoded once for all of its questions, as in the ``vqa`` task. Identifiers are drawn anew for every
@@ -7,7 +9,7 @@ room.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,20 @@ from torch import Tensor, nn
 
 from vistok.data.scenes.splits import HELD_OUT, check_training_seed
 from vistok.data.scenes.vqa import IGNORE
+from vistok.data.scenes.vqa import token_ids as picture_words
 from vistok.data.scenes.world import COLOURS, SIZES
 from vistok.data.scenes3d import draw_names, draw_questions, point_clouds, sample_rooms
 from vistok.data.scenes3d.language import SLOT, named, question_tokens, token_ids
 from vistok.data.scenes3d.world import MAX_OBJECTS, SHAPES, Rooms
+from vistok.errors import VistokError
 from vistok.projectors.learned.chat3d import Chat3D, Chat3DConfig
 from vistok.projectors.learned.objects import attribute_loss
 from vistok.train.export import write_training_card
-from vistok.train.options import NoEntries, read_options
+from vistok.train.lora import Lora, save_adapters, with_lora
+from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.packing import packed_mask
+from vistok.train.tasks.scenes.vqa import load_llava
 from vistok.train.trainer import Task
 
 
@@ -58,10 +64,23 @@ class Chat3DData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chat3DModel:
-    """Entries of ``model``, see Chat3DConfig."""
+class Chat3DInit:
+    """Entries of ``init``.
 
-    text: dict[str, Any]
+    Attributes:
+        llava: whose language model reads; None for one of its own.
+    """
+
+    llava: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat3DModel:
+    """Entries of ``model``, see Chat3DConfig; ``lora`` are the adapters of a LLaVA's language model."""
+
+    text: dict[str, Any] = field(default_factory=dict)
+    lora: Lora | None = None
+    side: float = 8.0
     features: int = 128
     attributes: int = 32
     layers: int = 1
@@ -89,7 +108,7 @@ class NameReader(nn.Module):
         """Mean loss of states [M, D], attributes int64 [M, 3] and centres [M, 3]."""
         *logits, where = self.read(states).float().split([*self.sizes, 3], -1)
         kinds = sum(F.cross_entropy(x, y) for x, y in zip(logits, attributes.unbind(1), strict=True))
-        return kinds + 10 * F.mse_loss(where, centres)
+        return kinds + 10 * F.mse_loss(where, centres, reduction="none").sum(-1).mean()
 
 
 class Chat3DObjective(nn.Module):
@@ -110,7 +129,7 @@ class Chat3DObjective(nn.Module):
         return self._read(self.chat.streams(clouds, present), present, names, questions)[0]
 
     def _read(self, streams: list[Tensor], present: Tensor, names: Tensor, questions: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits, and the states that the last layer reads, both of the questions' tokens."""
+        """Logits, and the states in the middle of the language model, both of the questions' tokens."""
         prefix, there = self.chat.arrange(streams, present, names)
         asked = self.chat.language.model.embed_tokens(questions.flatten(1))
         mask, positions = packed_mask(there, questions.shape[1], SLOT)
@@ -121,8 +140,9 @@ class Chat3DObjective(nn.Module):
             use_cache=False,
             output_hidden_states=True,
         )
+        middle = out.hidden_states[len(out.hidden_states) // 2]
         shape, before = questions.shape[1:], prefix.shape[1]
-        said, inner = (x[:, before:].unflatten(1, shape) for x in (out.last_hidden_state, out.hidden_states[-2]))
+        said, inner = (x[:, before:].unflatten(1, shape) for x in (out.last_hidden_state, middle))
         return self.chat.language.lm_head(said), inner
 
     def forward(
@@ -178,11 +198,25 @@ class Chat3DTask(Task):
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         self.data = read_options(Chat3DData, recipe.data, "data")
-        read_options(NoEntries, recipe.init, "init")
+        self.base = read_options(Chat3DInit, recipe.init, "init").llava
         check_training_seed(self.data.seed)
         torch.manual_seed(recipe.seed)
-        config = Chat3DConfig(**asdict(read_options(Chat3DModel, recipe.model, "model")))
-        self.model = Chat3DObjective(Chat3D(config), self.data)
+        shape = read_options(Chat3DModel, recipe.model, "model")
+        config = Chat3DConfig(**{entry.name: getattr(shape, entry.name) for entry in fields(Chat3DConfig)})
+        if (self.base is None) == (not shape.text):
+            raise VistokError(
+                "the language model is 'init.llava', or one of the shape 'model.text': give one of the two."
+            )
+        if (self.base is None) != (shape.lora is None):
+            raise VistokError("'model.lora' are adapters on the language model of 'init.llava': give both or neither.")
+        if self.base is None:
+            chat = Chat3D(config)
+        else:
+            llava = load_llava(self.base).requires_grad_(False)
+            self.adapted = with_lora(llava, shape.lora)  # puts its factors into the layers
+            chat = Chat3D(config, llava, picture_words())
+        chat.language.set_attn_implementation("eager")  # twice as fast as SDPA on sequences as short as these
+        self.model = Chat3DObjective(chat, self.data)
 
     def names(self, rooms: Rooms) -> Tensor:
         """The identifiers' numbers, int64 [B, 8]."""
@@ -230,10 +264,16 @@ class Chat3DTask(Task):
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the model in half precision, and its card."""
-        self.model.half()
-        self.model.chat.save_pretrained(directory)
+        if self.base is None:
+            self.model.half()
+            self.model.chat.save_pretrained(directory)
+        else:
+            self.model.chat.save_difference(directory, self.base)
+            save_adapters(self.adapted, directory, self.base)
         data = f"vistok.data.scenes3d, seed {self.data.seed}"
         kind = "3d-question-answering"
+        trained = nn.ParameterList([p for p in self.model.chat.parameters() if p.requires_grad])
+        parts = {} if self.base is None else {"llava": self.base}
         write_training_card(
-            directory, self.recipe, self.model.chat, kind, "chat3d", metrics, steps, paper="2312.08168", data=data
+            directory, self.recipe, trained, kind, "chat3d", metrics, steps, parts, paper="2312.08168", data=data
         )

@@ -18,6 +18,7 @@ from vistok.data.scenes.vqa import BEGIN, END, IGNORE, PAD, USER, token_ids
 from vistok.errors import VistokError
 from vistok.models.extension import HEAD_ROWS, ROWS, Extension, base_hashes, save_extension
 from vistok.train.export import write_training_card
+from vistok.train.lora import Lora, save_adapters, with_lora
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.packing import packed_mask
 from vistok.train.tasks.scenes.tower import tower_states
@@ -34,34 +35,6 @@ class ExtensionInit:
     """
 
     llava: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lora:
-    """Entries of ``model.lora``.
-
-    Attributes:
-        rank, alpha: of the factors.
-        modules: names of the linear maps of the language model that get them.
-    """
-
-    rank: int = 8
-    alpha: int = 16
-    modules: tuple[str, ...] = ("q_proj", "v_proj")
-
-
-def with_lora(llava: nn.Module, lora: Lora) -> nn.Module:
-    """The frozen model with LoRA factors in its language model, as PEFT wraps it.
-
-    Raises:
-        VistokError: PEFT is not installed.
-    """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise VistokError("training adapters needs PEFT: pip install peft.") from error
-    targets = rf".*language_model\..*\.({'|'.join(lora.modules)})"
-    return get_peft_model(llava, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets))
 
 
 class ExtendedLlava(nn.Module):
@@ -103,8 +76,9 @@ class ExtendedLlava(nn.Module):
         patches = tower_states(model.vision_tower, images)[model.config.vision_feature_layer][:, 1:]
         return model.multi_modal_projector(patches), patches
 
-    def read(self, visual: Tensor, questions: Tensor) -> tuple[Tensor, Tensor]:
-        """Last hidden states of visual tokens [B, N, D] and of questions [B, K, slot, D], as if each were asked alone.
+    def read(self, visual: Tensor, questions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states: the last of visual tokens [B, N, D], and the last and those behind half of the layers of
+        questions [B, K, slot, D], as if each were asked alone.
 
         Args:
             visual: [B, N, D].
@@ -117,10 +91,16 @@ class ExtendedLlava(nn.Module):
         prefix = embeds.shape[1] - asked.shape[1]
         present = torch.ones(len(visual), prefix, dtype=torch.bool, device=visual.device)
         mask, positions = self.layout(present, count, slot)
-        hidden = self.base.model.language_model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
-        ).last_hidden_state
-        return hidden[:, prefix - visual.shape[1] : prefix], hidden[:, prefix:].unflatten(1, (count, slot))
+        out = self.base.model.language_model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        last, middle = out.last_hidden_state, out.hidden_states[len(out.hidden_states) // 2]
+        asked, inner = (x[:, prefix:].unflatten(1, (count, slot)) for x in (last, middle))
+        return last[:, prefix - visual.shape[1] : prefix], asked, inner
 
     def layout(self, present: Tensor, count: int, slot: int) -> tuple[Tensor, Tensor]:
         """Mask and positions of ``count`` texts of ``slot`` tokens behind a picture, see ``packed_mask``."""
@@ -157,9 +137,35 @@ class ExtendedLlava(nn.Module):
         rows = {ROWS: self.rows, HEAD_ROWS: self.head_rows} if self.words else {}
         save_extension(directory, extension, {k: v.bfloat16() for k, v in {**rows, **state}.items()})
         if hasattr(self.llava, "peft_config"):
-            self.llava.peft_config["default"].base_model_name_or_path = extension.base
-            self.llava.to(torch.bfloat16).save_pretrained(directory)
-            (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty card
+            save_adapters(self.llava, directory, extension.base)
+
+
+class BoxReader(nn.Module):
+    """A linear map that reads boxes from hidden states in the middle of the language model: whoever must say where a
+    thing is has to know it there already, and hardly learns to from its words alone. It serves training alone.
+
+    Args:
+        width: of the states.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.read = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4))
+
+    def forward(self, states: Tensor, boxes: Tensor) -> Tensor:
+        """Mean squared distance of what states [..., D] tell from boxes [..., 4] in fractions of the picture.
+
+        Boxes of infinite numbers stand for none and do not count.
+        """
+        told = boxes.isfinite().all(-1)
+        off = (self.read(states.float()) - boxes.where(told[..., None], 0.0)).square().sum(-1)
+        return (off * told).sum() / told.sum().clamp(min=1)
+
+
+def beginnings(states: Tensor, targets: Tensor) -> Tensor:
+    """States [B, K, D], of states [B, K, slot, D], of the tokens that the answers of ``targets`` follow."""
+    first = (targets != IGNORE).long().argmax(-1)
+    return states.gather(2, first[..., None, None].expand(-1, -1, 1, states.shape[-1]))[:, :, 0]
 
 
 def slots(rows: Sequence[Sequence[tuple[str, str]]], ids: Mapping[str, int], length: int) -> tuple[Tensor, Tensor]:

@@ -20,9 +20,10 @@ from vistok.data.scenes.vqa import ASSISTANT
 from vistok.projectors.grounding.masks import mask_iou, mask_losses
 from vistok.projectors.grounding.points import similarity
 from vistok.projectors.grounding.read import SEG, WHERE, ReadHead
+from vistok.train.lora import Lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, Lora, answer_loss, slots
+from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, answer_loss, slots
 
 SLOT = 12
 NOTHING = "no"
@@ -87,7 +88,7 @@ class ReadObjective(nn.Module):
         """
         with torch.no_grad():
             visual, features = self.extended.look(images)
-        seen, hidden = self.extended.read(visual, questions)
+        seen, hidden, _ = self.extended.read(visual, questions)
         seg = hidden.gather(2, at[..., None, None].expand(-1, -1, 1, hidden.shape[-1]))[:, :, 0]
         scores = similarity(seen, seg).transpose(1, 2) / seen.shape[-1] ** 0.5
         count = questions.shape[1]

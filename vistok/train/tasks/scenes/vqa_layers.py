@@ -20,13 +20,12 @@ from vistok.models.attach import Attachment
 from vistok.ops.concentric import concentric_positions
 from vistok.projectors.apply.depths import DepthMixture
 from vistok.projectors.methods.pmod import PMod, progressive_ratios
+from vistok.train.lora import EVERY_MAP, Lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, Lora, answer_loss
+from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, answer_loss
 from vistok.train.tasks.scenes.packing import packed_mask
 from vistok.train.tasks.scenes.vqa import VqaData, shares_right, training_scenes
-
-EVERY_MAP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class LayersObjective(nn.Module):

@@ -65,7 +65,9 @@ def write_scenes_task(folder: str | Path, side: int, scenes: int = 64, per_scene
 
 def picture(doc: dict[str, Any]) -> list[Image.Image]:
     """The picture of a question, in a list."""
-    return [Image.open(doc["image"]).convert("RGB")]
+    from vistok.data.images import load_image
+
+    return [load_image(doc["image"])]
 
 
 def question(doc: dict[str, Any], **settings: Any) -> str:

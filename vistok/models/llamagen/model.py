@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,218 +20,15 @@ from torch import Tensor, nn
 
 from vistok.errors import VistokError, unknown_name
 from vistok.models import packed_step
-from vistok.models.interface import LoadRequest, TokenSpec
-from vistok.ops import KVCache, apply_rope, attention, causal_attention, collapse_prefix, rope_1d, rope_2d
-from vistok.ops.linear import joint
-from vistok.ops.rope import rope_places
-from vistok.zoo import resolve
+from vistok.models.interface import TokenSpec
+from vistok.models.llamagen.config import PRESETS, LlamaGenConfig
+from vistok.models.llamagen.layers import Block, CaptionEmbedder, LabelEmbedder, RMSNorm
+from vistok.ops import KVCache, attention, collapse_prefix, rope_1d, rope_2d
+from vistok.ops.rope import RotaryModule, rope_places
 from vistok.zoo.pretrained import Pretrained
-
-if TYPE_CHECKING:
-    from vistok.tokenizers.interface import Tokenizer
-
-
-@dataclass(frozen=True)
-class LlamaGenConfig:
-    """Shape of a LlamaGen, under the names of the published configuration.
-
-    Attributes:
-        dim, n_layer, n_head, n_kv_head: widths and depths; ``n_kv_head`` None means ``n_head``.
-        multiple_of, ffn_dim_multiplier: rounding and scaling of the feed-forward width.
-        rope_base, norm_eps, initializer_range: constants.
-        vocab_size: image codes.
-        block_size: image tokens; a square number in a grid.
-        layout: ``grid`` in raster order with the published 2D positions, or ``sequence`` with 1D positions, for
-            tokenizers whose tokens are ordered from coarse to fine.
-        places: row and column of each token of a sequence, where tokens have places; positions are then 2D as in a
-            grid.
-        model_type: ``c2i`` (class to image) or ``t2i`` (text to image).
-        cls_token_num: length T of the conditioning prefix.
-        num_classes: classes of ``c2i``; one more row is the null class.
-        caption_dim: width of the text features of ``t2i``.
-        class_dropout_prob: share of training samples whose condition is replaced by the null condition.
-        token_dropout_p, resid_dropout_p, ffn_dropout_p, attn_dropout_p, drop_path_rate: regularisation in training.
-    """
-
-    dim: int = 768
-    n_layer: int = 12
-    n_head: int = 12
-    n_kv_head: int | None = None
-    multiple_of: int = 256
-    ffn_dim_multiplier: float | None = None
-    rope_base: float = 10000.0
-    norm_eps: float = 1e-5
-    initializer_range: float = 0.02
-    vocab_size: int = 16384
-    block_size: int = 256
-    model_type: str = "c2i"
-    cls_token_num: int = 1
-    num_classes: int = 1000
-    caption_dim: int = 2048
-    class_dropout_prob: float = 0.1
-    token_dropout_p: float = 0.1
-    resid_dropout_p: float = 0.1
-    ffn_dropout_p: float = 0.1
-    attn_dropout_p: float = 0.0
-    drop_path_rate: float = 0.0
-    layout: str = "grid"
-    places: tuple[tuple[float, float], ...] = ()
-
-    @property
-    def head_dim(self) -> int:
-        """Width of an attention head."""
-        return self.dim // self.n_head
-
-    @property
-    def grid(self) -> int:
-        """Image tokens in a row; a sequence is one row."""
-        return self.block_size if self.layout == "sequence" else round(self.block_size**0.5)
-
-    @property
-    def hidden_dim(self) -> int:
-        """Width of the SwiGLU feed-forward."""
-        hidden = int(2 * 4 * self.dim / 3)
-        if self.ffn_dim_multiplier is not None:
-            hidden = int(self.ffn_dim_multiplier * hidden)
-        return self.multiple_of * ((hidden + self.multiple_of - 1) // self.multiple_of)
-
-
-PRESETS: dict[str, LlamaGenConfig] = {
-    "GPT-B": LlamaGenConfig(dim=768, n_layer=12, n_head=12),
-    "GPT-L": LlamaGenConfig(dim=1024, n_layer=24, n_head=16),
-    "GPT-XL": LlamaGenConfig(dim=1280, n_layer=36, n_head=20),
-    "GPT-XXL": LlamaGenConfig(dim=1536, n_layer=48, n_head=24),
-    "GPT-3B": LlamaGenConfig(dim=3200, n_layer=24, n_head=32),
-    "GPT-1B": LlamaGenConfig(dim=2048, n_layer=22, n_head=32),
-    "GPT-XXXL": LlamaGenConfig(dim=2560, n_layer=48, n_head=40),
-    "GPT-7B": LlamaGenConfig(dim=4096, n_layer=32, n_head=32),
-}
 
 # Entries of published files that carry no weights: rotary tables of older files and caches saved by accident.
 DROPPED_KEYS = (r"freqs_cis", r"layers\.\d+\.attention\.kv_cache\.[kv]_cache")
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square normalisation in float32, cast back before the weight."""
-
-    def __init__(self, dim: int, eps: float):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float32:  # the same bits in one call
-            return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
-        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
-
-
-class LabelEmbedder(nn.Module):
-    """Class numbers [B] to one prefix token; the last row of the table is the null class."""
-
-    def __init__(self, config: LlamaGenConfig):
-        super().__init__()
-        self.embedding_table = nn.Embedding(config.num_classes + 1, config.dim)
-
-    def forward(self, labels: Tensor) -> Tensor:
-        return self.embedding_table(labels)[:, None]
-
-
-class CaptionEmbedder(nn.Module):
-    """Text features [B, T, caption_dim] to T prefix tokens.
-
-    ``uncond_embedding`` stands for "no caption". The reference draws it once and never trains it, but saves it.
-    """
-
-    def __init__(self, config: LlamaGenConfig):
-        super().__init__()
-        self.cap_proj = nn.ModuleDict(
-            {
-                "fc1": nn.Linear(config.caption_dim, config.dim, bias=False),
-                "fc2": nn.Linear(config.dim, config.dim, bias=False),
-            }
-        )
-        null = torch.randn(config.cls_token_num, config.caption_dim) / config.caption_dim**0.5
-        self.register_buffer("uncond_embedding", null)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.cap_proj["fc2"](F.gelu(self.cap_proj["fc1"](features), approximate="tanh"))
-
-
-class Attention(nn.Module):
-    """Grouped-query attention with one fused projection."""
-
-    def __init__(self, config: LlamaGenConfig):
-        super().__init__()
-        self.heads = config.n_head
-        self.kv_heads = config.n_kv_head or config.n_head
-        self.head_dim = config.head_dim
-        width = (self.heads + 2 * self.kv_heads) * self.head_dim
-        self.wqkv = nn.Linear(config.dim, width, bias=False)
-        self.wo = nn.Linear(config.dim, config.dim, bias=False)
-
-    def project(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries [B, Hq, T, D], rotated keys and values [B, Hkv, T, D]."""
-        qkv = self.wqkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, Hq + 2 Hkv, D]
-        rotated = apply_rope(qkv[:, :, : self.heads + self.kv_heads], rope).transpose(1, 2)
-        return rotated[:, : self.heads], rotated[:, self.heads :], qkv[:, :, -self.kv_heads :].transpose(1, 2)
-
-    def values(self, x: Tensor) -> Tensor:
-        """Values alone, [B, Hkv, T, D]."""
-        weight = self.wqkv.weight[-self.kv_heads * self.head_dim :]
-        return F.linear(x, weight).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-
-    def merge(self, x: Tensor) -> Tensor:
-        """Heads [B, Hq, T, D] to the residual stream's width."""
-        return self.wo(x.transpose(1, 2).flatten(2))
-
-
-class FeedForward(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, config: LlamaGenConfig):
-        super().__init__()
-        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
-        self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
-        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = joint(x, self.w1, self.w3)
-        return self.w2(F.silu(gate) * up)
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, config: LlamaGenConfig, drop_path: float):
-        super().__init__()
-        self.attention = Attention(config)
-        self.feed_forward = FeedForward(config)
-        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
-        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
-        self.attn_dropout_p = config.attn_dropout_p
-        self.resid_dropout_p = config.resid_dropout_p
-        self.ffn_dropout_p = config.ffn_dropout_p
-        self.drop_path = drop_path
-
-    def project(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of the stream [B, T, dim]; see ``Attention.project``."""
-        return self.attention.project(self.attention_norm(x), rope)
-
-    def residual(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Add the attention's output [B, T, dim] and the feed-forward to the stream, with dropout in training."""
-        x = x + self._dropped(F.dropout(mixed, self.resid_dropout_p, self.training))
-        h = F.dropout(self.feed_forward(self.ffn_norm(x)), self.ffn_dropout_p, self.training)
-        return x + self._dropped(h)
-
-    def _dropped(self, h: Tensor) -> Tensor:
-        if not self.training or self.drop_path == 0:
-            return h
-        kept = torch.rand(len(h), 1, 1, device=h.device) >= self.drop_path
-        return h * kept.to(h.dtype) / (1 - self.drop_path)
-
-    def forward(self, x: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = self.project(x, rope)
-        return self.residual(x, self.attention.merge(causal_attention(q, k, v, mask)))
 
 
 @dataclass
@@ -271,7 +68,7 @@ def add_streams(x: Tensor, added: Mapping[int, Tensor], layer: int, predicted: T
     return x + torch.where(predicted >= 0, stream, 0)
 
 
-class LlamaGen(Pretrained, nn.Module):
+class LlamaGen(Pretrained, RotaryModule):
     """The published GPT, class- or text-conditional.
 
     Args:
@@ -551,46 +348,3 @@ class LlamaGen(Pretrained, nn.Module):
             visible = ancestors.gather(2, own.clamp(0, new - 1)[:, None].expand(-1, new, -1)) & inside[:, None]
             visible = (visible | (own < 0)[:, None])[:, None]  # [B, 1, N, keys]
         return visible if bias is None else bias.masked_fill(~visible, -torch.inf)
-
-
-class LlamaGenFamily:
-    """How LlamaGens load: the generator with the image tokenizer that made its codes."""
-
-    kind: ClassVar[type[LlamaGen]] = LlamaGen
-    name = "llamagen"
-    interface = "autoregressive"
-    plain = "ar"
-    options = frozenset({"size", "preset", "tokens", "text_encoder", "compile"})
-
-    def load(self, request: LoadRequest) -> tuple[LlamaGen, Tokenizer]:
-        """Returns the generator and its tokenizer; see ``vistok.models.interface.GeneratorFamily``."""
-        from vistok.tokenizers.load import load_tokenizer
-        from vistok.tokenizers.vq import VQTokenizer
-
-        source = request.tokenizer_source
-        path = resolve(source)
-        tokenizer = load_tokenizer(str(source)).tokenizer if path.is_dir() else VQTokenizer.from_pretrained(path)
-        can = tokenizer.capabilities
-        overrides = {} if request.size is None else {"block_size": _block_size(request.size, can.multiple)}
-        model = self.kind.from_pretrained(request.source, request.preset, **overrides)
-        own = model.tokens
-        if request.size is not None and own.length != overrides["block_size"]:
-            side = can.image_size or own.line * can.multiple
-            raise VistokError(f"'{request.source}' draws {side}x{side} images: leave --size out, or give {side}.")
-        if (own.size, own.layout) != (can.codebook_size, can.layout):
-            raise VistokError(
-                f"the generator knows {own.size} codes in a {own.layout} but the tokenizer has {can.codebook_size} in "
-                f"a {can.layout}: name the tokenizer that belongs to it with --tokenizer."
-            )
-        if request.tokens is not None:
-            model.stop_at(request.tokens)
-        return model, tokenizer
-
-
-def _block_size(size: int, downsample: int) -> int:
-    if size < downsample or size % downsample:
-        raise VistokError(f"--size {size} is not a multiple of {downsample}, the pixels of one token.")
-    return (size // downsample) ** 2
-
-
-FAMILY = LlamaGenFamily()

@@ -1,0 +1,56 @@
+"""LoRA factors in models of transformers, as PEFT keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vistok.errors import VistokError
+
+EVERY_MAP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Entries of ``model.lora``.
+
+    Attributes:
+        rank, alpha: of the factors.
+        modules: names of the linear maps of the language model that get them.
+    """
+
+    rank: int = 8
+    alpha: int = 16
+    modules: tuple[str, ...] = ("q_proj", "v_proj")
+
+
+def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
+    """The frozen model with LoRA factors in its language model, as PEFT wraps it; the model itself has them too.
+
+    Raises:
+        VistokError: PEFT is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise VistokError("training adapters needs PEFT: pip install peft.") from error
+    within = r".*language_model\." if hasattr(model.config, "vision_config") else ""
+    targets = rf"{within}.*\.({'|'.join(lora.modules)})"
+    return get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets))
+
+
+def save_adapters(adapted: Any, directory: Path, base: str) -> None:
+    """Write the factors of ``with_lora`` as PEFT does, in bfloat16.
+
+    Args:
+        adapted: the model with adapters; it is in bfloat16 afterwards.
+        directory: where to.
+        base: name of the model below.
+    """
+    adapted.peft_config["default"].base_model_name_or_path = base
+    adapted.to(torch.bfloat16).save_pretrained(directory)
+    (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty card

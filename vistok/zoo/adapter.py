@@ -1,0 +1,109 @@
+"""A language model that another one is by little: LoRA factors, as PEFT writes them, beside a whole ``config.json``.
+
+The folder holds no weights of its own. ``adapter_config.json`` names the model below, and the metadata of
+``adapter_model.safetensors`` the SHA-256 of its weights: on others the factors mean nothing, and are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vistok.errors import VistokError
+from vistok.files import write_json
+from vistok.zoo.model_card import sha256, weights_files
+from vistok.zoo.registry import resolve
+
+CONFIG_FILE = "config.json"
+LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+HASHES = "base_sha256"  # entry of the factors' metadata
+_PEFT_PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+
+
+def base_hashes(name: str) -> tuple[str, ...]:
+    """SHA-256 of the weights files of a model, in the order of their names."""
+    return tuple(sha256(path) for path in weights_files(resolve(name)))
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds LoRA factors and the configuration of a whole model, and no weights of one."""
+    return all((folder / name).is_file() for name in (CONFIG_FILE, LORA_CONFIG, LORA_WEIGHTS))
+
+
+def adapter_base(folder: Path) -> str:
+    """The model below an adapter: what its configuration names.
+
+    Raises:
+        VistokError: it names none.
+    """
+    base = json.loads((folder / LORA_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise VistokError(f"'{folder / LORA_CONFIG}' names no model below: set base_model_name_or_path.")
+    return base
+
+
+def save_adapter(folder: Path, model: nn.Module, base: str) -> None:
+    """Write the LoRA factors of a PEFT model, in bfloat16, and the configuration of the model that they make.
+
+    Args:
+        folder: where.
+        model: as PEFT wraps it.
+        base: name of the model below.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.peft_config["default"]
+    entries = {"peft_type": "LORA", "base_model_name_or_path": base, "r": config.r, "lora_alpha": config.lora_alpha}
+    write_json(folder / LORA_CONFIG, entries | {"target_modules": config.target_modules, "task_type": "CAUSAL_LM"})
+    state = {key: value.detach().to("cpu", torch.bfloat16) for key, value in get_peft_model_state_dict(model).items()}
+    metadata = {"format": "pt", HASHES: ",".join(base_hashes(base))}
+    save_file({key: value.contiguous() for key, value in state.items()}, folder / LORA_WEIGHTS, metadata=metadata)
+    model.config.save_pretrained(folder)
+
+
+def merge_adapter(model: nn.Module, folder: Path) -> None:
+    """Add the factors of an adapter's folder to the weights of the model below.
+
+    Raises:
+        VistokError: they were trained on other weights, or fit no weight of the model.
+    """
+    from safetensors import safe_open
+
+    from vistok.zoo.checkpoint import read_state_dict
+
+    with safe_open(folder / LORA_WEIGHTS, "pt") as file:
+        trained_on = (file.metadata() or {}).get(HASHES)
+    base = adapter_base(folder)
+    if trained_on is not None and trained_on != ",".join(base_hashes(base)):
+        raise VistokError(
+            f"'{folder}' was trained on other weights of '{base}' than these: train it again on them, or name the "
+            f"model that it belongs to in its {LORA_CONFIG}."
+        )
+    config = json.loads((folder / LORA_CONFIG).read_text(encoding="utf-8"))
+    merge_lora(model, read_state_dict(folder / LORA_WEIGHTS), config["lora_alpha"] / config["r"])
+
+
+def merge_lora(model: nn.Module, state: Mapping[str, Tensor], scale: float) -> None:
+    """Add LoRA factors, under the keys that PEFT gives them, to the weights that they belong to.
+
+    Raises:
+        VistokError: a factor belongs to no weight of the model, or has another shape.
+    """
+    for key, down in state.items():
+        if not key.endswith(_A):
+            continue
+        name = key.removeprefix(_PEFT_PREFIX).removesuffix(_A)
+        try:
+            weight = model.get_parameter(f"{name}.weight")
+            delta = state[key.removesuffix(_A) + _B].float() @ down.float()
+            weight.data += (scale * delta).to(weight)
+        except (AttributeError, KeyError, RuntimeError) as error:
+            raise VistokError(
+                f"the adapter '{name}' fits no weight of this model: name the model it was trained on."
+            ) from error
