@@ -18,8 +18,6 @@ from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import Counted
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
-TIE = 1e-5  # of a log-probability
-
 
 @dataclass(frozen=True)
 class DynamicTree(Counted):
@@ -92,12 +90,12 @@ class Looked(NamedTuple):
             drafts: at most.
             least: probability of its path that a node must have; one draft there is in any case.
         """
-        value = self.score - TIE * self.level  # a node goes before its children that are as likely
-        best = value.topk(min(drafts, value.shape[1]))
-        floor = torch.clamp(best.values[:, :1], max=math.log(least) if least else torch.finfo(value.dtype).min)
-        kept = best.values >= floor  # nothing of a text that was not looked at so deep
+        # Stable, so that a node goes before its children that are as likely: their numbers are greater.
+        values, indices = (part[:, :drafts] for part in self.score.sort(1, descending=True, stable=True))
+        floor = torch.clamp(values[:, :1], max=math.log(least) if least else torch.finfo(values.dtype).min)
+        kept = values >= floor  # nothing of a text that was not looked at so deep
         most = int(kept.sum(1).max())
-        order = best.indices[:, :most].sort(1)
+        order = indices[:, :most].sort(1)
         number = order.values
         parent = self.parents.gather(1, number).contiguous()
         # A chosen node's parent is chosen too.
