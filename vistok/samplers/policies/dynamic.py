@@ -91,7 +91,7 @@ class Looked(NamedTuple):
             least: probability of its path that a node must have; one draft there is in any case.
         """
         # Stable, so that a node goes before its children that are as likely: their numbers are greater.
-        values, indices = (part[:, :drafts] for part in self.score.sort(1, descending=True, stable=True))
+        values, indices = (part[:, :drafts] for part in self.score.sort(dim=1, descending=True, stable=True))
         floor = torch.clamp(values[:, :1], max=math.log(least) if least else torch.finfo(values.dtype).min)
         kept = values >= floor  # nothing of a text that was not looked at so deep
         most = int(kept.sum(1).max())
