@@ -90,18 +90,16 @@ class Looked(NamedTuple):
             drafts: at most.
             least: probability of its path that a node must have; one draft there is in any case.
         """
-        # Stable, so that a node goes before its children that are as likely: their numbers are greater.
-        values, indices = (part[:, :drafts] for part in self.score.sort(dim=1, descending=True, stable=True))
-        floor = torch.clamp(values[:, :1], max=math.log(least) if least else torch.finfo(values.dtype).min)
-        kept = values >= floor  # nothing of a text that was not looked at so deep
-        most = int(kept.sum(1).max())
-        order = indices[:, :most].sort(1)
+        best = self.score.topk(min(drafts, self.score.shape[1]))
+        floor = torch.clamp(best.values[:, :1], max=math.log(least) if least else torch.finfo(best.values.dtype).min)
+        kept = best.values >= floor  # nothing of a text that was not looked at so deep
+        order = best.indices[:, : int(kept.sum(1).max())].sort(1)
         number = order.values
         parent = self.parents.gather(1, number).contiguous()
-        # A chosen node's parent is chosen too.
-        place = torch.where(parent < 0, 0, torch.searchsorted(number, parent) + 1)
-        if len(number) > 1:
-            place = torch.where(kept.gather(1, order.indices), place, PADDING)
+        above = torch.searchsorted(number, parent).clamp(max=number.shape[1] - 1)
+        # A chosen node's parent is chosen too, but for a certain child's that was left out as an equal.
+        kept = kept.gather(1, order.indices) & ((parent < 0) | (number.gather(1, above) == parent))
+        place = torch.where(parent < 0, 0, above + 1).masked_fill(~kept, PADDING)
         root = torch.full_like(run.root, ROOT)
         tokens = torch.cat([run.root, self.tokens.gather(1, number)], 1)
         return TokenTree(tokens, TreeShape(torch.cat([root, place], 1)), LawKind.DETERMINISTIC), number
