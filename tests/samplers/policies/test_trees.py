@@ -54,9 +54,8 @@ def test_a_dynamic_tree_holds_the_best_paths_and_what_leads_to_them():
     assert tree_of([-5.0, -6.0, -7.0, -7.0, -8.0, -8.0], 6, least=0.5) == ([-1, 0], [0])
     for drafts in range(1, 7):  # all are certain
         parents, number = tree_of([0.0] * 6, drafts)
-        for node, parent in zip(number, parents[1:], strict=True):
-            leads = [-1, -1, 0, 0, 1, 1][node]
-            assert parent == (0 if leads < 0 else number.index(leads) + 1 if leads in number else PADDING)
+        assert len(number) == drafts and parents[0] == -1
+        assert all(parent == PADDING or 0 <= parent < node for node, parent in enumerate(parents) if node)
 
 
 def test_heavy_subtrees_come_first():

@@ -96,9 +96,11 @@ class Looked(NamedTuple):
         order = best.indices[:, : int(kept.sum(1).max())].sort(1)
         number = order.values
         parent = self.parents.gather(1, number).contiguous()
-        above = torch.searchsorted(number, parent).clamp(max=number.shape[1] - 1)
-        # A chosen node's parent is chosen too, but for a certain child's that was left out as an equal.
-        kept = kept.gather(1, order.indices) & ((parent < 0) | (number.gather(1, above) == parent))
+        above = torch.searchsorted(number, parent)
+        # A chosen node's parent is chosen too, but where an equally likely child took its place. As in the published
+        # code that child hangs on the node that stands there now, which is as exact; unless it is itself.
+        stands = (parent < 0) | (above < torch.arange(number.shape[1], device=number.device))
+        kept = kept.gather(1, order.indices) & stands
         place = torch.where(parent < 0, 0, above + 1).masked_fill(~kept, PADDING)
         root = torch.full_like(run.root, ROOT)
         tokens = torch.cat([run.root, self.tokens.gather(1, number)], 1)
