@@ -95,7 +95,7 @@ def _packages(advice: list[str]) -> dict[str, str]:
             verify(name)
         except VistokError as error:
             broken.append(name)
-            advice.append(f"{error}.")
+            advice.append(str(error))
     found["weights"] = f"{len(names) - len(broken)} of {len(names)} embedded models are whole"
     return found
 

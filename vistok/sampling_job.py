@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from vistok.samplers.trace import paint_trace
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from vistok.pipelines import Pipeline, Sample
+    from vistok.pipelines import Output, Pipeline, Sample
     from vistok.samplers import Sampler, SamplingParams
 
 Part = tuple[int, Stats | None]  # images that a process drew, and the statistics of their batches
@@ -91,27 +91,35 @@ def paint_to(
     trace: str | Path | None = None,
     upscale: Upscale | None = None,
 ) -> Summary | None:
-    """Paint samples into a picture file (several make a grid), or into a folder, one PNG each.
+    """Paints samples into a picture file (several make a grid), or into a folder, one PNG each.
 
     A folder also gets ``metadata.jsonl`` and a manifest; the same call goes on where an earlier one was killed. Under
-    ``accelerate launch`` the processes share a folder job, and only the first one returns a summary. ``trace`` names a
-    picture of the maps of accepted tokens, of at most 16 samples. Each picture is written enlarged by
-    ``upscale``.
+    ``accelerate launch`` the processes share a folder job. Where a model has no decoder, codes are saved instead of
+    pictures, in the format of ``numpy.load``.
+
+    Args:
+        out: a file, or a folder.
+        pipe: the model.
+        samples: what to paint.
+        sampler, params, seed: as of ``Pipeline.iterate``.
+        batch_size: pictures that are drawn together.
+        trace: file for a sheet of the maps of accepted tokens, of at most 16 samples.
+        upscale: enlarges each picture that is written.
+
+    Returns:
+        What was done; None on all processes but the first.
 
     Raises:
-        VistokError: the folder holds another job, or several processes were asked for one file.
+        VistokError: the folder holds another job, several processes were asked for one file, or a trace of what is no
+            picture.
     """
-    out = Path(out)
     rank, world = process_rank()
-    is_file = not is_folder_target(out)
+    out, codes_only, is_file = Path(out), pipe.tokenizer is None, not is_folder_target(out)
     if is_file and world > 1:
         raise VistokError(f"{world} processes cannot share the one file '{out}': give a folder as --out.")
-    if trace is not None and pipe.model.tokens.layout == "sequence":
-        raise VistokError("a trace maps tokens onto a picture, and a sequence has no places in it: leave --trace out.")
-    codes_only = pipe.tokenizer is None
+    if trace is not None:
+        _check_trace(pipe)
     if codes_only:
-        if trace is not None:
-            raise VistokError("a trace is painted beside a picture, and there is no decoder: give --tokenizer.")
         print(f"vistok: {NO_DECODER}", file=sys.stderr)
         out = out.with_suffix(CODES) if is_file else out
     job = None if is_file else _folder_job(out, pipe, samples, sampler, params, seed, rank, upscale)
@@ -119,9 +127,10 @@ def paint_to(
         settled = job.settle("window", lambda: getattr(sampler.tuned(pipe.model, params, batch_size), "window", 1))
         sampler = sampler.with_window(settled)
     wanted = list(samples) if job is None else [samples[i] for i in job.pending(rank, world)]
+    save: Callable[[Any, Path], None] = save_codes if codes_only else save_image
     began = time.perf_counter()
     stats: list[Stats] = []
-    images: list[Any] = []  # arrays of codes where there is no decoder
+    sheet: list[Any] = []  # arrays of codes where there is no decoder
     traces: list[Image] = []
     with progress(f"paint {len(wanted)}", len(wanted) * pipe.model.tokens.length) as advance:
         for batch, output in pipe.iterate(wanted, sampler, params, seed, batch_size, advance):
@@ -129,27 +138,38 @@ def paint_to(
             if trace is not None and len(traces) < TRACED:
                 maps = [paint_trace(x, output.stats, i, pipe.model.tokens.line) for i, x in enumerate(output.images)]
                 traces += maps[: TRACED - len(traces)]
-            drawn: list[Any] = [codes.numpy() for codes in output.tokens] if codes_only else output.images
-            if upscale is not None and not codes_only:
-                drawn = [upscale(image) for image in drawn]
+            drawn = _drawn(output, codes_only, upscale)
             if job is None:
-                images += drawn
+                sheet += drawn
                 continue
-            for sample, image in zip(batch, drawn, strict=True):
-                save_codes(image, job.path(sample.index)) if codes_only else save_image(image, job.path(sample.index))
-    if job is None and codes_only:
-        save_codes(np.stack(images), out)
-    elif job is None:
-        save_image(images[0] if len(images) == 1 else grid(images), out)
+            for sample, each in zip(batch, drawn, strict=True):
+                save(each, job.path(sample.index))
+    if job is None:
+        save(np.stack(sheet) if codes_only else sheet[0] if len(sheet) == 1 else grid(sheet), out)
     if trace is not None and traces and rank == 0:
         save_image(grid(traces), trace)
     seconds = time.perf_counter() - began
-    merged = type(stats[0]).merged(stats) if stats else None
-    parts = [(len(wanted), merged)] if world == 1 else _gathered((len(wanted), merged))
+    part = (len(wanted), type(stats[0]).merged(stats) if stats else None)
+    parts = [part] if world == 1 else _gathered(part)
     if rank != 0:
         return None
     painted, stats = sum(count for count, _ in parts), [each for _, each in parts if each is not None]
     return Summary(painted, len(samples) - painted, seconds, out, type(stats[0]).merged(stats) if stats else None)
+
+
+def _check_trace(pipe: Pipeline) -> None:
+    """Raise VistokError where there is no picture that a trace could be painted beside."""
+    if pipe.model.tokens.layout == "sequence":
+        raise VistokError("a trace maps tokens onto a picture, and a sequence has no places in it: leave --trace out.")
+    if pipe.tokenizer is None:
+        raise VistokError("a trace is painted beside a picture, and there is no decoder: give --tokenizer.")
+
+
+def _drawn(output: Output, codes_only: bool, upscale: Upscale | None) -> list[Image] | list[np.ndarray]:
+    """What is written of a batch: its codes, or its pictures."""
+    if codes_only:
+        return [codes.numpy() for codes in output.tokens]
+    return output.images if upscale is None else [upscale(image) for image in output.images]
 
 
 def save_codes(codes: np.ndarray, path: Path) -> None:
@@ -166,7 +186,17 @@ def _gathered(part: Part) -> list[Part]:
     return gather_object([part])
 
 
-def _folder_job(out, pipe, samples, sampler, params, seed: int, rank: int, upscale) -> ShardedJob:
+def _folder_job(
+    out: Path,
+    pipe: Pipeline,
+    samples: Sequence[Sample],
+    sampler: Sampler,
+    params: SamplingParams,
+    seed: int,
+    rank: int,
+    upscale: Upscale | None,
+) -> ShardedJob:
+    """The job of a folder, whose identity is everything that its pictures depend on; the first process names them."""
     asked = json.dumps([[s.index, s.condition] for s in samples])
     identity = {
         "model": pipe.name,

@@ -20,6 +20,7 @@ PICTURES = [
     ("eval", "reconstruction", "--tokenizer", "nowhere", "--plot"),
     ("eval", "reconstruction", "--tokenizer", "nowhere", "--pictures"),
     ("eval", "language", "--tokenizer", "nowhere", "--plot"),
+    ("eval", "needle", "--model", "nowhere", "--plot"),
     ("eval", "fid", "nowhere", "nowhere", "--plot"),
     ("bench", "samplers", "--model", "nowhere", "--plot"),
 ]

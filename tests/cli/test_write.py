@@ -47,9 +47,10 @@ def test_the_tree_of_a_step_is_shown():
         (["--drafter", "none", "--draft", "text-mini-draft"], "reads no --draft"),
         (["--top-p", "0.5"], "--temperature"),
         (["--top-p", "1.5", "--temperature", "1"], "top-p"),
-        (["--temperature", "nan"], "temperature"),
         (["--temperature", "inf"], "temperature"),
         (["--stop", ""], "--stop"),
+        (["--new-tokens", "99999"], "text-mini"),
+        (["--seed", str(1 << 64)], "64 bits"),
     ],
 )
 def test_what_cannot_be_is_said(words, told):

@@ -51,14 +51,16 @@ def samplers(drafter):
         "sjd": SpeculativeJacobi(window=6),
         "sjd-published": SpeculativeJacobi(window=6, init="repeat-up", variant="published"),
         "eagle": Eagle(drafter, drafts=7, depth=2, top_k=3),
+        "eagle-confident": Eagle(drafter, drafts=12, depth=4, top_k=3, confidence=0.35, least=0.02),
         "eagle-static": Eagle(drafter, tree="mc_sim_7b_63"),
         "eagle-chain": Eagle(drafter, tree="chain"),
         "lantern": Lantern(drafter, k=0, delta=0.0, codebook=codebook, drafts=7, depth=2, top_k=3),
+        "lantern-lends": Lantern(drafter, k=5, delta=0.3, codebook=codebook, drafts=9, confidence=0.35, least=0.02),
         "lantern-static": Lantern(drafter, k=0, delta=0.0, codebook=codebook, tree="naive_extend_57"),
     }
 
 
-NAMES = ("sjd", "sjd-published", "eagle", "eagle-static", "eagle-chain", "lantern", "lantern-static")
+NAMES = ("sjd", "sjd-published", "eagle", "eagle-confident", "eagle-static", "eagle-chain", "lantern", "lantern-static")
 
 
 def teacher_forced(model, tokens, condition, mask, law):
@@ -116,7 +118,7 @@ def test_trees_of_the_size_that_pays_draw_plain_decodings_pictures(
     assert proposed > 0  # if only in a trial
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "lantern-lends"])
 def test_a_picture_is_the_same_alone_and_in_a_batch(model, drafter, prompts, name):
     params = SamplingParams(guidance=2.0, guidance_interval=7, top_k=8, temperature=1.3)
     sampler = samplers(drafter)[name]

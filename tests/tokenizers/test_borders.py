@@ -79,6 +79,20 @@ def test_what_encode_gives_decode_takes(tokenizers, name):
         assert torch.equal(tokenizer.decode(tokens.int()), back)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["vq", "kl", "maskgit_vqgan"])
+@pytest.mark.parametrize("sides", [(1, 1), (1, 2), (3, 1)])
+def test_pictures_of_few_tokens_are_the_same_in_every_batch(tokenizers, name, sides):
+    tokenizer = tokenizers[name]
+    height, width = (side * tokenizer.capabilities.multiple for side in sides)
+    images = torch.rand(2, 3, height, width) * 2 - 1
+    together, alone = tokenizer.encode(images), tokenizer.encode(images[:1])
+    torch.testing.assert_close(together[:1], alone, atol=1e-4, rtol=1e-4)
+    assert tokenizer.decode(alone).shape == (1, 3, height, width)
+    # Two values a group are divided by their own spread, which enlarges rounding.
+    torch.testing.assert_close(tokenizer.decode(together)[:1], tokenizer.decode(alone), atol=2e-2, rtol=2e-2)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("spoil", "culprit"),

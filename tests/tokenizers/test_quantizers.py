@@ -57,6 +57,15 @@ def test_symmetric_fsq_takes_two_levels_and_reaches_both_ends(levels, seed):
     assert torch.equal(quantizer.index_of(quantizer(z).latents), quantizer.indices(z))
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_cast_of_the_model_rounds_no_level_of_fsq(symmetric):
+    """Bfloat16 tells no two whole numbers above 256 apart."""
+    quantizer = FSQ([1001, 8], symmetric=symmetric).bfloat16()
+    ids = torch.arange(quantizer.size)
+    assert quantizer.codes(ids).dtype == torch.float32
+    assert torch.equal(quantizer.index_of(quantizer.codes(ids)), ids)
+
+
 def test_fsq_refuses_two_levels_in_the_published_form():
     with pytest.raises(VistokError, match=r"FSQ levels \[8, 2\] are too few.*symmetric"):
         FSQ([8, 2])
@@ -230,13 +239,30 @@ def test_shared_indices_minimise_the_sum_of_both_distances(seed, weight):
         assert torch.allclose(half.norm(dim=-1), torch.ones(18))
 
 
-@pytest.mark.parametrize(
-    "quantizer",
-    [FSQ([8, 5, 5, 5]), BinaryQuantizer(4), VectorQuantizer(64, 4), EMAQuantizer(64, 4), SharedQuantizer(64, 2, 2)],
-    ids=lambda q: type(q).__name__,
-)
-def test_autocast_does_not_change_the_indices_and_inputs_stay_whole(quantizer):
-    quantizer = quantizer.eval()
+EVERY = {
+    "FSQ": lambda: FSQ([8, 5, 5, 5]),
+    "BinaryQuantizer": lambda: BinaryQuantizer(4),
+    "VectorQuantizer": lambda: VectorQuantizer(64, 4),
+    "VectorQuantizer, normalised": lambda: VectorQuantizer(64, 4, l2_norm=True),
+    "EMAQuantizer": lambda: EMAQuantizer(64, 4),
+    "SharedQuantizer": lambda: SharedQuantizer(64, 2, 2),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", EVERY)
+def test_in_half_precision_training_and_encoding_find_the_same_codes(name, dtype):
+    quantizer = EVERY[name]().to(dtype)
+    z = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    indices = quantizer.indices(z)
+    found = quantizer.train()(z)
+    assert torch.equal(found.indices, indices) and found.latents.dtype == torch.float32
+    assert quantizer.codes(indices).shape == (3, 5, 4)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_autocast_does_not_change_the_indices_and_inputs_stay_whole(name):
+    quantizer = EVERY[name]().eval()
     z = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
     kept = z.clone()
     expected = quantizer(z)

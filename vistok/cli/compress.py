@@ -9,12 +9,17 @@ import typer
 
 from vistok.cli.output import Json, check_outputs, check_pictures, output_json
 
+DEFAULT = "vtc-cls"
+
 
 def compress(
     image: Annotated[Path, typer.Option(help="The picture.")],
     question: Annotated[str, typer.Option("--question", "-q", help="What to ask about it.")],
     model: Annotated[str, typer.Option(help="Embedded model, folder or hub id of a LLaVA-type model.")],
-    method: Annotated[str, typer.Option(help="Compression method; see docs/projectors.md.")] = "vtc-cls",
+    method: Annotated[
+        str | None,
+        typer.Option(help="See docs/projectors.md. [default: vtc-cls, or the model's own]"),
+    ] = None,
     keep: Annotated[
         str | None, typer.Option(help="Tokens of a view (64) or share of them (25%). [default: the method's]")
     ] = None,
@@ -46,10 +51,18 @@ def compress(
     check_outputs(overlay, json)
     from vistok.eval.answers.ask import ask, build_compressor, kept_overlay, load, parse_keep
     from vistok.progress import working
+    from vistok.projectors.apply.compress import active
 
-    compressor = build_compressor(method, None if keep is None else parse_keep(keep))
+    compressor = build_compressor(method or DEFAULT, None if keep is None else parse_keep(keep))
     with working("load the model"):
         network, processor = load(model, device, dtype)
+    own = active(network)
+    if own is not None and (method is not None or keep is not None or compare):
+        raise VistokError(
+            f"'{model}' has a compressor of its own, {own.compressor.name}, at work: leave --method, --keep and "
+            "--compare out."
+        )
+    method, compressor = (method or DEFAULT, compressor) if own is None else (own.compressor.name, None)
     answers = {}
     if compare:
         answers["all"], _ = ask(network, processor, picture, question, None, max_new_tokens)

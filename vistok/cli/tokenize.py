@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,6 +54,9 @@ def tokenize(
 
     if sum(choice is not None for choice in (tokens, psnr, lpips)) > 1:
         raise VistokError("--tokens, --psnr and --lpips each choose the number of tokens: give one of them.")
+    for name, wanted in (("psnr", psnr), ("lpips", lpips)):
+        if wanted is not None and not math.isfinite(wanted):
+            raise VistokError(f"--{name} is {wanted}: give a number.")
     if lpips is None:
         refuse_given(context, "is of LPIPS, which --lpips asks for", "lpips_net", "lpips_head", "lpips_backbone")
     if overlap is not None and not tiles:

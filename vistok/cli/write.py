@@ -21,7 +21,7 @@ def write(
         ),
     ] = "recycling",
     draft: Annotated[
-        str | None, typer.Option(help="The small model, or the EAGLE head. [default: text-mini-draft for text-mini]")
+        str | None, typer.Option(help="The small model, or the EAGLE head. [default: its own for text-mini]")
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that are written at most.")] = 100,
     temperature: Annotated[float, typer.Option(min=0, help="0 decodes greedily.")] = 0.0,
@@ -41,8 +41,9 @@ def write(
     """
     import torch
 
-    from vistok.cli.shared import check_drawing
+    from vistok.cli.shared import check_drawing, check_reads
     from vistok.errors import VistokError, unknown_name
+    from vistok.ops.noise import check_seed
     from vistok.progress import working
     from vistok.samplers.named import TEXT_DRAFTERS
     from vistok.samplers.writing import OWN, UNREAD, draft_tree, drafter_of, written
@@ -52,6 +53,7 @@ def write(
     if drafter not in (names := [*OWN, *TEXT_DRAFTERS]):
         raise unknown_name("drafter", drafter, names)
     check_drawing(temperature, top_p)
+    check_seed(seed)
     if draft is not None and drafter in UNREAD:
         raise VistokError(f"the drafter '{drafter}' reads no --draft: leave it out, or take draft or rasd.")
     if "" in (stop or []):
@@ -60,7 +62,8 @@ def write(
     with working("load the model"):
         target, tokenizer = load_causal_lm(model, device, dtype)
     ids = tokenizer(text, return_tensors="pt").input_ids.to(target.device)
-    if draft is None and model == "text-mini":
+    check_reads(target, ids.shape[1] + new_tokens, model)
+    if draft is None and model == "text-mini" and drafter != "eagle":
         draft = "text-mini-draft"
     speculation, watched = drafter_of(drafter, target, tokenizer, draft, device, dtype, tree)
     torch.manual_seed(seed)

@@ -81,7 +81,7 @@ class Context(Attachment):
 
     @torch.no_grad()
     def fill(self, cache: ContextCache, sequence: int, ids: Tensor, rows: Tensor, length: int) -> None:
-        """Run tokens [T] into given rows of a sequence of a cache, int64 [T]; see ``Fill``."""
+        """Runs tokens [T] into given rows of a sequence of a cache, int64 [T]; see ``Fill``."""
         call = Call(None, len(rows), None)
         call.step = Fill(cache.rows, sequence, rows, length)
         self._given = call
@@ -89,7 +89,7 @@ class Context(Attachment):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The model without the policy, for a while."""
+        """While open, the model works without the policy."""
         self._switch(on=False)
         try:
             yield
@@ -279,12 +279,12 @@ def _register() -> None:
 
 
 def active(model: nn.Module) -> Context | None:
-    """What a model's cache is kept by at the moment."""
+    """Returns the context that keeps a model's cache at the moment; None if there is none."""
     return attached(model, Context.slot)
 
 
 def apply(model: nn.Module, policy: Policy) -> Context:
-    """Let a decoder of transformers keep and read its cache by a policy.
+    """Lets a decoder of transformers keep and read its cache by a policy.
 
     ``model.generate(...)`` and ``model(...)`` take what they always took; a cache that a call returned may be given to
     the next one.

@@ -24,7 +24,7 @@ from vistok.ops.reencode import EditPlan, plan_edits, reencode_keys
 
 
 class Edit(NamedTuple):
-    """Tokens ``start .. end - 1`` of a text give way to ``tokens``: none deletes, ``start == end`` inserts."""
+    """An edit: tokens ``start .. end - 1`` of a text give way to ``tokens``. None deletes, ``start == end`` inserts."""
 
     start: int
     end: int
@@ -52,7 +52,9 @@ class Edited:
     cost: float
 
     def arguments(self, model: nn.Module) -> dict[str, Any]:
-        """Arguments with which ``model.generate`` continues the texts; the cache goes on to hold what it adds."""
+        """Returns the arguments with which ``model.generate`` continues the texts; the cache goes on to hold what it
+        adds.
+        """
         argument = cache_argument(unwrapped(model))
         return {"input_ids": self.ids, "attention_mask": self.mask, argument: self.cache}
 
@@ -66,7 +68,7 @@ def edit(
     attention_mask: Tensor | None = None,
     pad: int = 0,
 ) -> Edited:
-    """Change cached texts, and make their cache follow.
+    """Changes cached texts, and makes their cache follow.
 
     Args:
         model: a causal LM under a policy of ``vistok.context.apply`` whose rows can be edited: ``Full`` or

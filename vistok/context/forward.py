@@ -13,7 +13,7 @@ from vistok.errors import VistokError
 
 
 class Call:
-    """One forward of the decoder: its cache, and where real tokens are."""
+    """One forward of the decoder under a policy: its cache, and where the real tokens are."""
 
     def __init__(
         self,

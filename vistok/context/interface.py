@@ -8,7 +8,7 @@ be checked on it and rejected rows dropped; one that keeps less rewrites a layer
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -19,9 +19,7 @@ from vistok.errors import VistokError
 from vistok.ops import KVCache, attention
 from vistok.ops.selection import decode
 
-DRAFT = (
-    64  # a forward of up to so many tokens behind a filled cache is a decode step or a draft, not a part of a prompt
-)
+DRAFT = 64  # tokens up to which a forward behind a filled cache is a decode step or a draft, not a part of a prompt
 
 
 @dataclass
@@ -91,19 +89,19 @@ class Step:
             self.decoding = not self.first  # whoever brings masks reads a prompt at once
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new rows [B, H, T, D] of a layer behind the old ones; returns all, [B, H, S, D]."""
+        """Stores the new rows [B, H, T, D] of a layer behind the old ones, and returns all of them, [B, H, S, D]."""
         if self.cache is None or self.mask is not None:
             return k, v
         self.cache.reserve(self.cache.bound + k.shape[2])
         return self.cache.write(layer, k, v)
 
     def advance(self) -> None:
-        """The layer's new rows are in use from here on."""
+        """Puts the layer's new rows in use from here on."""
         if self.cache is not None and self.mask is None:
             self.cache.advance(self.new if self.counts is None else self.counts)
 
     def settle(self, lengths: list[int]) -> None:
-        """Rows in use after a layer rewrote them, of each of :meth:`groups`."""
+        """Sets the rows in use after a layer rewrote them, one number for each of :meth:`groups`."""
         if self.cache is None:
             return
         if len(lengths) == 1 and (self.counts is None or len(self.counts) == 1):
@@ -112,7 +110,9 @@ class Step:
             self.cache.crop(torch.tensor(lengths, device=self.cache.lengths.device))
 
     def groups(self) -> list[tuple[slice, int, int]]:
-        """Sequences that can be handled together: (which, rows before, new tokens), all at once where lengths agree."""
+        """Returns the sequences that can be handled together, all at once where lengths agree: (which, rows before, new
+        tokens).
+        """
         if self.start is None:
             return [(slice(None), 0, self.new)]
         if self.start.common and self.counts is None:
@@ -135,12 +135,12 @@ class Step:
         return causal(self.start.lengths, self.new, self.start.bound + self.new)
 
     def count(self, keys: float, values: float) -> None:
-        """Say how many rows the step has read in this layer, a sequence and key/value head."""
+        """Counts how many rows the step has read in this layer, for each sequence and key/value head."""
         if self.report is not None and self.decoding:
             self.report.read += keys + values
 
     def dense(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-        """Full attention [B, Hq, T, D] over rows of :meth:`write`."""
+        """Returns full attention [B, Hq, T, D] over rows of :meth:`write`."""
         rows = k.shape[2]
         self.count(rows, rows)
         if self.first and self.mask is None:
@@ -190,29 +190,29 @@ class Policy(ABC):
     learns: ClassVar[bool] = False
 
     def prepare(self, model: nn.Module) -> None:  # noqa: B027
-        """Look at the model before the first forward.
+        """Looks at the model before the first forward.
 
         Raises:
             VistokError: the policy cannot work on it.
         """
 
     def reset(self) -> None:  # noqa: B027
-        """Forget earlier sequences: a new prompt begins."""
+        """Forgets earlier sequences: a new prompt begins."""
 
     def reorder(self, sequences: Tensor) -> None:  # noqa: B027
-        """Follow the beams: sequence b continues sequence ``sequences[b]``, int64 [B]."""
+        """Follows the beams: sequence b continues sequence ``sequences[b]``, int64 [B]."""
 
     def rows(self, tokens: int) -> int:
-        """Rows that a layer holds of so many tokens."""
+        """Returns how many rows a layer holds of so many tokens."""
         return tokens
 
     def cache_heads(self, heads: int, kv_heads: int) -> int:
-        """Heads of the cache, for a layer of so many query heads and key/value heads."""
+        """Returns the heads of the cache, for a layer of so many query heads and key/value heads."""
         return kv_heads
 
     @abstractmethod
     def attend(self, step: Step, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-        """Store and attend in one layer.
+        """Stores the new rows of one layer, and attends.
 
         Args:
             step: the forward.
@@ -227,13 +227,13 @@ class Policy(ABC):
         """
 
     def settings(self) -> dict[str, Any]:
-        """The numbers that the policy was made with."""
-        options = fields(self) if is_dataclass(self) else ()
+        """Returns the numbers that the policy was made with."""
+        options: tuple[Field[Any], ...] = fields(self) if is_dataclass(self) else ()
         return {item.name: getattr(self, item.name) for item in options if item.init}
 
 
 class Full(Policy):
-    """All keys, by SDPA: the measure of the others."""
+    """Attention to all keys, by SDPA: what the other policies are measured against."""
 
     name = "full"
     drafts = True
@@ -250,12 +250,14 @@ class Full(Policy):
 
 
 def causal(before: Tensor, new: int, rows: int) -> Tensor:
-    """Token t of T sees the rows in front of it and itself, bool [B, T, rows]; ``before`` are rows in use, [B]."""
+    """Returns a causal mask, bool [B, T, rows]: token t of T sees itself and the rows in front of it. ``before`` are
+    the rows in use, [B].
+    """
     own = before[:, None] + torch.arange(new, device=before.device)
     return torch.arange(rows, device=before.device) <= own[..., None]
 
 
 def at_least(name: str, value: int, least: int) -> None:
-    """Raise VistokError if an option of a policy is too small."""
+    """Raises VistokError if an option of a policy is too small."""
     if value < least:
         raise VistokError(f"{name} is {value}: take {least} or more.")

@@ -13,7 +13,8 @@ from vistok.ops.selection import decode
 
 
 class Keeper(Policy):
-    """Before each chunk of tokens a layer may shrink its rows; then the chunk attends to what is left and to itself.
+    """Base of policies that drop rows: before each chunk of tokens a layer may shrink its rows; then the chunk attends
+    to what is left and to itself.
 
     Attributes:
         chunk: tokens of a prompt that go together.
@@ -26,7 +27,7 @@ class Keeper(Policy):
 
     @abstractmethod
     def shrink(self, layer: int, k: Tensor, v: Tensor, received: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """What a layer keeps of its rows before the next tokens come.
+        """Returns what a layer keeps of its rows before the next tokens come.
 
         Args:
             layer: index of the layer.
@@ -106,7 +107,7 @@ def attention_weights(q: Tensor, k: Tensor, visible: Tensor | None, scale: float
 
 
 def top_rows(scores: Tensor, count: int, local: int = 0) -> tuple[Tensor, Tensor]:
-    """The rows of highest score beside the last ones.
+    """Returns the rows of highest score, beside the last ones.
 
     Args:
         scores: [B, H, S].

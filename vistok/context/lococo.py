@@ -101,7 +101,7 @@ class MemorySaver(nn.Module):
         self.normalizer = nn.Parameter(torch.full((1,), mixing.start))
 
     def forward(self, k: Tensor, v: Tensor, received: Tensor) -> tuple[Tensor, Tensor]:
-        """Compress.
+        """Returns M compressed rows of S.
 
         Args:
             k, v: [B, H, S, D], S >= ``memory``.
@@ -155,14 +155,14 @@ class HeavyHitters(Keeper):
         return self.compress(layer, k, v, received)
 
     def compress(self, layer: int, k: Tensor, v: Tensor, received: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows [B, H, S, D] to ``memory`` of them."""
+        """Returns ``memory`` rows of the rows [B, H, S, D]."""
         kept, _ = top_rows(received, self.memory, self.local)
         return gather_rows(k, kept), gather_rows(v, kept)
 
 
 @dataclass
 class LoCoCo(HeavyHitters):
-    """Mix what is no heavy hitter into slots, by trained convolutions.
+    """Keeps heavy hitters, and mixes all other rows into slots by trained convolutions.
 
     Args:
         weights: a safetensors file or state dict with the published names, or the folder that a recipe wrote, whose

@@ -24,7 +24,7 @@ HALF_TOLERANCE = 0.1
 
 @dataclass
 class Rotary:
-    """How keys turn.
+    """How a model rotates its keys.
 
     Attributes:
         frequencies: angle per position of each pair, float32 [P].
@@ -39,7 +39,7 @@ class Rotary:
     limit: int | None = None
 
     def turn(self, x: Tensor, positions: Tensor, back: bool = False) -> Tensor:
-        """Turn queries or keys.
+        """Rotates queries or keys.
 
         Args:
             x: [..., T, D].
@@ -52,7 +52,7 @@ class Rotary:
 
     @staticmethod
     def of(model: nn.Module) -> Rotary:
-        """Find it on a causal LM or the text model of a multimodal one.
+        """Finds the rotation of a causal LM, or of the text model of a multimodal one.
 
         Raises:
             VistokError: keys do not turn, or the rotation follows the length of the text.

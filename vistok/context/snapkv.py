@@ -59,7 +59,7 @@ class SnapKV(Policy):
         return out
 
     def compress(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
-        """Rows [B, Hkv, S, D] to ``budget`` of them, by the queries of the last tokens [B, Hq, observed, D]."""
+        """Returns ``budget`` rows of [B, Hkv, S, D], chosen by the queries of the last tokens [B, Hq, observed, D]."""
         new, rows = q.shape[2], k.shape[2]
         seen = torch.ones(new, rows, dtype=torch.bool, device=q.device).tril(rows - new)[None]
         votes = attention_weights(q, k, seen, scale).sum((2, 3))

@@ -20,7 +20,7 @@ AGREES = 0.5  # overlap from which on a box is found
 
 
 def box_text(box: Sequence[float], wh: Sequence[float], decimals: int = DECIMALS) -> str:
-    """A box in words.
+    """Returns a box in words.
 
     Args:
         box: (x0, y0, x1, y1) in pixels.
@@ -54,7 +54,7 @@ def _numbers(decimals: int) -> re.Pattern[str]:
 
 
 def parse_box(text: str, wh: Sequence[float], decimals: int = DECIMALS) -> tuple[float, ...] | None:
-    """The box that an answer tells, in pixels; None where it does not tell exactly four numbers of that form.
+    """Returns the box that an answer tells, in pixels; None where it does not tell exactly four numbers of that form.
 
     The numbers are returned as they stand: they may be out of order, or beyond the picture.
     """
@@ -65,7 +65,7 @@ def parse_box(text: str, wh: Sequence[float], decimals: int = DECIMALS) -> tuple
 
 
 def overlap(a: Tensor, b: Tensor, legacy: bool = False) -> Tensor:
-    """Intersection over union of boxes [..., 4] pairwise, in [0, 1]; 0 where either has no extent.
+    """Returns the intersection over union of boxes [..., 4] pairwise, in [0, 1]; 0 where either has no extent.
 
     Args:
         legacy: as the published evaluation: the intersection ends one pixel earlier and counts one more, and is none

@@ -91,7 +91,9 @@ def _without_markup(caption: str) -> str:
 
 
 def clean_caption_once(caption: str) -> str:
-    """One pass of the cleaner; ``clean_caption`` makes the two that the published models make."""
+    """Returns a caption after one pass of the cleaner, of which ``clean_caption`` makes two, as the published models
+    do.
+    """
     import ftfy
 
     caption = unquote_plus(caption).strip().lower()
@@ -105,5 +107,5 @@ def clean_caption_once(caption: str) -> str:
 
 
 def clean_caption(caption: str) -> str:
-    """The caption as LlamaGen's text encoder reads it: cleaned twice, as one pass uncovers new mark-up."""
+    """Returns the caption as LlamaGen's text encoder reads it: cleaned twice, as one pass uncovers new mark-up."""
     return clean_caption_once(clean_caption_once(caption))

@@ -73,7 +73,7 @@ def _shares(values: np.ndarray, real: bool, what: str) -> np.ndarray:
     if white is None or not least >= 0:
         kind, known = ("real numbers", "0 to 1 or 0 to 255") if real else ("32-bit integers", "0 to 255 or 0 to 65535")
         raise VistokError(
-            f"{what} holds {kind} from {least:.6g} to {largest:.6g}, of which white is not known: scale it to {known}"
+            f"{what} holds {kind} from {least:.6g} to {largest:.6g}, of which white is not known: scale it to {known}."
         )
     return values / white
 

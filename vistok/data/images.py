@@ -40,7 +40,7 @@ def _resize_shorter_side(image: Image.Image, side: int) -> Image.Image:
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The central ``size`` x ``size`` square of the image, whose shorter side was resized to ``size``."""
+    """Returns the central ``size`` x ``size`` square of the image, whose shorter side was resized to ``size``."""
     image = _resize_shorter_side(image, size)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
@@ -53,7 +53,7 @@ def random_crop(
     min_fraction: float = 0.8,
     max_fraction: float = 1.0,
 ) -> Image.Image:
-    """A random ``size`` x ``size`` square of the image, whose shorter side is resized to a random length.
+    """Returns a random ``size`` x ``size`` square of the image, whose shorter side is resized to a random length.
 
     Args:
         image: any size; it is enlarged where it is too small.
@@ -69,7 +69,7 @@ def random_crop(
 
 
 def ten_crop(image: Image.Image, size: int, enlarge: float = 1.1) -> tuple[Image.Image, ...]:
-    """Four corners and the centre of an enlarged centre crop, then those of its mirror image.
+    """Returns four corners and the centre of an enlarged centre crop, then those of its mirror image.
 
     Args:
         image: any size.
@@ -82,23 +82,23 @@ def ten_crop(image: Image.Image, size: int, enlarge: float = 1.1) -> tuple[Image
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Picture -> float32 [3, H, W] in [-1, 1]."""
+    """Returns a picture as float32 [3, H, W] in [-1, 1]."""
     pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
     return pixels.float().div(255).sub(0.5).div(0.5)
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
-    """[..., 3, H, W] in [-1, 1] -> bytes [..., H, W, 3], rounded as LlamaGen's evaluation does."""
+    """Returns pixels [..., 3, H, W] in [-1, 1] as bytes [..., H, W, 3], rounded as LlamaGen's evaluation does."""
     return (127.5 * pixels.float() + 128).clamp(0, 255).to(torch.uint8).movedim(-3, -1)
 
 
 def to_pil(pixels: Tensor) -> list[Image.Image]:
-    """[B, 3, H, W] in [-1, 1] -> B pictures."""
+    """Returns pixels [B, 3, H, W] in [-1, 1] as B pictures."""
     return [Image.fromarray(array) for array in to_uint8(pixels).cpu().numpy()]
 
 
 def grid(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:
-    """One picture with all the images, row by row on white.
+    """Returns one picture with all the images, row by row on white.
 
     Args:
         images: at least one; cells are as large as the largest.
@@ -169,18 +169,18 @@ def load_image(path: str | Path, turn: bool = True, blend: bool = True) -> Image
     except VistokError:
         raise
     except FileNotFoundError as error:
-        raise VistokError(f"there is no image '{path}'") from error
+        raise VistokError(f"there is no image '{path}'.") from error
     except (IsADirectoryError, PermissionError) as error:
         if os.path.isdir(path):  # Windows calls the opening of a folder a lack of permission
-            raise VistokError(f"'{path}' is a folder, not an image: name a file in it") from error
-        raise VistokError(f"cannot read '{path}': {error.strerror}") from error
+            raise VistokError(f"'{path}' is a folder, not an image: name a file in it.") from error
+        raise VistokError(f"cannot read '{path}': {error.strerror}.") from error
     except Image.DecompressionBombError as error:
         raise VistokError(
             f"'{path}' has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, which Pillow refuses to open: make "
-            "it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+            "it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         ) from error
     except Exception as error:  # decoders raise whatever a broken file makes them raise
-        raise VistokError(f"cannot read '{path}' as an image: replace or remove the file") from error
+        raise VistokError(f"cannot read '{path}' as an image: replace or remove the file.") from error
 
 
 def check_image_target(path: str | Path) -> None:
@@ -190,18 +190,18 @@ def check_image_target(path: str | Path) -> None:
         VistokError: the suffix names no image format, or the place cannot be written to.
     """
     if Path(path).suffix.lower() not in IMAGE_SUFFIXES:
-        raise VistokError(f"cannot tell an image format from '{path}': end the name in .png, .jpg or .webp")
+        raise VistokError(f"cannot tell an image format from '{path}': end the name in .png, .jpg or .webp.")
     check_writable(path, folder=False)
 
 
 def save_image(image: Image.Image, path: str | Path) -> None:
-    """Write a picture in the format of the path's suffix; the file is whole or absent.
+    """Writes a picture in the format of the path's suffix; the file is whole or absent.
 
     Raises:
         VistokError: the suffix names no image format, or the file cannot be written.
     """
     if Path(path).suffix.lower() not in IMAGE_SUFFIXES:
-        raise VistokError(f"cannot tell an image format from '{path}': end the name in .png, .jpg or .webp")
+        raise VistokError(f"cannot tell an image format from '{path}': end the name in .png, .jpg or .webp.")
     with atomic_path(path) as temporary:
         image.save(temporary)
 
@@ -224,7 +224,7 @@ class ImageFolder(Dataset):
         self.left_out = listing.left_out
         if not self.paths:
             known = " ".join(sorted(READABLE_SUFFIXES))
-            raise VistokError(f"there is no image in the folder '{root}' (looked for {known})")
+            raise VistokError(f"there is no image in the folder '{root}' (looked for {known}).")
         self.transform = transform
 
     def __len__(self) -> int:

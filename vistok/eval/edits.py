@@ -21,6 +21,7 @@ from vistok.errors import VistokError
 from vistok.eval.decoding.estimate import Estimate, paired_estimate
 from vistok.eval.needle import finds
 from vistok.models.huggingface import cache_argument, given_cache
+from vistok.ops.noise import derive_seed
 
 NEEDLE = 8  # tokens that have room for one
 
@@ -86,7 +87,7 @@ def measure_edits(
     costs = []
     with context.apply(model, context.Full()):
         for row in range(texts):
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + row)
+            generator = torch.Generator().manual_seed(derive_seed(seed, row))
             within = 0.25 - inserted / length
             ids, (needle,) = text.passage(length + ahead, 1, generator, within)
             ids = ids.to(model.device)

@@ -32,7 +32,7 @@ Scored = Iterator[tuple[str, float]]  # the name of a figure, and what one quest
 
 
 def evaluate_grounding(name: str | Path, pictures: int, device: Any = "cpu") -> dict[str, Estimate]:
-    """Figures of a grounding model.
+    """Returns the figures of a grounding model.
 
     Args:
         name: embedded model, folder or hub id.

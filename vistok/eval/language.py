@@ -24,7 +24,7 @@ from vistok.files import atomic_path
 
 @dataclass(frozen=True)
 class LineFit:
-    """y = intercept + slope * x by least squares.
+    """A line y = intercept + slope * x that was fitted by least squares.
 
     Attributes:
         slope, intercept: of the line.
@@ -271,7 +271,7 @@ def language_results(
 
 
 def plot_language(statistics: dict[str, Any], path: str | Path) -> None:
-    """Draw rank-frequency curves and the growth of the vocabulary into a file.
+    """Draws rank-frequency curves and the growth of the vocabulary into a file.
 
     Args:
         statistics: of ``language_statistics``.

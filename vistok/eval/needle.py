@@ -23,6 +23,7 @@ from vistok.eval.decoding.estimate import Estimate, ratio_estimate
 from vistok.eval.plots import new_figure
 from vistok.files import atomic_path
 from vistok.models.huggingface import cache_argument, given_cache
+from vistok.ops.noise import derive_seed
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def find_needles(
     reads, kept = [], []
     with context.apply(model, policy) as at_work:
         for row in range(texts):
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + row)
+            generator = torch.Generator().manual_seed(derive_seed(seed, row))
             ids, hidden = text.passage(length, needles, generator)
             output = model(input_ids=ids[None].to(model.device), use_cache=True, logits_to_keep=1)
             for column, needle in enumerate(hidden):

@@ -47,7 +47,7 @@ def check_plot(path: str | Path | None) -> None:
 
 
 def plot_frechet_curve(reference: FeatureStatistics, features: Tensor, path: str | Path) -> None:
-    """Draw the Frechet distance against 1/N with its extrapolation to infinitely many samples.
+    """Draws the Frechet distance against 1/N with its extrapolation to infinitely many samples.
 
     Args:
         reference: statistics of the reference set.

@@ -24,7 +24,7 @@ _ATTACHED = "_vistok_attached"
 
 
 class Attachment:
-    """Something at work on a model, until :meth:`remove`; also a context manager.
+    """Something that works on a model until :meth:`remove`, such as a compressor; also a context manager.
 
     Subclasses register their hooks with :meth:`before` and :meth:`after`, and may override :meth:`generate`.
 
@@ -49,7 +49,7 @@ class Attachment:
         state[_ATTACHED][self.slot] = self
 
     def generate(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What the model's ``generate`` does; ``plain`` is the one that it has without this attachment."""
+        """Runs in the place of the model's ``generate``; ``plain`` is the one that it has without this attachment."""
         return plain(*args, **kwargs)
 
     def keywords(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -58,15 +58,15 @@ class Attachment:
         return kwargs | dict(zip(names, args, strict=False))
 
     def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """Call ``hook(module, args, kwargs)`` before each forward of a module."""
+        """Registers ``hook(module, args, kwargs)`` to be called before each forward of a module."""
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """Call ``hook(module, args, output)`` after each forward of a module."""
+        """Registers ``hook(module, args, output)`` to be called after each forward of a module."""
         self._handles.append(module.register_forward_hook(hook))
 
     def remove(self) -> None:
-        """Give the model back as it was."""
+        """Gives the model back as it was."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -107,12 +107,12 @@ class _Generate:
 
 
 def attached(model: nn.Module, slot: str) -> Any | None:
-    """What is at work on a model in a slot, or None."""
+    """Returns what works on a model in a slot, or None."""
     return getattr(model, "__dict__", {}).get(_ATTACHED, {}).get(slot)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside its PEFT wrapper, or the model itself.
+    """Returns the model inside its PEFT wrapper, or the model itself.
 
     Raises:
         VistokError: the model is compiled.

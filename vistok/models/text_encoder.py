@@ -209,7 +209,7 @@ def word_level_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, eos_token=EOS, unk_token=UNK)
     for word in words:
         if _split(tokenizer, word) != [word]:
-            raise VistokError(f"'{word}' is not one lower-case word, so it cannot be in a word-level vocabulary")
+            raise VistokError(f"'{word}' is not one lower-case word, so it cannot be in a word-level vocabulary.")
     return tokenizer
 
 

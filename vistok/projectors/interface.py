@@ -50,15 +50,19 @@ class Compressor:
     newlines: ClassVar[Literal["rows", "all", "none"]] = "rows"
 
     def needs(self, layers: int) -> Needs:
-        """What :meth:`select` reads of a vision tower with this many layers beyond its output."""
+        """Returns what :meth:`select` reads of a vision tower with this many layers beyond its output."""
         return Needs()
 
     def select(self, image: ImageTokens) -> list[Kept] | Tensor:
-        """The tokens to keep of each view, or finished features [n, D] that go to the language model as they are."""
+        """Returns the tokens to keep of each view, or finished features [n, D] that go to the language model as they
+        are.
+        """
         raise NotImplementedError
 
     def select_frames(self, frames: list[ImageTokens]) -> list[list[Kept] | Tensor]:
-        """The tokens to keep of each frame of a video; each as a picture unless a method looks along time."""
+        """Returns the tokens to keep of each frame of a video; each frame as a picture, unless a method looks along
+        time.
+        """
         return [self.select(frame) for frame in frames]
 
 
@@ -67,6 +71,7 @@ class LayerCompressor:
 
     Attributes:
         name: how the command line calls it.
+        trained, temporal: as of ``Compressor``.
         drops: whether tokens that are dropped have no logits in the end.
     """
 
@@ -76,7 +81,7 @@ class LayerCompressor:
     drops: ClassVar[bool] = True
 
     def layers(self, total: int, earliest: int) -> tuple[int, ...]:
-        """The layers from which on fewer tokens are seen, ascending.
+        """Returns the layers from which on fewer tokens are seen, ascending.
 
         Args:
             total: number of layers of the language model.
@@ -88,7 +93,7 @@ class LayerCompressor:
         raise NotImplementedError
 
     def raters(self, states: Tensor, visual: Tensor, present: Tensor) -> Tensor | None:
-        """Which text tokens rank the visual ones, bool [B, S]; None where a method has no such choice.
+        """Returns which text tokens rank the visual ones, bool [B, S]; None where a method has no such choice.
 
         Args:
             states: what enters the language model, [B, S, D].
@@ -97,7 +102,7 @@ class LayerCompressor:
         return None
 
     def select(self, view: LayerView) -> Tensor | tuple[Tensor, Tensor]:
-        """The visual tokens that the layer and those behind it still see, bool [B, S].
+        """Returns the visual tokens that the layer and those behind it still see, bool [B, S].
 
         With them, a method that merges tokens gives the states that go on, [B, S, D].
         """
@@ -105,7 +110,7 @@ class LayerCompressor:
 
 
 def share_of(keep: int | float, visual: int) -> int:
-    """How many of a prompt's visual tokens ``keep`` is, see ``check_keep``: from one to all of them."""
+    """Returns how many of a prompt's visual tokens ``keep`` is, see ``check_keep``: from one to all of them."""
     return min(visual, keep if isinstance(keep, int) else max(1, round(keep * visual)))
 
 
@@ -144,19 +149,19 @@ class LayerView:
     raters: Tensor | None = None
 
     def ahead(self) -> LayerView:
-        """The same with the attention of the layer that will see fewer, as it would read these states."""
+        """Returns the same view with the attention of the layer that will see fewer, as it would read these states."""
         return replace(self, attention=self.following.self_attn, normed=self.following.input_layernorm(self.states))
 
     def keys(self) -> Tensor:
-        """Rotated keys of the layer before, [B, Hkv, S, d]."""
+        """Returns the rotated keys of the layer before, [B, Hkv, S, d]."""
         return self._rotated("k", self.normed, self.rotary)
 
     def last_query(self) -> Tensor:
-        """Rotated query of each prompt's last token in the layer before, [B, H, d]."""
+        """Returns the rotated query of each prompt's last token in the layer before, [B, H, d]."""
         return self.queries(self.last[:, None])[:, :, 0]
 
     def queries(self, columns: Tensor) -> Tensor:
-        """Rotated queries of some tokens int64 [B, R] in the layer before, [B, H, R, d]."""
+        """Returns the rotated queries of some tokens int64 [B, R] in the layer before, [B, H, R, d]."""
         rows = torch.arange(len(columns), device=columns.device)[:, None]
         return self._rotated("q", self.normed[rows, columns], tuple(t[rows, columns] for t in self.rotary))
 
@@ -179,7 +184,7 @@ class LayerView:
 
 
 def check_keep(keep: int | float) -> int | float:
-    """``keep`` if it is a number of tokens of a view (int >= 1) or a share of them (float in (0, 1]).
+    """Returns ``keep`` if it is a number of tokens of a view (int >= 1) or a share of them (float in (0, 1]).
 
     Raises:
         VistokError: it is neither.
@@ -192,7 +197,7 @@ def check_keep(keep: int | float) -> int | float:
 
 
 def budget(keep: int | float, valid: Tensor) -> list[int]:
-    """How many tokens to keep of each view.
+    """Returns how many tokens to keep of each view.
 
     Args:
         keep: number of tokens of a view, or share of the tokens that show picture; at least one stays.
@@ -213,7 +218,7 @@ def budget(keep: int | float, valid: Tensor) -> list[int]:
 
 
 def top_tokens(scores: Tensor, counts: list[int], valid: Tensor) -> list[Tensor]:
-    """Indices of the best valid tokens of each view, ascending.
+    """Returns the indices of the best valid tokens of each view, ascending.
 
     Args:
         scores: [V, N].
@@ -228,5 +233,5 @@ def top_tokens(scores: Tensor, counts: list[int], valid: Tensor) -> list[Tensor]
 
 
 def everything(image: ImageTokens) -> list[Kept]:
-    """All tokens that show picture: what no compression keeps."""
+    """Returns all tokens that show picture: what is kept without compression."""
     return [Kept(row.nonzero().squeeze(1)) for row in image.valid]

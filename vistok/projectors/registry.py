@@ -38,7 +38,7 @@ COMPRESSORS = Registry(
 
 
 def compressor_class(name: str) -> type:
-    """The compressor of a name.
+    """Returns the compressor class of a name.
 
     Raises:
         VistokError: no compressor is called so; the sentence names the nearest.

@@ -33,6 +33,7 @@ TEXT_DRAFTERS = Registry(
         "lookup": f"{_BUILDERS}:lookup",
         "recycling": f"{_BUILDERS}:recycling",
         "draft": f"{_BUILDERS}:draft_model",
+        "eagle": f"{_BUILDERS}:eagle",
         "ppd": f"{_BUILDERS}:prompt_tokens",
         "hidden-transfer": f"{_BUILDERS}:hidden_transfer",
         "medusa": f"{_BUILDERS}:medusa",

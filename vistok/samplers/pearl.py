@@ -69,7 +69,7 @@ def interleave(
     together: Callable[[Callable[[], Any], Callable[[], Any]], tuple[Any, Any]] | None = None,
     ended: Callable[[Tensor], bool] = lambda text: False,
 ) -> tuple[Tensor, Tensor, Counts]:
-    """Decode one text.
+    """Decodes one text in rounds.
 
     Args:
         target, draft: the models; each is called from one executor at a time.
@@ -144,7 +144,7 @@ class CachedSide:
 
     def __init__(self, model: nn.Module, params: SamplingParams, length: int, vocabulary: int):
         self.lm, self.params, self.vocabulary = CachedLM(model, length, end=length), params, vocabulary
-        self._read = torch.zeros(0, dtype=torch.int64)
+        self._read = torch.zeros(0, dtype=torch.int64, device=model.get_input_embeddings().weight.device)
 
     @torch.inference_mode()
     def laws(self, text: Tensor, rows: int) -> Tensor:

@@ -62,29 +62,29 @@ class Stats:
         return int(self.accepted.sum()) / max(1, int(self.proposed.sum()))
 
     def emitted(self, sample: int) -> list[int]:
-        """Tokens that each verify step decided for one sample."""
+        """Returns how many tokens each verify step decided for one sample."""
         return torch.bincount(self.step_of[sample])[1:].tolist()
 
     @property
     def acceptance_by_position(self) -> list[float]:
-        """Entry i: share of verify steps that accepted at least i + 1 draft tokens."""
+        """Shares of verify steps that accepted at least 1, 2, ... draft tokens."""
         lengths = torch.cat([torch.bincount(row)[1:] for row in self.step_of])
         longest = int(lengths.max()) if len(lengths) else 1
         return [float((lengths > i + 1).double().mean()) for i in range(longest - 1)]
 
     def drafted(self, sample: int) -> Tensor:
-        """Which tokens of one sample were accepted drafts, bool [n]; the others are the target's own."""
+        """Returns which tokens of one sample were accepted drafts, bool [n]; the others are the target's own."""
         steps = self.step_of[sample]
         behind = torch.cat([steps[1:], steps.new_zeros(1)])
         return (steps > 0) & (steps == behind)
 
     def step_map(self, sample: int) -> Tensor:
-        """How many tokens were decided together with each token, int64 [n]: the map that ``--trace`` paints."""
+        """Returns how many tokens were decided together with each token, int64 [n]: the map that ``--trace`` paints."""
         steps = self.step_of[sample]
         return torch.bincount(steps)[steps]
 
     def summary(self) -> dict[str, float | list[float]]:
-        """The figures that the command line prints."""
+        """Returns the figures that the command line prints."""
         return {
             "samples": len(self.step_of),
             "tokens": self.tokens,
@@ -98,7 +98,7 @@ class Stats:
 
     @staticmethod
     def merged(parts: list[Stats]) -> Stats:
-        """The statistics of several batches as one; seconds and draft forwards add up."""
+        """Returns the statistics of several batches as one; seconds and draft forwards add up."""
         return Stats(
             torch.cat([part.step_of for part in parts]),
             torch.cat([part.proposed for part in parts]),

@@ -13,7 +13,9 @@ RAMP = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253
 
 
 def acceptance_map(stats: Stats, sample: int, grid: int) -> np.ndarray:
-    """Tokens decided by the step that decided each token, int64 [h, grid], without what stands behind whole rows."""
+    """Returns the number of tokens decided by the step that decided each token, int64 [h, grid]; an unfinished last row
+    is left out.
+    """
     counts = stats.step_map(sample)
     return counts[: len(counts) // grid * grid].view(-1, grid).numpy()
 
@@ -36,7 +38,7 @@ def heat_map(stats: Stats, sample: int, grid: int, brightest: int | None = None)
 
 
 def paint_trace(image: Image.Image, stats: Stats, sample: int, grid: int, brightest: int | None = None) -> Image.Image:
-    """The picture, and beside it the map of its steps.
+    """Returns the picture, and beside it the map of its steps.
 
     It tells how many tokens each step decided; where tokens are decided in any order, which step it was: early ones are
     dark, late ones bright, and what was known is black.

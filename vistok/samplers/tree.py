@@ -25,7 +25,8 @@ class LawKind(Enum):
 
 @dataclass(frozen=True)
 class TreeShape:
-    """Who is whose child. Static trees build this once.
+    """The parents of the nodes of a tree, for each sequence of a batch or for all of them. A static tree builds it
+    once.
 
     Attributes:
         parents: index of every node's parent, smaller than its own; -1 for the root (node 0), -2 for a node that does
@@ -38,12 +39,12 @@ class TreeShape:
 
     @staticmethod
     def chain_of(nodes: int, device: torch.device | str = "cpu") -> TreeShape:
-        """The root and ``nodes - 1`` drafts, one behind the other."""
+        """Returns the shape of a chain: the root and ``nodes - 1`` drafts, each the child of the one before."""
         return TreeShape(torch.arange(-1, nodes - 1, device=device)[None], chain=True)
 
     @staticmethod
     def of_paths(paths: list[tuple[int, ...]], device: torch.device | str = "cpu") -> TreeShape:
-        """A static tree from its rank paths: ``(0, 2)`` is the third child of the root's first child.
+        """Returns a static tree from its rank paths: ``(0, 2)`` is the third child of the root's first child.
 
         Nodes are numbered by depth, then by path; the root is node 0.
         """
@@ -58,7 +59,7 @@ class TreeShape:
 
     @cached_property
     def ancestors(self) -> Tensor:
-        """Entry (i, j): node j is i or above i. bool [B or 1, N, N]."""
+        """Whether node j is node i or one of its ancestors, at entry (i, j): bool [B or 1, N, N]."""
         return ancestor_mask(self.parents)
 
     @cached_property
@@ -92,7 +93,7 @@ class TreeShape:
 
     @cached_property
     def expanded(self) -> list[Tensor]:
-        """Nodes that have children, depth by depth from the root, of a single shape."""
+        """Nodes that have children, a tensor for each depth from the root on; of a shape that all sequences share."""
         parents = set(self.parents[0].tolist())
         levels: list[list[int]] = [[] for _ in range(self.height)]
         for node, depth in enumerate(self.depth[0].tolist()):
@@ -102,7 +103,9 @@ class TreeShape:
 
     @cached_property
     def paths(self) -> Tensor:
-        """Root-to-leaf paths of a single shape, -1 padded, lexicographic with -1 last; int64 [P, height + 1]."""
+        """Root-to-leaf paths of a shape that all sequences share, int64 [P, height + 1]: padded with -1, in
+        lexicographic order with -1 last.
+        """
         parents = self.parents[0].tolist()
         leaves = [i for i in range(self.nodes) if parents[i] != PADDING and i not in parents]
         found = []
@@ -117,7 +120,7 @@ class TreeShape:
 
 @dataclass(frozen=True)
 class ExtraRows:
-    """Rows that ride along in a target's forward pass, M of each sequence, and never enter its cache.
+    """M rows of each sequence that a target forwards beside the nodes of a tree, and that never enter its cache.
 
     Each hangs on a node: it sees what that node sees, the node, and the extra rows that ``sees`` names. Nodes see none.
 
@@ -142,7 +145,7 @@ class ExtraRows:
         return self.attach.shape[1]
 
     def enter(self, states: Tensor, nodes: int) -> Tensor:
-        """States [B, N + M, H] of nodes and extra rows with those of the extra rows put in."""
+        """Returns states [B, N + M, H] of nodes and extra rows, with those that the extra rows enter with put in."""
         at = self.attach.clamp(min=0)[..., None].expand(len(states), -1, states.shape[-1])
         entering = self.states(states[:, :nodes].gather(1, at))
         return torch.cat([states[:, :nodes], entering.to(states.dtype)], 1)
@@ -150,7 +153,7 @@ class ExtraRows:
 
 @dataclass(frozen=True)
 class TokenTree:
-    """A draft.
+    """A draft: a token tree with the laws that its tokens were drawn from.
 
     Attributes:
         tokens: int64 [B, N]; node 0, the root, is the last decided token, whose keys are not cached yet.
@@ -176,8 +179,8 @@ class TokenTree:
         return self.tokens.shape[1]
 
     def rows(self) -> tuple[Tensor, Tensor]:
-        """How far below the root nodes and extra rows stand, int64 [B or 1, N + M], and who sees whom among them, bool
-        [B or 1, N + M, N + M].
+        """Returns the depth of nodes and extra rows below the root, int64 [B or 1, N + M], and which of them each sees,
+        bool [B or 1, N + M, N + M].
         """
         depth, seen = self.shape.depth, self.shape.ancestors
         if self.extra is None:

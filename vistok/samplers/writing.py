@@ -22,7 +22,7 @@ from vistok.samplers.tree import TokenTree
 from vistok.zoo.transformers import load_causal_lm
 
 LAST = -1  # instead of the number of a step
-OWN = ("none", "eagle", "pearl")  # names beside those of TEXT_DRAFTERS
+OWN = ("none", "pearl")  # names beside those of TEXT_DRAFTERS
 UNREAD = ("none", "lookup", "recycling", "ppd", "hidden-transfer", "medusa", "aded")  # those that no draft model serves
 
 
@@ -60,7 +60,7 @@ def _drafter(
         return Undrafted()
     if name == "recycling":
         return TokenRecycling("auto")
-    if name == "eagle":
+    if name == "eagle" and draft is not None:
         return EagleHead(load_head(draft, model), "auto")
     small = load_causal_lm(draft, device, dtype)[0] if draft is not None and name in ("draft", "rasd") else None
     if name == "draft":
@@ -76,23 +76,24 @@ def drafter_of(
     """Returns the speculation that a drafter's name stands for, and the watch over a step's tree if one is wanted.
 
     Args:
-        name: none, eagle, pearl, or one of ``TEXT_DRAFTERS``.
+        name: none, pearl, or one of ``TEXT_DRAFTERS``.
         model, tokenizer: the target's.
-        draft: where the draft model, or the EAGLE head, is.
+        draft: where the draft model, or the EAGLE head, is; None for the embedded head of the target.
         device, dtype: of a draft model.
         step: whose tree is wanted, ``LAST`` for the last one's; None for none.
 
     Raises:
         VistokError: no such name; or it needs what is not given, or has no trees to show.
     """
-    if name in ("draft", "eagle", "pearl", "rasd") and draft is None:
-        what = "an EAGLE head" if name == "eagle" else "a small model with the target's tokenizer"
-        raise VistokError(f"the drafter '{name}' needs {what}: name it with --draft.")
+    if name in ("draft", "pearl", "rasd") and draft is None:
+        raise VistokError(f"the drafter '{name}' needs a small model with the target's tokenizer: name one as --draft.")
     if name == "pearl":
         if step is not None:
             raise VistokError("PEARL drafts no trees: leave --tree out, or take another drafter.")
         return Pearl(load_causal_lm(draft, device, dtype)[0]), None
     drafter = _drafter(name, model, tokenizer, draft, device, dtype)
+    if drafter is None and name == "eagle":
+        raise VistokError("the drafter 'eagle' needs an EAGLE head of this target: name it with --draft.")
     if drafter is None:
         raise VistokError(
             f"the drafter '{name}' needs weights that were trained for this target, and none are embedded: "

@@ -1,10 +1,23 @@
-"""The pre-norm transformer block that published vision networks share, with the parameter names of timm."""
+"""Blocks that several networks share: the transformer block with timm's names of parameters, and a group norm."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class GroupNorm(nn.GroupNorm):
+    """Normalises 32 groups of channels of [B, C, H, W].
+
+    ``nn.GroupNorm`` refuses one value a group, but only in a batch of one; here it gives the bias in every batch.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(32, channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class Attention(nn.Module):

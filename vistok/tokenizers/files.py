@@ -103,7 +103,8 @@ def prepare(image: Image.Image, capabilities: Capabilities, size: int | None) ->
         image = center_crop(image, side)
     width, height = (length // multiple * multiple for length in image.size)
     if not width or not height:
-        raise VistokError(f"a picture of {image.width}x{image.height} pixels is smaller than one token: give --size.")
+        mend = "give --size" if side is None else f"give a --size of {multiple} or more"
+        raise VistokError(f"a picture of {image.width}x{image.height} pixels is smaller than one token: {mend}.")
     if side is None:
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))

@@ -13,12 +13,15 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from vistok.errors import VistokError
 from vistok.tokenizers.kl import KLConfig
+from vistok.zoo.checkpoint import shard_files, weights_file
+from vistok.zoo.pretrained import CONFIG_FILE
 
 PUBLISHED_LEVELS = (8, 8, 8, 5, 5, 5)
 # The parts of which published networks consist, by the last component of the name in their configuration.
@@ -231,3 +234,38 @@ def _vae_widths(shapes: Mapping[str, torch.Size]) -> tuple[int, ...]:
     pattern = re.compile(r"vae\.vae\.encoder\.down_blocks\.(\d+)\.resnets\.0\.conv1\.weight")
     widths = {int(match[1]): shape[0] for key, shape in shapes.items() if (match := pattern.fullmatch(key))}
     return tuple(widths[i] for i in sorted(widths))
+
+
+def is_published(config: Path) -> bool:
+    """Returns whether a ``config.json`` is of the published kind, which names classes.
+
+    One that is absent counts as published: then it stands in the header of the weights.
+    """
+    try:
+        return "_target_" in config.read_text(encoding="utf-8")
+    except OSError:
+        return True
+
+
+def published_tree(path: Path) -> dict[str, Any]:
+    """Returns the published configuration: the file beside the weights, or else the entry of their header.
+
+    Args:
+        path: folder of the weights, or their file.
+
+    Raises:
+        VistokError: the file is not a JSON object.
+    """
+    from safetensors import safe_open
+
+    if path.is_dir() and (path / CONFIG_FILE).exists():
+        try:
+            tree = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+        except ValueError:
+            tree = None
+        if not isinstance(tree, dict):
+            raise VistokError(f"'{path / CONFIG_FILE}' is not a JSON object: take the file from its publisher.")
+        return tree
+    weights = shard_files(weights_file(path) if path.is_dir() else path)[0]
+    with safe_open(weights, framework="pt") as file:
+        return parse_metadata(file.metadata() or {})

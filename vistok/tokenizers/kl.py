@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vistok.tokenizers.blocks import GroupNorm
 from vistok.tokenizers.interface import Capabilities
+from vistok.tokenizers.posterior import Posterior
 from vistok.tokenizers.vq import AttnBlock, Downsample, ResBlock, Upsample
 from vistok.zoo.pretrained import Pretrained
-
-LOGVAR_RANGE = (-30.0, 20.0)
 
 
 @dataclass(frozen=True)
@@ -53,31 +53,6 @@ class KLConfig:
 
 
 PRESETS: dict[str, KLConfig] = {"KL-16": KLConfig()}
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """A diagonal Gaussian over unscaled latents.
-
-    Attributes:
-        mean, logvar: [B, D, h, w].
-    """
-
-    mean: Tensor
-    logvar: Tensor
-
-    @property
-    def std(self) -> Tensor:
-        """Standard deviations [B, D, h, w]."""
-        return (0.5 * self.logvar).exp()
-
-    def sample(self, noise: Tensor | None = None) -> Tensor:
-        """A draw [B, D, h, w] from standard normal ``noise``, fresh if None."""
-        return self.mean + self.std * (torch.randn_like(self.mean) if noise is None else noise)
-
-    def kl(self) -> Tensor:
-        """Divergence from the standard normal law in nats, summed over a picture, [B]."""
-        return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar).flatten(1).sum(1)
 
 
 def _level(inputs: int, outputs: int, blocks: int, attention: bool) -> nn.Module:
@@ -123,7 +98,7 @@ class Encoder(nn.Module):
                 level.downsample = Downsample(outputs)
             self.down.append(level)
         self.mid = _mid(widths[-1])
-        self.norm_out = nn.GroupNorm(32, widths[-1], eps=1e-6)
+        self.norm_out = GroupNorm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,7 +124,7 @@ class Decoder(nn.Module):
             if i > 0:
                 level.upsample = Upsample(outputs)
             self.up.append(level)
-        self.norm_out = nn.GroupNorm(32, widths[0], eps=1e-6)
+        self.norm_out = GroupNorm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -213,8 +188,7 @@ class KLAutoencoder(Pretrained, nn.Module):
 
     def posterior(self, images: Tensor) -> Posterior:
         """The Gaussian over unscaled latents of pictures."""
-        mean, logvar = self.moments(images).chunk(2, dim=1)
-        return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
+        return Posterior.of(self.moments(images))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vistok.tokenizers.blocks import GroupNorm
 from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.quantizers import VectorQuantizer
 from vistok.zoo.pretrained import Pretrained
@@ -59,9 +60,9 @@ class ResBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        self.norm1 = nn.GroupNorm(32, inputs, eps=1e-6)
+        self.norm1 = GroupNorm(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        self.norm2 = nn.GroupNorm(32, outputs, eps=1e-6)
+        self.norm2 = GroupNorm(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         if inputs != outputs:
             self.nin_shortcut = nn.Conv2d(outputs, outputs, 1, bias=False)
@@ -88,7 +89,7 @@ class Encoder(nn.Module):
         before = [config.channels, *widths[:-1]]
         self.down = nn.ModuleList(_level(i, o, config.res_blocks) for i, o in zip(before, widths, strict=True))
         self.mid = nn.ModuleList(ResBlock(widths[-1], widths[-1]) for _ in range(config.middle))
-        self.norm_out = nn.GroupNorm(32, widths[-1], eps=1e-6)
+        self.norm_out = GroupNorm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], config.codebook_dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList(_level(i, o, config.res_blocks) for i, o in zip(before, widths, strict=True))
         for level, width in zip(self.up[1:], widths[1:], strict=True):
             level.upsample_conv = nn.Conv2d(width, width, 3, padding=1)
-        self.norm_out = nn.GroupNorm(32, widths[0], eps=1e-6)
+        self.norm_out = GroupNorm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     @property

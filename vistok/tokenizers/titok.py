@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.tokenizers import maskgit_vqgan
 from vistok.tokenizers.interface import Capabilities
+from vistok.tokenizers.posterior import Posterior
 from vistok.tokenizers.quantizers import Quantized, VectorQuantizer
 from vistok.tokenizers.titok_config import PRESETS, TiTokConfig, from_published
 from vistok.zoo.pretrained import Pretrained, read_entries
@@ -155,26 +156,6 @@ class Decoder(_Transformer):
         return self.conv_out(rearrange(x, "b (p q c) h w -> b c (h p) (w q)", p=self.patch, q=self.patch))
 
 
-class Posterior:
-    """The diagonal normal law of continuous tokens.
-
-    Args:
-        moments: mean and log-variance joined, [B, 2C, 1, N].
-    """
-
-    def __init__(self, moments: Tensor):
-        self.mean, logvar = moments.chunk(2, 1)
-        self.logvar = logvar.clamp(-30, 20)
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """A draw from standard normal noise of the mean's shape."""
-        return self.mean + (0.5 * self.logvar).exp() * noise
-
-    def kl(self) -> Tensor:
-        """Divergence from the standard normal law of each token, [B, N]."""
-        return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar).sum((1, 2))
-
-
 class TiTok(Pretrained, nn.Module):
     """A sequence of N tokens, int64 [B, N]; continuous [B, N, C] in ``vae`` mode.
 
@@ -233,7 +214,7 @@ class TiTok(Pretrained, nn.Module):
         """Pictures to tokens int64 [B, N]; in ``vae`` mode to the posterior's mean, [B, N, C]."""
         z = self.latents(images)
         if self.config.mode == "vae":
-            return rearrange(Posterior(z).mean, "b c 1 n -> b n c")
+            return rearrange(Posterior.of(z).mean, "b c 1 n -> b n c")
         return self.quantize.indices(z)[:, 0]
 
     @torch.no_grad()
@@ -303,7 +284,7 @@ class TiTok(Pretrained, nn.Module):
         """The part of the training pass that follows ``latents``; see ``forward``."""
         bottleneck: Quantized | Posterior
         if self.config.mode == "vae":
-            bottleneck = Posterior(z)
+            bottleneck = Posterior.of(z)
             latents = bottleneck.mean if noise is None else bottleneck.sample(noise)
         else:
             bottleneck = self.quantize(z)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vistok.tokenizers.blocks import GroupNorm
 from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.quantizers import VectorQuantizer
 from vistok.zoo.pretrained import Pretrained
@@ -59,18 +60,14 @@ PRESETS: dict[str, VQConfig] = {
 }
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
-
-
 class ResBlock(nn.Module):
     """Two normalised 3x3 convolutions on a residual path; a 1x1 convolution on the skip where the width changes."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        self.norm1 = _norm(inputs)
+        self.norm1 = GroupNorm(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2 = _norm(outputs)
+        self.norm2 = GroupNorm(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         if inputs != outputs:
             self.nin_shortcut = nn.Conv2d(inputs, outputs, 1)
@@ -86,7 +83,7 @@ class AttnBlock(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = GroupNorm(channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -158,7 +155,7 @@ class Encoder(nn.Module):
             self.conv_blocks.append(level)
             width = out
         self.mid = _mid(width)
-        self.norm_out = _norm(width)
+        self.norm_out = GroupNorm(width)
         self.conv_out = nn.Conv2d(width, config.z_channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -188,7 +185,7 @@ class Decoder(nn.Module):
                 level.upsample = Upsample(out)
             self.conv_blocks.append(level)
             width = out
-        self.norm_out = _norm(width)
+        self.norm_out = GroupNorm(width)
         self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
 
     @property

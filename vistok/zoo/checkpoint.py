@@ -45,7 +45,7 @@ def weights_file(folder: str | Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise VistokError(
-        f"there are no weights in '{folder}' (looked for {', '.join(_FOLDER_FILES)}): name another folder"
+        f"there are no weights in '{folder}' (looked for {', '.join(_FOLDER_FILES)}): name another folder."
     )
 
 
@@ -61,10 +61,10 @@ def shard_files(index: str | Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise VistokError(f"'{index}' is not the index of a checkpoint in several files: fetch it again") from error
+        raise VistokError(f"'{index}' is not the index of a checkpoint in several files: fetch it again.") from error
     for name in sorted(names, key=str):
         if not isinstance(name, str) or Path(name).name != name or not (index.parent / name).is_file():
-            raise VistokError(f"'{index}' names '{name}', which does not lie beside it: fetch that file too")
+            raise VistokError(f"'{index}' names '{name}', which does not lie beside it: fetch that file too.")
     return [index.parent / name for name in sorted(names)]
 
 
@@ -87,14 +87,14 @@ def read_state_dict(path: str | Path, prefer_ema: bool = False) -> dict[str, Ten
     path = Path(path)
     if not path.is_file():
         seen = "is a folder, not a checkpoint file" if path.is_dir() else "does not exist"
-        raise VistokError(f"'{path}' {seen}: name a .safetensors or .pt file")
+        raise VistokError(f"'{path}' {seen}: name a .safetensors or .pt file.")
     if path.suffix == ".json":
         return _read_shards(path)
     try:
         with path.open("rb") as file:
             magic = file.read(len(_ZIP_MAGIC))
     except OSError as error:
-        raise VistokError(f"cannot read '{path}' ({error.strerror})") from error
+        raise VistokError(f"cannot read '{path}' ({error.strerror}).") from error
     checkpoint = _read(path, mmap=magic == _ZIP_MAGIC)
     return _without_prefixes(_unwrap(checkpoint, path, prefer_ema))
 
@@ -105,7 +105,9 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         state |= read_state_dict(file)
     listed = _without_prefixes(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     if missing := sorted(set(listed) - set(state)):
-        raise VistokError(f"the files of '{index}' are not complete: they {_listed('lack', missing)}; fetch them again")
+        raise VistokError(
+            f"the files of '{index}' are not complete: they {_listed('lack', missing)}; fetch them again."
+        )
     return state
 
 
@@ -134,7 +136,7 @@ def _read(path: Path, mmap: bool) -> Any:
         try:
             return load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
-            raise VistokError(f"'{path}' is truncated or no safetensors file: fetch it again") from error
+            raise VistokError(f"'{path}' is truncated or no safetensors file: fetch it again.") from error
     try:
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols, beside the sentence that says it all
@@ -144,15 +146,15 @@ def _read(path: Path, mmap: bool) -> Any:
         if refused:
             raise VistokError(
                 f"'{path}' holds a Python object ({refused[1]}) that could run code when it is read, so it was not "
-                "loaded: ask for the weights as .safetensors"
+                "loaded: ask for the weights as .safetensors."
             ) from error
         if "TorchScript" in str(error):
             raise VistokError(
                 f"'{path}' is a TorchScript program and not a checkpoint, and programs are not run: name the weights "
-                "themselves, as .safetensors or .pt"
+                "themselves, as .safetensors or .pt."
             ) from error
         raise VistokError(
-            f"'{path}' is truncated, damaged or no checkpoint: fetch it again, or name a .safetensors or .pt file"
+            f"'{path}' is truncated, damaged or no checkpoint: fetch it again, or name a .safetensors or .pt file."
         ) from error
 
 
@@ -183,7 +185,7 @@ def _unwrap(checkpoint: Any, path: Path, prefer_ema: bool) -> Mapping[str, Tenso
         return found
     entries = checkpoint if isinstance(checkpoint, Mapping) else {}
     seen = ", ".join(str(key) for key in list(entries)[:8]) or type(checkpoint).__name__
-    raise VistokError(f"'{path}' holds no weights (found: {seen}; expected tensors, or one of {', '.join(names)})")
+    raise VistokError(f"'{path}' holds no weights (found: {seen}; expected tensors, or one of {', '.join(names)}).")
 
 
 def _without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,7 +227,7 @@ def load_strict(
     drop: Iterable[str] = (),
     variants: Mapping[str, Callable[[], nn.Module]] | None = None,
 ) -> None:
-    """Load weights into a module: no key missing, none left over, every shape equal, no integers for real numbers.
+    """Loads weights into a module: no key missing, none left over, every shape equal, no integers for real numbers.
 
     A prefix that all keys share and the module does not know is removed first.
 
@@ -251,7 +253,7 @@ def load_strict(
             if own[key].is_floating_point() and not value.is_floating_point():
                 kind = str(value.dtype).removeprefix("torch.")
                 raise VistokError(
-                    f"the weights of {what} are not real numbers: {key} is {kind}; name weights that are not quantized"
+                    f"the weights of {what} are not real numbers: {key} is {kind}; name weights that are not quantized."
                 )
         module.load_state_dict(state, strict=not absent)
         return
@@ -270,14 +272,14 @@ def load_strict(
     complaints = " and ".join(filter(None, problems))
     guess = _guess(shapes, variants or {})
     if guess:
-        raise VistokError(f"the checkpoint is a {guess}, not a {what}: name that variant (it {complaints})")
+        raise VistokError(f"the checkpoint is a {guess}, not a {what}: name that variant (it {complaints}).")
     if prefix := _prefix_of(shapes, expected):
         others = sorted({key.split(".")[0] for key in shapes if not key.startswith(prefix)})
         raise VistokError(
             f"the checkpoint holds a {what} under the prefix '{prefix}', beside {', '.join(others[:5])}: save the keys "
-            f"that begin with '{prefix}' alone"
+            f"that begin with '{prefix}' alone."
         )
-    raise VistokError(f"the checkpoint is not a {what}: it {complaints}; name one that belongs to this model")
+    raise VistokError(f"the checkpoint is not a {what}: it {complaints}; name one that belongs to this model.")
 
 
 def _prefix_of(shapes: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> str | None:

@@ -67,7 +67,7 @@ class ModelCard:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """Returns the SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -76,7 +76,7 @@ def sha256(path: Path) -> str:
 
 
 def read_card(folder: Path, source: str | None = None) -> ModelCard:
-    """The card of a model's folder.
+    """Returns the card of a model's folder.
 
     Args:
         folder: where ``card.json`` lies.
@@ -94,13 +94,13 @@ def read_card(folder: Path, source: str | None = None) -> ModelCard:
             entries["parts"] = {"tokenizer": parts.pop("vq"), **parts}
         return ModelCard(**entries, source=source or str(folder))
     except FileNotFoundError as error:
-        raise VistokError(f"there is no model card '{path}'") from error
+        raise VistokError(f"there is no model card '{path}'.") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise VistokError(f"'{path}' is not a model card ({error}): write it with vistok.zoo.write_card") from error
+        raise VistokError(f"'{path}' is not a model card ({error}): write it with vistok.zoo.write_card.") from error
 
 
 def write_card(folder: str | Path, card: ModelCard) -> ModelCard:
-    """Write ``card.json`` beside weights that are already there.
+    """Writes ``card.json`` beside weights that are already there.
 
     Args:
         folder: the model's folder.
@@ -124,15 +124,15 @@ def verify_files(card: ModelCard, folder: Path) -> None:
     found = {path.relative_to(folder).as_posix(): path for path in weights_files(folder)}
     for name in sorted({*card.files, *found}):
         if name not in found:
-            raise VistokError(f"the weights of '{card.name}' are incomplete: '{folder / name}' is missing, reinstall")
+            raise VistokError(f"the weights of '{card.name}' are incomplete: '{folder / name}' is missing, reinstall.")
         if name not in card.files:
             raise VistokError(
-                f"'{folder / name}' is not on the card of '{card.name}': remove it, or write the card anew"
+                f"'{folder / name}' is not on the card of '{card.name}': remove it, or write the card anew."
             )
         if sha256(found[name]) != card.files[name]:
-            raise VistokError(f"'{folder / name}' is not the file of the card of '{card.name}' (SHA-256): reinstall")
+            raise VistokError(f"'{folder / name}' is not the file of the card of '{card.name}' (SHA-256): reinstall.")
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """All safetensors files in a model's folder, at any depth, sorted."""
+    """Returns all safetensors files in a model's folder, at any depth, sorted."""
     return sorted(path for path in folder.rglob("*.safetensors") if not path.name.startswith("."))

@@ -77,7 +77,7 @@ class Pretrained(Pushable, nn.Module):
 
     @classmethod
     def from_preset(cls: type[T], name: str, **overrides: Any) -> T:
-        """An untrained model of a published shape, e.g. ``LlamaGen.from_preset("GPT-XL", model_type="t2i")``."""
+        """Returns an untrained model of a published shape: ``LlamaGen.from_preset("GPT-XL", model_type="t2i")``."""
         if name not in cls.presets:
             raise unknown_name(f"{cls.__name__} preset", name, list(cls.presets))
         return cls._of(cls.config_class(**(asdict(cls.presets[name]) | overrides)))
@@ -91,7 +91,7 @@ class Pretrained(Pushable, nn.Module):
     def from_pretrained(
         cls: type[T], name: str | Path, preset: str | None = None, prefer_ema: bool = False, **overrides: Any
     ) -> T:
-        """Load a model strictly: no key missing, none left over.
+        """Loads a model strictly: no key missing, none left over.
 
         Args:
             name: an embedded model, a folder written by ``save_pretrained``, a checkpoint file, or a hub id
@@ -185,7 +185,7 @@ class Pretrained(Pushable, nn.Module):
     def save_pretrained(
         self, folder: str | Path, dtype: torch.dtype | None = None, without: Collection[str] = ()
     ) -> None:
-        """Write ``config.json`` and ``model.safetensors``.
+        """Writes ``config.json`` and ``model.safetensors``.
 
         Args:
             folder: where to.

@@ -24,12 +24,12 @@ def _cards() -> tuple[ModelCard, ...]:
 
 
 def cards() -> list[ModelCard]:
-    """All models: the embedded ones, then the published ones."""
+    """Returns the cards of all models: the embedded ones, then the published ones."""
     return list(_cards())
 
 
 def canonical(name: str) -> str:
-    """The spelling under which a model is known: lower case, ``llamagen`` for ``lamagen``."""
+    """Returns the spelling under which a model is known: lower case, ``llamagen`` for ``lamagen``."""
     return re.sub(r"^lamagen", "llamagen", name.lower())
 
 
@@ -45,7 +45,7 @@ def is_embedded(name: str | Path) -> bool:
 
 
 def card(name: str) -> ModelCard:
-    """The card of a model, by its name or an alias.
+    """Returns the card of a model, by its name or an alias.
 
     Raises:
         VistokError: no model has that name.
@@ -61,13 +61,15 @@ def _unknown(name: str) -> VistokError:
 
 
 def card_of_file(path: str | Path) -> ModelCard | None:
-    """The one published card whose checkpoint has this file name, so that its shape need not be spelt out."""
+    """Returns the one published card whose checkpoint has this file name, so that its shape need not be spelt out; None
+    if there is none, or several.
+    """
     found = [card for card in published_cards() if Path(path).name in card.files]
     return found[0] if len(found) == 1 else None
 
 
 def card_of_folder(path: str | Path) -> ModelCard | None:
-    """The card that lies beside the weights of a folder, if there is one."""
+    """Returns the card that lies beside the weights of a folder, if there is one."""
     folder = Path(path).expanduser()
     return read_card(folder) if (folder / CARD_FILE).is_file() else None
 
@@ -85,7 +87,7 @@ def _hub_names(card: ModelCard) -> list[str]:
 
 
 def hub_id(name: str | Path) -> tuple[str, str | None] | None:
-    """Repository and file that a hub id names, or None if the name is no hub id.
+    """Returns the repository and the file that a hub id names, or None if the name is no hub id.
 
     A name that ends like a weights file, such as ``models/gpt.pt``, is a path and no repository.
     """
@@ -96,7 +98,7 @@ def hub_id(name: str | Path) -> tuple[str, str | None] | None:
 
 
 def resolve(name: str | Path, filename: str | None = None) -> Path:
-    """Where the weights that a user named lie on this machine.
+    """Returns where the weights that a user named lie on this machine.
 
     An embedded model's name comes first, then an existing path, then a hub id ``owner/name`` or ``owner/name:file``.
     Nothing is fetched unless the user wrote a hub id.
@@ -119,30 +121,30 @@ def resolve(name: str | Path, filename: str | None = None) -> Path:
         if found is not None:
             hub = ", ".join(f"'{where}'" for where in _hub_names(found))
             mend = f", or {hub} to fetch it" if hub else f" {' or '.join(found.files)}"
-            raise VistokError(f"the weights of '{name}' are not part of vistok: name your file{mend}")
+            raise VistokError(f"the weights of '{name}' are not part of vistok: name your file{mend}.")
         if (where := hub_id(name)) is not None:
             return _fetch(*where, filename)
         if path.suffix in _WEIGHTS_SUFFIXES or re.search(r"[/\\]", str(name)):
             raise VistokError(
-                f"there is no file or folder '{name}': check the path, or name a hub id 'owner/name:file'"
+                f"there is no file or folder '{name}': check the path, or name a hub id 'owner/name:file'."
             )
         raise _unknown(str(name))
     if filename is not None and path.is_dir():
         path = path / filename
         if not path.exists():
-            raise VistokError(f"there is no '{filename}' in '{path.parent}'")
+            raise VistokError(f"there is no '{filename}' in '{path.parent}'.")
     return path
 
 
 def verify(name: str) -> ModelCard:
-    """Check the embedded weights of a model against the SHA-256 of its card.
+    """Checks the embedded weights of a model against the SHA-256 of its card, which is returned.
 
     Raises:
         VistokError: the model is not embedded, or a file is missing, changed or not on the card.
     """
     found = card(name)
     if not found.embedded:
-        raise VistokError(f"'{name}' is not embedded, so there are no files of it to verify")
+        raise VistokError(f"'{name}' is not embedded, so there are no files of it to verify.")
     verify_files(found, WEIGHTS / found.name)
     return found
 
@@ -155,7 +157,7 @@ def _fetch(repo: str, file: str | None, filename: str | None) -> Path:
     file = file or filename
     known = [where for card in published_cards() if card.source == repo for where in _hub_names(card)]
     if file is None and known and repo not in known:
-        raise VistokError(f"'{repo}' holds several models: name one, such as {', '.join(known[:3])}")
+        raise VistokError(f"'{repo}' holds several models: name one, such as {', '.join(known[:3])}.")
     try:
         if file is None:
             return Path(huggingface_hub.snapshot_download(repo, allow_patterns=["*.json", "*.safetensors"]))
@@ -165,5 +167,5 @@ def _fetch(repo: str, file: str | None, filename: str | None) -> Path:
         reason = str(error).strip().partition("\n")[0]
         raise VistokError(
             f"cannot fetch '{wanted}' from the hub ({reason}): check the name and the connection, "
-            "or download the file elsewhere and name its path"
+            "or download the file elsewhere and name its path."
         ) from error

@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 
 from tests.projectors import folders, tiny
 from vistok.errors import VistokError
-from vistok.eval.answers.ask import build_compressor, parse_keep
+from vistok.eval.answers.ask import ask, build_compressor, kept_overlay, load, parse_keep
 from vistok.projectors import GlobalCom2, VtcCls
 from vistok.projectors.cost import kv_cache_bytes, prefill_flops
 from vistok.projectors.interface import Canvas
 from vistok.projectors.overlay import kept_map, overlay
+from vistok.projectors.registry import COMPRESSORS
 
 
 class Vicuna7B:
@@ -115,3 +116,36 @@ def test_the_compressor_of_the_documentation_runs():
     with compress(model, names["Contrast"]()) as compression:
         model.generate(**inputs, max_new_tokens=2)
     assert all(n < m for n, m in zip(compression.last.after, compression.last.before, strict=True))
+
+
+@pytest.mark.parametrize("model", ["llava-mini", "llava-next-mini", "tokenpacker-mini"])
+def test_embedded_models_are_asked_without_further_options(tmp_path, model):
+    from vistok.cli.main import app
+
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    asked = ["compress", "--model", model, "--image", str(tmp_path / "red.png"), "-q", "how many circles are there?"]
+    done = CliRunner().invoke(app, [*asked, "--json"])
+    assert done.exit_code == 0, done.exception
+    assert next(iter(json.loads(done.stdout).values()))["visual_tokens"] > 0
+    if model == "tokenpacker-mini":
+        for more in (["--method", "vtc-cls"], ["--keep", "4"], ["--compare"]):
+            error = CliRunner().invoke(app, [*asked, *more]).exception
+            assert isinstance(error, VistokError) and "tokenpacker" in str(error) and more[0] in str(error)
+
+
+@pytest.fixture(scope="module")
+def in_crops():
+    return load("llava-next-mini", "cpu", "float32")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (700, 3), (3, 700), (1, 64)])
+@pytest.mark.parametrize("name", list(COMPRESSORS))
+def test_pictures_as_thin_as_a_hair_are_answered_or_refused(in_crops, name, size):
+    picture, question = Image.new("RGB", size, "red"), "how many circles are there?"
+    try:
+        answer, report = ask(*in_crops, picture, question, build_compressor(name), 1)
+        kept_overlay(in_crops[1], picture, report)
+    except VistokError as error:
+        assert str(error).count(". ") <= 1
+    else:
+        assert answer.visual_tokens > 0

@@ -17,9 +17,9 @@ from vistok.eval.decoding.text import (
     Continuation,
     continue_in_turn,
     counted_calls,
-    standard_entries,
     summarise,
 )
+from vistok.eval.decoding.text_entries import standard_entries
 
 
 class Letters:

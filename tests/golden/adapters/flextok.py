@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from tests.golden.case import Case
-from vistok.tokenizers.flextok import Encoder, FlexTok
+from vistok.tokenizers.flextok import FlexTok
 from vistok.tokenizers.flextok_config import FlexTokConfig, from_published
 from vistok.tokenizers.flextok_layers import sincos_2d, time_features
+from vistok.tokenizers.flextok_networks import Encoder
 from vistok.tokenizers.flow import FlowSampling, NormalizedGuidance, classifier_free
 from vistok.zoo.checkpoint import load_strict
 

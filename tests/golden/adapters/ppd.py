@@ -10,7 +10,7 @@ from vistok.models.heads.prompt_tokens import PromptTokens
 from vistok.samplers.drafters.extra_rows import hang
 from vistok.samplers.policies.sparse import SparseTrees, best_sparse_trees
 from vistok.samplers.tree import TokenTree, TreeShape
-from vistok.samplers.verifiers.typical import likeliest_path, typical
+from vistok.samplers.verifiers.typical import typical
 from vistok.samplers.verifiers.walk import longest_path
 
 SYSTEM = "ppd"
@@ -75,7 +75,7 @@ def posterior(case: Case) -> None:
         return torch.cat([torch.ones_like(values[:, :1, 0]), values.mT.flatten(1)], 1)
 
     _compare(case, "greedy", longest_path(shape, nodes(logits.argmax(-1) == tokens)), paths)
-    _compare(case, "typical", likeliest_path(shape, nodes(passed), nodes(chance)), paths)
+    _compare(case, "typical", longest_path(shape, nodes(passed), nodes(chance)), paths)
 
 
 def _compare(case: Case, rule: str, path: Tensor, paths: int) -> None:

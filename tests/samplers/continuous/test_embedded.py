@@ -12,7 +12,7 @@ from tests.colours import main_colour
 from vistok.cli.main import app
 from vistok.data.scenes import COLOURS, SHAPES, render, sample_scenes
 from vistok.errors import VistokError
-from vistok.eval.decoding.continuous import right
+from vistok.eval.decoding.objects import shows
 from vistok.samplers import SamplingParams
 from vistok.samplers.continuous import MaskedAutoregressive
 from vistok.tokenizers.load import load_tokenizer
@@ -33,7 +33,7 @@ def test_the_model_s_own_settings_paint_the_object_of_the_class():
     pipe = vistok.pipeline("mar")
     labels = list(range(0, 48, 4))
     images = pipe(labels, seed=3, batch_size=len(labels)).images
-    assert sum(right(image, label) for image, label in zip(images, labels, strict=True)) >= 9
+    assert sum(shows(image, label) for image, label in zip(images, labels, strict=True)) >= 9
 
 
 def test_an_option_replaces_the_model_s_own():

@@ -22,7 +22,10 @@ def text(
         str | None, typer.Option(help="A small model with its tokenizer. [default: text-mini-draft for text-mini]")
     ] = None,
     head: Annotated[
-        str | None, typer.Option(help="An EAGLE head of the target (1, 2 or 3): a folder, or a hub id.")
+        str | None,
+        typer.Option(
+            help="An EAGLE head (1, 2 or 3) of the target: a folder, or a hub id. [default: its own for text-mini]"
+        ),
     ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts of each kind.")] = 8,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a held-out prompt.")] = 96,
@@ -56,9 +59,11 @@ def text(
     from vistok.cli.bench.report import write_report
     from vistok.eval.decoding.comparison import choose_entries, table
     from vistok.eval.decoding.prompts import held_out_prompts, spec_bench_prompts
-    from vistok.eval.decoding.text import COLUMNS, continue_in_turn, standard_entries, summarise
+    from vistok.eval.decoding.text import COLUMNS, continue_in_turn, summarise
+    from vistok.eval.decoding.text_entries import standard_entries
     from vistok.progress import progress
     from vistok.samplers.drafters.eagle_head import load_head
+    from vistok.samplers.text_drafters import trained_for
     from vistok.zoo.transformers import load_causal_lm
 
     if draft is None and model == "text-mini":
@@ -73,6 +78,7 @@ def text(
             raise VistokError(f"'{model}' reads {target.config.max_position_embeddings} tokens: shorten the prompts.")
         texts = held_out_prompts(tokenizer, prompts, prompt_tokens, seed)
     sampling = temperature > 0
+    head = head or trained_for(target, "eagle3")
     network = None if head is None else load_head(head, target)
     entries = standard_entries(target, small, sampling, tokenizer, network)
     if methods is not None:

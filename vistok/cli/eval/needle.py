@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vistok.cli.eval.common import Json
+from vistok.cli.shared import check_reads
 
 QUESTION = 16  # tokens that have room for a question and its answer
 
@@ -36,9 +37,6 @@ def needle(
 
     Example: vistok eval needle --policies full,tidal:top_k=64,snapkv:budget=64 --texts 2
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from vistok.cli.output import check_outputs, output_json
     from vistok.context import POLICIES
     from vistok.data.needles import NeedleText
@@ -49,8 +47,8 @@ def needle(
     from vistok.progress import progress
     from vistok.zoo.transformers import load_causal_lm
 
-    check_outputs(plot, json)
     check_plot(plot)
+    check_outputs(plot, json)
     try:
         sizes = [int(word) for word in lengths.split(",")] if lengths is not None else []
     except ValueError as error:
@@ -58,6 +56,7 @@ def needle(
     chosen = {name.strip(): POLICIES.build(name.strip()) for name in policies.split(",")}
     network, tokenizer = load_causal_lm(model, device, dtype)
     sizes = sizes or [network.config.get_text_config(decoder=True).max_position_embeddings - QUESTION]
+    check_reads(network, max(sizes) + QUESTION, model)
     text = NeedleText(tokenizer, documents("held-out"))
     points = []
     with progress("eval", len(sizes) * len(chosen) * texts) as advance:
@@ -66,12 +65,17 @@ def needle(
                 asked = {"name": name, "seed": seed, "advance": advance}
                 points.append(find_needles(network, text, policy, length, needles, texts, **asked))
     settings = {"model": model, "seed": seed, "dtype": dtype}
-    silent = output_json({**settings, "points": [point.to_dict() for point in points]}, json)
+    if not output_json({**settings, "points": [point.to_dict() for point in points]}, json):
+        _tell(points, f"{model}: {texts} passages with {needles} needles")
     if plot is not None:
         plot_needles(points, plot)
-    if silent:
-        return
-    table = Table(title=f"{model}: {texts} passages with {needles} needles")
+
+
+def _tell(points: list, title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
     for heading in ("policy", "tokens", "found", "95 %", "reads", "kept", "by depth"):
         table.add_column(heading, overflow="fold")
     for point in points:

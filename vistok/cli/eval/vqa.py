@@ -15,7 +15,13 @@ from vistok.cli.shared import refuse_given
 def vqa(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="Embedded model, folder or hub id of a LLaVA-type model.")],
-    methods: Annotated[str, typer.Option(help="all, none, or names with commas; see docs/projectors.md.")] = "all",
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="all, none, or names with commas; see docs/projectors.md. "
+            "[default: all, or none for a model with a compressor of its own]"
+        ),
+    ] = None,
     keep: Annotated[str, typer.Option(help="Shares of the visual tokens, in per cent.")] = "100,50,25,11,6",
     questions: Annotated[
         Path | None, typer.Option(help='JSONL of {"image": ..., "question": ..., "answers": [...]}; held-out scenes.')
@@ -40,6 +46,7 @@ def vqa(
     from vistok.errors import VistokError, unknown_name
     from vistok.eval.answers.benchmarks import SCORERS
     from vistok.eval.plots import check_plot
+    from vistok.projectors.apply.compress import active
 
     if dtype not in ("float32", "bfloat16", "float16"):
         raise VistokError(f"--dtype is '{dtype}': choose float32, bfloat16 or float16.")
@@ -64,7 +71,7 @@ def vqa(
     )
     from vistok.eval.answers.prompts import check_question
 
-    names, shares = method_names(methods), parse_shares(keep)
+    names, shares = method_names(methods or "all"), parse_shares(keep)
     chosen = None if kinds is None else [kind.strip() for kind in kinds.split(",")]
     for kind in chosen or ():
         if kind not in KINDS:
@@ -77,6 +84,8 @@ def vqa(
     refused: list[str] = []
     asked = None if questions is None else read_questions(questions, refused)
     network, processor = load(model, device, dtype)
+    if methods is None and active(network) is not None:
+        names = []
     if asked is None:
         asked = scene_questions(scene_side(network.config), scenes, per_scene, scene_split, chosen)
     for question in asked:

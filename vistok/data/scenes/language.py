@@ -42,7 +42,7 @@ class Group:
 
 
 def groups(scenes: Scenes) -> list[list[Group]]:
-    """The groups of every scene, in slot order."""
+    """Returns the groups of every scene, in slot order."""
     columns = (scenes.group, scenes.shape, scenes.colour, scenes.size, scenes.centre)
     out = []
     for group, shape, colour, size, centre in zip(*(c.tolist() for c in columns), strict=True):
@@ -69,7 +69,7 @@ def groups(scenes: Scenes) -> list[list[Group]]:
 
 
 def relation(a: tuple[float, float], b: tuple[float, float], margin: float = 0.1) -> str | None:
-    """Where point ``a`` lies as seen from ``b``: the dominant axis decides.
+    """Returns where point ``a`` lies as seen from ``b``: the dominant axis decides.
 
     Args:
         a, b: (x, y), y downwards, fractions of the side.
@@ -87,12 +87,12 @@ def relation(a: tuple[float, float], b: tuple[float, float], margin: float = 0.1
 
 
 def plural(shape: str) -> str:
-    """Plural of a shape's name."""
+    """Returns the plural of a shape's name."""
     return shape + ("es" if shape.endswith(("s", "x")) else "s")
 
 
 def phrase(group: Group, size: bool, colour: bool) -> str:
-    """A noun phrase, e.g. ``two small red circles``."""
+    """Returns a noun phrase, e.g. ``two small red circles``."""
     words = ([group.size] if size else []) + ([group.colour] if colour else [])
     words.append(group.shape if group.count == 1 else plural(group.shape))
     if group.count > 1:
@@ -134,7 +134,7 @@ class Statement:
 
 
 def statement(scene: list[Group], background: str, rng: random.Random) -> Statement:
-    """One true statement about a scene.
+    """Returns one true statement about a scene.
 
     Args:
         scene: its groups.
@@ -178,7 +178,7 @@ def captions(scenes: Scenes, variant: int | Sequence[int] = 0) -> list[str]:
 
 
 def vocabulary() -> list[str]:
-    """Every word that a caption can hold, sorted; punctuation included."""
+    """Returns every word that a caption can hold, sorted; punctuation included."""
     words = {"a", "an", ",", "and", "on", "background", *NUMBERS[2:]}
     words |= {*SHAPES, *(plural(s) for s in SHAPES), *COLOURS, *SIZES, *BACKGROUNDS}
     for text in OPENINGS + tuple(form for forms in RELATIONS.values() for form in forms):
@@ -187,7 +187,7 @@ def vocabulary() -> list[str]:
 
 
 def questions(scene: list[Group], background: str) -> list[dict[str, str]]:
-    """All questions about a scene whose answer is certain, each ``{"question", "answer", "type"}``.
+    """Returns all questions about a scene whose answer is certain, each ``{"question", "answer", "type"}``.
 
     Types: ``count``, ``colour``, ``shape``, ``exists``, ``relation``, ``size``, ``background``.
     """

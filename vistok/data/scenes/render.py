@@ -23,7 +23,7 @@ EXTENTS = {
 
 
 def shape_distance(shape: str, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Signed distance to a shape of unit half-extent, negative inside.
+    """Returns the signed distance to a shape of unit half-extent, negative inside.
 
     Args:
         shape: one of SHAPES.
@@ -45,7 +45,7 @@ def shape_distance(shape: str, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor
 
 
 def render_masks(scenes: Scenes, side: int) -> torch.Tensor:
-    """Coverage of every pixel by every object, in [0, 1].
+    """Returns the coverage of every pixel by every object, in [0, 1].
 
     Args:
         scenes: B scenes.
@@ -70,7 +70,7 @@ def render_masks(scenes: Scenes, side: int) -> torch.Tensor:
 
 
 def render_background(scenes: Scenes, side: int) -> torch.Tensor:
-    """Backgrounds alone, RGB in [0, 1], [B, 3, side, side]."""
+    """Renders backgrounds alone, RGB in [0, 1], [B, 3, side, side]."""
     grid = (torch.arange(side, dtype=torch.float32) + 0.5) / side
     y, x = torch.meshgrid(grid, grid, indexing="ij")
     texture = scenes.texture.float()
@@ -93,7 +93,7 @@ def render_background(scenes: Scenes, side: int) -> torch.Tensor:
 
 
 def render(scenes: Scenes, side: int = 64) -> torch.Tensor:
-    """Pictures of the scenes.
+    """Renders the scenes as pictures.
 
     Args:
         scenes: B scenes.
@@ -111,7 +111,7 @@ def render(scenes: Scenes, side: int = 64) -> torch.Tensor:
 
 
 def boxes(scenes: Scenes, side: int) -> torch.Tensor:
-    """Tight boxes (x0, y0, x1, y1) around the objects in pixels, float32 [B, 4, 4] (undefined where absent)."""
+    """Returns tight boxes (x0, y0, x1, y1) around the objects in pixels, float32 [B, 4, 4] (undefined where absent)."""
     extent = torch.tensor([EXTENTS[shape] for shape in SHAPES], dtype=torch.float64)[scenes.shape]  # [B, 4, 4]
     corners = scenes.centre.repeat(1, 1, 2) + extent * scenes.radius[..., None]
     return (corners * side).float()

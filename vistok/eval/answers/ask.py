@@ -64,7 +64,7 @@ class Answer:
 
 
 def parse_keep(text: str) -> int | float:
-    """``"64"`` tokens, or ``"25%"`` or ``"0.25"`` of them.
+    """Returns what ``--keep`` says: ``"64"`` tokens, or ``"25%"`` or ``"0.25"`` of them.
 
     Raises:
         VistokError: it is neither.
@@ -78,7 +78,7 @@ def parse_keep(text: str) -> int | float:
 
 
 def build_compressor(name: str, keep: int | float | None = None) -> Any:
-    """A training-free compressor by name.
+    """Returns a training-free compressor by name.
 
     Args:
         name: of ``COMPRESSORS``.
@@ -119,7 +119,7 @@ def check_trained(kind: type) -> None:
 
 
 def load(name: str, device: str | None = None, dtype: str = "float32") -> tuple[Any, Any]:
-    """A multimodal model and its processor.
+    """Loads a multimodal model and its processor.
 
     A folder with a TokenPacker beside the model gives a model that runs with it, as after :func:`vistok.compress`; one
     of Croc normalises its visual tokens; one with a difference on another model (p-MoD, concentric positions) gives
@@ -148,7 +148,7 @@ def load(name: str, device: str | None = None, dtype: str = "float32") -> tuple[
 
 
 def load_difference(name: str, device: str | None, dtype: str) -> tuple[Any, Any]:
-    """A model that a difference makes of another one, and its processor; see :func:`load`.
+    """Loads a model that was saved as a difference from another one, and its processor; see :func:`load`.
 
     Raises:
         VistokError: it is of a system that answers no questions, or the model below has other weights.
@@ -172,7 +172,7 @@ def load_difference(name: str, device: str | None, dtype: str) -> tuple[Any, Any
 def ask(
     model: Any, processor: Any, picture: Image.Image, question: str, compressor: Any = None, max_new_tokens: int = 64
 ) -> tuple[Answer, Report]:
-    """Ask about one picture.
+    """Asks about one picture.
 
     Args:
         model, processor: see :func:`load`.
@@ -203,7 +203,7 @@ def ask(
 
 
 def kept_overlay(processor: Any, picture: Image.Image, report: Report) -> Image.Image:
-    """The picture as the model saw it, with the patches that stayed.
+    """Returns the picture as the model saw it, with the patches that stayed.
 
     Args:
         processor: the model's; where it cuts a view out of the picture, the view is drawn, else the whole picture.

@@ -47,7 +47,7 @@ TIMED = 16  # prompts of the batch whose prefill is timed
 
 @dataclass(frozen=True)
 class Point:
-    """One method at one share of the tokens.
+    """The figures of one method at one share of the tokens.
 
     Attributes:
         method: name, ``all`` for the plain model.
@@ -75,7 +75,7 @@ class Point:
 
 
 def method_names(methods: str) -> list[str]:
-    """``all`` training-free methods, ``none``, or those of a list with commas.
+    """Returns the names of methods: ``all`` training-free ones, ``none``, or those of a list with commas.
 
     Raises:
         VistokError: an unknown name, or a method that must be trained.
@@ -92,7 +92,7 @@ def method_names(methods: str) -> list[str]:
 
 
 def parse_shares(text: str) -> list[float]:
-    """``"100,50,25"`` per cent to shares, falling.
+    """Returns the shares that a text gives in per cent, such as ``"100,50,25"``, largest first.
 
     Raises:
         VistokError: an entry is no percentage in (0, 100].
@@ -117,7 +117,7 @@ def keep_curves(
     max_new_tokens: int = 8,
     positions: str = "compact",
 ) -> list[Point]:
-    """All points, the plain model first.
+    """Measures the plain model, and each method at each share of the visual tokens.
 
     Args:
         model, processor: see ``vistok.eval.answers.ask.load``.
@@ -165,7 +165,7 @@ def keep_curves(
 
 
 def usable(model: Any, processor: Any, asked: Sequence[Asked], refused: list[str]) -> list[Asked]:
-    """The questions that a model's processor takes: one bad picture does not end a run.
+    """Returns the questions that a model's processor takes, so that one bad picture does not end a run.
 
     Args:
         model, processor: see ``vistok.eval.answers.ask.load``.
@@ -272,7 +272,7 @@ def _mean(found: list[dict[str, Any]], asked: Sequence[Asked]) -> dict[str, Any]
 
 
 def plot_keep_curves(points: Sequence[Point], path: str | Path, title: str) -> None:
-    """Draw accuracy against kept tokens, one line a method.
+    """Draws accuracy against kept tokens, one line a method.
 
     Args:
         points: of :func:`keep_curves`.

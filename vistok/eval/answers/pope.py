@@ -18,7 +18,7 @@ from vistok.eval.decoding.estimate import Estimate, paired_estimate
 
 @dataclass(frozen=True)
 class PopePoint:
-    """One split of POPE.
+    """The figures of one split of POPE.
 
     Attributes:
         split: which.
@@ -49,7 +49,7 @@ def pope(
     scene_split: str = "hard",
     batch_size: int = 64,
 ) -> list[PopePoint]:
-    """Ask a model about present and absent objects.
+    """Asks a model about present and absent objects, and scores its answers.
 
     Args:
         model, processor: see ``vistok.eval.answers.ask.load``.

@@ -14,10 +14,10 @@ _PLACEHOLDERS = ("image_token", "video_token", "boi_token", "eoi_token", "image_
 
 
 def prompt_for(processor: Any, question: str) -> str:
-    """The processor's own chat with one picture and a question, or LLaVA-1.5's where it has none.
+    """Returns the prompt of one picture and a question: the processor's own chat, or LLaVA-1.5's where it has none.
 
     Raises:
-        VistokError: the question holds a placeholder of a picture.
+        VistokError: the question is empty, or holds a placeholder of a picture.
     """
     check_question(processor, question)
     if getattr(processor, "chat_template", None):
@@ -27,11 +27,13 @@ def prompt_for(processor: Any, question: str) -> str:
 
 
 def check_question(processor: Any, question: str) -> None:
-    """Refuse a question with a token in it that stands for a picture.
+    """Refuse an empty question, and one with a token in it that stands for a picture.
 
     Raises:
-        VistokError: it has one; the sentence names it.
+        VistokError: it is one; the sentence names the token.
     """
+    if not question.strip():
+        raise VistokError("the question is empty: ask something about the picture.")
     tokens = {"<image>", *(getattr(processor, name, None) for name in _PLACEHOLDERS)}
     for token in sorted(token for token in tokens if isinstance(token, str) and token):
         if token in question:
@@ -44,7 +46,7 @@ def check_question(processor: Any, question: str) -> None:
 def model_inputs(
     model: Any, processor: Any, pictures: Sequence[Image.Image], questions: Sequence[str]
 ) -> dict[str, Any]:
-    """Inputs of ``generate`` for one picture and one question a prompt, padded on the left.
+    """Returns the inputs of ``generate``: one picture and one question for each prompt, padded on the left.
 
     Args:
         model, processor: see :func:`vistok.eval.answers.ask.load`.

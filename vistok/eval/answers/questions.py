@@ -27,7 +27,7 @@ class Asked:
 def scene_questions(
     side: int, scenes: int, each: int, split: str = "plain", kinds: Sequence[str] | None = None
 ) -> list[Asked]:
-    """Questions about held-out scenes, evenly over kinds and answers.
+    """Returns questions about held-out scenes, evenly over kinds and answers.
 
     Args:
         side: of the pictures in pixels.

@@ -22,7 +22,7 @@ Figure = Estimate | float | int | None
 
 @dataclass(frozen=True)
 class Entry:
-    """A way to decode in a comparison.
+    """One way to decode in a comparison.
 
     Attributes:
         name: of the method and its options.
@@ -37,7 +37,7 @@ class Entry:
 
 @dataclass
 class Trial:
-    """What one entry did.
+    """What one entry did: its results and times, unit by unit.
 
     Attributes:
         entry: who.
@@ -52,7 +52,7 @@ class Trial:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Keeps the time of the block."""
+        """Measures the time of the block."""
         wall, cpu = time.perf_counter(), time.process_time()
         yield
         self.cpu_seconds.append(time.process_time() - cpu)

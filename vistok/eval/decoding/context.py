@@ -44,7 +44,7 @@ EDITS = (
 
 
 def random_model(layers: int, width: int, heads: int, kv_heads: int, positions: int) -> nn.Module:
-    """A Llama with random weights, grouped heads of 64, and room for so many positions."""
+    """Returns a Llama with random weights, grouped heads of width 64, and room for so many positions."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -62,7 +62,7 @@ def random_model(layers: int, width: int, heads: int, kv_heads: int, positions: 
 
 
 def standard_policies(budget: int) -> list[Entry]:
-    """SDPA first, then each policy with as many keys as ``budget``."""
+    """Returns the policies that are compared: SDPA first, then each with as many keys as ``budget``."""
     half = budget // 2
     policies: dict[str, Policy] = {
         "SDPA": context.Full(),
@@ -79,7 +79,7 @@ def standard_policies(budget: int) -> list[Entry]:
 
 
 def filled_cache(model: nn.Module, at_work: context.Context, tokens: int) -> context.ContextCache:
-    """A cache of one sequence as the policy would hold it after so many tokens, full of noise."""
+    """Returns the cache of one sequence as the policy would hold it after so many tokens, filled with noise."""
     cache = context.ContextCache(at_work.layers, at_work.policy)
     if tokens == 0:
         return cache

@@ -1,7 +1,6 @@
 """MAR against continuous speculative decoding, fewer steps and faster solvers: calls, time and scores, same images.
 
-An image is right if the exact detector of scenes finds one object in it, of the class's shape and colour. Figures of a
-row:
+Figures of a row:
 
 - ``forwards``: passes of the target's transformer that an image waited for; ``prefixes``: sequences that went through
   it for an image, guidance branches not counted;
@@ -10,8 +9,7 @@ row:
 - ``acceptance_rate``: accepted over proposed drafts, None without drafts; ``fallbacks``: residual loops that failed, of
   all images;
 - ``seconds`` of a batch, ``speed_up`` and ``cpu_speed_up`` over plain MAR, in wall and processor time;
-- ``detector``: share of right images; ``change``: by how much it differs from plain MAR's, over the same images;
-- ``distance``: Frechet distance to held-out scenes of one object, None without the feature network.
+- ``detector``, ``change`` from plain MAR's and ``distance``: see ``vistok.eval.decoding.objects``.
 """
 
 from __future__ import annotations
@@ -19,19 +17,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
-from vistok.data.scenes import render
-from vistok.data.scenes.splits import REFERENCE, single_object_scenes
 from vistok.eval.decoding.comparison import Column, Entry, Figure, Row, Trial, time_figures
-from vistok.eval.decoding.estimate import ratio_estimate
-from vistok.eval.decoding.images import images_of, stats_of
+from vistok.eval.decoding.images import stats_of
+from vistok.eval.decoding.objects import object_scores
 from vistok.samplers.continuous.cspd import ContinuousSpeculative
 from vistok.samplers.continuous.mar import MaskedAutoregressive
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from vistok.models.mar import MAR
     from vistok.pipelines import Sample
 
@@ -83,32 +75,10 @@ def standard_entries(draft: MAR | None, plain: Mapping[str, int | str], prefill:
     return found
 
 
-def right(image: Image, label: int) -> bool:
-    """Returns whether an image shows one object, of the class's shape and colour."""
-    from vistok.data.scenes import COLOURS, SHAPES
-    from vistok.eval.geneval.detectors import SceneDetector
-
-    shape, colour = divmod(label, len(COLOURS))
-    detector = SceneDetector()
-    found = [each for each in detector.detect([image])[0] if each.score >= detector.options.threshold]
-    return [(each.label, each.colour) for each in found] == [(SHAPES[shape], COLOURS[colour])]
-
-
-def reference_images(chunks: int = 8) -> torch.Tensor:
-    """Returns held-out scenes of one object, [N, 3, 64, 64] in [-1, 1]."""
-    from vistok.models.vision.scenes import SIDE
-
-    return torch.cat([render(single_object_scenes(REFERENCE, chunk), SIDE) for chunk in range(chunks)])
-
-
 def summarise(trials: Sequence[Trial], samples: Sequence[Sample]) -> list[Row]:
     """Returns the figures of all trials, plain MAR's first."""
-    from vistok.eval.decoding.scores import distances
-
-    drawn, one_each = [images_of(trial) for trial in trials], [1] * len(samples)
-    correct = [[right(image, x.condition) for image, x in zip(images, samples, strict=True)] for images in drawn]
     rows = []
-    for trial, mine, distance in zip(trials, correct, distances(reference_images, drawn), strict=True):
+    for trial, scores in zip(trials, object_scores(trials, samples), strict=True):
         stats = stats_of(trial)
         figures: dict[str, Figure] = {
             "forwards": float(stats.forwards.double().mean()),
@@ -120,11 +90,6 @@ def summarise(trials: Sequence[Trial], samples: Sequence[Sample]) -> list[Row]:
             "acceptance_rate": stats.acceptance_rate if int(stats.proposed.sum()) else None,
             "fallbacks": stats.fallbacks,
         }
-        figures |= time_figures(trials[0], trial)
-        figures |= {
-            "detector": ratio_estimate(mine, one_each),
-            "change": ratio_estimate([a - b for a, b in zip(mine, correct[0], strict=True)], one_each),
-            "distance": distance,
-        }
+        figures |= time_figures(trials[0], trial) | scores
         rows.append(Row(trial.entry.name, trial.entry.lossless, figures))
     return rows

@@ -1,16 +1,13 @@
 """Generators of scenes side by side, whatever they draw: the same single objects asked for, forwards, operations, time
 and scores.
 
-A generator of classes is asked by the class's number, one of captions by a photo of the object. A picture is right if
-the exact detector of scenes finds one object in it, of the asked shape and colour. Figures of a row:
+A generator of classes is asked by the class's number, one of captions by a photo of the object. Figures of a row:
 
 - ``parameters``: of the generator, text encoders and tokenizers of pictures not counted;
 - ``forwards``: passes of its network that a picture waited for, as its sampler counts them;
 - ``operations``: of a picture in its first batch, see ``vistok.eval.decoding.operations``;
 - ``seconds`` of a batch, ``speed_up`` and ``cpu_speed_up`` over the first row;
-- ``detector``: share of right pictures; ``change``: its difference from the first row's, over the same objects;
-- ``distance``: Frechet distance to held-out scenes of one object, None without the feature network. Only rows of one
-  run compare.
+- ``detector``, ``change`` and ``distance``: see ``vistok.eval.decoding.objects``.
 """
 
 from __future__ import annotations
@@ -21,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from vistok.data.scenes import COLOURS, SHAPES
 from vistok.eval.decoding.comparison import Column, Entry, Figure, Row, Trial, run_in_turn, time_figures
-from vistok.eval.decoding.continuous import reference_images, right
-from vistok.eval.decoding.estimate import ratio_estimate
-from vistok.eval.decoding.images import Watched, images_of, stats_of, timed
+from vistok.eval.decoding.images import Watched, stats_of, timed
+from vistok.eval.decoding.objects import object_scores
 from vistok.eval.decoding.operations import count_operations
 from vistok.eval.geneval.metadata import colors
 
@@ -133,24 +129,14 @@ def run(
 
 def summarise(trials: Sequence[Trial], operations: Sequence[float], samples: Sequence[Sample]) -> list[Row]:
     """Returns the figures of all trials against the first's."""
-    from vistok.eval.decoding.scores import distances
-
-    drawn, one_each = [images_of(trial) for trial in trials], [1] * len(samples)
-    correct = [[right(image, x.condition) for image, x in zip(images, samples, strict=True)] for images in drawn]
     rows = []
-    found = distances(reference_images, drawn)
-    for trial, count, mine, distance in zip(trials, operations, correct, found, strict=True):
+    for trial, count, scores in zip(trials, operations, object_scores(trials, samples), strict=True):
         figures: dict[str, Figure] = {
             "parameters": trial.entry.method.parameters,
             "forwards": float(stats_of(trial).forwards.double().mean()),
             "gflop": count / 1e9,
         }
-        figures |= time_figures(trials[0], trial)
-        figures |= {
-            "detector": ratio_estimate(mine, one_each),
-            "change": ratio_estimate([a - b for a, b in zip(mine, correct[0], strict=True)], one_each),
-            "distance": distance,
-        }
+        figures |= time_figures(trials[0], trial) | scores
         rows.append(Row(trial.entry.name, trial.entry.lossless, figures))
     return rows
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Watched:
-    """A sampler whose draws run inside another call, such as a clock; decoding them to pixels does not.
+    """A sampler whose draws run inside another call, such as a clock; the decoding to pixels does not.
 
     Args:
         sampler: what draws, prepared.

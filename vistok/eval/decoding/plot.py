@@ -13,7 +13,7 @@ LOSSLESS, LOSSY, SECOND = "#1f6f8b", "#c8553d", "#9aa5b1"
 
 
 def plot(rows: Sequence[Row], cost: Mapping[int, float], path: str | Path) -> None:
-    """Draw accepted lengths and speed-ups, scores that have intervals, and what a forward pass costs by its width.
+    """Draws accepted lengths and speed-ups, scores that have intervals, and what a forward pass costs by its width.
 
     Args:
         rows: plain decoding first.

@@ -78,7 +78,7 @@ def score_images(
     options: ScoringOptions | None = None,
     batch_size: int = 16,
 ) -> Iterator[dict]:
-    """Judge pictures.
+    """Judges pictures.
 
     Args:
         pictures: (metadata, RGB picture, name) each.
@@ -146,7 +146,7 @@ def evaluate_folder(
     ceiling: GenEvalSummary | None = None,
     missing_wrong: bool = False,
 ) -> GenEvalReport:
-    """Score a set in the published folder layout; resumable, and shared by the processes of ``accelerate launch``.
+    """Scores a set in the published folder layout; resumable, and shared by the processes of ``accelerate launch``.
 
     Args:
         root: the set.
@@ -167,18 +167,7 @@ def evaluate_folder(
     prompts = found.prompts
     refuse_missing(found, missing_wrong)
     check_classes((prompt.metadata for prompt in prompts), detector, colours)
-    rewritten = any(prompt.rewritten for prompt in prompts)
-    states = [(path.name, path.stat()) for prompt in prompts for path in prompt.images]
-    pictures = [[name, state.st_size, state.st_mtime_ns] for name, state in states]  # a cache must not outlive them
-    wanted = json.dumps([prompt.metadata for prompt in prompts])
-    identity = {
-        "pictures": pictures,
-        "prompts": hashlib.sha256(wanted.encode()).hexdigest(),
-        "detector": detector.name,
-        "colours": colours.name,
-        "options": dataclasses.asdict(options),
-    }
-    job = ShardedJob(work, identity, len(prompts), ".json")
+    job = ShardedJob(work, _identity(prompts, detector, colours, options), len(prompts), ".json")
     pending = job.pending(state.process_index, state.num_processes)
     with progress("geneval", len(pending)) as advance:
         for shard in pending:
@@ -189,19 +178,32 @@ def evaluate_folder(
     state.wait_for_everyone()
     job.check_complete()
     records = [record for shard in range(job.shards) for record in json.loads(job.path(shard).read_text())]
-    absent = f", {len(found.missing)} more without pictures counted wrong" if found.missing else ""
     records += _wrong_records(found)
-    protocol = Protocol(
-        metric="geneval",
-        extractor=detector.name,
-        reference=f"{len(prompts)} prompts" + absent + (", rewritten" if rewritten else ""),
-        samples=len(records),
-        options=(
-            *(f"{key}={value}" for key, value in dataclasses.asdict(options).items()),
-            *([f"colours={colours.name}"] if colours.name else []),
-        ),
-    )
+    reference = f"{len(prompts)} prompts"
+    if found.missing:
+        reference += f", {len(found.missing)} more without pictures counted wrong"
+    if any(prompt.rewritten for prompt in prompts):
+        reference += ", rewritten"
+    settings = [f"{key}={value}" for key, value in dataclasses.asdict(options).items()]
+    if colours.name:
+        settings.append(f"colours={colours.name}")
+    protocol = Protocol("geneval", detector.name, reference=reference, samples=len(records), options=tuple(settings))
     return GenEvalReport(records, summarise(records), protocol, ceiling, _notes(found, records))
+
+
+def _identity(
+    prompts: Sequence[PromptFolder], detector: Detector, colours: ColourClassifier, options: ScoringOptions
+) -> dict:
+    """What the records depend on; a picture that was written again makes another job."""
+    states = [(path.name, path.stat()) for prompt in prompts for path in prompt.images]
+    wanted = json.dumps([prompt.metadata for prompt in prompts])
+    return {
+        "pictures": [[name, state.st_size, state.st_mtime_ns] for name, state in states],
+        "prompts": hashlib.sha256(wanted.encode()).hexdigest(),
+        "detector": detector.name,
+        "colours": colours.name,
+        "options": dataclasses.asdict(options),
+    }
 
 
 def _wrong_records(found: PromptSet) -> list[dict]:
@@ -239,7 +241,7 @@ def describe(record: dict) -> str:
 
 
 def write_report(report: GenEvalReport, out: str | Path) -> None:
-    """Write ``results.jsonl``, ``summary.json``, ``failures.txt`` and, if there are any, ``failures.png``.
+    """Writes ``results.jsonl``, ``summary.json``, ``failures.txt`` and, if there are any, ``failures.png``.
 
     The picture shows the first failures, row by row in the order of their numbers in the text.
     """

@@ -34,7 +34,7 @@ class PromptFolder(NamedTuple):
 
 
 def write_prompt_folder(root: str | Path, index: int, metadata: dict, images: Sequence[Image.Image]) -> Path:
-    """Write the pictures of one prompt in the published layout.
+    """Writes the pictures of one prompt in the published layout.
 
     Args:
         root: the set's folder.

@@ -37,7 +37,7 @@ class Detection(NamedTuple):
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """Scoring options; the thresholds belong to the detector, the published ones to Mask2Former.
+    """How pictures are scored; the thresholds belong to the detector, the published ones to Mask2Former.
 
     Args:
         threshold: least score (exclusive) of a detection.

@@ -207,6 +207,6 @@ def read_metadata(path: str | Path) -> list[dict]:
 
 
 def write_metadata(path: str | Path, records: Sequence[dict]) -> None:
-    """Write metadata, one JSON object a line."""
+    """Writes metadata, one JSON object a line."""
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in records))

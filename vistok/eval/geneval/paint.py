@@ -48,7 +48,7 @@ def paint_set(
     rank: int = 0,
     world: int = 1,
 ) -> None:
-    """Paint a prompt set in the published folder layout; prompts whose folder is complete are passed over.
+    """Paints a prompt set in the published folder layout; prompts whose folder is complete are passed over.
 
     A manifest beside the folders says what paints them, so that a set never mixes the pictures of two models.
 
@@ -145,7 +145,7 @@ def paint_for_eval(
     batch_size: int,
     ceiling: bool,
 ) -> GenEvalSummary | None:
-    """Paint a prompt set, this process's share of it.
+    """Paints this process's share of a prompt set.
 
     Args:
         root: the set's folder.

@@ -33,7 +33,7 @@ Compared = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class RatePoint:
-    """Means over pictures at one setting.
+    """Means over pictures at one setting of a codec or tokenizer.
 
     Attributes:
         setting: tokens, or a codec's quality.
@@ -100,7 +100,7 @@ def quality_by_tokens(
     header: int = 0,
     **decoding: Any,
 ) -> list[RatePoint]:
-    """Reconstruct pictures from each number of first tokens.
+    """Reconstructs pictures from each number of first tokens.
 
     Args:
         tokenizer: encodes once, decodes every length.
@@ -191,7 +191,7 @@ def advantage(points: Sequence[RatePoint], other: RatePoint) -> float:
 
 
 def plot_rate_distortion(curves: dict[str, Sequence[RatePoint]], side: int, path: str | Path) -> None:
-    """Draw PSNR and SSIM of several curves over bytes a picture; bare tokens are dashed.
+    """Draws PSNR and SSIM of several curves over bytes a picture; bare tokens are dashed.
 
     Args:
         curves: points by name.

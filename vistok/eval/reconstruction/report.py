@@ -36,7 +36,7 @@ RIVAL = ("jpeg", 10)  # the point that ``remarks`` compares with at equal bytes
 
 @dataclass(frozen=True)
 class TokenizerReport:
-    """What was measured.
+    """What was measured of a tokenizer.
 
     Attributes:
         name: of the tokenizer; its curve has this name.
@@ -107,7 +107,7 @@ def evaluate_tokenizer(
     compare_codecs: bool = True,
     seed: int = 0,
 ) -> TokenizerReport:
-    """Reconstruct pictures at each number of tokens; nothing is encoded twice.
+    """Reconstructs pictures at each number of tokens; nothing is encoded twice.
 
     Args:
         loaded: the tokenizer.

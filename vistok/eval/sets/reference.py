@@ -135,7 +135,7 @@ def save_statistics(
     spatial: FeatureStatistics | None = None,
     precision: str = "float32",
 ) -> None:
-    """Write statistics with their protocol; pytorch-fid, clean-fid and ADM's evaluator read them too.
+    """Writes statistics with their protocol; pytorch-fid, clean-fid and ADM's evaluator read them too.
 
     Args:
         path: an ``.npz`` file; whole or absent.

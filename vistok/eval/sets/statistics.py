@@ -76,11 +76,11 @@ class FeatureStatistics:
         return self.scatter / (self.count - 1)
 
     def update(self, features: Tensor) -> FeatureStatistics:
-        """Take in a batch of features [B, d] (any float type); nothing is read back from the device."""
+        """Takes in a batch of features [B, d] (any float type); nothing is read back from the device."""
         return self.merge(FeatureStatistics.of(features)) if len(features) else self
 
     def merge(self, other: FeatureStatistics) -> FeatureStatistics:
-        """Take in the statistics of other pictures, e.g. of another process; returns ``self``."""
+        """Takes in the statistics of other pictures, e.g. of another process; returns ``self``."""
         total = self.count + other.count
         if total == 0:
             return self

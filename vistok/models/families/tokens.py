@@ -88,18 +88,18 @@ class ImageTokens:
         return self._features
 
     def gather(self, kept: list[Kept]) -> Tensor:
-        """The kept tokens of all views, as the projector gets them, [n, C]."""
+        """Returns the kept tokens of all views, as the projector gets them, [n, C]."""
         views = zip(self.hidden, kept, strict=True)
         return torch.cat([row[view.index] if view.tokens is None else view.tokens for row, view in views])
 
     def project_kept(self, kept: list[Kept]) -> Tensor:
-        """Projected tokens of all views in the order of ``kept``, [n, D]; nothing is projected twice."""
+        """Returns the projected tokens of all views in the order of ``kept``, [n, D]; nothing is projected twice."""
         if self._features is not None and all(view.tokens is None for view in kept):
             return torch.cat([row[view.index] for row, view in zip(self._features, kept, strict=True)])
         return self.project(self.gather(kept)[None])[0]
 
     def kept_levels(self, kept: list[Kept]) -> list[Tensor]:
-        """The further levels of the kept tokens, [n, D] each."""
+        """Returns the further levels of the kept tokens, [n, D] each."""
         return list(self.gather(kept)[:, self.width :].split(self.width, -1)) if self.levels else []
 
 

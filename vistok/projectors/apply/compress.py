@@ -18,35 +18,20 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.models.attach import Attachment, attached, unwrapped
 from vistok.models.families import FAMILIES, family_of
-from vistok.models.families.family import Picture
 from vistok.models.huggingface import given_cache
 from vistok.projectors.apply.concentric import concentric_of
 from vistok.projectors.apply.depths import DepthMixture
-from vistok.projectors.apply.history import History, Turn, history_of, new_pictures, turn_of
+from vistok.projectors.apply.history import History, history_of, turn_of
 from vistok.projectors.apply.layers import LayerPruning, LayerRun
-from vistok.projectors.apply.layout import pack
 from vistok.projectors.apply.limits import Prompt, shorter_limits, with_whole_prompts
 from vistok.projectors.apply.prompts import columns_of, hide_old_placeholders, pad_id, positions_in
 from vistok.projectors.apply.report import Report
-from vistok.projectors.apply.shrink import Shrunk, gathered, shrink_prompts, untouched
-from vistok.projectors.interface import Compressor, ImageTokens, LayerCompressor
+from vistok.projectors.apply.shrink import gathered, untouched
+from vistok.projectors.apply.thinning import PICTURES, PIXELS, Thinning, has_pixels, placeholder, visual_tokens
+from vistok.projectors.interface import Compressor, LayerCompressor
 from vistok.projectors.methods.pmod import PMod
 
 __all__ = ["Compression", "Report", "active", "compress"]
-
-_SETTINGS = ("vision_feature_layer", "vision_feature_select_strategy", "vision_aspect_ratio")
-_PIXELS = ("pixel_values", "pixel_values_videos")
-_GRIDS = {False: ("image_grid_thw",), True: ("video_grid_thw", "second_per_grid_ts")}  # by whether they are of videos
-_PICTURES = (
-    *_PIXELS,
-    "image_sizes",
-    "image_sizes_videos",
-    *_GRIDS[False],
-    *_GRIDS[True],
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "batch_num_images",
-)
 
 
 class Compression(Attachment):
@@ -63,6 +48,7 @@ class Compression(Attachment):
         self.compressor = compressor
         self.positions = positions
         self.last = Report()
+        self._thinning = Thinning(model, self.family, compressor)
         self._names = tuple(inspect.signature(type(model).forward).parameters)[1:]
         self._generating = False
         self._prompt_width: int | None = None  # during generate: candidates of assisted decoding follow the prompt
@@ -134,14 +120,14 @@ class Compression(Attachment):
     def _begin(self, kwargs: dict[str, Any]) -> None:
         """A new call: nothing of an older one is told, and what cannot be thinned is refused."""
         self.last = Report()
-        if all(kwargs.get(name) is not None for name in _PIXELS):
+        if all(kwargs.get(name) is not None for name in PIXELS):
             raise VistokError("pictures and videos in one call are not compressed: give them in turns of their own.")
 
     def _concerns(self, kwargs: dict[str, Any]) -> bool:
         """Whether a call has pictures, or a cache that was shortened."""
         cache = given_cache(kwargs)
         past = cache is not None and int(cache.get_seq_length()) > 0
-        return _has_pixels(kwargs) or (past and history_of(cache) is not None)
+        return has_pixels(kwargs) or (past and history_of(cache) is not None)
 
     def _before_forward(
         self, model: nn.Module, args: tuple, kwargs: dict[str, Any]
@@ -176,17 +162,17 @@ class Compression(Attachment):
         if mask is not None and mask.ndim != 2:
             raise VistokError("compression needs the attention mask as [batch, tokens], as the processor returns it.")
         turn = turn_of(ids, mask, given_cache(kwargs), generated)
-        token = self._token(kwargs)
+        token = placeholder(self.model, kwargs)
         places = (turn.new_ids == token) & turn.new_mask.bool()
         if turn.start and not bool(places.any()):  # pictures of earlier turns
-            kwargs = {name: value for name, value in kwargs.items() if name not in _PICTURES}
-        has_pictures = _has_pixels(kwargs)
+            kwargs = {name: value for name, value in kwargs.items() if name not in PICTURES}
+        has_pictures = has_pixels(kwargs)
         if self._pruning is not None and turn.start and has_pictures:
             name = self.compressor.name
             raise VistokError(f"{name} ranks a prompt in one piece: start without the cache for new pictures.")
         grids: dict[str, Tensor] = {}
         if has_pictures and self._pruning is None:
-            new, grids, kwargs = self._thinned(turn, kwargs, places, left)
+            new, grids, kwargs, self.last = self._thinning.thin(turn, kwargs, places, left)
         else:
             new = gathered(turn.new_mask) if left else untouched(turn.new_mask)
         shrunk = turn.joined(new)
@@ -210,75 +196,6 @@ class Compression(Attachment):
             kwargs["attention_mask"] = shrunk.mask.to(turn.mask.dtype)
         return kwargs, History(turn.ids, turn.mask.long(), shrunk, offset)
 
-    def _thinned(
-        self, turn: Turn, kwargs: dict[str, Any], places: Tensor, left: bool
-    ) -> tuple[Shrunk, dict[str, Tensor], dict[str, Any]]:
-        """Encode the pictures: the columns of the new part that stay, grids of its pictures, and the arguments."""
-        videos, token = kwargs.get("pixel_values_videos") is not None, self._token(kwargs)
-        if videos:
-            groups = list(self.family.videos(self.model, kwargs, self.compressor.needs))
-        else:
-            groups = [[picture] for picture in self.family.pictures(self.model, kwargs, self.compressor.needs)]
-        grids = {name: torch.as_tensor(kwargs[name]) for name in _GRIDS[videos] if kwargs.get(name) is not None}
-        wholes = [sum(len(plan.tokens) for _, plan in group) for group in groups]
-        if turn.start and sum(wholes) != int(places.sum()):
-            mine = new_pictures(turn, wholes, token)
-            groups = [groups[i] for i in mine]
-            grids = {name: grid[mine] for name, grid in grids.items()}
-        described = [picture for group in groups for picture in group]
-        totals = [len(plan.tokens) for _, plan in described]
-        self._give_text(turn, places, described, totals)
-        chosen = [kept for group in groups for kept in self._chosen([image for image, _ in group], videos)]
-        newlines = self.compressor.newlines
-        pictures = [pack(image, plan, kept, newlines) for (image, plan), kept in zip(described, chosen, strict=True)]
-        layouts = [(image.grid, image.canvas) for image, _ in described]
-        new = shrink_prompts(turn.new_ids, turn.new_mask, token, totals, [p.offsets for p in pictures], left)
-        visual = new.mask.sum(1) - (turn.new_mask.bool() & ~places).sum(1)
-        layers = self.model.config.get_text_config().num_hidden_layers
-        self.last = Report(
-            before=totals,
-            after=[len(p.features) for p in pictures],
-            kept=[p.index for p in pictures],
-            layouts=layouts,
-            visual=visual.tolist(),
-            lengths=[[total] * layers for total in turn.joined(new).mask.sum(1).tolist()],
-            family=self.model.config.model_type,
-        )
-        kwargs = {name: value for name, value in kwargs.items() if name not in (*_PICTURES, *_SETTINGS)}
-        encode = self.family.encoded_videos if videos else self.family.encoded
-        encoded = encode([p.features for p in pictures], [p.levels for p in pictures])
-        return new, grids, kwargs | {"mm_encoder_outputs": {"video" if videos else "image": encoded}}
-
-    def _chosen(self, images: list[ImageTokens], video: bool) -> list[Any]:
-        """What the compressor keeps of a picture, or of each frame of a video.
-
-        Raises:
-            VistokError: it keeps nothing of all of it.
-        """
-        chosen = self.compressor.select_frames(images) if video else [self.compressor.select(images[0])]
-        if not any(isinstance(kept, Tensor) or any(len(view.index) for view in kept) for kept in chosen):
-            raise VistokError("a compressor must keep at least one token of every picture and every video.")
-        return chosen
-
-    def _token(self, kwargs: dict[str, Any]) -> int:
-        """Id of the placeholders that a call's pictures or videos fill."""
-        config = self.model.config
-        return config.image_token_id if kwargs.get("pixel_values_videos") is None else config.video_token_id
-
-    def _give_text(self, turn: Turn, places: Tensor, described: list[Picture], totals: list[int]) -> None:
-        """Tell each picture the text of its prompt."""
-        ends = torch.tensor(totals).cumsum(0) if totals else torch.zeros(0)
-        rows = torch.searchsorted(places.sum(1).cumsum(0).cpu(), ends)
-        text = turn.mask.bool() & ~self._visual(turn.ids)
-        for (image, _), row in zip(described, rows.clamp(max=len(text) - 1).tolist(), strict=True):
-            image.text = self.family.embed(self.model, turn.ids[row, text[row]][None])[0].detach()
-
-    def _visual(self, ids: Tensor) -> Tensor:
-        """Which tokens are placeholders of pictures or videos."""
-        config = self.model.config
-        visual = ids == config.image_token_id
-        return visual if getattr(config, "video_token_id", None) is None else visual | (ids == config.video_token_id)
-
     def _before_base(self, base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         name = self.compressor.name
         self._pruning.end()
@@ -286,15 +203,18 @@ class Compression(Attachment):
         ids, mask, cache = kwargs.get("input_ids"), kwargs.get("attention_mask"), given_cache(kwargs)
         if ids is None:
             return
-        visual = self._visual(ids)
+        visual = visual_tokens(self.model, ids)
         if cache is not None and cache.get_seq_length() > 0:
             if ids.shape[1] > 1 and bool(visual.any()):
                 raise VistokError(f"{name} ranks a prompt in one piece: leave out prefill chunks and filled caches.")
             return
         if not bool(visual.any()):
             return
-        if mask is not None and mask.ndim != 2:
-            raise VistokError(f"{name} needs the attention mask of the prompt as [batch, tokens].")
+        if mask is not None and (isinstance(mask, dict) or mask.ndim != 2):
+            raise VistokError(
+                f"{name} needs the attention mask of the prompt as [batch, tokens], which a static cache makes into "
+                "another: leave cache_implementation out."
+            )
         self._pruning.begin(visual, mask, self._prompt_width or ids.shape[1])
 
     def _after_base(self, base: nn.Module, args: tuple, output: Any) -> None:
@@ -309,20 +229,15 @@ class Compression(Attachment):
         self.last = Report(pruned.visual.sum(1).tolist(), after, kept, [], after, lengths, family)
 
 
-def _has_pixels(kwargs: dict[str, Any]) -> bool:
-    """Whether a call has pictures or videos."""
-    return any(kwargs.get(name) is not None for name in _PIXELS)
-
-
 def active(model: nn.Module) -> Compression | None:
-    """What a model is compressed with at the moment."""
+    """Returns what a model is compressed with at the moment; None if it is not."""
     return attached(model, Compression.slot)
 
 
 def compress(
     model: nn.Module, compressor: Compressor | LayerCompressor, positions: Literal["compact", "original"] = "compact"
 ) -> Compression:
-    """Let a multimodal model of transformers run on fewer visual tokens.
+    """Lets a multimodal model of transformers run on fewer visual tokens.
 
     ``model.generate(**inputs)`` and ``model(**inputs)`` take what they always took, the processor's output included.
     ``generate`` returns the prompts as they were given, followed by what is new; ``model(...)`` returns logits of the

@@ -20,7 +20,7 @@ _HISTORY = "_vistok_history"  # on a cache
 
 @dataclass
 class History:
-    """What a cache was filled with.
+    """What a cache was filled with: the prompts as given, and which of their columns it holds.
 
     Attributes:
         ids: the prompts as they were given, int64 [B, S].
@@ -93,7 +93,7 @@ class Turn:
 
 
 def turn_of(ids: Tensor, mask: Tensor | None, cache: Any, generated: bool) -> Turn:
-    """Part a call's prompts.
+    """Parts the prompts of a call into what the cache holds and what is new.
 
     Args:
         ids: as given, [B, S].
@@ -155,7 +155,7 @@ def _whole_mask(mask: Tensor | None, history: History, width: int, start: int, p
 
 
 def new_pictures(turn: Turn, totals: list[int], token: int) -> list[int]:
-    """Which of a conversation's pictures are new to the cache.
+    """Returns which of a conversation's pictures are new to the cache.
 
     Args:
         turn: the conversation.

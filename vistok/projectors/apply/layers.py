@@ -19,7 +19,7 @@ from vistok.projectors.interface import LayerCompressor, LayerView
 
 
 class LayerRun:
-    """What runs a compressor in the layers of a decoder: prompts that are announced, and masks of shortened layers.
+    """Base of what runs a compressor in the layers of a decoder: takes announced prompts, and masks shortened layers.
 
     Args:
         name: of the method, for sentences.

@@ -49,7 +49,7 @@ def _kept_newlines(plan: Plan, kept: Tensor, policy: str) -> Tensor:
 
 
 def pack(image: ImageTokens, plan: Plan, kept: list[Kept] | Tensor, newlines: str) -> Packed:
-    """Project the kept tokens and put them in the order of the plan.
+    """Projects the kept tokens and puts them in the order of the plan.
 
     Args:
         image: the picture.

@@ -31,7 +31,7 @@ class Shrunk(NamedTuple):
 def shrink_prompts(
     input_ids: Tensor, mask: Tensor, image_token: int, totals: list[int], offsets: list[Tensor], left: bool
 ) -> Shrunk:
-    """Choose the columns of each prompt.
+    """Chooses the columns that stay of each prompt.
 
     Args:
         input_ids: [B, S], with ``totals[i]`` placeholders for each picture in turn, row after row.
@@ -88,5 +88,5 @@ def untouched(mask: Tensor) -> Shrunk:
 
 
 def positions_of(mask: Tensor) -> Tensor:
-    """Position of each token as transformers counts them: from 0 at the first token of a row, [B, S]."""
+    """Returns the position of each token as transformers counts them: from 0 at the first token of a row, [B, S]."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -1,7 +1,8 @@
-"""Clusters by density peaks (DPC-KNN, Du et al. 2016), as compressors of videos use them on tokens.
+"""Clusters of tokens by density peaks (DPC-KNN, Du et al. 2016), as several compressors use them.
 
-A token is a centre if it is dense, by its nearest neighbours, and far from denser ones. The released codes of all of
-them add noise to the densities so that no two are equal; here the earlier of two equally dense tokens counts as denser.
+A token is a centre if it is dense, by its nearest neighbours, and far from denser ones. The released codes of the video
+methods add noise to the densities so that no two are equal; here the earlier of two equally dense tokens counts as
+denser. SparseVLM's release leaves ties as they are.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 
-def peak_scores(x: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-    """How much each token is a centre of a cluster, and how far tokens are from each other.
+def peak_scores(x: Tensor, neighbours: int, break_ties: bool = True) -> tuple[Tensor, Tensor]:
+    """Returns how well each token would serve as the centre of a cluster, and the distances between tokens.
 
     Args:
         x: tokens, [n, D].
-        neighbours: of which a token's density is told, itself included; all if there are fewer.
+        neighbours: how many nearest tokens a density is computed from, the token itself included; all if fewer.
+        break_ties: whether the earlier of two equally dense tokens counts as denser; if not, neither does.
 
     Returns:
         Scores [n] and distances over the square root of D, [n, n], both float32.
@@ -24,14 +26,14 @@ def peak_scores(x: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     distances = torch.cdist(x.float(), x.float(), compute_mode="donot_use_mm_for_euclid_dist") * x.shape[1] ** -0.5
     nearest = distances.topk(min(neighbours, len(x)), largest=False).values
     density = torch.exp(-nearest.square().mean(1))
-    rank = density.argsort(descending=True, stable=True).argsort()
-    denser = rank[None] < rank[:, None]
+    order = -density.argsort(descending=True, stable=True).argsort() if break_ties else density
+    denser = order[None] > order[:, None]
     apart = torch.where(denser, distances, distances.max()).min(1).values
     return density * apart, distances
 
 
 def cluster(x: Tensor, count: int, neighbours: int) -> tuple[Tensor, Tensor]:
-    """Part tokens into clusters.
+    """Parts tokens into clusters.
 
     Args:
         x: tokens, [n, D].
@@ -39,14 +41,26 @@ def cluster(x: Tensor, count: int, neighbours: int) -> tuple[Tensor, Tensor]:
         neighbours: see :func:`peak_scores`.
 
     Returns:
-        Centres, ascending, int64 [count], and the cluster of each token, int64 [n]: that of the nearest centre, and a
-        centre's own.
+        Centres, ascending, int64 [count], and the cluster of each token, int64 [n]; see :func:`owners`.
     """
     scores, distances = peak_scores(x, neighbours)
     centres = scores.argsort(descending=True, stable=True)[:count].sort().values
+    return centres, owners(distances, centres)
+
+
+def owners(distances: Tensor, centres: Tensor) -> Tensor:
+    """Returns the cluster of each token: that of the nearest centre, and a centre's own.
+
+    Args:
+        distances: between tokens, [n, n].
+        centres: of the clusters, int64 [k].
+
+    Returns:
+        Places in ``centres``, int64 [n].
+    """
     owner = distances[:, centres].argmin(1)
-    owner[centres] = torch.arange(count, device=x.device)
-    return centres, owner
+    owner[centres] = torch.arange(len(centres), device=centres.device)
+    return owner
 
 
 def means(values: Tensor, owner: Tensor, count: int) -> Tensor:

@@ -15,7 +15,7 @@ from vistok.projectors.interface import Compressor, ImageTokens, Kept, budget, c
 
 
 def cosine_distance(features: Tensor) -> Tensor:
-    """1 - cosine of all pairs.
+    """Returns 1 - cosine of all pairs.
 
     Args:
         features: [..., N, D].
@@ -28,7 +28,7 @@ def cosine_distance(features: Tensor) -> Tensor:
 
 
 def max_min_order(distance: Tensor, count: int, valid: Tensor | None = None) -> Tensor:
-    """Greedy max-min selection.
+    """Returns tokens in the order of greedy max-min selection.
 
     Args:
         distance: [V, N, N].
@@ -53,7 +53,7 @@ def max_min_order(distance: Tensor, count: int, valid: Tensor | None = None) -> 
 
 
 class DivPrune(Compressor):
-    """Keep the most diverse tokens.
+    """Keeps the most diverse tokens.
 
     Args:
         keep: tokens of a view (int), or share of them (float). The paper's default is 0.098.

@@ -34,7 +34,7 @@ def novel_tokens(tokens: Tensor, beside: Tensor, count: int) -> Tensor:
 
 
 class DyCoke(Compressor):
-    """Drop what the frames of a video repeat.
+    """Drops what the frames of a video repeat.
 
     Args:
         keep: tokens that stay of a frame that is thinned (int), or their share (float); the first frame of each four

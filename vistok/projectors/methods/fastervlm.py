@@ -9,7 +9,7 @@ from vistok.projectors.methods.vtc_cls import VtcCls
 
 
 class FasterVLM(VtcCls):
-    """Keep the patches that CLS attends to most.
+    """Keeps the patches that CLS attends to most.
 
     Args:
         keep: tokens of a view (int), or share of them (float).

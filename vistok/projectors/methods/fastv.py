@@ -73,7 +73,7 @@ def best_visual(scores: Tensor, visual: Tensor, counts: Sequence[int]) -> Tensor
 
 
 class FastV(LayerCompressor):
-    """Drop visual tokens inside the language model.
+    """Drops visual tokens inside the language model, by the attention of the prompt's last token.
 
     Args:
         keep: visual tokens of a prompt that stay (int), or their share (float).

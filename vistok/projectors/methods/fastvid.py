@@ -59,7 +59,7 @@ def join_anchors(values: Tensor, anchors: Tensor, likeness: Tensor, least: float
 
 
 class FastVID(Compressor):
-    """Keep salient tokens of frames, and anchors of segments.
+    """Keeps salient tokens of frames, and anchors of segments.
 
     Args:
         keep: tokens of a frame on average (int), or share of them (float).

@@ -94,9 +94,10 @@ def choose_in_crops(
     shown = torch.zeros(rows * height, cols * width, dtype=torch.bool, device=crops.device)
     shown[top:bottom, left:right] = True
     opinion = crops.new_zeros(shown.shape)
-    opinion[top:bottom, left:right] = F.interpolate(
-        thumbnail.view(1, 1, height, width).to(crops.dtype), size=(bottom - top, right - left), mode="bilinear"
-    )[0, 0]
+    if shown.any():  # of a picture as thin as a hair the crops show nothing
+        opinion[top:bottom, left:right] = F.interpolate(
+            thumbnail.view(1, 1, height, width).to(crops.dtype), size=(bottom - top, right - left), mode="bilinear"
+        )[0, 0]
     valid, opinion = split_crops(shown, rows, cols), split_crops(opinion, rows, cols)
     combined = F.normalize(crops.masked_fill(~valid, 0), dim=1) + F.normalize(opinion, dim=1)
     counts = (valid.sum(1) * ratios).long().tolist()
@@ -133,7 +134,7 @@ def released_packing(
 
 
 class GlobalCom2(Compressor):
-    """Thumbnail-guided compression of pictures in crops; a single view keeps its best tokens.
+    """Compresses pictures in crops as their thumbnail guides; a single view keeps its best tokens.
 
     Args:
         keep: share of tokens, 0..1.

@@ -74,7 +74,7 @@ def merged_peaks(features: Tensor, hidden: Tensor, count: int) -> tuple[Tensor, 
 
 
 class HoliTom(Compressor):
-    """Tell what stands still in a window once, and keep what is salient of the rest.
+    """Tells what stands still in a window of frames once, and keeps what is salient of the rest.
 
     Args:
         keep: tokens of a frame on average (int), or share of all (float), static places counted once.

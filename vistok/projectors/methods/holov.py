@@ -50,7 +50,7 @@ def run_shares(weights: Tensor, count: int) -> list[int]:
 
 
 class HoloV(Compressor):
-    """Keep tokens of every part of a picture.
+    """Keeps tokens of every part of a picture.
 
     Args:
         keep: tokens of a view (int), or share of them (float).
@@ -72,7 +72,7 @@ class HoloV(Compressor):
         return [Kept(self._view(x, a, valid.nonzero().squeeze(1), count)) for x, a, valid, count in views]
 
     def _view(self, features: Tensor, attention: Tensor, places: Tensor, count: int) -> Tensor:
-        runs = [run for run in places.tensor_split(min(self.runs, len(places))) if len(run)]
+        runs = [run for run in places.tensor_split(max(1, min(self.runs, len(places)))) if len(run)]
         if not runs:
             return places
         weights = run_weights([features[run] for run in runs], [attention[run] for run in runs])

@@ -28,7 +28,7 @@ def outlier_count(attention: Tensor, factor: float = 1.5) -> int:
 
 
 def merge_into(features: Tensor, keys: Tensor, attention: Tensor, kept: Tensor, neighbours: int = 32) -> Tensor:
-    """Fold each kept token's most similar tokens into it, and all tokens that were not kept into one more.
+    """Folds each kept token's most similar tokens into it, and all tokens that were not kept into one more.
 
     Args:
         features: [N, C].
@@ -54,7 +54,7 @@ def merge_into(features: Tensor, keys: Tensor, attention: Tensor, kept: Tensor, 
 
 
 class PruMerge(Compressor):
-    """Keep attention outliers and merge the rest into them.
+    """Keeps attention outliers and merges the rest into them.
 
     Args:
         keep: tokens of a view (int) or share of them (float), the token of the rest included; None lets the number

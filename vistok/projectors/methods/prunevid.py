@@ -64,7 +64,7 @@ def static_places(frames: Tensor, likeness: float) -> Tensor:
 
 
 class PruneVid(Compressor):
-    """Tell what stands still once, and cluster tokens.
+    """Tells what stands still once, and clusters tokens.
 
     Args:
         keep: tokens of a frame (int), or share of them (float), that static places, and the others of each frame, are

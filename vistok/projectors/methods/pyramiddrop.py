@@ -53,7 +53,7 @@ def check_layers(layers: tuple[int, ...], total: int, earliest: int, name: str) 
 
 
 class PyramidDrop(LayerCompressor):
-    """Drop visual tokens inside the language model, in three stages.
+    """Drops visual tokens inside the language model, in three stages.
 
     Args:
         keep: visual tokens of a prompt that stay behind the last stage (int), or their share (float); each of the

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.projectors.interface import LayerCompressor, LayerView, check_keep
+from vistok.projectors.methods.density_peaks import means, owners, peak_scores
 from vistok.projectors.methods.fastv import attention_rows, best_visual
 from vistok.projectors.methods.pyramiddrop import check_layers, stages_in
 
@@ -34,7 +35,7 @@ HEADS = 14 / 32  # share of the heads that version 2 reads
 
 
 def text_raters(visual: Tensor, text: Tensor) -> Tensor:
-    """Which text tokens rank: those that visual tokens are like more than the mean.
+    """Returns which text tokens rank the picture: those that its tokens resemble more than the mean text token.
 
     Args:
         visual: embeddings [V, D].
@@ -48,33 +49,30 @@ def text_raters(visual: Tensor, text: Tensor) -> Tensor:
 
 
 def recycled(scores: Tensor, fraction: float = RECYCLED) -> Tensor:
-    """Indices of the tokens that are not lost but clustered, int(fraction * n) + 1 of n that go with these scores."""
+    """Returns the indices of the dropped tokens that are clustered instead of lost: int(fraction * n) + 1 of n.
+
+    Args:
+        scores: of the n dropped tokens; the best are clustered.
+        fraction: share of them.
+    """
     return scores.topk(min(len(scores), int(fraction * len(scores)) + 1)).indices
 
 
 def cluster_means(tokens: Tensor, divisor: int = CLUSTER) -> tuple[Tensor, Tensor]:
-    """Clusters of tokens by density peaks.
+    """Returns the means of clusters by density peaks, which look at as many neighbours as there are clusters.
 
     Args:
         tokens: [n, D].
         divisor: how many tokens a cluster has, roughly.
 
     Returns:
-        The clusters' means [k, D], k = int(n / divisor) + 1, and the index of each cluster's centre [k].
+        The clusters' means [k, D], k = int(n / divisor) + 1 but at most n, and the index of each cluster's centre [k],
+        the surest centre first.
     """
-    count, width = tokens.shape
-    clusters = min(count, int(count / divisor) + 1)
-    points = tokens.float()
-    # Without the product of matrices, which leaves rounding where tokens are equal.
-    distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") / width**0.5
-    density = (-distance.topk(clusters, largest=False).values.square().mean(-1)).exp()
-    denser = density[None] > density[:, None]
-    apart = distance.masked_fill(~denser, distance.max()).amin(1)  # from the nearest that is denser
-    centres = (apart * density).topk(clusters).indices
-    member = distance[centres].argmin(0)
-    member[centres] = torch.arange(clusters, device=tokens.device)
-    sums = torch.zeros(clusters, width, dtype=torch.float32, device=tokens.device).index_add_(0, member, points)
-    return (sums / member.bincount(minlength=clusters)[:, None]).to(tokens.dtype), centres
+    clusters = min(len(tokens), int(len(tokens) / divisor) + 1)
+    scores, distances = peak_scores(tokens, clusters, break_ties=False)
+    centres = scores.topk(clusters).indices
+    return means(tokens.float(), owners(distances, centres), clusters).to(tokens.dtype), centres
 
 
 def budget_shares(share: float, version: int) -> tuple[float, float, float]:
@@ -92,7 +90,7 @@ def budget_shares(share: float, version: int) -> tuple[float, float, float]:
 
 
 class SparseVLM(LayerCompressor):
-    """Let the question's words rank the visual tokens, in three stages.
+    """Lets the question's words rank the visual tokens, in three stages.
 
     Args:
         keep: budget of visual tokens, as published: 192, 128, 96 and 64 of 576, or a share of the prompt's (float).

@@ -72,7 +72,7 @@ def _rows(values: Tensor, index: Tensor) -> Tensor:
 
 
 class ToMe(Compressor):
-    """Merge the most alike tokens until the budget is met.
+    """Merges the most alike tokens until the budget is met.
 
     Similarity is that of the projector's input, so any tower will do.
 

@@ -54,7 +54,7 @@ def contextual_tokens(hidden: Tensor, metric: Tensor, count: int) -> Tensor:
 
 
 class VisionZip(Compressor):
-    """Keep CLS, the patches that it attends to most, and merged tokens of the rest.
+    """Keeps CLS, the patches that it attends to most, and merged tokens of the rest.
 
     Args:
         keep: tokens of a view (int), or share of them (float), CLS and contextual ones included.

@@ -59,7 +59,7 @@ def select_view(features: Tensor, attention: Tensor, places: Tensor, count: int,
 
 
 class VisPruner(Compressor):
-    """Keep important and diverse tokens.
+    """Keeps important and diverse tokens.
 
     Args:
         keep: tokens of a view (int), or share of them (float).

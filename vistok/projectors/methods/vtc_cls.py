@@ -14,16 +14,17 @@ from vistok.projectors.interface import Compressor, ImageTokens, Kept, Needs, bu
 
 
 def ensemble_layers(layers: int, start: int | None = None) -> range:
-    """The layers whose CLS rows are summed.
+    """Returns the layers whose CLS rows are summed.
 
     Args:
         layers: number of layers L of the tower.
-        start: first of them, negative from the end as in a slice; two thirds of L (16 of CLIP-L's 24) if None.
+        start: first of them, negative from the end as in a slice; two thirds of L (16 of CLIP-L's 24) if None,
+            or the last but one where none is left there.
 
     Raises:
         VistokError: no layer is left.
     """
-    start = round(layers * 2 / 3) if start is None else start
+    start = min(round(layers * 2 / 3), max(layers - 2, 0)) if start is None else start
     chosen = range(layers)[start:-1]
     if not chosen:
         raise VistokError(f"{layers} layers leave none from {start} to the last but one: give start=-2 or earlier.")
@@ -31,7 +32,7 @@ def ensemble_layers(layers: int, start: int | None = None) -> range:
 
 
 def vtc_cls_scores(rows: Tensor) -> Tensor:
-    """Score of each patch: head mean of the CLS rows, summed over layers.
+    """Returns the score of each patch: the head mean of the CLS rows, summed over layers.
 
     Args:
         rows: attention of CLS to the patches, [layers, V, H, N].
@@ -43,7 +44,7 @@ def vtc_cls_scores(rows: Tensor) -> Tensor:
 
 
 class VtcCls(Compressor):
-    """Keep the patches that CLS attends to most.
+    """Keeps the patches that CLS attends to most, over an ensemble of layers.
 
     Args:
         keep: tokens of a view (int), or share of them (float).
@@ -60,7 +61,7 @@ class VtcCls(Compressor):
         return Needs(attention=tuple(ensemble_layers(layers, self.start)))
 
     def scores(self, image: ImageTokens) -> Tensor:
-        """[V, N]."""
+        """Returns the score of each patch, [V, N]."""
         layers = ensemble_layers(image.layers, self.start)
         return vtc_cls_scores(torch.stack([image.attention[layer].saliency() for layer in layers]))
 

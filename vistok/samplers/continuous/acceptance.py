@@ -39,7 +39,7 @@ Chains = Callable[
 
 @dataclass(frozen=True)
 class LastStep:
-    """The Gaussian of a chain's last step and what remains of the others.
+    """The Gaussian of the last step of denoising chains, and what the other steps contribute to their density.
 
     Attributes:
         mean, log_std: [N, D].
@@ -52,32 +52,34 @@ class LastStep:
 
     @classmethod
     def of(cls, path: Path) -> LastStep:
-        """Of drawn paths."""
+        """Returns the last steps of drawn paths."""
         return cls(path.mean, path.log_std[0], path.trajectory_log_std)
 
     def log_kernel(self, x: Tensor, inner_temperature: float = 1.0) -> Tensor:
-        """Log of the Gaussian's exponential, deviations widened by a factor, [N]."""
+        """Returns the logarithm of the Gaussian's exponential, with its deviations widened by a factor, [N]."""
         return -0.5 * ((x - self.mean) / (self.log_std.exp() * inner_temperature)).square().sum(-1)
 
     def log_density(self, x: Tensor) -> Tensor:
-        """Log density, [N]."""
+        """Returns the log density of the tokens, [N]."""
         return self.log_kernel(x) - (self.log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
 def reference_log_ratio(draft: LastStep, target: LastStep, x: Tensor, inner_temperature: float) -> Tensor:
-    """The published acceptance ratio of tokens x [N, D], as a logarithm [N]."""
+    """Returns the logarithm of the published acceptance ratio of tokens x [N, D], [N]."""
     trajectory = (target.trajectory - draft.trajectory).sum(-1)
     kernels = target.log_kernel(x, inner_temperature) - draft.log_kernel(x, inner_temperature)
     return trajectory + kernels + (draft.log_std - target.log_std).sum(-1)
 
 
 def derived_log_ratio(draft: LastStep, target: LastStep, x: Tensor) -> Tensor:
-    """The paper's derivation for aligned trajectories, with its own sign and no inner temperature, [N]."""
+    """Returns the logarithm of the acceptance ratio that the paper derives for aligned trajectories, with its own sign
+    and no inner temperature, [N].
+    """
     return (draft.trajectory - target.trajectory).sum(-1) + target.log_density(x) - draft.log_density(x)
 
 
 def reference_residual_weight(draft: LastStep, target: LastStep, y: Tensor) -> Tensor:
-    """The published probability of keeping a proposal y of the target's last step, [N]."""
+    """Returns the published probability of keeping a proposal y of the target's last step, [N]."""
     trajectory = (target.trajectory - draft.trajectory).sum(-1)
     return -torch.expm1((draft.log_density(y) - trajectory - target.log_density(y)).clamp(max=0))
 
@@ -90,7 +92,7 @@ def reference_resample(
     proposal: Callable[[Tensor], tuple[Tensor, Tensor]],
     rounds: int = 100,
 ) -> tuple[Tensor, int, int]:
-    """Replacements of rejected tokens by the published loop, many of its rounds at a time.
+    """Draws replacements of rejected tokens by the published loop, many of its rounds at a time.
 
     Every token of the window gets proposals, accepted ones too, and takes its last one that is kept; the rounds end
     when each token has had one, for which a token that both models agree on may wait in vain. Where the published code
@@ -123,7 +125,9 @@ def reference_resample(
 
 
 def path_log_ratio(path: Path, other: DenoisingChain) -> Tensor:
-    """Log density of drawn paths under another chain less that under their own, float64 [N]; all steps in one call."""
+    """Returns the log density of drawn paths under another chain minus that under their own, float64 [N]; all steps in
+    one call.
+    """
     mean, log_std = other.transitions(path.states)
     after = torch.cat([path.value[None], path.states[:-1]])
     standard = (after - mean) * (-log_std).exp()

@@ -55,7 +55,7 @@ def draft_of(drafter: MAR | str, model: MAR) -> MAR:
 
 @dataclass(frozen=True)
 class ContinuousSpeculative:
-    """A smaller MAR drafts, the target verifies.
+    """Continuous speculative decoding: a smaller MAR drafts sets of tokens, and the target verifies them.
 
     Attributes:
         drafter: the smaller MAR: an embedded name, a folder, a checkpoint, or the network.

@@ -30,7 +30,7 @@ from vistok.samplers.continuous.noise import RESIDUAL, RESIDUAL_ACCEPT, TokenNoi
 
 
 def run_exact(run: CSpDRun, window: int, prefill: float, progress: Callable[[int], None] | None = None) -> None:
-    """Speculative decoding that keeps the target's law; fills ``run``.
+    """Decodes speculatively so that the target's law is kept; fills ``run``.
 
     Args:
         run: where to.
@@ -109,7 +109,7 @@ class _PathNumbers:
 
 @dataclass
 class Verification:
-    """What a check of the published runner saw, tokens in the order of batch and position.
+    """What one check of the published runner saw; tokens in the order of batch and position.
 
     Attributes:
         ratio: acceptance ratios [N].
@@ -129,7 +129,7 @@ def run_reference(
     progress: Callable[[int], None] | None = None,
     report: Callable[[Verification], None] | None = None,
 ) -> None:
-    """The published runner; fills ``run``.
+    """Decodes as the published runner does; fills ``run``.
 
     Args:
         run, window, prefill, progress: see :func:`run_exact`.

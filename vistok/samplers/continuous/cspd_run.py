@@ -19,7 +19,7 @@ from vistok.samplers.continuous.stats import ContinuousStats
 
 
 class Numbers:
-    """The random numbers of a run, by the tokens that use them.
+    """The random numbers of a run, addressed by the tokens that use them.
 
     Args:
         noise: seed and samples.
@@ -48,7 +48,7 @@ class Numbers:
 
 @dataclass
 class Drafted:
-    """Tokens of a window.
+    """The drafted tokens of a window, and what they were drawn from.
 
     Attributes:
         rows, positions: where they stand, int64 [N].
@@ -99,7 +99,7 @@ class CSpDRun:
         self.scale_of = torch.tensor(self.scales, device=device)
 
     def target_step(self, step: int, last_noise: bool) -> None:
-        """Draw the tokens of a step from the target alone."""
+        """Draws the tokens of a step from the target alone."""
         chosen = self.step_of == step
         rows, positions = chosen.nonzero(as_tuple=True)
         z = self.target.conditions(self.tokens, self.step_of >= step, chosen)
@@ -110,7 +110,7 @@ class CSpDRun:
         self.target.release()
 
     def draft_step(self, tokens: Tensor, active: Tensor, step: Tensor, place: int, last_noise: bool) -> Drafted:
-        """Draft the tokens of a step in place.
+        """Drafts the tokens of a step in place.
 
         Args:
             tokens: the working copy, [B, L, D].
@@ -131,7 +131,7 @@ class CSpDRun:
         return Drafted(rows, positions, torch.full_like(rows, place), path, z, scale)
 
     def join(self, parts: list[Drafted]) -> Drafted:
-        """The steps of a window as one."""
+        """Returns the drafts of the steps of a window as one."""
         z = [part.z.chunk(2) if self.draft.guided else (part.z,) for part in parts]
         return Drafted(
             *(torch.cat([getattr(part, name) for part in parts]) for name in ("rows", "positions", "step")),

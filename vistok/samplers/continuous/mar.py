@@ -63,7 +63,7 @@ class GuidedMAR:
         self._calls = self._rows = 0
 
     def conditions(self, tokens: Tensor, mask: Tensor, asked: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The head's conditions of N tokens, [N, Ed] or, guided, [2 N, Ed] with the unconditional half last.
+        """Returns the head's conditions of N tokens: [N, Ed] or, guided, [2 N, Ed] with the unconditional half last.
 
         Args:
             tokens: [S, L, D].
@@ -90,7 +90,7 @@ class GuidedMAR:
         return chain
 
     def release(self) -> None:
-        """Drop the chains that are done and keep their counts."""
+        """Drops the chains that are done, and keeps their counts."""
         self._calls += sum(chain.calls for chain in self._chains)
         self._rows += sum(chain.rows for chain in self._chains)
         self._chains.clear()
@@ -139,7 +139,7 @@ def paint(
     known: Tensor | None = None,
     watch: Watch | None = None,
 ) -> Tensor:
-    """The whole of MAR sampling: tokens [B, L, D].
+    """Draws all tokens of a batch by MAR's sampling loop; returns them, [B, L, D].
 
     Args:
         guided: the model.
@@ -174,7 +174,7 @@ def check_head(solver: str, head_steps: int) -> None:
 
 @dataclass(frozen=True)
 class MaskedAutoregressive:
-    """Sets of tokens in a random order, each from the diffusion head.
+    """MAR's sampler: sets of tokens in a random order, each token drawn by the diffusion head.
 
     Attributes:
         iterations: steps over the picture.

@@ -141,7 +141,7 @@ def draw_entities(
 
 @dataclass(frozen=True)
 class NextEntity:
-    """One entity behind the other, each by flow matching.
+    """xAR's sampler: one entity after the other, each by flow matching.
 
     Attributes:
         num_steps: of the solver for each entity.

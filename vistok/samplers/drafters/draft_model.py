@@ -74,9 +74,8 @@ class DraftModel(TextDrafter):
         self.kind = self.policy.kind(params)
         self._prompt, self._own = prompt, self.model.get_input_embeddings().weight.shape[0]
         same_tokenizer(self, model, tokenizer)
-        check_model(
-            self.model, 1
-        )  # positions beyond its table stand at the table's end: such drafts are bad, not wrong
+        # Positions beyond the model's table stand at the table's end: such drafts are bad, not wrong.
+        check_model(self.model, 1)
         end, table = prompt.ids.shape[1] + length, learned_positions(self.model)
         self._lm = CachedLM(
             self.model,
@@ -143,7 +142,7 @@ class DraftModel(TextDrafter):
         )
 
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
-        """Learn which drafts were right, where their number follows that."""
+        """Learns which drafts were right, where their number follows from that."""
         if isinstance(self.policy, SizedTree):
             self.policy.learn(run, tree, verdict)
 
@@ -177,7 +176,7 @@ class DraftModel(TextDrafter):
 
 
 def same_tokenizer(drafter: DraftModel, target: nn.Module, tokenizer: Any | None) -> None:
-    """Compare the tokenizers of a draft model and its target.
+    """Checks that a draft model and its target have the same tokenizer.
 
     Raises:
         VistokError: they give tokens other numbers.

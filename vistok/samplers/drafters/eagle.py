@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 DEFAULT_DRAFTER = "llamagen-mini-eagle"
 
 
-def draft_policy(tree: str, drafts: int, depth: int, top_k: int) -> DraftPolicy:
-    """The policy of a tree's name: ``dynamic``, or a published static tree."""
-    return DynamicTree(drafts, depth, top_k) if tree == "dynamic" else StaticTree(tree)
+def draft_policy(sampler: Eagle | Lantern) -> DraftPolicy:
+    """Returns the policy of a sampler's tree: ``dynamic``, or a published static tree."""
+    if sampler.tree != "dynamic":
+        return StaticTree(sampler.tree)
+    return DynamicTree(sampler.drafts, sampler.depth, sampler.top_k, sampler.confidence, sampler.least)
 
 
 @functools.lru_cache(maxsize=4)
@@ -82,7 +84,7 @@ def head_drafter(sampler: Eagle | Lantern, model: nn.Module, params: SamplingPar
     if sampler.tree == "auto":
         policy = _sized_policy(network, model, params, batch)
     else:
-        policy = draft_policy(sampler.tree, sampler.drafts, sampler.depth, sampler.top_k)
+        policy = draft_policy(sampler)
     return HeadDrafter(network, model.head, params, policy, model.tokens.length)
 
 
@@ -107,18 +109,20 @@ class Eagle(AutoregressiveSampler):
         drafter: the network that belongs to the target, or its name: an embedded one, a folder, or a hub id.
         tree: ``dynamic`` (EAGLE-2), the name of a static tree, or ``auto`` for dynamic trees of the size that pays on
             this machine, or none. Pictures are the same with all but static ones, which draw, up to rounding.
-        drafts, depth, top_k: shape of a dynamic tree.
+        drafts, depth, top_k, confidence, least: shape of a dynamic tree, see ``DynamicTree``.
     """
 
     drafter: EagleNetwork | str = DEFAULT_DRAFTER
     tree: str = "dynamic"
-    drafts: int = 8
-    depth: int = 2
+    drafts: int = 16
+    depth: int = 6
     top_k: int = 3
+    confidence: float = 0.7
+    least: float = 0.05
 
     def __post_init__(self):
         if self.tree != "auto":
-            draft_policy(self.tree, self.drafts, self.depth, self.top_k)
+            draft_policy(self)
 
     def prepare(self, model: nn.Module, tokenizer: Tokenizer | None = None) -> Eagle:
         """Returns the sampler with its draft network loaded.

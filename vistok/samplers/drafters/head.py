@@ -181,7 +181,9 @@ class HeadDrafter:
 
 
 def kept_features(tree: TokenTree, scores: Scores, verdict: Verdict) -> Tensor:
-    """The target's features of the nodes that were kept, [R, M, D]; behind a sample's count anything."""
+    """Returns the target's features of the nodes that were kept, [R, M, D]; entries behind a sample's count hold
+    anything.
+    """
     path = verdict.path
     if path is None:
         path = torch.arange(tree.nodes, device=tree.tokens.device).expand(len(tree.tokens), -1)

@@ -127,7 +127,7 @@ def fill(
 
 @dataclass(frozen=True)
 class Masked:
-    """All hidden codes at once, again and again, of which the surest stay.
+    """MaskGIT's sampler: predicts all hidden codes at once, again and again, and keeps the surest of each step.
 
     Attributes:
         steps: forwards.

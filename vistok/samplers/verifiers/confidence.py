@@ -12,8 +12,8 @@ from vistok.samplers.verifiers.walk import kept_path, longest_path
 
 
 def confidence_span(probability: Tensor, threshold: float) -> Tensor:
-    """How many leading tokens a decoder that trusts itself keeps: the first, and those that follow it while each is at
-    least as probable as the threshold; [B, m] to int64 [B].
+    """Returns how many leading tokens a decoder keeps that trusts itself, int64 [B] of [B, m]: the first, and those
+    behind it as long as each is at least as probable as the threshold.
     """
     sure = probability >= threshold
     sure[:, 0] = True
@@ -21,7 +21,7 @@ def confidence_span(probability: Tensor, threshold: float) -> Tensor:
 
 
 class KeepAll:
-    """Keeps every draft, and draws one token behind them; lossy: the target is not asked about drafts.
+    """Keeps every draft without asking the target, and draws one token of the target behind them; lossy.
 
     It goes with a drafter that shows no more than it is sure of, such as ``LexicalUnits``.
     """
@@ -31,7 +31,7 @@ class KeepAll:
     lossless = False
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
-        """Keep the longest path.
+        """Keeps the longest path.
 
         Raises:
             VistokError: logits are processed along the text, which unchecked drafts would bypass.

@@ -16,7 +16,7 @@ class Draw:
     lossless = True
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
-        """One token for every sample."""
+        """Draws one token for every sample."""
         logits = scores.logits[:, 0]
         if run.processing is not None:
             logits = run.behind(tree, scores, torch.where(run.decided < run.length, 0, -1))

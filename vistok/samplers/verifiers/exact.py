@@ -28,7 +28,7 @@ class Coupled(NamedTuple):
 def couple(
     p: Tensor, q: Tensor, draft: Tensor, accept: Tensor, residual: Tensor, reprocess: SamplingParams | None = None
 ) -> Coupled:
-    """Turn drafts that follow q into tokens that follow p, changing as few as possible (the maximal coupling).
+    """Turns drafts that follow q into tokens that follow p, and changes as few as possible (the maximal coupling).
 
     A draft x is accepted with probability min(1, p(x) / q(x)), else replaced by a draw from norm(max(p - q, 0)).
 
@@ -49,7 +49,8 @@ def couple(
 
 
 class ExactChain:
-    """Accepts the longest prefix of drafts that passes, then a residual draw, or a draw of the target if all passed.
+    """Accepts the longest prefix of drafts that passes, and draws one more token: from the residual, or from the
+    target's law where all drafts passed.
 
     ``emitted`` holds the outcome of the rule at every position, also behind the first rejection.
 
@@ -65,7 +66,7 @@ class ExactChain:
         self.lossless = not reprocess_residual
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
-        """Judge a chain whose drafts came from ``tree.laws``.
+        """Verifies a chain whose drafts were drawn from ``tree.laws``.
 
         Where the logits are processed along the path, the same rule is applied draft by draft, and ``probs`` is None.
 

@@ -17,7 +17,7 @@ from vistok.samplers.verifiers.rules import exact_rule
 
 
 class Judge:
-    """Tests candidates by the exact rule for their kind, and spares those that the head calls correct.
+    """Tests candidates by the exact rule for their kind, and also accepts those that the judge head calls correct.
 
     Args:
         head: reads the target's final features at the draft.
@@ -38,7 +38,7 @@ class Judge:
         self.head, self.threshold = head, threshold
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
-        """Judge a tree.
+        """Keeps the accepted path and draws one token behind it.
 
         Raises:
             VistokError: the head is for another width, there are no features, or logits are processed along the text.

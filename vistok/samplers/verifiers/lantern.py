@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lantern(AutoregressiveSampler):
-    """Speculation that also accepts codes that look alike: faster than exact speculation, and no longer of the target's
-    law.
+    """Speculation that also accepts codes whose look-alikes are likely: faster than exact speculation, and lossy.
 
     Attributes:
         drafter: the EAGLE network that belongs to the target, or its name; see ``Eagle``.
@@ -34,7 +33,7 @@ class Lantern(AutoregressiveSampler):
         mode: ``additive`` or ``multiplicative``.
         residual: ``paper``, or ``reference`` for that of the published code.
         tree: ``dynamic`` (LANTERN) or the name of a static tree (LANTERN++).
-        drafts, depth, top_k: shape of a dynamic tree.
+        drafts, depth, top_k, confidence, least: shape of a dynamic tree, see ``DynamicTree``.
         codebook: the codes of the target's tokenizer, [V, D]; their neighbours are found once.
 
     Raises:
@@ -47,14 +46,16 @@ class Lantern(AutoregressiveSampler):
     mode: str = "additive"
     residual: str = "paper"
     tree: str = "dynamic"
-    drafts: int = 8
-    depth: int = 4
+    drafts: int = 16
+    depth: int = 8
     top_k: int = 2
+    confidence: float = 0.7
+    least: float = 0.05
     codebook: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def lossless(self) -> bool:
-        """Whether nothing is lent, so that the rule is the exact one."""
+        """Whether nothing may be borrowed, so that the rule is the exact one."""
         return self.k == 0 or self.delta == (0 if self.mode == "additive" else 1)
 
     def __post_init__(self):
@@ -63,7 +64,7 @@ class Lantern(AutoregressiveSampler):
             raise VistokError(
                 "LANTERN's pictures depend on its trees, and those of 'auto' on the clock: take 'dynamic'."
             )
-        draft_policy(self.tree, self.drafts, self.depth, self.top_k)
+        draft_policy(self)
 
     def with_codebook(self, codebook: Tensor) -> Lantern:
         """The same sampler for the tokenizer of this codebook, [V, D]."""

@@ -29,7 +29,7 @@ RESIDUALS = ("paper", "reference")
 
 
 def nearest_codes(codebook: Tensor, k: int, chunk: int = 1024) -> Tensor:
-    """The k nearest other codes of every code, by Euclidean distance, nearest first.
+    """Returns the k nearest other codes of every code, by Euclidean distance, nearest first.
 
     Args:
         codebook: [V, D], as the tokenizer stores it.
@@ -57,7 +57,7 @@ def nearest_codes(codebook: Tensor, k: int, chunk: int = 1024) -> Tensor:
 
 
 class LatentNeighbours:
-    """The rule that tests one candidate.
+    """The rule that tests a candidate by its probability and what it borrows from its latent neighbours.
 
     Args:
         neighbours: the nearest codes of every code, int64 [V, k], and one column more for the reference residual.
@@ -71,7 +71,9 @@ class LatentNeighbours:
         self.neighbours, self.k, self.bound, self.mode, self.residual = neighbours, k, bound, mode, residual
 
     def borrowed(self, p: Tensor, token: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What a draft borrows: the mass [B], who is asked [B, k], and which of them lend [B, k]."""
+        """Returns the probability that a draft borrows [B], the codes that are asked [B, k], and which of them lend [B,
+        k].
+        """
         near = self.neighbours[token, : self.k]
         mass = p.gather(1, near).cumsum(1)
         bound = self.bound
@@ -81,11 +83,11 @@ class LatentNeighbours:
         return (p.gather(1, near) * lends).sum(1), near, lends
 
     def relaxed(self, p: Tensor, token: Tensor) -> Tensor:
-        """Probability p~(x) of the drafts under the law that they are tested by, [B]."""
+        """Returns the probability p~(x) of the drafts under the relaxed law that they are tested by, [B]."""
         return p.gather(1, token[:, None])[:, 0] + self.borrowed(p, token)[0]
 
     def wins(self, p: Tensor, token: Tensor) -> Tensor:
-        """Whether each draft is the most likely token once it has borrowed, bool [B]."""
+        """Returns whether each draft is the most likely token once it has borrowed, bool [B]."""
         return p.scatter(1, token[:, None], self.relaxed(p, token)[:, None]).argmax(-1) == token
 
     def taken(self, tree: TokenTree, p: Tensor, drawn: Tensor) -> Tensor:
@@ -103,17 +105,18 @@ class LatentNeighbours:
             Codes int64 [B, N]: that of the first child that takes the draw, else the draw.
         """
         children = tree.shape.children.expand(*drawn.shape, -1)
-        wanted, rest, left, total = drawn, p, torch.ones_like(drawn, dtype=torch.bool), 1.0
+        wanted, rest, left, total, lenders = drawn, p, torch.ones_like(drawn, dtype=torch.bool), 1.0, None
         for child in children.unbind(-1):
+            if lenders is not None:  # an earlier sibling was turned down, and who lent to it is out
+                rest = rest.scatter(2, lenders, 0.0)
+                total = rest.sum(2, keepdim=True)
             token = tree.tokens.gather(1, child.clamp(min=0))
             at, near = token[..., None], self.neighbours[token, : self.k]
             bound = self.bound * total if self.mode == "additive" else (self.bound - 1) * rest.gather(2, at)
             lends = rest.gather(2, near).cumsum(2) <= bound
-            takes = (token == drawn) | ((near == drawn[..., None]) & lends).any(2)
-            takes &= left & (child >= 0)
+            lenders = torch.cat([at, torch.where(lends, near, at)], 2)
+            takes = (lenders == drawn[..., None]).any(2) & left & (child >= 0)
             wanted, left = torch.where(takes, token, wanted), left & ~takes
-            rest = rest.scatter(2, torch.cat([at, torch.where(lends, near, at)], 2), 0.0)
-            total = rest.sum(2, keepdim=True)
         return wanted
 
     def enter(self, p: Tensor, q: Tensor | None, candidates: Tensor) -> State:
@@ -171,7 +174,7 @@ class MostLikely:
 
 
 class RelaxedTree(TreeVerifier):
-    """Keeps the path that the relaxed rule accepts; biased, unless nothing may be borrowed.
+    """Keeps the path that the relaxed rule accepts; lossy, unless nothing may be borrowed.
 
     With greedy decoding a draft passes if it is the most likely token once it has borrowed (at temperature 1, without
     top-k), and the longest path wins; where logits are processed along the path, the first child that passes.
@@ -195,7 +198,7 @@ class RelaxedTree(TreeVerifier):
         super().__init__(LatentNeighbours(neighbours, k, bound, mode, residual), kinds, nothing)
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
-        """Judge a tree."""
+        """Keeps the accepted path and draws one token behind it."""
         if not run.params.greedy:
             picked = tree.kind is LawKind.DETERMINISTIC and self.rule.residual == "paper"
             if picked and not run.stepwise and run.decided.device.type == "cpu":
@@ -224,7 +227,7 @@ class RelaxedTree(TreeVerifier):
         return kept_path(tree.tokens, walk.path, walk.law.argmax(-1))
 
     def greedy(self, tree: TokenTree, p: Tensor) -> Tensor:
-        """Which nodes are the most likely token behind their parent once they have borrowed, bool [B, N]."""
+        """Returns which nodes are the most likely token behind their parent once they have borrowed, bool [B, N]."""
         parents = tree.shape.parents.expand_as(tree.tokens).clamp(min=0)
         rows = p.gather(1, parents[..., None].expand(-1, -1, p.shape[-1])).flatten(0, 1)
         return self.rule.wins(rows, tree.tokens.flatten()).view_as(tree.tokens)

@@ -12,19 +12,19 @@ from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.samplers.loop import Run, Scores, Verdict
-from vistok.samplers.tree import LawKind, TokenTree, TreeShape
+from vistok.samplers.tree import LawKind, TokenTree
 from vistok.samplers.verifiers.candidates import SampleMatch
 from vistok.samplers.verifiers.rules import State
-from vistok.samplers.verifiers.walk import kept_path, pace, walk_tree
+from vistok.samplers.verifiers.walk import kept_path, longest_path, pace, walk_tree
 
 
 def typical(law: Tensor, tokens: Tensor, threshold: float, alpha: float) -> tuple[Tensor, Tensor]:
-    """Which tokens are typical of their laws.
+    """Returns which tokens are typical of their laws.
 
     Args:
         law: [..., V].
         tokens: int64 [...].
-        threshold, alpha: of the rule.
+        threshold, alpha: see ``TypicalTree``.
 
     Returns:
         Bool [...], and their probabilities [...].
@@ -34,40 +34,12 @@ def typical(law: Tensor, tokens: Tensor, threshold: float, alpha: float) -> tupl
     return chance > (alpha * (-entropy).exp()).clamp(max=threshold), chance
 
 
-def likeliest_path(shape: TreeShape, passed: Tensor, chance: Tensor) -> Tensor:
-    """The longest path on which every node but the root passed; of several the most probable, then the first.
-
-    Args:
-        shape: of the trees.
-        passed: bool [B, N].
-        chance: probability of each node behind its parent, [B, N].
-
-    Returns:
-        Path int64 [B, height + 1], padded with -1.
-    """
-    batch, nodes = passed.shape
-    ancestors, depth = shape.ancestors.expand(batch, -1, -1), shape.depth.expand(batch, -1)
-    failed = ~passed.bool()
-    failed[:, 0] = False
-    whole = ~(ancestors & failed[:, None]).any(-1) & ancestors[..., 0]
-    steps = chance.log().nan_to_num(neginf=-1e4)
-    steps[:, 0] = 0
-    weight = (ancestors * steps[:, None]).sum(-1)
-    reach = torch.where(whole, depth, -1)
-    weight = weight.masked_fill(reach < reach.amax(1, keepdim=True), -torch.inf)
-    end = weight.argmax(1)
-    on = ancestors.gather(1, end[:, None, None].expand(-1, 1, nodes))[:, 0]
-    path = torch.full((batch, shape.height + 2), -1, dtype=torch.int64, device=passed.device)
-    places = torch.where(on, depth, shape.height + 1)  # the last column takes what is not on the path
-    return path.scatter_(1, places, torch.arange(nodes, device=passed.device).expand(batch, -1))[:, :-1]
-
-
 class TypicalTree:
-    """Keeps the longest path of typical drafts; lossy.
+    """Verifier that keeps the longest path of typical drafts; lossy. It is its own rule where walks go step by step.
 
     Args:
-        threshold: probability that always suffices.
-        alpha: how far below exp(-H) a draft may stay.
+        threshold: probability above which a draft is always accepted.
+        alpha: factor of exp(-H), above which a draft is accepted where the target is unsure.
 
     Raises:
         VistokError: a value outside 0 to 1.
@@ -83,7 +55,9 @@ class TypicalTree:
         self.threshold, self.alpha = threshold, alpha
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
-        """Judge a tree; where logits are processed along the path, the first child that passes is taken."""
+        """Keeps the longest typical path; where logits are processed along the path, the first child that passes is
+        taken.
+        """
         if run.params.greedy:
             return SampleMatch().verify(tree, scores, run)
         if run.stepwise:
@@ -100,18 +74,18 @@ class TypicalTree:
         law = run.params.probabilities(scores.logits)
         parents = tree.shape.parents.expand_as(tree.tokens).clamp(min=0)
         above = law.gather(1, parents[..., None].expand(-1, -1, law.shape[-1]))
-        path = likeliest_path(tree.shape, *typical(above, tree.tokens, self.threshold, self.alpha))
+        path = longest_path(tree.shape, *typical(above, tree.tokens, self.threshold, self.alpha))
         end = path.gather(1, (path >= 0).sum(1, keepdim=True) - 1)[:, 0]
         return kept_path(tree.tokens, path, law[torch.arange(len(law), device=law.device), end].argmax(-1))
 
     def enter(self, p: Tensor, q: Tensor | None, candidates: Tensor) -> State:
-        """The rule of one candidate at a time: nothing is remembered but the law."""
+        """Returns the state of ``rules.Rule``: the target's law alone."""
         return (p,)
 
     def test(self, state: State, token: Tensor, uniform: Tensor) -> tuple[Tensor, State]:
-        """Whether a candidate is typical."""
+        """Returns whether a candidate is typical, and the state as it was."""
         return typical(state[0], token, self.threshold, self.alpha)[0], state
 
     def law(self, state: State) -> Tensor:
-        """The law itself."""
+        """Returns the target's law: a rejection teaches nothing about the token."""
         return state[0]

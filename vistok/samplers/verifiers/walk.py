@@ -18,6 +18,7 @@ Laws = Callable[[Tensor], Tensor]
 # The level of a path, tokens [B] there, which trees asked for one and which accepted theirs, bool [B]: to those that
 # decide the token without a look behind it, see ``Run.halts``.
 Halts = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+IMPOSSIBLE = -1e4  # log probability of what has none: finite, so that sums over paths stay numbers
 
 
 class Walk(NamedTuple):
@@ -173,26 +174,34 @@ def follow(tree: TokenTree, wanted: Tensor) -> Verdict:
     return Verdict(tokens, kept, path)
 
 
-def longest_path(shape: TreeShape, passed: Tensor) -> Tensor:
-    """Returns the longest path on which every node but the root passed; the first one of equals.
+def longest_path(shape: TreeShape, passed: Tensor, chance: Tensor | None = None) -> Tensor:
+    """Returns the longest path on which every node but the root passed.
 
     Args:
         shape: of the trees.
         passed: bool [B, N].
+        chance: probability of each node behind its parent, [B, N], by which the likeliest of equally long paths is
+            taken; the first one if None.
 
     Returns:
         Path int64 [B, height + 1], padded with -1.
     """
     batch, nodes = passed.shape
-    ancestors = shape.ancestors.expand(batch, -1, -1)
-    failed = ~passed
+    ancestors, depth = shape.ancestors.expand(batch, -1, -1), shape.depth.expand(batch, -1)
+    failed = ~passed.bool()
     failed[:, 0] = False
     whole = ~(ancestors & failed[:, None]).any(-1) & ancestors[..., 0]  # padding has no ancestor
-    depth = torch.where(whole, shape.depth.expand(batch, -1), -1)
-    end = depth.argmax(1)  # the first of the deepest
+    reach = torch.where(whole, depth, -1)
+    if chance is None:
+        end = reach.argmax(1)
+    else:
+        steps = chance.log().nan_to_num(neginf=IMPOSSIBLE)
+        steps[:, 0] = 0
+        likelihood = (ancestors * steps[:, None]).sum(-1)
+        end = likelihood.masked_fill(reach < reach.amax(1, keepdim=True), -torch.inf).argmax(1)
     on = ancestors.gather(1, end[:, None, None].expand(-1, 1, nodes))[:, 0]
     path = torch.full((batch, shape.height + 2), -1, dtype=torch.int64, device=passed.device)
-    places = torch.where(on, shape.depth.expand(batch, -1), shape.height + 1)  # the last column takes what is not on it
+    places = torch.where(on, depth, shape.height + 1)  # the last column takes what is not on the path
     path.scatter_(1, places, torch.arange(nodes, device=passed.device).expand(batch, -1))
     return path[:, :-1]
 

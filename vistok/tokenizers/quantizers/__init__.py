@@ -1,7 +1,6 @@
 """Quantizers: continuous latents to indices of a codebook and back.
 
-All share one layout: latents ``[B, D, ...]`` with channels second, indices ``[B, ...]``, codes of indices ``[...,
-    D]``. All
+All share one layout: latents [B, D, ...] with channels second, indices [B, ...], and codes [..., D] of indices. All
 work in float32 whatever the surrounding precision: half precision cannot tell neighbouring codes apart.
 """
 

@@ -58,16 +58,16 @@ class EMAQuantizer(Quantizer):
     def indices(self, z: Tensor) -> Tensor:
         """Nearest codes of latents [B, D, ...] (lowest index on ties), int64 [B, ...]."""
         z = self._flatten(z.float())
-        return squared_distances(z, self.codebook).argmin(1).view(z.shape[:-1])
+        return squared_distances(z, self.codebook.float()).argmin(1).view(z.shape[:-1])
 
     def codes(self, indices: Tensor) -> Tensor:
         """Codes of indices [...], [..., D]."""
         return F.embedding(indices, self.codebook)
 
     def _quantize(self, z: Tensor) -> Quantized:
-        z = self._flatten(z)
-        index = squared_distances(z.detach(), self.codebook).argmin(1).view(z.shape[:-1])
-        chosen = F.embedding(index, self.codebook)
+        z, codebook = self._flatten(z), self.codebook.float()
+        index = squared_distances(z.detach(), codebook).argmin(1).view(z.shape[:-1])
+        chosen = F.embedding(index, codebook)
         commitment_loss = self.commitment * F.mse_loss(z, chosen)
         out = self.estimate(z, chosen).movedim(-1, 1)
         if self.training:
@@ -78,8 +78,8 @@ class EMAQuantizer(Quantizer):
     @torch.no_grad()
     def _update(self, z: Tensor, index: Tensor) -> None:
         """Take latents [N, D] and their codes [N] into the averages."""
-        counts = torch.zeros_like(self.counts).index_add_(0, index, z.new_ones(len(index)))
-        sums = torch.zeros_like(self.sums).index_add_(0, index, z)
+        counts = torch.zeros_like(self.counts).index_add_(0, index, torch.ones_like(self.counts[index]))
+        sums = torch.zeros_like(self.sums).index_add_(0, index, z.to(self.sums.dtype))
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(counts)
             dist.all_reduce(sums)

@@ -23,8 +23,7 @@ class FSQ(Quantizer):
         levels: L of each channel, at least 3 (2 with ``symmetric``).
         eps: by which the bound is wider than the outermost levels.
         symmetric: L equidistant values from -1 to 1 by rounding (L - 1)(tanh z + 1) / 2, as Stable Audio's tokenizers
-            do
-            (arXiv 2411.19842), instead of the published bound.
+            do (arXiv 2411.19842), instead of the published bound.
 
     Raises:
         VistokError: too few levels.
@@ -41,9 +40,13 @@ class FSQ(Quantizer):
         self.eps, self.symmetric = eps, symmetric
         count = torch.tensor(self.levels)
         basis = torch.cat([torch.ones(1, dtype=torch.long), count[:-1].cumprod(0)])
-        centre = (count - 1) / 2 if symmetric else (count // 2).float()
-        for name, buffer in {"count": count, "basis": basis, "centre": centre}.items():
-            self.register_buffer(name, buffer, persistent=False)
+        self.register_buffer("count", count, persistent=False)  # whole numbers, which no cast of a model rounds
+        self.register_buffer("basis", basis, persistent=False)
+
+    @property
+    def centre(self) -> Tensor:
+        """The middle of each channel's levels, float32 [D]."""
+        return (self.count - 1) / 2 if self.symmetric else (self.count // 2).float()
 
     def _bounded(self, z: Tensor) -> Tensor:
         """Channels-last latents to values that round to levels; 0 is the middle one."""

@@ -63,7 +63,7 @@ class SharedQuantizer(Quantizer):
         return F.embedding(indices, self.codebook)
 
     def _quantize(self, z: Tensor) -> Quantized:
-        z, codebook = self._flatten(z), self.codebook
+        z, codebook = self._flatten(z), self.codebook.float()
         index = self._nearest(z.detach(), codebook.detach())
         chosen = F.embedding(index, codebook)
         codebook_loss = F.mse_loss(chosen, z.detach())

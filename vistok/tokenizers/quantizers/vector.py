@@ -78,7 +78,7 @@ class VectorQuantizer(Quantizer):
 
     def _quantize(self, z: Tensor) -> Quantized:
         z = self._flatten(z)
-        codebook = self.codebook
+        codebook = self.codebook.float()
         distances = squared_distances(z, codebook)
         index = distances.argmin(1).view(z.shape[:-1])
         chosen = F.embedding(index, codebook)

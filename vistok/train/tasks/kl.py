@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.tokenizers.kl import KLAutoencoder, KLConfig, Posterior
+from vistok.tokenizers.kl import KLAutoencoder, KLConfig
+from vistok.tokenizers.posterior import Posterior
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.options import check_agreement, read_options
 from vistok.train.recipe import Recipe

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vistok.tokenizers.kl import KLAutoencoder, Posterior
+from vistok.tokenizers.kl import KLAutoencoder
+from vistok.tokenizers.posterior import Posterior
 from vistok.train.sources import Draw, Extracted, PictureData, Source, open_source
 from vistok.train.tasks.pictures import PictureTask, check_size
 

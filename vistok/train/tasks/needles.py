@@ -20,6 +20,7 @@ from vistok import context
 from vistok.data.needles import NeedleText
 from vistok.errors import VistokError
 from vistok.eval.needle import find_needles
+from vistok.ops.noise import derive_seed
 from vistok.train.export import write_training_card
 from vistok.train.lora import Lora, with_lora
 from vistok.train.options import read_options
@@ -154,7 +155,7 @@ class NeedleTask(Task):
         data = self.data
         stage = next(stage for stage, end in zip(data.stages, self._ends, strict=True) if step < end)
         count = max(1, (rows.stop - rows.start) * data.stages[0].length // stage.length)
-        generator = torch.Generator().manual_seed(data.seed * 1_000_003 + step * self.recipe.batch_size + rows.start)
+        generator = torch.Generator().manual_seed(derive_seed(data.seed, step * self.recipe.batch_size + rows.start))
         lessons = [self.passages.lesson(stage.length, stage.needles, stage.times, generator) for _ in range(count)]
         others = torch.randint(stage.length - 1, (count, round(data.others * stage.length)), generator=generator)
         ids, places = (torch.stack(parts) for parts in zip(*lessons, strict=True))
