@@ -49,6 +49,7 @@ def test_the_tree_of_a_step_is_shown():
         (["--top-p", "1.5", "--temperature", "1"], "top-p"),
         (["--temperature", "inf"], "temperature"),
         (["--stop", ""], "--stop"),
+        (["--new-tokens", "99999"], "text-mini"),
         (["--seed", str(1 << 64)], "64 bits"),
     ],
 )

@@ -116,3 +116,9 @@ def test_the_commands_write_all_figures(tmp_path):
 def test_mistakes_are_told_in_a_sentence(options, named):
     result = CliRunner().invoke(app, ["eval", "needle", *options.split()])
     assert isinstance(result.exception, VistokError) and named in str(result.exception)
+
+
+@pytest.mark.parametrize("command", [["needle", "--lengths", "64,99999"], ["edits", "--length", "99999"]])
+def test_texts_longer_than_the_model_reads_are_refused(command):
+    error = CliRunner().invoke(app, ["eval", *command]).exception
+    assert isinstance(error, VistokError) and "text-mini" in str(error) and "shorter" in str(error)

@@ -41,7 +41,7 @@ def write(
     """
     import torch
 
-    from vistok.cli.shared import check_drawing
+    from vistok.cli.shared import check_drawing, check_reads
     from vistok.errors import VistokError, unknown_name
     from vistok.ops.noise import check_seed
     from vistok.progress import working
@@ -62,6 +62,7 @@ def write(
     with working("load the model"):
         target, tokenizer = load_causal_lm(model, device, dtype)
     ids = tokenizer(text, return_tensors="pt").input_ids.to(target.device)
+    check_reads(target, ids.shape[1] + new_tokens, model)
     if draft is None and model == "text-mini" and drafter != "eagle":
         draft = "text-mini-draft"
     speculation, watched = drafter_of(drafter, target, tokenizer, draft, device, dtype, tree)

@@ -118,7 +118,7 @@ def test_the_compressor_of_the_documentation_runs():
     assert all(n < m for n, m in zip(compression.last.after, compression.last.before, strict=True))
 
 
-@pytest.mark.parametrize("model", ["llava-mini", "llava-next-mini", "tokenpacker-mini", "pvc-mini"])
+@pytest.mark.parametrize("model", ["llava-mini", "llava-next-mini", "tokenpacker-mini"])
 def test_embedded_models_are_asked_without_further_options(tmp_path, model):
     from vistok.cli.main import app
 

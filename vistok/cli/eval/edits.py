@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vistok.cli.eval.common import Json
+from vistok.cli.shared import check_reads
 
 
 def edits(
@@ -36,6 +37,7 @@ def edits(
 
     check_outputs(json)
     network, tokenizer = load_causal_lm(model, device, dtype)
+    check_reads(network, length + ahead, model)
     text = NeedleText(tokenizer, documents("held-out"))
     with progress("eval", texts) as advance:
         found = measure_edits(network, text, length, inserted, ahead, texts, seed=seed, advance=advance)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vistok.cli.eval.common import Json
+from vistok.cli.shared import check_reads
 
 QUESTION = 16  # tokens that have room for a question and its answer
 
@@ -55,6 +56,7 @@ def needle(
     chosen = {name.strip(): POLICIES.build(name.strip()) for name in policies.split(",")}
     network, tokenizer = load_causal_lm(model, device, dtype)
     sizes = sizes or [network.config.get_text_config(decoder=True).max_position_embeddings - QUESTION]
+    check_reads(network, max(sizes) + QUESTION, model)
     text = NeedleText(tokenizer, documents("held-out"))
     points = []
     with progress("eval", len(sizes) * len(chosen) * texts) as advance:

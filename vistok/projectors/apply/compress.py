@@ -210,8 +210,11 @@ class Compression(Attachment):
             return
         if not bool(visual.any()):
             return
-        if mask is not None and mask.ndim != 2:
-            raise VistokError(f"{name} needs the attention mask of the prompt as [batch, tokens].")
+        if mask is not None and (isinstance(mask, dict) or mask.ndim != 2):
+            raise VistokError(
+                f"{name} needs the attention mask of the prompt as [batch, tokens], which a static cache makes into "
+                "another: leave cache_implementation out."
+            )
         self._pruning.begin(visual, mask, self._prompt_width or ids.shape[1])
 
     def _after_base(self, base: nn.Module, args: tuple, output: Any) -> None:

@@ -72,7 +72,7 @@ class HoloV(Compressor):
         return [Kept(self._view(x, a, valid.nonzero().squeeze(1), count)) for x, a, valid, count in views]
 
     def _view(self, features: Tensor, attention: Tensor, places: Tensor, count: int) -> Tensor:
-        runs = [run for run in places.tensor_split(min(self.runs, len(places))) if len(run)]
+        runs = [run for run in places.tensor_split(max(1, min(self.runs, len(places)))) if len(run)]
         if not runs:
             return places
         weights = run_weights([features[run] for run in runs], [attention[run] for run in runs])
