@@ -1,4 +1,7 @@
-"""The studio in a real browser, driven by Playwright; skipped where gradio, Playwright or Chromium is missing."""
+"""The studio in a real browser, driven by Playwright; skipped where gradio, Playwright or Chromium is missing.
+
+``VISTOK_SCREENSHOTS=FOLDER`` keeps how the page looks at the end of each test.
+"""
 
 from __future__ import annotations
 
@@ -66,15 +69,17 @@ def chromium():
 
 
 @pytest.fixture
-def page(chromium, address):
+def page(chromium, address, request):
     opened, strangers, errors = chromium.new_page(viewport={"width": 1280, "height": 860}), [], []
     opened.set_default_timeout(WAIT)
     local = (address, address.replace("http", "ws", 1), "data:", "blob:")
-    opened.on("request", lambda request: request.url.startswith(local) or strangers.append(request.url))
+    opened.on("request", lambda asked: asked.url.startswith(local) or strangers.append(asked.url))
     opened.on("pageerror", lambda error: errors.append(str(error)))
     opened.goto(address)
     opened.wait_for_selector("#paint-go")
     yield opened
+    if folder := os.environ.get("VISTOK_SCREENSHOTS"):
+        opened.screenshot(path=Path(folder) / f"{request.node.name}.png", full_page=True)
     opened.close()
     assert not strangers, "the page asks for something from elsewhere"
     assert not errors

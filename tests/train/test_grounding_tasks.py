@@ -223,3 +223,19 @@ def test_chat3d_wants_one_language_model(model, init, culprit):
     recipe = tiny("chat3d-mini")
     with pytest.raises(VistokError, match=culprit):
         build_task(replace(recipe, model=model, init=init))
+
+
+@pytest.mark.parametrize("name", ["chat3d-mini", "pink-mini"])
+def test_no_question_sees_another_one_or_what_follows(name):
+    """Whatever attention a task runs: one that takes a bool mask for numbers shows every answer to its question."""
+    task = build_task(tiny(name))
+    task.model.eval()
+    batch = task.batch(100, slice(0, 2))
+    keys = ("clouds", "present", "names") if name == "chat3d-mini" else ("images",)
+    given, asked = [batch[key] for key in keys], batch["questions"]
+    changed = asked.clone()
+    changed[:, 0, 4:] = 7
+    changed[:, 1:] = 8
+    with torch.no_grad():
+        before, after = (task.model.answer_logits(*given, questions)[:, 0, :4] for questions in (asked, changed))
+    torch.testing.assert_close(before, after, atol=1e-5, rtol=0)

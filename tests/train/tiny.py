@@ -26,6 +26,7 @@ SMALL = {
     "prompt": 6,
     "passages": 4,
     "swaps": 2,
+    "needles": 4,
     "stages": [{"length": 64, "needles": 2, "steps": 2}, {"length": 96, "needles": 3, "steps": 1}],
 }
 LONG = "runs/text-mini-long/export"  # where another recipe writes

@@ -8,7 +8,7 @@ be checked on it and rejected rows dropped; one that keeps less rewrites a layer
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -228,7 +228,7 @@ class Policy(ABC):
 
     def settings(self) -> dict[str, Any]:
         """Returns the numbers that the policy was made with."""
-        options = fields(self) if is_dataclass(self) else ()
+        options: tuple[Field[Any], ...] = fields(self) if is_dataclass(self) else ()
         return {item.name: getattr(self, item.name) for item in options if item.init}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ def adapter_base(folder: Path) -> str:
     return base
 
 
-def save_adapter(folder: Path, model: nn.Module, base: str) -> None:
+def save_adapter(folder: Path, model: Any, base: str) -> None:
     """Write the LoRA factors of a PEFT model, in bfloat16, and the configuration of the model that they make.
 
     Args:

@@ -91,3 +91,9 @@ def test_generators_of_other_classes_are_refused(folders, tmp_path):
     )
     write_card(tmp_path, card)
     fails(command("bench", "generators", "--generators", str(tmp_path)), "5 classes", "48")
+
+
+@pytest.mark.parametrize("bench", ["generators", "mar"])
+def test_too_few_pictures_are_refused_before_a_model_is_loaded(bench, monkeypatch):
+    monkeypatch.setattr("vistok.pipelines.pipeline", None)
+    fails(command("bench", bench, "--classes", "48"), "2 pictures", "--num")

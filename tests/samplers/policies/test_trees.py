@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from vistok.ops.tree import PADDING
 from vistok.samplers import TREE_2_2_2, best_tree
 from vistok.samplers.policies.dynamic import Looked
 from vistok.samplers.policies.dyspec import heavy_first
@@ -51,8 +52,10 @@ def test_a_dynamic_tree_holds_the_best_paths_and_what_leads_to_them():
     assert tree_of([-0.1, -3.0, -0.2, -2.0, -3.1, -9.0], 3) == ([-1, 0, 1, 1], [0, 2, 3])
     assert tree_of([-0.1, -3.0, -0.2, -2.0, -3.1, -9.0], 6, least=0.1) == ([-1, 0, 1, 1], [0, 2, 3])
     assert tree_of([-5.0, -6.0, -7.0, -7.0, -8.0, -8.0], 6, least=0.5) == ([-1, 0], [0])
-    assert tree_of([0.0] * 6, 1)[1] in ([0], [1])  # all are certain, and none stands without its parent
-    assert tree_of([0.0] * 6, 2)[1] == [0, 1]
+    for drafts in range(1, 7):  # all are certain
+        parents, number = tree_of([0.0] * 6, drafts)
+        assert len(number) == drafts and parents[0] == -1
+        assert all(parent == PADDING or 0 <= parent < node for node, parent in enumerate(parents) if node)
 
 
 def test_heavy_subtrees_come_first():

@@ -38,7 +38,7 @@ def generators(
     Example: `vistok bench generators --generators llamagen,llamagen@sjd:window=16,mar --num 2 --batch-size 8`
     """
     check_outputs(json)
-    from vistok.cli.bench.report import write_report
+    from vistok.cli.bench.report import check_count, write_report
     from vistok.data.scenes import NUM_CLASSES
     from vistok.eval.decoding.comparison import table
     from vistok.eval.decoding.generators import ALIKE, COLUMNS, STANDARD, of_other_size, run, summarise
@@ -46,6 +46,7 @@ def generators(
     from vistok.progress import progress
     from vistok.zoo.registry import is_embedded
 
+    check_count(len(range(0, NUM_CLASSES, classes)) * num)
     absent: list[str] = []
     if generators is None:
         absent = [name for name in STANDARD if not is_embedded(name.partition("@")[0])]

@@ -42,7 +42,7 @@ def mar(
     Example: `vistok bench mar --num 2 --json mar.json`
     """
     check_outputs(json)
-    from vistok.cli.bench.report import write_report
+    from vistok.cli.bench.report import check_count, write_report
     from vistok.data.scenes import NUM_CLASSES
     from vistok.errors import VistokError
     from vistok.eval.decoding.comparison import table
@@ -52,6 +52,7 @@ def mar(
     from vistok.pipelines import expand, pipeline
     from vistok.progress import progress
 
+    check_count(len(range(0, NUM_CLASSES, classes)) * num)
     pipe = pipeline(model)
     if pipe.family.name != "mar" or pipe.model.classes != NUM_CLASSES:
         raise VistokError(f"'{model}' is no MAR of the scenes' {NUM_CLASSES} classes, which this comparison needs.")

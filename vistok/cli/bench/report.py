@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vistok.cli.output import output_json
+from vistok.errors import VistokError
 
 if TYPE_CHECKING:
     from vistok.eval.decoding.comparison import Row
+
+
+def check_count(pictures: int) -> None:
+    """Refuse a comparison of fewer pictures than the Frechet distance needs, before a model is loaded."""
+    if pictures < 2:
+        raise VistokError("the Frechet distance needs at least 2 pictures: give a smaller --classes or a larger --num.")
 
 
 def write_report(

@@ -18,8 +18,8 @@ Example:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vistok.errors import VistokError
 from vistok.registry import Registry
@@ -136,7 +136,7 @@ class Metric:
 
     def settings(self) -> tuple[str, ...]:
         """Returns the options as ``name=value``, as the protocol holds them."""
-        options = fields(self) if is_dataclass(self) else ()
+        options: tuple[Field[Any], ...] = fields(self) if is_dataclass(self) else ()
         return tuple(f"{option.name}={getattr(self, option.name)}" for option in options)
 
     def title(self, name: str, extractor: str) -> str:

@@ -18,8 +18,6 @@ from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import Counted
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
-TIE = 1e-5  # of a log-probability
-
 
 @dataclass(frozen=True)
 class DynamicTree(Counted):
@@ -92,18 +90,18 @@ class Looked(NamedTuple):
             drafts: at most.
             least: probability of its path that a node must have; one draft there is in any case.
         """
-        value = self.score - TIE * self.level  # a node goes before its children that are as likely
-        best = value.topk(min(drafts, value.shape[1]))
-        floor = torch.clamp(best.values[:, :1], max=math.log(least) if least else torch.finfo(value.dtype).min)
+        best = self.score.topk(min(drafts, self.score.shape[1]))
+        floor = torch.clamp(best.values[:, :1], max=math.log(least) if least else torch.finfo(best.values.dtype).min)
         kept = best.values >= floor  # nothing of a text that was not looked at so deep
-        most = int(kept.sum(1).max())
-        order = best.indices[:, :most].sort(1)
+        order = best.indices[:, : int(kept.sum(1).max())].sort(1)
         number = order.values
         parent = self.parents.gather(1, number).contiguous()
-        # A chosen node's parent is chosen too.
-        place = torch.where(parent < 0, 0, torch.searchsorted(number, parent) + 1)
-        if len(number) > 1:
-            place = torch.where(kept.gather(1, order.indices), place, PADDING)
+        above = torch.searchsorted(number, parent)
+        # A chosen node's parent is chosen too, but where an equally likely child took its place. As in the published
+        # code that child hangs on the node that stands there now, which is as exact; unless it is itself.
+        stands = (parent < 0) | (above < torch.arange(number.shape[1], device=number.device))
+        kept = kept.gather(1, order.indices) & stands
+        place = torch.where(parent < 0, 0, above + 1).masked_fill(~kept, PADDING)
         root = torch.full_like(run.root, ROOT)
         tokens = torch.cat([run.root, self.tokens.gather(1, number)], 1)
         return TokenTree(tokens, TreeShape(torch.cat([root, place], 1)), LawKind.DETERMINISTIC), number

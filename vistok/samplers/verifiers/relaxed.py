@@ -105,17 +105,18 @@ class LatentNeighbours:
             Codes int64 [B, N]: that of the first child that takes the draw, else the draw.
         """
         children = tree.shape.children.expand(*drawn.shape, -1)
-        wanted, rest, left, total = drawn, p, torch.ones_like(drawn, dtype=torch.bool), 1.0
+        wanted, rest, left, total, lenders = drawn, p, torch.ones_like(drawn, dtype=torch.bool), 1.0, None
         for child in children.unbind(-1):
+            if lenders is not None:  # an earlier sibling was turned down, and who lent to it is out
+                rest = rest.scatter(2, lenders, 0.0)
+                total = rest.sum(2, keepdim=True)
             token = tree.tokens.gather(1, child.clamp(min=0))
             at, near = token[..., None], self.neighbours[token, : self.k]
             bound = self.bound * total if self.mode == "additive" else (self.bound - 1) * rest.gather(2, at)
             lends = rest.gather(2, near).cumsum(2) <= bound
-            takes = (token == drawn) | ((near == drawn[..., None]) & lends).any(2)
-            takes &= left & (child >= 0)
+            lenders = torch.cat([at, torch.where(lends, near, at)], 2)
+            takes = (lenders == drawn[..., None]).any(2) & left & (child >= 0)
             wanted, left = torch.where(takes, token, wanted), left & ~takes
-            rest = rest.scatter(2, torch.cat([at, torch.where(lends, near, at)], 2), 0.0)
-            total = rest.sum(2, keepdim=True)
         return wanted
 
     def enter(self, p: Tensor, q: Tensor | None, candidates: Tensor) -> State:

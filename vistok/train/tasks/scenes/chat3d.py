@@ -31,7 +31,7 @@ from vistok.train.export import write_training_card
 from vistok.train.lora import Lora, save_adapters, with_lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.scenes.packing import packed_mask
+from vistok.train.tasks.scenes.packing import added, packed_mask
 from vistok.train.tasks.scenes.vqa import load_llava
 from vistok.train.trainer import Task
 
@@ -135,7 +135,7 @@ class Chat3DObjective(nn.Module):
         mask, positions = packed_mask(there, questions.shape[1], SLOT)
         out = self.chat.language.model(
             inputs_embeds=torch.cat([prefix.to(asked.dtype), asked], 1),
-            attention_mask=mask,
+            attention_mask=added(mask),
             position_ids=positions,
             use_cache=False,
             output_hidden_states=True,

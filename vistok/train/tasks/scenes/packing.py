@@ -31,6 +31,14 @@ def packed_mask(present: Tensor, count: int, slot: int = SLOT) -> tuple[Tensor, 
     return allowed[:, None], torch.cat([inside.clamp(min=0), behind], 1)
 
 
+def added(allowed: Tensor) -> Tensor:
+    """A mask as attention that holds its scores adds it: 0 where a query may look, else the least number there is.
+
+    Transformers' eager attention adds whatever it is given: a bool mask would be zeros and ones, and hide nothing.
+    """
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, torch.finfo(torch.float32).min)
+
+
 def thinned(shown: Tensor, seed: int) -> Tensor:
     """Tokens that stay of each picture: all of 40 % of pictures, a half, a quarter or an eighth of the others'.
 

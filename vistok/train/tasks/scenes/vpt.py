@@ -55,7 +55,7 @@ class VptData:
     seed: int
     side: int = 128
     scale: tuple[float, float] = (0.3, 0.6)
-    supervision: float = 3.0
+    supervision: float = 0.0
     eval_pictures: int = 256
 
 
