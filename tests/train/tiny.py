@@ -27,9 +27,9 @@ SMALL = {
     "passages": 4,
     "swaps": 2,
     "needles": 4,
-    "stages": [{"length": 64, "needles": 2, "steps": 2}, {"length": 96, "needles": 3, "steps": 1}],
 }
 LONG = "runs/text-mini-long/export"  # where another recipe writes
+STAGES = [{"length": 64, "needles": 2, "steps": 2}, {"length": 96, "needles": 3, "steps": 1}]
 NEW_VQ = {"codebook_size": 64, "codebook_dim": 16, "channels": 32, "channel_mult": [1, 1, 2], "res_blocks": 1}
 FROM_NOTHING = {  # what the recipes' comments say, where new weights take another way through a task
     "vq-mini": {"init": {}, "model": NEW_VQ | {"z_channels": 32, "commitment": 0.25}},
@@ -51,6 +51,8 @@ def tiny(case: str, steps: int = 3) -> Recipe:
     name, _, new = case.partition(" ")
     recipe = replace(Recipe.load(RECIPES / f"{name}.yaml"), **FROM_NOTHING[name] if new else {})
     small = SMALL | ({"eval_pictures": 64} if recipe.task.startswith(("vq", "kl")) else {})
+    if recipe.task == "needles":
+        small |= {"stages": STAGES}
     if recipe.task == "long-text" or LONG in recipe.init.values():
         small |= {"length": 256, "chunk": 32}
     data = recipe.data | {key: value for key, value in small.items() if key in recipe.data}

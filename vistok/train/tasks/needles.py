@@ -134,10 +134,8 @@ class NeedleTask(Task):
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
-        self.data, self.init = (
-            read_options(NeedleData, recipe.data, "data"),
-            read_options(NeedleInit, recipe.init, "init"),
-        )
+        self.data = read_options(NeedleData, recipe.data, "data")
+        self.init = read_options(NeedleInit, recipe.init, "init")
         shape = read_options(NeedleModel, recipe.model, "model")
         if (fewest := min((stage.times for stage in self.data.stages), default=0)) < 2:
             raise VistokError(f"'times' of 'data.stages' is {fewest}: a needle must stand twice to be found again.")
