@@ -110,6 +110,7 @@ def test_scenes_are_written(tmp_path):
         (("--model", "mar", "--class", "3", "--top-p", "0.5"), "knows no top-p"),
         (("--model", "mar", "--class", "3", "--cfg-interval", "5"), "knows no guidance-interval"),
         (("--model", "mar", "--class", "3", "--tokens", "5"), "has no --tokens"),
+        (("--model", "mar", "--class", "3", "--sampler", "mar:head_steps=1001"), "2 to 1000 steps"),
         (("--model", "mar", "--class", "3", "--text-encoder", "t5"), "has no --text-encoder"),
         (("--model", "mar", "--class", "3", "--sampler", "cspd", "--temperature", "0"), "above 0"),
         (("--prompt", "a red circle", "--num", "0"), "at least 1"),

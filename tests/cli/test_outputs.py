@@ -85,6 +85,7 @@ UNREAD = [
     (("eval", "vqa", "--model", "nowhere", "--questions", "q.jsonl"), ("--scene-split", "hard")),
     (("bench", "text", "--model", "nowhere", "--spec-bench", "q.jsonl"), ("--prompt-tokens", "3")),
     (("tokenize", "w.png"), ("--lpips-net", "vgg")),
+    (("models", "llamagen-mini"), ("--task", "draft")),
 ]
 
 
@@ -93,6 +94,10 @@ def test_an_option_that_nothing_would_read_is_refused(mistake, tmp_path, command
     assert unread[0] in mistake(*command, *unread)
     (tmp_path / "options.yaml").write_text(f"{unread[0].removeprefix('--')}: {unread[1]}")
     assert unread[0] in mistake(*command, "--config", "options.yaml")
+
+
+def test_a_flag_that_nothing_would_read_is_refused(mistake):
+    assert "--embedded" in mistake("models", "llamagen-b-256", "--embedded")
 
 
 def test_control_pictures_of_files_are_checked_first(mistake):

@@ -9,7 +9,7 @@ from tests.projectors import tiny
 from vistok.errors import VistokError
 from vistok.projectors import FastV, PyramidDrop, Uniform
 
-FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "internvl", "gemma3", "smolvlm")
+FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "internvl", "smolvlm")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

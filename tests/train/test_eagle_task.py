@@ -15,7 +15,7 @@ DATA = {"size": 64, "seed": 1, "pictures": 2, "eval_pictures": 2, "guidance": 2.
 
 
 def test_a_target_draws_the_pictures_that_its_drafter_goes_on_learning_from():
-    data = DATA | {"own": True, "temperature": 0.9}
+    data = DATA | {"drawn": True, "temperature": 0.9}
     init = {"gpt": "llamagen-mini", "vq": "vq-mini", "drafter": "llamagen-mini-eagle"}
     task = EagleTask(
         Recipe("tiny", "eagle", steps=1, batch_size=2, model={"intermediate_size": 768}, data=data, init=init)

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vistok.cli.output import Json, check_outputs, output_json
+from vistok.cli.shared import refuse_given
 
 if TYPE_CHECKING:
     from vistok.zoo import ModelCard
 
 
 def models(
+    context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="Tell all about this one.")] = None,
     task: Annotated[str | None, typer.Option(help="Only models for this, e.g. text-to-image or draft.")] = None,
     embedded: Annotated[bool, typer.Option("--embedded", help="Only those whose weights are part of vistok.")] = False,
@@ -30,6 +32,8 @@ def models(
     from vistok.errors import unknown_name
 
     check_outputs(json)
+    if name is not None:
+        refuse_given(context, "chooses among all models, and one is named", "task", "embedded")
     cards = zoo.cards() if name is None else [zoo.card(name)]
     tasks = sorted({card.task for card in zoo.cards()})
     if task is not None and task not in tasks:

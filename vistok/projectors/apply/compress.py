@@ -159,7 +159,7 @@ class Compression(Attachment):
         ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
         if ids is None or kwargs.get("inputs_embeds") is not None:
             raise VistokError("compression shortens token ids: pass input_ids, and no inputs_embeds.")
-        if mask is not None and mask.ndim != 2:
+        if mask is not None and (isinstance(mask, dict) or mask.ndim != 2):
             raise VistokError("compression needs the attention mask as [batch, tokens], as the processor returns it.")
         turn = turn_of(ids, mask, given_cache(kwargs), generated)
         token = placeholder(self.model, kwargs)

@@ -18,6 +18,7 @@ from torch import Tensor
 from vistok.errors import VistokError, unknown_name
 from vistok.models.interface import Condition
 from vistok.models.mar import MAR, Diffusion
+from vistok.models.mar.diffusion import STEPS
 from vistok.samplers.continuous.head import HeadChain, draw, head_process, solve
 from vistok.samplers.continuous.noise import TokenNoise
 from vistok.samplers.continuous.schedule import MaskSchedule, ranks
@@ -168,8 +169,8 @@ def check_head(solver: str, head_steps: int) -> None:
     """Raise VistokError unless the head can be solved so."""
     if solver not in SOLVERS:
         raise unknown_name("solver of the diffusion head", solver, list(SOLVERS))
-    if head_steps < 2:
-        raise VistokError(f"the diffusion head needs at least two steps, got {head_steps}.")
+    if not 2 <= head_steps <= STEPS:
+        raise VistokError(f"the diffusion head takes 2 to {STEPS} steps, as many as it learns, got {head_steps}.")
 
 
 @dataclass(frozen=True)

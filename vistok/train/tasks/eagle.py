@@ -41,7 +41,7 @@ class EagleData(PictureData):
         guidance: scale at which drafts will be made.
         token_weight: weight of the cross-entropy against the regression.
         noise: uniform noise on the features that are read, over the length of the sequence.
-        own: the target draws the pictures itself, from the captions, as it does where drafts are made.
+        drawn: the target draws the pictures itself, from the captions, as it does where drafts are made.
         temperature: of such draws.
     """
 
@@ -49,7 +49,7 @@ class EagleData(PictureData):
     guidance: float
     token_weight: float
     noise: float
-    own: bool = False
+    drawn: bool = False
     temperature: float = 1.0
 
 
@@ -172,7 +172,7 @@ class EagleTask(PictureTask):
             network.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             condition, mask = self.text(source.captions(Draw(index, torch.zeros_like(index))))
-            if self.data.own:
+            if self.data.drawn:
                 law = SamplingParams(self.data.guidance, temperature=self.data.temperature)
                 noise = Noise(self.recipe.seed, index.to(device))
                 tokens, _ = Autoregressive().sample(self.gpt, Condition(condition, mask), law, noise)
