@@ -154,7 +154,7 @@ class LongTextTask(text.PassageTask):
             with _without(self.model.lm):
                 figures["held_out_loss_all_keys"] = super().evaluate()["held_out_loss"]
         if self.shape.involved is not None:
-            figures["saved_bytes"] = self._saved_bytes(self.model)
+            figures["saved_bytes"] = self._saved_bytes(LongTextObjective(self.model.lm, self.shape.involved))
             figures["saved_bytes_of_all"] = self._saved_bytes(LongTextObjective(self.model.lm))
         return figures
 
@@ -162,7 +162,7 @@ class LongTextTask(text.PassageTask):
         """What autograd stores for one passage."""
         batch = {name: value.to(self.model.lm.device) for name, value in self.batch(0, slice(0, 1)).items()}
         training = self.model.training
-        objective.train()
+        objective.train()  # a new one: the trainer's own may compute in another precision
         with torch.enable_grad(), saved_bytes() as total:
             loss, _ = objective(**batch)  # held, or nothing would stay stored
         self.model.train(training)
