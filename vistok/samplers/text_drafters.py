@@ -52,9 +52,9 @@ def draft_model(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None
 
 
 def eagle(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None = None) -> TextDrafter | None:
-    """An EAGLE-3 head with trees of the size that pays."""
+    """An EAGLE-3 head that drafts chains of three."""
     name = trained_for(model, "eagle3")
-    return None if name is None else EagleHead(load_head(name, model), "auto")
+    return None if name is None else EagleHead(load_head(name, model), Chain(3))
 
 
 def prompt_tokens(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None = None) -> TextDrafter | None:

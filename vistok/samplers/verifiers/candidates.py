@@ -24,6 +24,10 @@ DRAWN_AT_ONCE = 1 << 14  # logits of a tree up to which a draw behind every node
 def walk_run(tree: TokenTree, scores: Scores, run: Run, rule: Rule, spared: Tensor | None = None) -> Verdict:
     """Walks the tree of a run by a rule, and draws one token behind the accepted path; see ``walk_tree``."""
     root = torch.zeros(1, dtype=torch.int64, device=tree.tokens.device)
+    if tree.nodes == 1 and not run.stepwise:  # nothing was drafted
+        law = run.params.probabilities(run.behind(tree, scores, root.expand(len(tree.tokens))))
+        token = draw(law, run.uniform(root, RESIDUAL)[:, 0])
+        return Verdict(token[:, None], torch.ones_like(token))
     most = torch.arange(tree.shape.height * tree.shape.children.shape[2], device=root.device)
     walk = walk_tree(
         tree.shape,
