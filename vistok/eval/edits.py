@@ -102,7 +102,7 @@ def measure_edits(
                 "unedited": _read(model, before[:-1]),
             }
             costs.append(edited.cost)
-            for way, cache in {"edit": edited.cache, **caches}.items():
+            for way, cache in caches.items():
                 found[way] += finds(model, cache, needle, whole[-1:].tolist())
                 losses[way].append(_loss(model, cache, rest))
             if advance is not None:

@@ -114,13 +114,11 @@ def finds(model: nn.Module, cache: Any, needle: Needle, before: Sequence[int] = 
         before: tokens between what the cache holds and the question.
     """
     cache = copy.deepcopy(cache)
-    for token in (*before, *needle.question.tolist()):
-        guess = _next(model, cache, token)
-    for wanted in needle.answer.tolist():
-        if guess != wanted:
-            return False
-        guess = _next(model, cache, wanted)
-    return True
+    *asked, last = *before, *needle.question.tolist()
+    answer = needle.answer.tolist()
+    for token in asked:
+        _next(model, cache, token)
+    return all(_next(model, cache, token) == wanted for token, wanted in zip([last, *answer], answer, strict=False))
 
 
 def _next(model: nn.Module, cache: Any, token: int) -> int:
