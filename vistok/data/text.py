@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vistok.errors import VistokError
 
+CORPUS = "the Python standard library's sources and documentation strings"  # what cards call it
 # Tests, tables of character codes, and packages that recent Pythons no longer have.
 LEFT_OUT = frozenset(
     {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib", "encodings", "distutils", "lib2to3"}

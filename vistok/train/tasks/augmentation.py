@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from vistok.context.augmentation import Coprocessor, augmentation_loss, plain_loss
+from vistok.data.text import CORPUS
 from vistok.errors import VistokError
 from vistok.files import write_json
 from vistok.train.export import write_training_card
@@ -128,7 +129,7 @@ class AugmentationTask(text.PassageTask):
             {k: v.half().contiguous() for k, v in coprocessor.state_dict().items()}, directory / "model.safetensors"
         )
         write_json(directory / "config.json", {"latents": len(coprocessor.soft)})
-        corpus = f"the Python standard library's sources and documentation strings, seed {self.data.seed}"
+        corpus = f"{CORPUS}, seed {self.data.seed}"
         parts = {"target": self.init.target}
         write_training_card(
             directory, self.recipe, coprocessor, "context", "augmentation", metrics, steps, parts, "2412.17747", corpus

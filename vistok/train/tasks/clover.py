@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from vistok.data.text import CORPUS
 from vistok.models.heads.clover import Clover
 from vistok.models.heads.eagle import EagleConfig
 from vistok.train.export import write_training_card
@@ -114,7 +115,7 @@ class CloverTask(text.PassageTask):
         """Write the heads, with a card."""
         heads = self.model.heads
         heads.save_pretrained(directory, torch.float16)
-        corpus = f"the Python standard library's sources and documentation strings, seed {self.data.seed}"
+        corpus = f"{CORPUS}, seed {self.data.seed}"
         parts = {"target": self.init.target}
         write_training_card(
             directory, self.recipe, heads, "draft", "clover", metrics, steps, parts, heads.arxiv, corpus

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from vistok.data.text import documents
+from vistok.data.text import CORPUS, documents
 from vistok.errors import VistokError
 from vistok.models.heads.eagle import EagleConfig
 from vistok.models.heads.eagle3 import Eagle3Network
@@ -23,7 +23,7 @@ from vistok.progress import progress
 from vistok.train.export import write_training_card
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.text import TextTask, draw_passages, load_lm
+from vistok.train.tasks.text import TextTask, continued, draw_passages, load_lm
 
 DECAY = 0.8  # weight of a step against the one before
 
@@ -186,14 +186,11 @@ class Eagle3Task(TextTask):
                 advance()
         return torch.cat(found)
 
-    @torch.no_grad()
     def _continued(self, ids: Tensor) -> Tensor:
+        """Samples whose end is the target's continuation of their beginning, where that is asked for."""
         if not self.continuation:
             return ids
-        target = self.target
-        read = ids[:, : -self.continuation].to(next(target.parameters()).device)
-        size = {"min_new_tokens": self.continuation, "max_new_tokens": self.continuation, "pad_token_id": 0}
-        return target.generate(read, attention_mask=torch.ones_like(read), do_sample=False, **size)
+        return continued(self.target, ids[:, : -self.continuation].to(self.target.device), self.continuation)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -212,7 +209,7 @@ class Eagle3Task(TextTask):
         """Write the drafter in the published key layout."""
         drafter = self.model.drafter
         drafter.save_pretrained(directory, torch.float16)
-        corpus = f"the Python standard library's sources and documentation strings, seed {self.seed}"
+        corpus = f"{CORPUS}, seed {self.seed}"
         target = {"target": self.init.target}
         write_training_card(
             directory, self.recipe, drafter, "draft", "eagle3", metrics, steps, target, "2503.01840", data=corpus

@@ -158,8 +158,7 @@ class AheadTask(text.PassageTask):
         data, generator = self.data, torch.Generator().manual_seed(seed)
         lm = self.model.lm
         read = text.draw_passages(tokens, data.prompt, count, generator).to(lm.device)
-        length = {"min_new_tokens": data.continuation, "max_new_tokens": data.continuation, "pad_token_id": 0}
-        whole = lm.generate(read, attention_mask=torch.ones_like(read), do_sample=False, **length)
+        whole = text.continued(lm, read, data.continuation)
         # A row at the prompt's last token stands in front of the continuation's first.
         room = data.continuation - self.model.network.ahead
         cuts = torch.rand(count, room, generator=generator).argsort(1)[:, : data.cuts]

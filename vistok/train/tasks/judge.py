@@ -137,15 +137,11 @@ class JudgeTask(Task):
             raise VistokError(f"no passage has {self.data.prompt} tokens: ask for shorter prompts.")
         return torch.tensor(found)
 
-    def _continued(self, ids: Tensor, mask: Tensor, size: int) -> Tensor:
-        limits = {"min_new_tokens": size, "max_new_tokens": size, "do_sample": False, "pad_token_id": 0}
-        return self.target.generate(ids, attention_mask=mask, **limits)
-
     @torch.no_grad()
     def _mine(self, prompt: Tensor) -> tuple[Tensor, Tensor]:
         """Features at swapped tokens [S, H], and whether the swaps were harmless [S]."""
         length = len(prompt) + self.data.continuation
-        whole = self._continued(prompt[None], torch.ones_like(prompt[None]), self.data.continuation)[0]
+        whole = text.continued(self.target, prompt[None], self.data.continuation)[0]
         said = self.draft(whole[None]).logits[0, :-1].argmax(-1)
         # The last quarter is left alone: what follows a swap must have room to differ.
         places = torch.arange(len(prompt), length - self.data.continuation // 4)
@@ -157,7 +153,7 @@ class JudgeTask(Task):
         columns = torch.arange(length)
         pad = length - 1 - places[:, None]  # texts that end in the swap, flush on the right
         ids, mask = swapped.gather(1, (columns - pad).clamp(min=0)), columns >= pad
-        found = self._continued(ids, mask.long(), int(pad.max()))
+        found = text.continued(self.target, ids, int(pad.max()), mask.long())
         as_it_was = syntax(self.tokenizer.decode(whole))
         texts = [row[start : start + length] for row, start in zip(found, pad[:, 0].tolist(), strict=True)]
         harmless = [float(syntax(self.tokenizer.decode(text)) == as_it_was) for text in texts]

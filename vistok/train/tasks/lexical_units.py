@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from vistok.data.text import CORPUS
 from vistok.models.heads.extra_rows import Placeholders
 from vistok.train.export import write_training_card
 from vistok.train.options import check_entries, read_options
@@ -140,7 +141,7 @@ class LexicalUnitsTask(text.PassageTask):
         saved.load_state_dict(lm.state_dict())
         saved.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
-        corpus = f"the Python standard library's sources and documentation strings, seed {self.data.seed}"
+        corpus = f"{CORPUS}, seed {self.data.seed}"
         write_training_card(
             directory, self.recipe, lm, "text-generation", "llama", metrics, steps, paper="2405.15208", data=corpus
         )

@@ -18,6 +18,7 @@ from vistok import context
 from vistok.context.interface import Policy
 from vistok.context.lococo import chunk_losses, saver_state
 from vistok.data.needles import NeedleText
+from vistok.data.text import CORPUS
 from vistok.errors import VistokError
 from vistok.files import write_json
 from vistok.train.export import write_training_card
@@ -128,7 +129,7 @@ class LoCoCoTask(text.PassageTask):
         state = {name: tensor.half().contiguous() for name, tensor in saver_state(self.model.savers).items()}
         save_file(state, directory / "model.safetensors")
         write_json(directory / "config.json", asdict(self.mixing))
-        corpus = f"the Python standard library's sources and documentation strings, seed {self.data.seed}"
+        corpus = f"{CORPUS}, seed {self.data.seed}"
         write_training_card(
             directory,
             self.recipe,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from vistok import context
+from vistok.data.text import CORPUS
 from vistok.errors import VistokError
 from vistok.ops.segments import segmented_cross_entropy
 from vistok.train.export import write_training_card
@@ -93,17 +94,6 @@ class LongTextData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LongTextInit:
-    """Entries of ``init``.
-
-    Attributes:
-        target: the language model that goes on learning.
-    """
-
-    target: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class LongTextModel:
     """Entries of ``model``.
 
@@ -121,12 +111,12 @@ class LongTextModel:
 
 
 class LongTextTask(text.PassageTask):
-    """The ``long-text`` task: see LongTextData, LongTextInit and LongTextModel."""
+    """The ``long-text`` task: see LongTextData, TuningInit and LongTextModel."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         self.data = read_options(LongTextData, recipe.data, "data")
-        self.init = read_options(LongTextInit, recipe.init, "init")
+        self.init = read_options(text.TuningInit, recipe.init, "init")
         self.shape = read_options(LongTextModel, recipe.model, "model")
         self.policy = context.Full() if self.shape.policy is None else context.POLICIES.build(self.shape.policy)
         if not self.policy.trains:
@@ -172,7 +162,7 @@ class LongTextTask(text.PassageTask):
         """Write the factors, the configuration and a card."""
         with _without(self.model.lm):
             save_adapter(directory, self.adapted, self.init.target)
-        corpus = f"the Python standard library's sources and documentation strings, seed {self.data.seed}"
+        corpus = f"{CORPUS}, seed {self.data.seed}"
         parts, task = {"base": self.init.target}, "text-generation"
         write_training_card(directory, self.recipe, self.model.lm, task, "llama", metrics, steps, parts, data=corpus)
 

@@ -18,6 +18,7 @@ from transformers import LlamaForCausalLM
 
 from vistok import context
 from vistok.data.needles import NeedleText
+from vistok.data.text import CORPUS
 from vistok.errors import VistokError
 from vistok.eval.needle import find_needles
 from vistok.ops.noise import derive_seed
@@ -106,17 +107,6 @@ class NeedleData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeedleInit:
-    """Entries of ``init``.
-
-    Attributes:
-        target: the language model that goes on learning.
-    """
-
-    target: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class NeedleModel:
     """Entries of ``model``.
 
@@ -130,12 +120,12 @@ class NeedleModel:
 
 
 class NeedleTask(Task):
-    """The ``needles`` task: see NeedleData, NeedleInit and NeedleModel."""
+    """The ``needles`` task: see NeedleData, TuningInit and NeedleModel."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         self.data = read_options(NeedleData, recipe.data, "data")
-        self.init = read_options(NeedleInit, recipe.init, "init")
+        self.init = read_options(text.TuningInit, recipe.init, "init")
         shape = read_options(NeedleModel, recipe.model, "model")
         if (fewest := min((stage.times for stage in self.data.stages), default=0)) < 2:
             raise VistokError(f"'times' of 'data.stages' is {fewest}: a needle must stand twice to be found again.")
@@ -191,6 +181,6 @@ class NeedleTask(Task):
             text.save_lm(directory, lm, self.tokenizer)
         else:
             save_adapter(directory, self.adapted, self.init.target)
-        corpus = f"the Python standard library's sources and documentation strings, seed {self.data.seed}"
+        corpus = f"{CORPUS}, seed {self.data.seed}"
         parts, task = {"init": self.init.target}, "text-generation"
         write_training_card(directory, self.recipe, lm, task, "llama", metrics, steps, parts, data=corpus)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from vistok.data.text import documents
+from vistok.data.text import CORPUS, documents
 from vistok.errors import VistokError
 from vistok.train.export import write_training_card
 from vistok.train.options import check_entries, read_options
@@ -86,6 +86,32 @@ def draw_passages(tokens: Tensor, length: int, count: int, generator: torch.Gene
     """Passages of a corpus [n] that begin anywhere, [count, length]."""
     starts = torch.randint(len(tokens) - length, (count, 1), generator=generator)
     return tokens[starts + torch.arange(length)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningInit:
+    """Entries of ``init`` of tasks that go on training a language model.
+
+    Attributes:
+        target: the language model that goes on learning.
+    """
+
+    target: str
+
+
+@torch.no_grad()
+def continued(lm: LlamaForCausalLM, ids: Tensor, size: int, mask: Tensor | None = None) -> Tensor:
+    """Texts with a model's own greedy continuation, int64 [B, T + size].
+
+    Args:
+        lm: the model.
+        ids: what it reads, int64 [B, T].
+        size: tokens that it goes on for, whatever they are.
+        mask: which of ``ids`` are no padding, int64 [B, T]; all of them if None.
+    """
+    mask = torch.ones_like(ids) if mask is None else mask
+    limits = {"min_new_tokens": size, "max_new_tokens": size, "pad_token_id": 0}
+    return lm.generate(ids, attention_mask=mask, do_sample=False, **limits)
 
 
 def held_out_figures(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
@@ -263,5 +289,5 @@ class TextTask(Task):
         draft = self.model.teacher is not None
         parts = {"target": self.init.teacher} if draft else None
         task = "draft" if draft else "text-generation"
-        corpus = f"the Python standard library's sources and documentation strings, seed {self.seed}"
+        corpus = f"{CORPUS}, seed {self.seed}"
         write_training_card(directory, self.recipe, lm, task, "llama", metrics, steps, parts, data=corpus)
