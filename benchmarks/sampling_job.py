@@ -29,8 +29,8 @@ from vistok.files import write_json
 COLUMNS = ("sampler", "batch", "processes", "pictures")
 
 
-def start(case: dict, model: str, out: Path) -> subprocess.Popen:
-    """One job, as a process group of its own."""
+def start(case: dict, model: str, out: Path, hushed: bool = False) -> subprocess.Popen:
+    """One job, as a process group of its own; ``hushed`` where it is to be ended, of which torchrun makes many words."""
     processes = case["processes"]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
     # Behind "--", or torchrun takes --num for an option of its own.
@@ -39,7 +39,9 @@ def start(case: dict, model: str, out: Path) -> subprocess.Popen:
     words += ["--out", str(out), "--json", f"{out}.json"]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
     command = [sys.executable, *launcher, "-m", "vistok", "--", *words]
-    return subprocess.Popen(command, env=threads | os.environ, stdout=subprocess.DEVNULL, start_new_session=True)
+    said = subprocess.DEVNULL if hushed else None
+    environment = threads | os.environ
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True)
 
 
 def done(out: Path) -> int:
@@ -59,7 +61,7 @@ def interrupt(case: dict, job: subprocess.Popen, out: Path) -> None:
 def run(case: dict, model: str, out: Path, interrupted: bool) -> dict:
     """The case with its rate in pictures a second, and the peak in MiB."""
     if interrupted:
-        interrupt(case, start(case, model, out), out)
+        interrupt(case, start(case, model, out, hushed=True), out)
     job = start(case, model, out)
     _, status, usage = os.wait4(job.pid, 0)  # of this job alone: its processes are the child's own
     job.returncode = os.waitstatus_to_exitcode(status)
