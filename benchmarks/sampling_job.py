@@ -30,7 +30,7 @@ COLUMNS = ("sampler", "batch", "processes", "pictures")
 
 
 def start(case: dict, model: str, out: Path, hushed: bool = False) -> subprocess.Popen:
-    """One job, as a process group of its own; ``hushed`` where it is to be ended, of which torchrun makes many words."""
+    """One job, as a process group of its own; ``hushed`` where it is to be ended, at which torchrun says much."""
     processes = case["processes"]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
     # Behind "--", or torchrun takes --num for an option of its own.
