@@ -213,7 +213,7 @@ class Chat3D(nn.Module):
         """An embedded model or a folder, in float32 and evaluation mode.
 
         Raises:
-            VistokError: the name leads nowhere, or to no such model.
+            VistokError: the name leads nowhere, to no such model, or to one from before rooms were counted in metres.
         """
         from vistok.zoo.checkpoint import load_strict, read_state_dict
         from vistok.zoo.registry import resolve
@@ -229,6 +229,11 @@ class Chat3D(nn.Module):
                 module = cls(Chat3DConfig(**entries))
             except (OSError, ValueError, TypeError) as error:
                 raise VistokError(f"'{name}' holds no 3D chat model: name a folder with {CONFIG_FILE}.") from error
+            if "side" not in entries:  # such models read places in another unit and from another origin
+                raise VistokError(
+                    f"'{folder / CONFIG_FILE}' does not say the 'side' of a room, so this model was trained on places "
+                    "in another unit than this version's metres: train it again with recipes/chat3d-mini.yaml."
+                )
             state = read_state_dict(folder / WEIGHTS_FILE)
         load_strict(module, state, str(folder))
         return module.float().eval().requires_grad_(False)
