@@ -13,7 +13,6 @@ from vistok.errors import VistokError
 from vistok.models.extension import (
     CONFIG_FILE,
     Extension,
-    base_hashes,
     extend_vocabulary,
     load_extended,
     read_extension,
@@ -23,6 +22,7 @@ from vistok.models.extension import (
 from vistok.train.lora import Lora
 from vistok.train.tasks.scenes.extension import ExtendedLlava
 from vistok.train.tasks.scenes.vqa import VqaTask, load_llava
+from vistok.zoo.adapter import base_hashes
 
 pytest.importorskip("peft")
 WORDS = ("<SEG>", "where")

@@ -20,9 +20,10 @@ from vistok.data.scenes.vqa import ASSISTANT, BEGIN, END, PAD, USER
 from vistok.data.scenes3d import locations, mean_colours
 from vistok.data.scenes3d.language import NOTHING, named, token_ids, vocabulary
 from vistok.errors import VistokError
-from vistok.models.extension import Extension, base_hashes, is_extension, load_extended, save_extension
+from vistok.models.extension import Extension, is_extension, load_extended, save_extension
 from vistok.models.vision.pointnet import PointNet
 from vistok.projectors.learned.objects import AttributeRelationTokens, interleave
+from vistok.zoo.adapter import base_hashes
 
 CONFIG_FILE, WEIGHTS_FILE = "chat3d.json", "model.safetensors"
 LONGEST_ANSWER = 9  # eight identifiers and the end
@@ -199,7 +200,7 @@ class Chat3D(nn.Module):
         save_file(state, Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
 
     def save_difference(self, folder: str | Path, base: str) -> None:
-        """Write what a model on a LLaVA adds to it, in bfloat16, but for adapters, which PEFT writes.
+        """Write what a model on a LLaVA adds to it, in bfloat16, but for adapters, which ``save_lora`` writes.
 
         Args:
             folder: where to.

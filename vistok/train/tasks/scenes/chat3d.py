@@ -9,9 +9,8 @@ room.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +27,13 @@ from vistok.errors import VistokError
 from vistok.projectors.learned.chat3d import Chat3D, Chat3DConfig
 from vistok.projectors.learned.objects import attribute_loss
 from vistok.train.export import write_training_card
-from vistok.train.lora import Lora, save_adapters, with_lora
+from vistok.train.lora import Lora, with_lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.packing import added, packed_mask
 from vistok.train.tasks.scenes.vqa import load_llava
 from vistok.train.trainer import Task
+from vistok.zoo.adapter import save_lora
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,20 +75,14 @@ class Chat3DInit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chat3DModel:
-    """Entries of ``model``, see Chat3DConfig; ``lora`` are the adapters of a LLaVA's language model."""
+class Chat3DModel(Chat3DConfig):
+    """Entries of ``model``, beside those of Chat3DConfig.
 
-    text: dict[str, Any] = field(default_factory=dict)
+    Attributes:
+        lora: adapters of a LLaVA's language model.
+    """
+
     lora: Lora | None = None
-    side: float = 8.0
-    features: int = 128
-    attributes: int = 32
-    layers: int = 1
-    heads: int = 8
-    head_dim: int = 16
-    norm: float = 1.0
-    relations: bool = True
-    identifiers: bool = True
 
 
 class NameReader(nn.Module):
@@ -269,7 +263,7 @@ class Chat3DTask(Task):
             self.model.chat.save_pretrained(directory)
         else:
             self.model.chat.save_difference(directory, self.base)
-            save_adapters(self.adapted, directory, self.base)
+            save_lora(directory, self.adapted, self.base)
         data = f"vistok.data.scenes3d, seed {self.data.seed}"
         kind = "3d-question-answering"
         trained = nn.ParameterList([p for p in self.model.chat.parameters() if p.requires_grad])

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from vistok.data.scenes.vqa import BEGIN, END, IGNORE, PAD, USER, token_ids
 from vistok.errors import VistokError
-from vistok.models.extension import HEAD_ROWS, ROWS, Extension, base_hashes, save_extension
+from vistok.models.extension import HEAD_ROWS, ROWS, Extension, save_extension
 from vistok.train.export import write_training_card
-from vistok.train.lora import Lora, save_adapters, with_lora
+from vistok.train.lora import Lora, with_lora
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.packing import packed_mask
 from vistok.train.tasks.scenes.tower import tower_states
 from vistok.train.tasks.scenes.vqa import load_llava
 from vistok.train.trainer import Task
+from vistok.zoo.adapter import base_hashes, save_lora
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ class ExtendedLlava(nn.Module):
         rows = {ROWS: self.rows, HEAD_ROWS: self.head_rows} if self.words else {}
         save_extension(directory, extension, {k: v.bfloat16() for k, v in {**rows, **state}.items()})
         if hasattr(self.llava, "peft_config"):
-            save_adapters(self.llava, directory, extension.base)
+            save_lora(directory, self.llava, extension.base)
 
 
 def slots(rows: Sequence[Sequence[tuple[str, str]]], ids: Mapping[str, int], length: int) -> tuple[Tensor, Tensor]:
