@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.data.test_vqa import recipe
+from tests.train.small_llava import small_llava
 from vistok.errors import VistokError
 from vistok.models.extension import (
     CONFIG_FILE,
@@ -21,7 +21,7 @@ from vistok.models.extension import (
 )
 from vistok.train.lora import Lora
 from vistok.train.tasks.scenes.extension import ExtendedLlava
-from vistok.train.tasks.scenes.vqa import VqaTask, load_llava
+from vistok.train.tasks.scenes.vqa import load_llava
 from vistok.zoo.adapter import base_hashes
 
 pytest.importorskip("peft")
@@ -30,9 +30,7 @@ WORDS = ("<SEG>", "where")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    VqaTask(recipe()).export(folder, {"exact_match": 0.0}, 1)
-    return str(folder)
+    return small_llava(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture
