@@ -21,7 +21,7 @@ from vistok.models.extension import (
 )
 from vistok.train.lora import Lora
 from vistok.train.tasks.scenes.extension import ExtendedLlava
-from vistok.train.tasks.scenes.vqa import load_llava
+from vistok.train.tasks.scenes.llava import load_llava
 from vistok.zoo.adapter import base_hashes
 
 pytest.importorskip("peft")

@@ -22,7 +22,7 @@ from vistok.projectors.learned.croc import (
     reconstruction_loss,
     splice,
 )
-from vistok.train.tasks.scenes.vqa import load_llava
+from vistok.train.tasks.scenes.llava import load_llava
 
 
 def test_the_assignment_is_the_best_one_to_one():

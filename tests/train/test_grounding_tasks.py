@@ -20,7 +20,7 @@ from vistok.train.recipe import Recipe
 from vistok.train.tasks import build_task
 from vistok.train.tasks.scenes.chat3d import named_slots
 from vistok.train.tasks.scenes.extension import slots
-from vistok.train.tasks.scenes.vqa import load_llava
+from vistok.train.tasks.scenes.llava import load_llava
 
 pytest.importorskip("peft")
 RECIPES = ("read-mini", "pink-mini", "vpt-mini", "croc-mini", "chat3d-mini")

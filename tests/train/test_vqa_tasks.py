@@ -102,7 +102,7 @@ def test_progressive_tower_starts_as_the_clip_tower_it_comes_from(start):
     """Closed temporal layers: each frame's patches are close to CLIP's, whose embedding norm is only averaged."""
     task = build("vqa-pvc", start)
     images = render(sample_scenes(8, 5), 64)
-    from vistok.train.tasks.scenes.vqa import load_llava
+    from vistok.train.tasks.scenes.llava import load_llava
 
     clip = load_llava(start).model.vision_tower
     with torch.no_grad():

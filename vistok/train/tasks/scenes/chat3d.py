@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.data.scenes.splits import HELD_OUT, check_training_seed
-from vistok.data.scenes.vqa import IGNORE
 from vistok.data.scenes.vqa import token_ids as picture_words
 from vistok.data.scenes.world import COLOURS, SIZES
 from vistok.data.scenes3d import draw_names, draw_questions, point_clouds, sample_rooms
@@ -30,8 +29,9 @@ from vistok.train.export import write_training_card
 from vistok.train.lora import Lora, with_lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
+from vistok.train.tasks.scenes.answers import answer_loss, answered_right, shares_right
+from vistok.train.tasks.scenes.llava import load_llava
 from vistok.train.tasks.scenes.packing import added, packed_mask
-from vistok.train.tasks.scenes.vqa import load_llava
 from vistok.train.trainer import Task
 from vistok.zoo.adapter import save_lora
 
@@ -158,7 +158,7 @@ class Chat3DObjective(nn.Module):
         if bool(aligning.any()):
             return alignment, {"alignment": alignment.detach()}
         logits, inner = self._read(streams, present, names, questions)
-        answers = F.cross_entropy(logits.float().flatten(0, 2), targets.flatten(), ignore_index=IGNORE)
+        answers = answer_loss(logits, targets)
         b, k, s = (slots >= 0).nonzero().unbind(1)
         which = slots[b, k, s]
         names_read = answers.new_zeros(())
@@ -239,22 +239,16 @@ class Chat3DTask(Task):
     def evaluate(self) -> dict[str, float]:
         """Share of questions about held-out rooms whose answer is right, in all and by kind."""
         device = self.model.chat.first_identifier.device
-        right: dict[str, list[bool]] = {}
+        asked, hits = [], []
         for start in range(0, self.data.eval_rooms, 64):
             rooms = sample_rooms(min(64, self.data.eval_rooms - start), HELD_OUT, start)
             names = self.names(rooms)
             drawn = draw_questions(rooms, names, self.data.questions)
             questions, targets = question_tokens(drawn)
             given = (point_clouds(rooms, self.data.points), rooms.present, names, questions)
-            said = self.model.answer_logits(*(x.to(device) for x in given)).argmax(-1).cpu()
-            hits = ((said == targets) | (targets == IGNORE)).all(-1).tolist()
-            for row, hit in zip(drawn, hits, strict=True):
-                for question, ok in zip(row, hit, strict=True):
-                    right.setdefault(question.kind, []).append(ok)
-        everything = [ok for found in right.values() for ok in found]
-        return {"exact_match": sum(everything) / len(everything)} | {
-            f"exact_match_{kind}": sum(found) / len(found) for kind, found in sorted(right.items())
-        }
+            asked += drawn
+            hits += answered_right(self.model.answer_logits(*(x.to(device) for x in given)), targets.to(device))
+        return shares_right(asked, hits)
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the model in half precision, and its card."""

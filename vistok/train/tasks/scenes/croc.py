@@ -34,8 +34,8 @@ from vistok.train.export import write_training_card
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.extension import ExtensionInit, slots
+from vistok.train.tasks.scenes.llava import load_llava
 from vistok.train.tasks.scenes.tower import tower_states
-from vistok.train.tasks.scenes.vqa import load_llava
 from vistok.train.trainer import Task
 
 SLOT = 28  # tokens of the longest caption

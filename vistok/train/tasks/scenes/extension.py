@@ -20,9 +20,9 @@ from vistok.models.extension import HEAD_ROWS, ROWS, Extension, save_extension
 from vistok.train.export import write_training_card
 from vistok.train.lora import Lora, with_lora
 from vistok.train.recipe import Recipe
+from vistok.train.tasks.scenes.llava import load_llava
 from vistok.train.tasks.scenes.packing import packed_mask
 from vistok.train.tasks.scenes.tower import tower_states
-from vistok.train.tasks.scenes.vqa import load_llava
 from vistok.train.trainer import Task
 from vistok.zoo.adapter import base_hashes, save_lora
 
@@ -160,11 +160,6 @@ def slots(rows: Sequence[Sequence[tuple[str, str]]], ids: Mapping[str, int], len
             behind = [*answer, ids[END]]
             targets[b, k, len(question) - 1 : len(question) - 1 + len(behind)] = torch.tensor(behind)
     return tokens, targets
-
-
-def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of what is answered, from logits [..., V] and targets [...]."""
-    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), ignore_index=IGNORE)
 
 
 class ExtensionTask(Task):

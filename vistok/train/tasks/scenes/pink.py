@@ -15,13 +15,14 @@ from vistok.data.boxes import AGREES, overlap, parse_box
 from vistok.data.scenes import render, sample_scenes
 from vistok.data.scenes.box_tasks import TASKS, BoxTask, draw_box_tasks
 from vistok.data.scenes.splits import HELD_OUT, check_training_seed
-from vistok.data.scenes.vqa import ASSISTANT, IGNORE
+from vistok.data.scenes.vqa import ASSISTANT
 from vistok.models.bottleneck import add_bottlenecks, bottleneck_state
 from vistok.projectors.grounding.pink import PROJECTOR, WORDS
 from vistok.train.lora import Lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, answer_loss, slots
+from vistok.train.tasks.scenes.answers import answer_loss, answered_right
+from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, slots
 
 _SPELT = re.compile(r"([\[\],.]|\d)")
 
@@ -140,8 +141,7 @@ class PinkTask(ExtensionTask):
             images = render(scenes, self.side).to(device)
             drawn = draw_box_tasks(scenes, self.data.questions, self.data.tasks, self.data.decimals)
             questions, targets = self._tokens([[(t.question, t.answer) for t in row] for row in drawn])
-            said = self.model.answer_logits(images, questions.to(device)).argmax(-1).cpu()
-            hits = ((said == targets) | (targets == IGNORE)).all(-1).tolist()
+            hits = answered_right(self.model.answer_logits(images, questions.to(device)), targets.to(device))
             for row, hit in zip(drawn, hits, strict=True):
                 for entry, ok in zip(row, hit, strict=True):
                     right.setdefault(entry.task, []).append(ok)

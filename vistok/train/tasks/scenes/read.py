@@ -23,7 +23,8 @@ from vistok.projectors.grounding.read import SEG, WHERE, ReadHead
 from vistok.train.lora import Lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, answer_loss, slots
+from vistok.train.tasks.scenes.answers import answer_loss
+from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, slots
 
 SLOT = 12
 NOTHING = "no"

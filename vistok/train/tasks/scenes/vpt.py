@@ -25,7 +25,8 @@ from vistok.projectors.grounding.control import REGION_TOKENS, parse_regions, re
 from vistok.train.lora import Lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, answer_loss, slots
+from vistok.train.tasks.scenes.answers import answer_loss
+from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, slots
 
 FIRST_SLOT, SECOND_SLOT = 15, 10
 HIDDEN = 0.5  # share of batches whose second turn does not see the first

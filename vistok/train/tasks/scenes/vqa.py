@@ -7,7 +7,6 @@ on answers. Tower and language model are supervised as ``tower`` tells; its head
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,29 +19,23 @@ from vistok.data.scenes import Scenes, groups, render, sample_scenes, shrink
 from vistok.data.scenes.splits import HELD_OUT, check_training_seed
 from vistok.data.scenes.vqa import (
     BEGIN,
-    END,
-    IGNORE,
-    IMAGE,
-    PAD,
     USER,
-    Question,
     draw_questions,
     llava_processor,
     named_places,
     question_tokens,
     token_ids,
-    vocabulary,
 )
 from vistok.data.scenes.vqa_splits import SMALL
 from vistok.errors import VistokError
-from vistok.projectors.learned.croc import restore_normalization
 from vistok.train.export import write_training_card
-from vistok.train.options import NoEntries, check_entries, read_options
+from vistok.train.options import NoEntries, read_options
 from vistok.train.recipe import Recipe
+from vistok.train.tasks.scenes.answers import answer_loss, answered_right, shares_right
+from vistok.train.tasks.scenes.llava import build_llava, load_llava
 from vistok.train.tasks.scenes.packing import packed_mask, thinned
 from vistok.train.tasks.scenes.tower import PlaceHeads, SceneHeads, patch_targets, scene_targets, tower_states
 from vistok.train.trainer import Task
-from vistok.zoo.registry import resolve
 
 POOL = 3  # scenes that are looked at for each that is taken
 GOLDEN = 0.6180339887498949
@@ -174,8 +167,7 @@ class VqaObjective(nn.Module):
     ):
         visual, patches, cls = self.visual_tokens(images)
         middle, last = self.read(visual, questions, kept)
-        logits = self.llava.lm_head(last).float()
-        answers = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), ignore_index=IGNORE)
+        answers = answer_loss(self.llava.lm_head(last), targets)
         local, scene = self.heads(patches, cls, classes, offsets, summary)
         loss = answers + self.supervision * (local + scene)
         parts = {"answers": answers, "patches": local, "scene": scene}
@@ -184,34 +176,6 @@ class VqaObjective(nn.Module):
             parts["places"], parts["words"] = self.place_heads(patches, visual, middle, offsets, shown, named)
             loss = loss + self.places * (parts["places"] + parts["words"])
         return loss, {name: part.detach() for name, part in parts.items()}
-
-
-def build_llava(model: VqaModel) -> nn.Module:
-    """Returns an untrained LLaVA."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    check_entries(model.vision, CLIPVisionConfig().to_dict(), "model.vision")
-    check_entries(model.text, LlamaConfig().to_dict(), "model.text")
-    ids = token_ids()
-    vision = CLIPVisionConfig(**model.vision)
-    special = {"pad_token_id": ids[PAD], "bos_token_id": ids[BEGIN], "eos_token_id": ids[END]}
-    text = LlamaConfig(vocab_size=len(vocabulary()), **special, **model.text)
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=ids[IMAGE],
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-    )
-    return LlavaForConditionalGeneration(config)
-
-
-def load_llava(name: str) -> nn.Module:
-    """The LLaVA that a recipe starts from, in float32: embedded, or the folder of an earlier run's export."""
-    from transformers import LlavaForConditionalGeneration
-
-    llava = LlavaForConditionalGeneration.from_pretrained(resolve(name), dtype=torch.float32)
-    restore_normalization(llava)
-    return llava
 
 
 def training_scenes(data: VqaData, count: int, start: int) -> Scenes:
@@ -232,23 +196,6 @@ def training_scenes(data: VqaData, count: int, start: int) -> Scenes:
         scenes = pool[torch.cat([ranked[:many], ranked[len(ranked) - count + many :]])]
     small = (start + torch.arange(count)).double() * GOLDEN % 1 < data.small  # spread evenly
     return shrink(scenes, torch.where(small, SMALL, 1.0).double())
-
-
-def shares_right(drawn: Sequence[list[Question]], hits: Sequence[list[bool]]) -> dict[str, float]:
-    """Share of right answers, in all and by kind of question.
-
-    Args:
-        drawn: questions about each picture.
-        hits: whether each was answered right.
-    """
-    right: dict[str, list[bool]] = {}
-    for row, hit in zip(drawn, hits, strict=True):
-        for question, ok in zip(row, hit, strict=True):
-            right.setdefault(question.kind, []).append(ok)
-    everything = [ok for found in right.values() for ok in found]
-    return {"exact_match": sum(everything) / len(everything)} | {
-        f"exact_match_{kind}": sum(found) / len(found) for kind, found in sorted(right.items())
-    }
 
 
 class VqaTask(Task):
@@ -279,7 +226,8 @@ class VqaTask(Task):
     def build(self) -> VqaObjective:
         """Returns what is trained, from new weights or from those that ``init.llava`` names."""
         if self.init.llava is None:
-            llava = build_llava(read_options(VqaModel, self.recipe.model, "model"))
+            shape = read_options(VqaModel, self.recipe.model, "model")
+            llava = build_llava(shape.vision, shape.text)
         else:
             read_options(NoEntries, self.recipe.model, "model")
             llava = self.start()
@@ -326,9 +274,8 @@ class VqaTask(Task):
             drawn = draw_questions(scenes, self.data.questions, kinds=kinds)
             questions, targets = (x.to(device) for x in question_tokens(drawn))
             visual = self.model.visual_tokens(self.pictures(scenes).to(device))[0]
-            said = self.model.answer_logits(visual, questions).argmax(-1)
             asked += drawn
-            hits += ((said == targets) | (targets == IGNORE)).all(-1).tolist()
+            hits += answered_right(self.model.answer_logits(visual, questions), targets)
         return shares_right(asked, hits)
 
     def save(self, directory: Path) -> None:

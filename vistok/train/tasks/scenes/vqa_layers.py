@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vistok.data.scenes import Scenes, render
 from vistok.data.scenes.splits import check_training_seed
-from vistok.data.scenes.vqa import IGNORE, Question, draw_questions, question_tokens
+from vistok.data.scenes.vqa import Question, draw_questions, question_tokens
 from vistok.data.scenes.vqa_splits import POPE_SPLITS, pope_questions, split_questions, split_scenes
 from vistok.models.attach import Attachment
 from vistok.ops.concentric import concentric_positions
@@ -23,9 +23,10 @@ from vistok.projectors.methods.pmod import PMod, progressive_ratios
 from vistok.train.lora import EVERY_MAP, Lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, answer_loss
+from vistok.train.tasks.scenes.answers import answer_loss, answered_right, shares_right
+from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask
 from vistok.train.tasks.scenes.packing import packed_mask
-from vistok.train.tasks.scenes.vqa import VqaData, shares_right, training_scenes
+from vistok.train.tasks.scenes.vqa import VqaData, training_scenes
 
 
 class LayersObjective(nn.Module):
@@ -91,8 +92,9 @@ class LayersTask(ExtensionTask):
         for start in range(0, len(scenes), 32):
             rows = slice(start, start + 32)
             questions, targets = (x.to(device) for x in question_tokens(drawn[rows]))
-            said = self.model.answer_logits(render(scenes[rows], self.side).to(device), questions).argmax(-1)
-            hits += ((said == targets) | (targets == IGNORE)).all(-1).tolist()
+            hits += answered_right(
+                self.model.answer_logits(render(scenes[rows], self.side).to(device), questions), targets
+            )
         return hits
 
 
