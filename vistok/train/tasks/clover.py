@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 
 from vistok.data.text import CORPUS
 from vistok.models.heads.clover import Clover
-from vistok.models.heads.eagle import EagleConfig
+from vistok.models.heads.drafter import DrafterConfig
 from vistok.train.export import write_training_card
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
@@ -91,7 +91,7 @@ class CloverInit:
 
 
 class CloverTask(text.PassageTask):
-    """The ``clover`` task: see CloverData and CloverInit; ``model`` shapes the heads as EagleConfig does."""
+    """The ``clover`` task: see CloverData and CloverInit; ``model`` shapes the heads as DrafterConfig does."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
@@ -100,7 +100,7 @@ class CloverTask(text.PassageTask):
         self.tokenizer, lm = text.load_lm(self.init.target)
         torch.manual_seed(recipe.seed)
         given = {"vocab_size": lm.config.vocab_size, "hidden_size": lm.config.hidden_size}
-        heads = Clover(read_options(EagleConfig, recipe.model, "model", given))
+        heads = Clover(read_options(DrafterConfig, recipe.model, "model", given))
         heads.embed_tokens.weight.data.copy_(lm.get_input_embeddings().weight)
         heads.embed_tokens.requires_grad_(False)
         self.model = CloverObjective(lm, heads, self.data.depths, self.data.decay)

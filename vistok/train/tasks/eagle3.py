@@ -17,8 +17,8 @@ from transformers import LlamaForCausalLM
 
 from vistok.data.text import CORPUS, documents
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import EagleConfig
 from vistok.models.heads.eagle3 import Eagle3Network
+from vistok.models.heads.eagle3_config import Eagle3Config
 from vistok.progress import progress
 from vistok.train.export import write_training_card
 from vistok.train.options import read_options
@@ -147,7 +147,7 @@ class Eagle3Task(TextTask):
             "max_position_embeddings": self.length + data.steps,
         }
         given = {name: shape.pop(name) for name in ("hidden_size",) if name in recipe.model}
-        config = read_options(EagleConfig, recipe.model, "model", shape)
+        config = read_options(Eagle3Config, recipe.model, "model", shape)
         drafter = Eagle3Network(config)
         for weight in drafter.parameters():
             if weight.ndim > 1:
