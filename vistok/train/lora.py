@@ -26,7 +26,7 @@ class Lora:
 
 
 def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
-    """The frozen model with LoRA factors in its language model, as PEFT wraps it; the model itself has them too.
+    """Returns the frozen model with LoRA factors in its language model, as PEFT wraps it; it has them itself too.
 
     Raises:
         VistokError: PEFT is not installed.

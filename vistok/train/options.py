@@ -49,7 +49,7 @@ def read_options(cls: type[T], entries: Any, where: str, given: Mapping[str, Any
 
 
 def check_agreement(config: Any, entries: Mapping[str, Any], where: str, free: tuple[str, ...] = ()) -> None:
-    """Refuse entries that contradict the weights which a run goes on from.
+    """Refuses entries that contradict the weights which a run goes on from.
 
     Args:
         config: shape of the loaded network, a dataclass.
@@ -71,7 +71,7 @@ def check_agreement(config: Any, entries: Mapping[str, Any], where: str, free: t
 
 
 def check_shape(config: Any, shape: Mapping[str, Any], name: str) -> None:
-    """Refuse a generator to go on from that does not fit what a recipe names.
+    """Refuses a generator to go on from that does not fit what a recipe names.
 
     Args:
         config: of the generator.
@@ -95,7 +95,7 @@ class NoEntries:
 
 
 def check_entries(entries: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    """Refuse entries of a section that is handed on to a configuration of transformers, which would take any.
+    """Refuses entries of a section that is handed on to a configuration of transformers, which would take any.
 
     Raises:
         VistokError: an entry is not known.

@@ -44,7 +44,7 @@ class CloverObjective(nn.Module):
         return self
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and acceptance of each head; ``input_ids`` [B, T]."""
+        """Returns the loss and acceptance of each head; ``input_ids`` [B, T]."""
         with torch.no_grad():
             hidden = self.lm.model(input_ids, use_cache=False).last_hidden_state
             law = self.lm.lm_head(hidden).float().softmax(-1)
@@ -107,12 +107,12 @@ class CloverTask(text.PassageTask):
         self.tokens = text.encoded(self.tokenizer, "train")
 
     def samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
-        """Passages of the corpus."""
+        """Returns passages of the corpus."""
         generator = torch.Generator().manual_seed(seed)
         return {"input_ids": text.draw_passages(tokens, self.data.length, count, generator)}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the heads, with a card."""
+        """Writes the heads, with a card."""
         heads = self.model.heads
         heads.save_pretrained(directory, torch.float16)
         corpus = f"{CORPUS}, seed {self.data.seed}"

@@ -147,7 +147,7 @@ class KLTask(PictureTask):
         }
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the autoencoder as an embedded model whose scaled latents have unit variance."""
+        """Writes the autoencoder as an embedded model whose scaled latents have unit variance."""
         self.autoencoder.config = replace(
             self.autoencoder.config, scaling_factor=float(f"{1 / metrics['latent_std']:.4g}")
         )

@@ -229,7 +229,7 @@ class TokenUnifyTask(PictureTask):
         return self.network.features(self.network.split(pixels)).float().cpu()
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the network as an embedded model."""
+        """Writes the network as an embedded model."""
         self.network.save_pretrained(directory, torch.float16)
         self.write_card(directory, self.network, "features", "tokenunify", metrics, steps, paper="2405.16847")
 

@@ -141,7 +141,7 @@ class VQTask(PictureTask):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Revive dead codes, so that the whole codebook is used."""
+        """Revives dead codes, so that the whole codebook is used."""
         if not self.data.revive_every or step >= self.data.revive_until:
             return
         # Of all processes' rows, so that all give the codes the same new places.
@@ -172,6 +172,6 @@ class VQTask(PictureTask):
         }
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the tokenizer as an embedded model."""
+        """Writes the tokenizer as an embedded model."""
         self.tokenizer.save_pretrained(directory, torch.float16)
         self.write_card(directory, self.tokenizer, "image-tokenizer", "vq", metrics, steps, paper="2406.06525")

@@ -99,7 +99,7 @@ class NameReader(nn.Module):
         self.read = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(self.sizes) + 3))
 
     def forward(self, states: Tensor, attributes: Tensor, centres: Tensor) -> Tensor:
-        """Mean loss of states [M, D], attributes int64 [M, 3] and centres [M, 3]."""
+        """Returns the mean loss of states [M, D], attributes int64 [M, 3] and centres [M, 3]."""
         *logits, where = self.read(states).float().split([*self.sizes, 3], -1)
         kinds = sum(F.cross_entropy(x, y) for x, y in zip(logits, attributes.unbind(1), strict=True))
         return kinds + 10 * F.mse_loss(where, centres, reduction="none").sum(-1).mean()
@@ -119,7 +119,7 @@ class Chat3DObjective(nn.Module):
         self.reader = NameReader(chat.language.config.hidden_size)
 
     def answer_logits(self, clouds: Tensor, present: Tensor, names: Tensor, questions: Tensor) -> Tensor:
-        """Logits behind every token of questions [B, K, SLOT], as if each were asked alone: [B, K, SLOT, words]."""
+        """Returns logits behind every token of questions [B, K, SLOT], each asked alone: [B, K, SLOT, words]."""
         return self._read(self.chat.streams(clouds, present), present, names, questions)[0]
 
     def _read(self, streams: list[Tensor], present: Tensor, names: Tensor, questions: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,7 +170,7 @@ class Chat3DObjective(nn.Module):
 
 
 def named_slots(questions: Tensor, names: Tensor) -> Tensor:
-    """Which solid each token of questions [B, K, SLOT] names, int64 [B, K, SLOT]; -1 where it is no identifier."""
+    """Returns which solid each token of questions [B, K, SLOT] names, int64 [B, K, SLOT]; -1 where it names none."""
     first = token_ids()[named(0)]
     owner = names.argsort(1)  # the solid of each number
     number = questions - first
@@ -180,7 +180,7 @@ def named_slots(questions: Tensor, names: Tensor) -> Tensor:
 
 
 def attribute_words(rooms: Rooms) -> Tensor:
-    """Size, colour and shape of each solid as tokens, int64 [B, 8, 3]."""
+    """Returns size, colour and shape of each solid as tokens, int64 [B, 8, 3]."""
     ids = token_ids()
     columns = ((rooms.size, SIZES), (rooms.colour, COLOURS), (rooms.shape, SHAPES))
     return torch.stack([torch.tensor([ids[word] for word in words])[column] for column, words in columns], -1)
@@ -213,11 +213,11 @@ class Chat3DTask(Task):
         self.model = Chat3DObjective(chat, self.data)
 
     def names(self, rooms: Rooms) -> Tensor:
-        """The identifiers' numbers, int64 [B, 8]."""
+        """Returns the identifiers' numbers, int64 [B, 8]."""
         return draw_names(rooms) if self.data.permute else torch.arange(MAX_OBJECTS).expand(len(rooms), -1)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Freshly drawn rooms: none is seen twice."""
+        """Returns freshly drawn rooms: none is seen twice."""
         start = step * self.recipe.batch_size + rows.start
         rooms = sample_rooms(rows.stop - rows.start, self.data.seed, start, self.data.objects)
         names = self.names(rooms)
@@ -237,7 +237,7 @@ class Chat3DTask(Task):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Share of questions about held-out rooms whose answer is right, in all and by kind."""
+        """Returns the share of questions about held-out rooms whose answer is right, in all and by kind."""
         device = self.model.chat.first_identifier.device
         asked, hits = [], []
         for start in range(0, self.data.eval_rooms, 64):
@@ -251,7 +251,7 @@ class Chat3DTask(Task):
         return shares_right(asked, hits)
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the model in half precision, and its card."""
+        """Writes the model in half precision, and its card."""
         if self.base is None:
             self.model.half()
             self.model.chat.save_pretrained(directory)

@@ -64,21 +64,21 @@ class ExtendedLlava(nn.Module):
         return self.llava.get_base_model() if hasattr(self.llava, "get_base_model") else self.llava
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Embeddings of tokens, old and new."""
+        """Returns embeddings of tokens, old and new."""
         return F.embedding(tokens, torch.cat([self.base.get_input_embeddings().weight, self.rows]))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of all words, old and new."""
+        """Returns logits of all words, old and new."""
         return F.linear(hidden, torch.cat([self.base.get_output_embeddings().weight, self.head_rows]).to(hidden.dtype))
 
     def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Visual tokens [B, N, D] and the tower's features [B, N, C] of pictures [B, 3, S, S]."""
+        """Returns visual tokens [B, N, D] and the tower's features [B, N, C] of pictures [B, 3, S, S]."""
         model = self.base.model
         patches = tower_states(model.vision_tower, images)[model.config.vision_feature_layer][:, 1:]
         return model.multi_modal_projector(patches), patches
 
     def read(self, visual: Tensor, questions: Tensor) -> tuple[Tensor, Tensor]:
-        """Last hidden states of visual tokens [B, N, D] and of questions [B, K, slot, D], as if each were asked alone.
+        """Returns the last hidden states of visual tokens [B, N, D] and of questions [B, K, slot, D], each asked alone.
 
         Args:
             visual: [B, N, D].
@@ -97,11 +97,11 @@ class ExtendedLlava(nn.Module):
         return hidden[:, prefix - visual.shape[1] : prefix], hidden[:, prefix:].unflatten(1, (count, slot))
 
     def layout(self, present: Tensor, count: int, slot: int) -> tuple[Tensor, Tensor]:
-        """Mask and positions of ``count`` texts of ``slot`` tokens behind a picture, see ``packed_mask``."""
+        """Returns mask and positions of ``count`` texts of ``slot`` tokens behind a picture, see ``packed_mask``."""
         return packed_mask(present, count, slot)
 
     def decode(self, images: Tensor, asked: Sequence[str], slot: int) -> list[str]:
-        """Greedy answers to one question about each picture, in words with blanks.
+        """Returns the greedy answers to one question about each picture, in words with blanks.
 
         Args:
             images: [B, 3, S, S].
@@ -127,7 +127,7 @@ class ExtendedLlava(nn.Module):
         return [" ".join(row) for row in said]
 
     def save(self, directory: Path, extension: Extension, state: Mapping[str, Tensor]) -> None:
-        """Write the difference: rows and ``state`` beside it, and the LoRA factors as PEFT does."""
+        """Writes the difference: rows and ``state`` beside it, and the LoRA factors as PEFT does."""
         rows = {ROWS: self.rows, HEAD_ROWS: self.head_rows} if self.words else {}
         save_extension(directory, extension, {k: v.bfloat16() for k, v in {**rows, **state}.items()})
         if hasattr(self.llava, "peft_config"):
@@ -135,7 +135,7 @@ class ExtendedLlava(nn.Module):
 
 
 def slots(rows: Sequence[Sequence[tuple[str, str]]], ids: Mapping[str, int], length: int) -> tuple[Tensor, Tensor]:
-    """Tokens and next-token targets of texts behind a picture and what is answered to them.
+    """Returns tokens and next-token targets of texts behind a picture and what is answered to them.
 
     Args:
         rows: B rows of K pairs, words with blanks between; the first of each pair ends in ``assistant:``.
@@ -179,7 +179,7 @@ class ExtensionTask(Task):
     task = "visual-grounding"
 
     def start(self, recipe: Recipe, init: ExtensionInit, lora: Lora | None) -> ExtendedLlava:
-        """The extended LLaVA at the beginning of a run."""
+        """Returns the extended LLaVA at the beginning of a run."""
         self.recipe, self.base_name = recipe, init.llava
         torch.manual_seed(recipe.seed)
         llava = load_llava(init.llava)
@@ -188,15 +188,15 @@ class ExtensionTask(Task):
         return self.extended(llava, self.words, lora)
 
     def heads(self) -> dict[str, Tensor]:
-        """What is trained beside words and adapters."""
+        """Returns what is trained beside words and adapters."""
         return {}
 
     def options(self) -> dict[str, Any]:
-        """Of the extension."""
+        """Returns the options of the extension."""
         return {}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the difference and its card."""
+        """Writes the difference and its card."""
         extended = self.model.extended
         extension = Extension(self.kind, self.base_name, base_hashes(self.base_name), self.words, self.options())
         trained = nn.ParameterList([p for p in self.model.parameters() if p.requires_grad])

@@ -77,7 +77,7 @@ class PinkObjective(nn.Module):
         extended.base.model.multi_modal_projector.requires_grad_(projector)
 
     def answer_logits(self, images: Tensor, questions: Tensor) -> Tensor:
-        """Logits behind every token of questions [B, K, slot], as if each were asked alone: [B, K, slot, words]."""
+        """Returns logits behind every token of questions [B, K, slot], each asked alone: [B, K, slot, words]."""
         return self.extended.logits(self.extended.read(self.extended.look(images)[0], questions)[1])
 
     def forward(self, images: Tensor, questions: Tensor, targets: Tensor):
@@ -86,7 +86,7 @@ class PinkObjective(nn.Module):
 
 
 def spelt(text: str) -> str:
-    """A text in which the characters of boxes and marks stand apart."""
+    """Returns a text in which the characters of boxes and marks stand apart."""
     return _SPELT.sub(r" \1 ", text.replace("?", " ?"))
 
 
@@ -118,7 +118,7 @@ class PinkTask(ExtensionTask):
         return slots(rows, self.model.extended.ids, self.data.slot)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Freshly drawn scenes: no picture is seen twice."""
+        """Returns freshly drawn scenes: no picture is seen twice."""
         start = step * self.recipe.batch_size + rows.start
         scenes = sample_scenes(rows.stop - rows.start, self.data.seed, start)
         drawn = draw_box_tasks(scenes, self.data.questions, self.data.tasks, self.data.decimals)
@@ -127,7 +127,7 @@ class PinkTask(ExtensionTask):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """What the model answers about held-out pictures.
+        """Returns what the model answers about held-out pictures.
 
         Returns:
             The share of phrases whose box is found (overlap above 0.5), its mean overlap, and by task the share of

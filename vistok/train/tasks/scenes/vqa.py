@@ -114,11 +114,11 @@ class VqaObjective(nn.Module):
         self.register_buffer("opening", opening, persistent=False)
 
     def network(self) -> nn.Module:
-        """What is exported."""
+        """Returns what is exported."""
         return self.llava
 
     def visual_tokens(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens for the language model [B, N, D], features of the patches [B, N, C], CLS [B, C]."""
+        """Returns tokens for the language model [B, N, D], features of the patches [B, N, C] and CLS [B, C]."""
         base = self.llava.model
         states = tower_states(base.vision_tower, images)
         patches = states[base.config.vision_feature_layer][:, 1:]
@@ -151,7 +151,7 @@ class VqaObjective(nn.Module):
         return tuple(state[:, prefix:].unflatten(1, questions.shape[1:]) for state in states)
 
     def answer_logits(self, visual: Tensor, questions: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Logits behind every token of questions, see ``read``: [B, K, SLOT, words]."""
+        """Returns logits behind every token of questions, see ``read``: [B, K, SLOT, words]."""
         return self.llava.lm_head(self.read(visual, questions, kept)[1])
 
     def forward(
@@ -179,7 +179,7 @@ class VqaObjective(nn.Module):
 
 
 def training_scenes(data: VqaData, count: int, start: int) -> Scenes:
-    """Scenes of the world that is trained on, as many with several objects and with small ones as asked for.
+    """Returns scenes of the world that is trained on, as many with several objects and with small ones as asked for.
 
     Args:
         data: see VqaData.
@@ -234,15 +234,15 @@ class VqaTask(Task):
         return VqaObjective(llava, self.data.supervision, self.data.places)
 
     def pictures(self, scenes: Scenes) -> Tensor:
-        """What the objective's ``visual_tokens`` takes."""
+        """Returns what the objective's ``visual_tokens`` takes."""
         return render(scenes, self.side)
 
     def patch_targets(self, scenes: Scenes) -> tuple[Tensor, Tensor]:
-        """What each patch shows, as :func:`patch_targets`."""
+        """Returns what each patch shows, as :func:`patch_targets`."""
         return patch_targets(scenes, self.side, self.patch)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Freshly drawn scenes: no picture is seen twice."""
+        """Returns freshly drawn scenes: no picture is seen twice."""
         start = step * self.recipe.batch_size + rows.start
         scenes = training_scenes(self.data, rows.stop - rows.start, start)
         questions, targets = question_tokens(draw_questions(scenes, self.data.questions, kinds=self.data.kinds or None))
@@ -265,7 +265,7 @@ class VqaTask(Task):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Share of questions about held-out scenes whose answer is right, in all and by kind."""
+        """Returns the share of questions about held-out scenes whose answer is right, in all and by kind."""
         device = self.model.opening.device
         kinds = dict.fromkeys(self.data.kinds, 1.0) or None
         asked, hits = [], []
@@ -279,12 +279,12 @@ class VqaTask(Task):
         return shares_right(asked, hits)
 
     def save(self, directory: Path) -> None:
-        """Write model and processor."""
+        """Writes model and processor."""
         self.model.llava.save_pretrained(directory)
         llava_processor(self.side, self.patch).save_pretrained(directory)
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write model and processor as transformers reads them, in half precision, and the card."""
+        """Writes model and processor as transformers reads them, in half precision, and the card."""
         self.model.half()
         self.save(directory)
         parts = {"init": self.init.llava} if self.init.llava is not None else None

@@ -41,7 +41,7 @@ class LayersObjective(nn.Module):
         self.extended = extended
 
     def answer_logits(self, images: Tensor, questions: Tensor) -> Tensor:
-        """Logits behind every token of questions [B, K, SLOT] about pictures [B, 3, S, S]."""
+        """Returns logits behind every token of questions [B, K, SLOT] about pictures [B, 3, S, S]."""
         with torch.no_grad():
             visual, _ = self.extended.look(images)
         return self.extended.logits(self.extended.read(visual, questions)[1])
@@ -57,13 +57,13 @@ class LayersTask(ExtensionTask):
     task = "visual-question-answering"
 
     def begin(self, recipe: Recipe, lora: Lora) -> ExtendedLlava:
-        """The adapted LLaVA at the beginning of a run."""
+        """Returns the adapted LLaVA at the beginning of a run."""
         self.data = read_options(VqaData, recipe.data, "data")
         check_training_seed(self.data.seed)
         return self.start(recipe, read_options(ExtensionInit, recipe.init, "init"), lora)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Freshly drawn scenes: no picture is seen twice."""
+        """Returns freshly drawn scenes: no picture is seen twice."""
         start = step * self.recipe.batch_size + rows.start
         scenes = training_scenes(self.data, rows.stop - rows.start, start)
         drawn = draw_questions(scenes, self.data.questions, kinds=self.data.kinds or None)
@@ -72,7 +72,7 @@ class LayersTask(ExtensionTask):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Share of right answers about held-out scenes by kind, about hard ones, and F1 of POPE on hard ones."""
+        """Returns shares of right answers about held-out scenes by kind and about hard ones, and POPE's F1 on these."""
         count, each = self.data.eval_pictures, self.data.questions
         plain, hard = split_scenes("plain", count), split_scenes("hard", count)
         drawn = draw_questions(plain, each, kinds=dict.fromkeys(self.data.kinds, 1.0) or None)
@@ -127,7 +127,7 @@ class MixedLlava(ExtendedLlava):
     """A LLaVA whose visual tokens skip layers, once it has ``routers``."""
 
     def mix(self, routers: PMod) -> None:
-        """Put routers into the language model."""
+        """Puts routers into the language model."""
         self.routers = routers
         decoder = self.base.model.language_model
         self.mixture = DepthMixture(decoder, routers, Attachment(self.base), earliest=1)
