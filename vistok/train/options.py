@@ -70,6 +70,32 @@ def check_agreement(config: Any, entries: Mapping[str, Any], where: str, free: t
             )
 
 
+def start_network(
+    cls: Any,
+    name: str | None,
+    entries: Mapping[str, Any],
+    given: Mapping[str, Any] | None = None,
+    free: tuple[str, ...] = (),
+) -> Any:
+    """Returns the network that a run begins with: loaded where ``init`` names weights, else untrained.
+
+    Args:
+        cls: its class, a ``Pretrained``.
+        name: of the weights to go on from; None for new ones of the shape that the entries say.
+        entries: the recipe's section ``model``; they must agree with weights that are loaded.
+        given: fields of the shape of new weights that the section must not set.
+        free: entries that a run may change on weights that are loaded.
+
+    Raises:
+        VistokError: the name leads nowhere, or an entry is unknown or another one than the weights'.
+    """
+    if name is None:
+        return cls(read_options(cls.config_class, entries, "model", given))
+    network = cls.from_pretrained(name)
+    check_agreement(network.config, entries, "model", free)
+    return network
+
+
 def check_shape(config: Any, shape: Mapping[str, Any], name: str) -> None:
     """Refuses a generator to go on from that does not fit what a recipe names.
 

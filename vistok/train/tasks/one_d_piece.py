@@ -27,8 +27,7 @@ from vistok.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from vistok.tokenizers.quantizers import CodebookUsage
 from vistok.tokenizers.tail_drop import sample_lengths
 from vistok.tokenizers.titok import TiTok
-from vistok.tokenizers.titok_config import TiTokConfig
-from vistok.train.options import check_agreement, read_options
+from vistok.train.options import read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.sources import PictureData, open_source
 from vistok.train.tasks.adversary import (
@@ -172,11 +171,7 @@ class OneDPieceTask(PictureTask):
         self.data = read_options(OneDPieceData, recipe.data, "data")
         init = read_options(OneDPieceInit, recipe.init, "init")
         torch.manual_seed(recipe.seed)
-        if init.tokenizer is not None:
-            self.tokenizer = TiTok.from_pretrained(init.tokenizer)
-            check_agreement(self.tokenizer.config, recipe.model, "model", free=("pixel_decoder",))
-        else:
-            self.tokenizer = TiTok(read_options(TiTokConfig, recipe.model, "model"))
+        self.tokenizer = start_network(TiTok, init.tokenizer, recipe.model, free=("pixel_decoder",))
         self.source = open_source(self.data, self.tokenizer.config.image_size)
         anchor = None
         if self.data.anchor:

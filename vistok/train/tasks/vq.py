@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from accelerate.utils import gather
 from torch import Tensor, nn
 
-from vistok.tokenizers.vq import VQConfig, VQTokenizer
-from vistok.train.options import check_agreement, read_options
+from vistok.tokenizers.vq import VQTokenizer
+from vistok.train.options import read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.sources import PictureData, open_source
 from vistok.train.tasks.adversary import (
@@ -113,11 +113,7 @@ class VQTask(PictureTask):
         self.data, init = read_options(VQData, recipe.data, "data"), read_options(VQInit, recipe.init, "init")
         self.source = open_source(self.data, self.data.size)
         torch.manual_seed(recipe.seed)
-        if init.vq is not None:
-            self.tokenizer = VQTokenizer.from_pretrained(init.vq)
-            check_agreement(self.tokenizer.config, recipe.model, "model")
-        else:
-            self.tokenizer = VQTokenizer(read_options(VQConfig, recipe.model, "model"))
+        self.tokenizer = start_network(VQTokenizer, init.vq, recipe.model)
         check_size(self.tokenizer.capabilities, self.data.size)
         adversary = build_adversary(self.data)
         anchor = self._anchor(fill=init.vq is None) if self.data.anchor else None
