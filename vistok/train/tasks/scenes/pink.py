@@ -15,21 +15,14 @@ from vistok.data.boxes import AGREES, overlap, parse_box
 from vistok.data.scenes import render, sample_scenes
 from vistok.data.scenes.box_tasks import TASKS, BoxTask, draw_box_tasks
 from vistok.data.scenes.splits import HELD_OUT, check_training_seed
-from vistok.data.scenes.vqa import ASSISTANT, IGNORE
+from vistok.data.scenes.vqa import ASSISTANT
 from vistok.models.bottleneck import add_bottlenecks, bottleneck_state
 from vistok.projectors.grounding.pink import PROJECTOR, WORDS
 from vistok.train.lora import Lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.scenes.extension import (
-    BoxReader,
-    ExtendedLlava,
-    ExtensionInit,
-    ExtensionTask,
-    answer_loss,
-    beginnings,
-    slots,
-)
+from vistok.train.tasks.scenes.answers import answer_loss, answered_right
+from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, slots
 
 _SPELT = re.compile(r"([\[\],.]|\d)")
 
@@ -43,8 +36,6 @@ class PinkData:
         questions: about each picture.
         tasks: which, of ``vistok.data.scenes.box_tasks.TASKS``.
         decimals: of a coordinate: on 64 pixels, the third is noise.
-        supervision: weight of reading the box that is asked for, as numbers, from the middle of the language model
-            where the answer begins. Without, the place of what a phrase means hardly gets there.
         slot: tokens of the longest question with its answer.
         eval_pictures: how many held-out pictures are asked about.
     """
@@ -53,7 +44,6 @@ class PinkData:
     questions: int = 4
     tasks: tuple[str, ...] = TASKS
     decimals: int = 2
-    supervision: float = 0.0
     slot: int = 56
     eval_pictures: int = 128
 
@@ -74,33 +64,29 @@ class PinkModel:
 
 
 class PinkObjective(nn.Module):
-    """Cross-entropy of answers, boxes spelt as characters, and of boxes as numbers, which serve training alone.
+    """Cross-entropy of answers, in which boxes are spelt as characters.
 
     Args:
         extended: the LLaVA with the characters of a box.
         projector: whether its projector is trained.
-        supervision: weight of the numbers.
     """
 
-    def __init__(self, extended: ExtendedLlava, projector: bool, supervision: float):
+    def __init__(self, extended: ExtendedLlava, projector: bool):
         super().__init__()
-        self.extended, self.supervision = extended, supervision
+        self.extended = extended
         extended.base.model.multi_modal_projector.requires_grad_(projector)
-        self.numbers = BoxReader(extended.base.config.text_config.hidden_size)
 
     def answer_logits(self, images: Tensor, questions: Tensor) -> Tensor:
-        """Logits behind every token of questions [B, K, slot], as if each were asked alone: [B, K, slot, words]."""
+        """Returns logits behind every token of questions [B, K, slot], each asked alone: [B, K, slot, words]."""
         return self.extended.logits(self.extended.read(self.extended.look(images)[0], questions)[1])
 
-    def forward(self, images: Tensor, questions: Tensor, targets: Tensor, boxes: Tensor):
-        _, hidden, inner = self.extended.read(self.extended.look(images)[0], questions)
-        answers = answer_loss(self.extended.logits(hidden), targets)
-        numbers = self.numbers(beginnings(inner, targets), boxes)
-        return answers + self.supervision * numbers, {"answers": answers.detach(), "numbers": numbers.detach()}
+    def forward(self, images: Tensor, questions: Tensor, targets: Tensor):
+        answers = answer_loss(self.answer_logits(images, questions), targets)
+        return answers, {"answers": answers.detach()}
 
 
 def spelt(text: str) -> str:
-    """A text in which the characters of boxes and marks stand apart."""
+    """Returns a text in which the characters of boxes and marks stand apart."""
     return _SPELT.sub(r" \1 ", text.replace("?", " ?"))
 
 
@@ -117,7 +103,7 @@ class PinkTask(ExtensionTask):
         extended = self.start(recipe, init, None if self.shape.bottleneck else self.shape.lora)
         if self.shape.bottleneck:
             add_bottlenecks(extended.base.model.language_model, self.shape.bottleneck)
-        self.model = PinkObjective(extended, self.shape.projector, self.data.supervision)
+        self.model = PinkObjective(extended, self.shape.projector)
 
     def options(self) -> dict[str, int]:
         return {"decimals": self.data.decimals}
@@ -132,23 +118,16 @@ class PinkTask(ExtensionTask):
         return slots(rows, self.model.extended.ids, self.data.slot)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Freshly drawn scenes: no picture is seen twice."""
+        """Returns freshly drawn scenes: no picture is seen twice."""
         start = step * self.recipe.batch_size + rows.start
         scenes = sample_scenes(rows.stop - rows.start, self.data.seed, start)
         drawn = draw_box_tasks(scenes, self.data.questions, self.data.tasks, self.data.decimals)
         questions, targets = self._tokens([[(t.question, t.answer) for t in row] for row in drawn])
-        none = (float("inf"),) * 4
-        boxes = [[parse_box(t.answer, (1, 1), self.data.decimals) or none for t in row] for row in drawn]
-        return {
-            "images": render(scenes, self.side),
-            "questions": questions,
-            "targets": targets,
-            "boxes": torch.tensor(boxes),
-        }
+        return {"images": render(scenes, self.side), "questions": questions, "targets": targets}
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """What the model answers about held-out pictures.
+        """Returns what the model answers about held-out pictures.
 
         Returns:
             The share of phrases whose box is found (overlap above 0.5), its mean overlap, and by task the share of
@@ -162,8 +141,7 @@ class PinkTask(ExtensionTask):
             images = render(scenes, self.side).to(device)
             drawn = draw_box_tasks(scenes, self.data.questions, self.data.tasks, self.data.decimals)
             questions, targets = self._tokens([[(t.question, t.answer) for t in row] for row in drawn])
-            said = self.model.answer_logits(images, questions.to(device)).argmax(-1).cpu()
-            hits = ((said == targets) | (targets == IGNORE)).all(-1).tolist()
+            hits = answered_right(self.model.answer_logits(images, questions.to(device)), targets.to(device))
             for row, hit in zip(drawn, hits, strict=True):
                 for entry, ok in zip(row, hit, strict=True):
                     right.setdefault(entry.task, []).append(ok)
