@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.files import write_json
-from vistok.zoo.adapter import LORA_CONFIG, LORA_WEIGHTS, base_hashes, merge_lora
+from vistok.zoo.adapter import LORA_CONFIG, base_hashes, merge_lora
 from vistok.zoo.registry import resolve
 
 CONFIG_FILE, WEIGHTS_FILE = "extension.json", "extension.safetensors"
@@ -88,7 +88,7 @@ def word_ids(tokenizer: Any, words: Sequence[str]) -> list[int]:
 
 
 def save_extension(folder: Path, extension: Extension, state: Mapping[str, Tensor]) -> None:
-    """Write ``extension.json``, and ``extension.safetensors`` if there are tensors; PEFT writes its own two files."""
+    """Write ``extension.json``, and ``extension.safetensors`` if there are tensors; ``save_lora`` writes adapters."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,6 +144,5 @@ def load_extended(
         model.get_input_embeddings().weight.data[ids] = state.pop(ROWS).to(model.device, model.dtype)
         model.get_output_embeddings().weight.data[ids] = state.pop(HEAD_ROWS).to(model.device, model.dtype)
     if (folder / LORA_CONFIG).is_file():
-        config = json.loads((folder / LORA_CONFIG).read_text(encoding="utf-8"))
-        merge_lora(model, read_state_dict(folder / LORA_WEIGHTS), config["lora_alpha"] / config["r"])
+        merge_lora(model, folder)
     return model.requires_grad_(False).eval(), processor, extension, state

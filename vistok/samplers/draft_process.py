@@ -106,7 +106,7 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
     """Answer messages until the other side is gone."""
     from transformers import AutoModelForCausalLM
 
-    from vistok.samplers.pearl import CachedSide
+    from vistok.samplers.parallel import CachedSide
 
     model: nn.Module | None = None
     side: Any = None

@@ -13,7 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vistok.models.heads.eagle import MLP, EagleConfig, EagleLayer, _Drafter, draft_mask
+from vistok.models.heads.drafter import MLP, Drafter, DrafterConfig, draft_mask
+from vistok.models.heads.eagle import EagleLayer
 from vistok.models.llamagen import RMSNorm
 from vistok.ops import KVCache, apply_rope, attention
 
@@ -21,7 +22,7 @@ from vistok.ops import KVCache, apply_rope, attention
 class AttentionDecoder(nn.Module):
     """Attention whose queries are embeddings of tokens, and keys and values the states in front of them."""
 
-    def __init__(self, config: EagleConfig):
+    def __init__(self, config: DrafterConfig):
         super().__init__()
         self.head_dim = config.head_dim
         own, shared = config.num_attention_heads * self.head_dim, config.kv_heads * self.head_dim
@@ -42,24 +43,20 @@ class AttentionDecoder(nn.Module):
         return self.o_proj(attention(q, k, v, mask=visible).transpose(1, 2).flatten(2))
 
 
-class Clover(_Drafter):
+class Clover(Drafter):
     """The network, with the interface of ``EagleNetwork``: slot j pairs state j with the token behind it."""
 
     arxiv: ClassVar[str] = "2405.00263"
     family = "clover"
+    cached_layers = 2  # the augmenting block, and the attention decoder
 
-    def __init__(self, config: EagleConfig):
+    def __init__(self, config: DrafterConfig):
         super().__init__(config)
         self.augment = EagleLayer(config)
         self.connect = AttentionDecoder(config)
         self.embedded = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
-
-    def new_cache(self, rows: int, capacity: int) -> KVCache:
-        """An empty cache: of the augmenting block, and of the attention decoder."""
-        weight, config = self.embed_tokens.weight, self.config
-        return KVCache(2, rows, capacity, config.kv_heads, config.head_dim, weight.dtype, weight.device)
 
     def forward(
         self, features: Tensor, tokens: Tensor, cache: KVCache, slots: Tensor | None = None, draft: Tensor | None = None

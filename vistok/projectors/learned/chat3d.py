@@ -20,9 +20,10 @@ from vistok.data.scenes.vqa import ASSISTANT, BEGIN, END, PAD, USER
 from vistok.data.scenes3d import locations, mean_colours
 from vistok.data.scenes3d.language import NOTHING, named, token_ids, vocabulary
 from vistok.errors import VistokError
-from vistok.models.extension import Extension, base_hashes, is_extension, load_extended, save_extension
+from vistok.models.extension import Extension, is_extension, load_extended, save_extension
 from vistok.models.vision.pointnet import PointNet
 from vistok.projectors.learned.objects import AttributeRelationTokens, interleave
+from vistok.zoo.adapter import base_hashes
 
 CONFIG_FILE, WEIGHTS_FILE = "chat3d.json", "model.safetensors"
 LONGEST_ANSWER = 9  # eight identifiers and the end
@@ -199,7 +200,7 @@ class Chat3D(nn.Module):
         save_file(state, Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
 
     def save_difference(self, folder: str | Path, base: str) -> None:
-        """Write what a model on a LLaVA adds to it, in bfloat16, but for adapters, which PEFT writes.
+        """Write what a model on a LLaVA adds to it, in bfloat16, but for adapters, which ``save_lora`` writes.
 
         Args:
             folder: where to.
@@ -213,7 +214,7 @@ class Chat3D(nn.Module):
         """An embedded model or a folder, in float32 and evaluation mode.
 
         Raises:
-            VistokError: the name leads nowhere, or to no such model.
+            VistokError: the name leads nowhere, to no such model, or to one from before rooms were counted in metres.
         """
         from vistok.zoo.checkpoint import load_strict, read_state_dict
         from vistok.zoo.registry import resolve
@@ -229,6 +230,11 @@ class Chat3D(nn.Module):
                 module = cls(Chat3DConfig(**entries))
             except (OSError, ValueError, TypeError) as error:
                 raise VistokError(f"'{name}' holds no 3D chat model: name a folder with {CONFIG_FILE}.") from error
+            if "side" not in entries:  # such models read places in another unit and from another origin
+                raise VistokError(
+                    f"'{folder / CONFIG_FILE}' does not say the 'side' of a room, so this model was trained on places "
+                    "in another unit than this version's metres: train it again with recipes/chat3d-mini.yaml."
+                )
             state = read_state_dict(folder / WEIGHTS_FILE)
         load_strict(module, state, str(folder))
         return module.float().eval().requires_grad_(False)
