@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.train.tiny import tiny
+from vistok.data.boxes import parse_box
 from vistok.data.images import to_pil
 from vistok.data.scenes import render, sample_scenes
 from vistok.data.scenes3d import draw_names, point_clouds, sample_rooms
@@ -19,7 +20,7 @@ from vistok.projectors.learned.croc import read_croc
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import build_task
 from vistok.train.tasks.scenes.chat3d import named_slots
-from vistok.train.tasks.scenes.extension import slots
+from vistok.train.tasks.scenes.extension import BoxReader, slots
 from vistok.train.tasks.scenes.llava import load_llava
 
 pytest.importorskip("peft")
@@ -81,7 +82,7 @@ def test_what_the_vpt_task_trains_is_what_second_look_asks(tmp_path):
     batch = task.batch(0, slice(0, 1))
     given = {key: batch[key] for key in ("images", "crops", "first", "second", "length")}
     with torch.no_grad():
-        _, second = task.model.answer_logits(**given, hide=torch.zeros(1, dtype=torch.bool))
+        _, second, _ = task.model.answer_logits(**given, hide=torch.zeros(1, dtype=torch.bool))
     task.export(tmp_path, {}, 1)
     looker = load_grounder(tmp_path)
     words = {number: word for word, number in task.model.extended.ids.items()}
@@ -157,6 +158,31 @@ def test_an_entry_that_cannot_be_is_refused_by_name(name, data, culprit):
     recipe = tiny(name)
     with pytest.raises(VistokError, match=culprit):
         build_task(replace(recipe, data=recipe.data | data)).batch(0, slice(0, 1))
+
+
+@pytest.mark.parametrize("name", ["pink-mini", "vpt-mini"])
+def test_boxes_as_numbers_are_those_of_the_words_and_others_do_not_count(name):
+    """Whoever says a box in words is taught it as numbers too, where the answer begins; other answers teach none."""
+    task = build_task(tiny(name))
+    batch = task.batch(0, slice(0, 4))
+    told = batch["boxes"].isfinite().all(-1)
+    ids = {number: word for word, number in task.model.extended.ids.items()}
+    key, opens = ("questions", "[") if name == "pink-mini" else ("first", REGION_START)
+    rows, targets = batch[key].flatten(0, -2), batch["targets" if name == "pink-mini" else "region_targets"]
+    for row, target, box in zip(rows, targets.flatten(0, -2), batch["boxes"].flatten(0, -2), strict=True):
+        said = [ids[int(token)] for token in target if token >= 0]
+        assert bool(box.isfinite().all()) == (said[0] == opens)
+        if said[0] == "[":
+            written = "".join(said[: said.index("]") + 1])
+            assert torch.allclose(torch.tensor(parse_box(written, (1, 1), 2)), box, atol=1e-6)
+        assert len(row) == len(target)
+    reader = BoxReader(8)
+    states, boxes = torch.randn(2, 3, 8), torch.rand(2, 3, 4)
+    boxes[0, 1], boxes[1] = float("inf"), float("inf")
+    loss = reader(states, boxes)
+    assert torch.allclose(loss, reader(states[0, [0, 2]], boxes[0, [0, 2]]))
+    assert reader(states[1], boxes[1]).item() == 0
+    assert told.any()
 
 
 def test_chat3d_on_a_llava_is_stored_as_a_difference(tmp_path):

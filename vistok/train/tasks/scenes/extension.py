@@ -77,8 +77,9 @@ class ExtendedLlava(nn.Module):
         patches = tower_states(model.vision_tower, images)[model.config.vision_feature_layer][:, 1:]
         return model.multi_modal_projector(patches), patches
 
-    def read(self, visual: Tensor, questions: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the last hidden states of visual tokens [B, N, D] and of questions [B, K, slot, D], each asked alone.
+    def read(self, visual: Tensor, questions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns hidden states: the last of visual tokens [B, N, D], and the last and those behind half of the layers
+        of questions [B, K, slot, D], as if each were asked alone.
 
         Args:
             visual: [B, N, D].
@@ -91,10 +92,16 @@ class ExtendedLlava(nn.Module):
         prefix = embeds.shape[1] - asked.shape[1]
         present = torch.ones(len(visual), prefix, dtype=torch.bool, device=visual.device)
         mask, positions = self.layout(present, count, slot)
-        hidden = self.base.model.language_model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
-        ).last_hidden_state
-        return hidden[:, prefix - visual.shape[1] : prefix], hidden[:, prefix:].unflatten(1, (count, slot))
+        out = self.base.model.language_model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        last, middle = out.last_hidden_state, out.hidden_states[len(out.hidden_states) // 2]
+        asked, inner = (x[:, prefix:].unflatten(1, (count, slot)) for x in (last, middle))
+        return last[:, prefix - visual.shape[1] : prefix], asked, inner
 
     def layout(self, present: Tensor, count: int, slot: int) -> tuple[Tensor, Tensor]:
         """Returns mask and positions of ``count`` texts of ``slot`` tokens behind a picture, see ``packed_mask``."""
@@ -132,6 +139,34 @@ class ExtendedLlava(nn.Module):
         save_extension(directory, extension, {k: v.bfloat16() for k, v in {**rows, **state}.items()})
         if hasattr(self.llava, "peft_config"):
             save_lora(directory, self.llava, extension.base)
+
+
+class BoxReader(nn.Module):
+    """A linear map that reads boxes from hidden states in the middle of the language model: whoever must say where a
+    thing is has to know it there already, and hardly learns to from its words alone. It serves training alone.
+
+    Args:
+        width: of the states.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.read = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4))
+
+    def forward(self, states: Tensor, boxes: Tensor) -> Tensor:
+        """Returns the mean squared distance of what states [..., D] tell from boxes [..., 4].
+
+        Boxes are in fractions of the picture; those of infinite numbers stand for none and do not count.
+        """
+        told = boxes.isfinite().all(-1)
+        off = (self.read(states.float()) - boxes.where(told[..., None], 0.0)).square().sum(-1)
+        return (off * told).sum() / told.sum().clamp(min=1)
+
+
+def beginnings(states: Tensor, targets: Tensor) -> Tensor:
+    """Returns states [B, K, D], of states [B, K, slot, D], of the tokens that the answers of ``targets`` follow."""
+    first = (targets != IGNORE).long().argmax(-1)
+    return states.gather(2, first[..., None, None].expand(-1, -1, 1, states.shape[-1]))[:, :, 0]
 
 
 def slots(rows: Sequence[Sequence[tuple[str, str]]], ids: Mapping[str, int], length: int) -> tuple[Tensor, Tensor]:

@@ -89,7 +89,7 @@ class ReadObjective(nn.Module):
         """
         with torch.no_grad():
             visual, features = self.extended.look(images)
-        seen, hidden = self.extended.read(visual, questions)
+        seen, hidden, _ = self.extended.read(visual, questions)
         seg = hidden.gather(2, at[..., None, None].expand(-1, -1, 1, hidden.shape[-1]))[:, :, 0]
         scores = similarity(seen, seg).transpose(1, 2) / seen.shape[-1] ** 0.5
         count = questions.shape[1]

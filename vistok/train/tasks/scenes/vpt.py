@@ -26,7 +26,14 @@ from vistok.train.lora import Lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.answers import answer_loss
-from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, slots
+from vistok.train.tasks.scenes.extension import (
+    BoxReader,
+    ExtendedLlava,
+    ExtensionInit,
+    ExtensionTask,
+    beginnings,
+    slots,
+)
 
 FIRST_SLOT, SECOND_SLOT = 15, 10
 HIDDEN = 0.5  # share of batches whose second turn does not see the first
@@ -40,12 +47,15 @@ class VptData:
         seed: the world that is trained on.
         side: of the full picture in pixels.
         scale: least and greatest factor of the objects' radii.
+        supervision: weight of reading the object's box, as numbers, from the middle of the language model where the
+            region begins.
         eval_pictures: how many held-out pictures are asked about.
     """
 
     seed: int
     side: int = 128
     scale: tuple[float, float] = (0.3, 0.6)
+    supervision: float = 0.0
     eval_pictures: int = 256
 
 
@@ -61,20 +71,23 @@ class VptModel:
 
 
 class VptObjective(nn.Module):
-    """Cross-entropy of the region's tokens and of the answer behind the second look.
+    """Cross-entropy of the region's tokens and of the answer behind the second look, and boxes as numbers.
 
     Args:
         extended: the LLaVA with control tokens.
+        supervision: weight of the numbers, which serve training alone.
     """
 
-    def __init__(self, extended: ExtendedLlava):
+    def __init__(self, extended: ExtendedLlava, supervision: float):
         super().__init__()
-        self.extended = extended
+        self.extended, self.supervision = extended, supervision
+        self.numbers = BoxReader(extended.base.config.text_config.hidden_size)
 
     def answer_logits(
         self, images: Tensor, crops: Tensor, first: Tensor, second: Tensor, length: Tensor, hide: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Returns logits behind the tokens of the first turn [B, FIRST_SLOT, V] and of the second [B, SECOND_SLOT, V].
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns logits behind the tokens of the first turn [B, FIRST_SLOT, V] and of the second [B, SECOND_SLOT, V],
+        and the first's states behind half of the layers [B, FIRST_SLOT, D].
 
         Args:
             images, crops: what is seen first and second [B, 3, S, S].
@@ -99,11 +112,16 @@ class VptObjective(nn.Module):
         allowed = allowed & ~(hide[:, None, None] & (place[:, None] >= turn) & (place >= 1) & (place < turn))
         allowed = allowed | torch.eye(len(place), dtype=torch.bool, device=place.device)
         positions = (present.long().cumsum(1) - 1).clamp(min=0)
-        hidden = extended.base.model.language_model(
-            inputs_embeds=embeds, attention_mask=allowed[:, None], position_ids=positions, use_cache=False
-        ).last_hidden_state
+        out = extended.base.model.language_model(
+            inputs_embeds=embeds,
+            attention_mask=allowed[:, None],
+            position_ids=positions,
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        hidden, inner = out.last_hidden_state, out.hidden_states[len(out.hidden_states) // 2]
         logits = extended.logits(torch.cat([hidden[:, begins:turn], hidden[:, -sizes[5] :]], 1))
-        return logits[:, : sizes[2]], logits[:, sizes[2] :]
+        return logits[:, : sizes[2]], logits[:, sizes[2] :], inner[:, begins:turn]
 
     def forward(
         self,
@@ -115,10 +133,13 @@ class VptObjective(nn.Module):
         hide: Tensor,
         region_targets: Tensor,
         answer_targets: Tensor,
+        boxes: Tensor,
     ):
-        regions, answers = self.answer_logits(images, crops, first, second, length, hide)
+        regions, answers, inner = self.answer_logits(images, crops, first, second, length, hide)
         where, what = answer_loss(regions, region_targets), answer_loss(answers, answer_targets)
-        return where + what, {"regions": where.detach(), "answers": what.detach()}
+        numbers = self.numbers(beginnings(inner[:, None], region_targets[:, None]), boxes[:, None])
+        parts = {"regions": where.detach(), "answers": what.detach(), "numbers": numbers.detach()}
+        return where + what + self.supervision * numbers, parts
 
 
 def look_again(images: Tensor, boxes: list[tuple[int, int, int, int]], side: int) -> Tensor:
@@ -144,7 +165,7 @@ class VptTask(ExtensionTask):
         if not 0 < low <= high <= 1:
             raise VistokError(f"data.scale is {low} to {high}: give a range within 0 to 1.")
         init = read_options(ExtensionInit, recipe.init, "init")
-        self.model = VptObjective(self.start(recipe, init, self.shape.lora))
+        self.model = VptObjective(self.start(recipe, init, self.shape.lora), self.data.supervision)
 
     def _scenes(self, count: int, seed: int, start: int) -> Scenes:
         scenes = sample_scenes(count, seed, start)
@@ -161,7 +182,8 @@ class VptTask(ExtensionTask):
         images = render(scenes, self.data.side)
         details = draw_details(scenes)
         size = (self.data.side, self.data.side)
-        words = [region_words(box, size) for box in detail_boxes(scenes, details, self.data.side).tolist()]
+        boxes = detail_boxes(scenes, details, self.data.side)
+        words = [region_words(box, size) for box in boxes.tolist()]
         looked = [squared(parse_regions("".join(row), size)[0], size) for row in words]
         asked = [f"{detail.question.replace('?', ' ?')} {ASSISTANT}" for detail in details]
         ids = self.model.extended.ids
@@ -177,6 +199,7 @@ class VptTask(ExtensionTask):
             "hide": torch.full((len(details),), hide),
             "region_targets": region_targets[:, 0],
             "answer_targets": answer_targets[:, 0],
+            "boxes": (boxes / self.data.side).float(),
         }
 
     @torch.no_grad()
