@@ -96,7 +96,7 @@ class DraftModel(TextDrafter):
         self._size = prefill.logits.shape[-1]
         self._read: Tensor | None = None
         if isinstance(self.policy, SizedTree):
-            self.policy.begin()
+            self.policy.begin(run)
         else:
             self._catch_up(run)
 

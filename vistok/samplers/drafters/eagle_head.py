@@ -24,7 +24,7 @@ from vistok.samplers.interface import DraftPolicy
 from vistok.samplers.loop import Run, Scores
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.dynamic import DynamicTree
-from vistok.samplers.policies.sized_growth import SizedDynamic, SizedTree, sized_policy
+from vistok.samplers.policies.sized_growth import SizedDynamic, SizedLayers, SizedTree, sized_policy
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.step_cost import head_cost, step_cost
 from vistok.zoo.checkpoint import read_state_dict
@@ -37,8 +37,8 @@ class EagleHead(HeadDrafter, TextDrafter):
 
     Args:
         network: made for the target, with its dtype and on its device.
-        policy: which nodes are worth proposing; EAGLE-2's tree if None, and with ``auto`` of the depth and size that
-            pay on this machine and this text, or none.
+        policy: which nodes are worth proposing; EAGLE-2's tree if None; with ``auto`` the chains and trees that pay on
+            this machine and this text, or none: of the most likely tokens where decoding is greedy, else drawn.
 
     Raises:
         VistokError: a network of another kind, or a policy that is another word than ``auto``.
@@ -53,7 +53,13 @@ class EagleHead(HeadDrafter, TextDrafter):
             raise VistokError(
                 f"text is drafted by an EAGLE network (vistok.models.heads.eagle) with grid 0, but this head is {kind}."
             )
-        self.network, self.policy = network, sized_policy(policy or DynamicTree(), SizedDynamic)
+        self.network = network
+        self._grow_by(policy or DynamicTree())
+
+    def _grow_by(self, policy: DraftPolicy | Literal["auto"]) -> None:
+        """Take a policy; ``auto`` becomes two, as what is learnt of likely tokens says nothing of drawn ones."""
+        self._sampling = sized_policy(policy, SizedLayers)
+        self._greedy = self.policy = sized_policy(policy, SizedDynamic)
         self.nodes, self.chain = self.policy.nodes, self.policy.chain
 
     def bind(
@@ -83,6 +89,7 @@ class EagleHead(HeadDrafter, TextDrafter):
         slots = prompt.ids.shape[1] + length + self.nodes
         if len(network.rope) < slots:
             network.rope = text_rope(config, slots).to(network.rope.device)
+        self.policy = self._greedy if params.greedy else self._sampling
         self.head, self.params, self.length, self._prompt = output, params, length, prompt
         self.kind, self.forwards = self.policy.kind(params), 0
         if isinstance(self.policy, SizedTree):
@@ -108,7 +115,7 @@ class EagleHead(HeadDrafter, TextDrafter):
         """Read the features of the prompt, each with the token behind it; the last one's is the first new token."""
         prompt = self._prompt
         tokens = F.pad(prompt.flush[:, 1:], (0, 1)).scatter(1, prompt.count[:, None] - 1, run.tokens[:, :1])
-        self.begin(prefill.hidden, tokens, prompt.count)
+        self.begin(run, prefill.hidden, tokens, prompt.count)
 
 
 def aux_layers(config: EagleConfig, layers: int) -> tuple[int, ...]:

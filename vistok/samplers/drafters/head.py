@@ -57,16 +57,16 @@ class HeadDrafter:
         slots = prefill.hidden.shape[1]
         tokens = torch.zeros(len(run.tokens), slots, dtype=torch.int64, device=run.tokens.device)
         tokens[:, -1] = run.tokens[:, 0]
-        self.begin(prefill.hidden, tokens, torch.full_like(run.decided, slots))
+        self.begin(run, prefill.hidden, tokens, torch.full_like(run.decided, slots))
 
-    def begin(self, features: Tensor, tokens: Tensor, count: Tensor) -> None:
-        """Read what stands before the first draft; arguments as of ``feed``."""
+    def begin(self, run: Run, features: Tensor, tokens: Tensor, count: Tensor) -> None:
+        """Read what stands before the first draft of a run; other arguments as of ``feed``."""
         rows, slots = features.shape[:2]
         self.reset(rows, slots + self.length)
         self.hidden = features.new_zeros(rows, 1, self.network.config.hidden_size)
         self._unread = [(features, tokens, count)]
         if isinstance(self.policy, SizedTree):
-            self.policy.begin()
+            self.policy.begin(run)
         else:
             self._catch_up()
 

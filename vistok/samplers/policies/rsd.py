@@ -138,7 +138,7 @@ class Branching:
                 places = torch.full((above * width,), level, device=device)
                 hidden = head.expand(tokens[-1], hidden.repeat_interleave(width, 1), seen, places)
         head.forget(self.slots)
-        return drafted_tree(run, tokens, shape, laws, LawKind.WITHOUT_REPLACEMENT)
+        return drafted_tree(tokens, shape, laws, self.kind(run.params))
 
 
 @dataclass(frozen=True)
@@ -201,4 +201,4 @@ class StochasticBeam:
                 hidden = head.expand(tokens[-1], hidden.gather(1, index), seen, torch.full((w,), level, device=device))
         head.forget(self.slots)
         shape = TreeShape(torch.cat(parents, 1))
-        return drafted_tree(run, tokens, shape, laws, LawKind.WITHOUT_REPLACEMENT)
+        return drafted_tree(tokens, shape, laws, self.kind(run.params))
