@@ -158,15 +158,14 @@ class Run:
         if not self.early:
             return verdict._replace(count=count)
         places = torch.arange(verdict.emitted.shape[1], device=count.device)
-        end = torch.zeros_like(verdict.emitted, dtype=torch.bool)
-        if self.ends is not None:
-            end = torch.isin(verdict.emitted, self.ends)
-            count = _first(end & (places < count[:, None]), count)
+        end = places < count[:, None]
+        end = torch.zeros_like(end) if self.ends is None else end & torch.isin(verdict.emitted, self.ends)
         if self.stop is not None:
-            end = end | self.stop(self, verdict.emitted, count)
-        end = end & (places < count[:, None])
-        count = _first(end, count)
-        self.final = torch.where(end.any(1), self.decided + count, self.final)
+            count = _first(end, count)
+            end = (end | self.stop(self, verdict.emitted, count)) & (places < count[:, None])
+        if end.device.type != "cpu" or bool(end.any()):  # as it hardly ever does, and asking costs nothing there
+            count = _first(end, count)
+            self.final = torch.where(end.any(1), self.decided + count, self.final)
         return verdict._replace(count=count)
 
     def behind(self, tree: TokenTree, scores: Scores, node: Tensor) -> Tensor:
@@ -206,16 +205,17 @@ class Run:
 
     def record(self, tree: TokenTree, verdict: Verdict) -> int | None:
         """Take over what was decided; returns how many nodes every sequence keeps, where it is the same number."""
-        left = self.length - self.decided
         # What is written behind a sequence's count is garbage, and overwritten by its next step.
-        places = self.decided[:, None] + torch.arange(verdict.emitted.shape[1], device=left.device)
+        places = self.decided[:, None] + torch.arange(verdict.emitted.shape[1], device=self.decided.device)
         self.tokens.scatter_(1, places, verdict.emitted)
         self.step_of.scatter_(1, places, self.step)
+        left = self.length - self.decided
         self.decided = self.decided + verdict.count
         if tree.nodes == 1 and self.even and not self.early:  # known without asking the device
             self.least += 1
             return 1
-        self.proposed += left.clamp(max=tree.nodes) - (left > 0).long()
+        if tree.nodes > 1:
+            self.proposed += left.clamp(max=tree.nodes) - (left > 0).long()
         kept = verdict.count.tolist()
         self._finish()
         same = len(set(kept)) == 1

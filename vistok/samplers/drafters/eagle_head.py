@@ -27,6 +27,7 @@ from vistok.samplers.policies.dynamic import DynamicTree
 from vistok.samplers.policies.sized_growth import SizedDynamic, SizedLayers, SizedTree, sized_policy
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.step_cost import head_cost, step_cost
+from vistok.samplers.tree import LawKind
 from vistok.zoo.checkpoint import read_state_dict
 from vistok.zoo.pretrained import CONFIG_FILE
 from vistok.zoo.registry import resolve
@@ -92,6 +93,7 @@ class EagleHead(HeadDrafter, TextDrafter):
         self.policy = self._greedy if params.greedy else self._sampling
         self.head, self.params, self.length, self._prompt = output, params, length, prompt
         self.kind, self.forwards = self.policy.kind(params), 0
+        self._narrow, self._tokens = self.kind is LawKind.DETERMINISTIC, None
         if isinstance(self.policy, SizedTree):
             batch = len(prompt.ids)
             self.policy.measure(step_cost(model, batch), head_cost(network, output, batch))
@@ -99,17 +101,20 @@ class EagleHead(HeadDrafter, TextDrafter):
             self.features = aux_layers(config, model.config.get_text_config(decoder=True).num_hidden_layers)
 
     def logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
-        """Draft logits over the target's vocabulary [B, T, V]; a token that the head does not know is never drafted."""
+        """Draft logits [B, T, V]: over the target's vocabulary, without a chance for what the head does not know; over
+        the head's own where no law is asked for.
+        """
         logits = super().logits(hidden, positions)
         size = self.network.config.vocab_size
-        if logits.shape[-1] == size:
+        if self._narrow or logits.shape[-1] == size:
             return logits
-        places = self.network.token(torch.arange(logits.shape[-1], device=logits.device))
-        return logits.new_full((*logits.shape[:-1], size), -torch.inf).index_copy(-1, places, logits)
+        if self._tokens is None:
+            self._tokens = self.network.token(torch.arange(logits.shape[-1], device=logits.device))
+        return logits.new_full((*logits.shape[:-1], size), -torch.inf).index_copy(-1, self._tokens, logits)
 
     def token(self, index: Tensor) -> Tensor:
-        """Entries of the logits are tokens of the target."""
-        return index
+        """Tokens of the target of entries of the logits."""
+        return self.network.token(index) if self._narrow else index
 
     def start(self, run: Run, prefill: Scores) -> None:
         """Read the features of the prompt, each with the token behind it; the last one's is the first new token."""

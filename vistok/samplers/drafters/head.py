@@ -15,7 +15,8 @@ from vistok.ops import combine_guidance
 from vistok.samplers.interface import DraftPolicy
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
-from vistok.samplers.policies.sized_growth import SizedTree, bare_tree
+from vistok.samplers.policies.chains import chain_shape
+from vistok.samplers.policies.sized_growth import SizedTree
 from vistok.samplers.tree import TokenTree
 
 PIECE = 32  # features that are read at a time behind a rest
@@ -135,11 +136,16 @@ class HeadDrafter:
 
     def propose(self, run: Run) -> TokenTree:
         """Grow a tree, if any."""
-        self.rests = isinstance(self.policy, SizedTree) and not self.policy.choose(run)
-        if self.rests:
-            return bare_tree(run, self.kind, self.network.config.vocab_size)
+        if isinstance(self.policy, SizedTree) and not self.policy.choose(run):
+            return self.rest(run)
+        self.rests = False
         self._catch_up()
         return self.policy.grow(self, run)
+
+    def rest(self, run: Run) -> TokenTree:
+        """No drafts; the target's features are kept unread."""
+        self.rests = True
+        return TokenTree(run.root, chain_shape(1, run.root.device))
 
     def logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """Guided draft logits [B, T, V] from predicted features [R, T, H], of the tokens at ``positions`` [B, T]."""

@@ -27,13 +27,13 @@ SIZES = (2, 4, 8, 16, 24, 32, 48, 63)  # drafts that are considered, beside none
 DEPTH = 8
 FORGET = 0.97  # weight of the past when a token is decided
 PRIOR = 4.0  # tokens that the first guess is worth
-MARGIN = 1.03  # a tree must promise so much more than none
+MARGIN = 1.05  # a tree must promise so much more than none
 BETTER = 1.02  # and so much more than the one of now
 RECENT = 24  # steps of a form whose times are looked back on
 KEEP = 0.95  # weight of the past when a step is over
 AGAIN = 4  # steps of a trial, and those after which a tree is chosen anew
 REST, LONGEST = 16, 1024  # steps of a rest, at least and at most
-LOSS = 0.02  # share of the time that trials that do not pay may take
+LOSS = 0.015  # share of the time that trials that do not pay may take
 BARE = (0, 0)  # form of a step without drafts
 
 
@@ -70,17 +70,29 @@ class Sizer:
         self._beside: dict[tuple[int, int], deque[float]] = {}  # by form, seconds beside the forwards
         self._alone = [1.0, 1.0]  # tokens and steps without drafts
         self._drafts = {0: [PRIOR, PRIOR], 1: [PRIOR, PRIOR]}  # right ones and promised ones, by whether trees branch
-        self._lost = 0.0  # seconds against plain decoding since the last rest
+        # Steps with drafts since the last rest: form, seconds of the forwards, tokens.
+        self._spent: deque[tuple[tuple[int, int], float, float]] = deque(maxlen=RECENT)
         self._device: torch.device | str = "cpu"
         self._began: float | None = None
         self._decided: float | None = None
+        self._extra = 0.0
 
     def begin(self, device: torch.device | str) -> None:
         """A run begins: what passed since the last step was none."""
-        self._device, self._began = device, None
+        self._device = device
+        self.pause()
 
-    def learn(self, run: Run, verdict: Verdict) -> None:
-        """Take over how many tokens the step decided; ``run.decided`` is still that of before."""
+    def pause(self) -> None:
+        """The step that begins is another's."""
+        self._began = None
+
+    def learn(self, run: Run, verdict: Verdict, more: float = 0.0) -> None:
+        """Take over how many tokens the step decided; ``run.decided`` is still that of before.
+
+        Args:
+            more: seconds that its forwards took beside those of the option, for what others drafted.
+        """
+        self._extra = more
         going = int((run.decided < run.length).sum())
         self._decided = int(verdict.count.sum()) / going if going else None
 
@@ -113,17 +125,18 @@ class Sizer:
     def _rest(self, plain: float) -> None:
         """Draft nothing for a while."""
         self.chosen, self._rested, self._left = None, not self.watches, 2 * AGAIN
-        if not self.watches:
-            self._left = min(max(REST, round(self._lost / LOSS / (plain + self._more(BARE)))), LONGEST)
-        self._lost = 0.0
+        if not self.watches:  # by typical times: the first call of anything takes ten times as long
+            lost = sum(took + self.beside(form) - tokens * self._pace(plain) for form, took, tokens in self._spent)
+            self._left = min(max(REST, round(lost / LOSS / (plain + self.beside(BARE)))), LONGEST)
+        self._spent.clear()
 
     def _note(self, plain: float) -> None:
         """Learn from the step that is over."""
         now, tokens, chosen = seconds(self._device), self._decided, self.chosen
         if self._began is not None and tokens is not None:
             form, forwards = (BARE, plain) if chosen is None else (chosen.form, chosen.seconds)
-            taken = max(now - self._began, forwards)
-            self._beside.setdefault(form, deque(maxlen=RECENT)).append(taken - forwards)
+            forwards += self._extra
+            self._beside.setdefault(form, deque(maxlen=RECENT)).append(max(0.0, now - self._began - forwards))
             if chosen is None:
                 self._alone = [KEEP * self._alone[0] + tokens, KEEP * self._alone[1] + 1]
                 if self.watches:  # what is seen of candidates counts again, the longer nothing else was seen
@@ -132,10 +145,10 @@ class Sizer:
             else:
                 right, promised = self._drafts[form[0]]
                 self._drafts[form[0]] = [KEEP * right + tokens - 1, KEEP * promised + chosen.tokens - 1]
-                self._lost = max(0.0, self._lost + taken - tokens * self._pace(plain))
+                self._spent.append((form, forwards, tokens))
         self._began, self._decided = now, None
 
-    def _more(self, form: tuple[int, int]) -> float:
+    def beside(self, form: tuple[int, int]) -> float:
         """Seconds that a step takes beside its forwards: as of the most similar form that there was."""
         near = min(self._beside, key=lambda known: (known[0] != form[0], abs(known[1] - form[1])), default=None)
         return statistics.median(self._beside[near]) if near is not None else 0.0
@@ -143,12 +156,12 @@ class Sizer:
     def _rate(self, option: Option) -> float:
         """Tokens a second that may be expected after what became of the promises before."""
         right, promised = self._drafts[option.form[0]]
-        return (1 + (option.tokens - 1) * right / max(promised, 1e-9)) / (option.seconds + self._more(option.form))
+        return (1 + (option.tokens - 1) * right / max(promised, 1e-9)) / (option.seconds + self.beside(option.form))
 
     def _pace(self, plain: float) -> float:
         """Seconds that a token takes without drafts."""
         tokens, steps = self._alone
-        return (plain + self._more(BARE)) * steps / tokens
+        return (plain + self.beside(BARE)) * steps / tokens
 
 
 def interpolated(cost: Mapping[int, float], rows: float) -> float:
@@ -175,6 +188,33 @@ def size_options(accuracy: Sequence[Sequence[float]], cost: Mapping[int, float])
         for size in SIZES
         if size <= len(ranked)
     ]
+
+
+class Follows:
+    """How often a chain's next token was right where those before were.
+
+    Args:
+        depth: longest chain.
+        first: guess for its first token; each further one begins as the one before.
+    """
+
+    def __init__(self, depth: int, first: float):
+        self._first, self._asked, self._passed = first, [0.0] * depth, [0.0] * depth
+
+    def learn(self, right: int, shown: int) -> None:
+        """Take over that the first ``right`` of ``shown`` tokens were right."""
+        for place in range(min(right + 1, shown)):
+            self._asked[place] = FORGET * self._asked[place] + 1
+            self._passed[place] = FORGET * self._passed[place] + (place < right)
+
+    def tokens(self) -> list[float]:
+        """How many tokens of a chain of 0, 1, ... are expected to be right."""
+        found, follows, chance = [0.0], self._first, 1.0
+        for passed, asked in zip(self._passed, self._asked, strict=True):
+            follows = (passed + PRIOR * follows) / (asked + PRIOR)
+            chance *= follows
+            found.append(found[-1] + chance)
+        return found
 
 
 class Accuracy:

@@ -8,7 +8,7 @@ stay lossless under the exact rules.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,10 +18,10 @@ from vistok.errors import VistokError
 from vistok.samplers.interface import DraftHead
 from vistok.samplers.loop import Run, Verdict
 from vistok.samplers.params import SamplingParams
-from vistok.samplers.policies.chains import chain_shape, grow_chain, kind_of
+from vistok.samplers.policies.chains import grow_chain, kind_of
 from vistok.samplers.policies.dynamic import look
 from vistok.samplers.policies.dyspec import layered
-from vistok.samplers.policies.sized import FORGET, KEEP, PRIOR, SIZES, Option, Sizer, interpolated
+from vistok.samplers.policies.sized import BARE, KEEP, MARGIN, PRIOR, SIZES, Follows, Option, Sizer, interpolated
 from vistok.samplers.tree import LawKind, TokenTree
 
 LEVELS, MOST = 6, 32  # levels of drafts, and drafts at most
@@ -75,7 +75,8 @@ class SizedTree:
         self.sizer = Sizer()
         self._values: list[list[float]] = []  # of each level, falling
         self._promised, self._right = [PRIOR] * LEVELS, [PRIOR * 0.8] * LEVELS
-        self._asked, self._passed = [0.0] * LEVELS, [0.0] * LEVELS  # drafts of chains, by level
+        self._chains = Follows(LEVELS, FIRST)
+        self._option: Option | None = None
         self.size: Size | None = None
 
     def kind(self, params: SamplingParams) -> LawKind:
@@ -92,16 +93,28 @@ class SizedTree:
 
     def choose(self, run: Run) -> bool:
         """Settle the size of the next tree; False if there is to be none."""
-        option = self.sizer.next(self._options, interpolated(self._target, 1))
-        self.size = None if option is None else option.tree
-        return option is not None
+        self._option = self.sizer.next(self._options, interpolated(self._target, 1))
+        self.size = None if self._option is None else self._option.tree
+        return self.size is not None
 
-    def _follows(self) -> list[float]:
-        """How often a draft of each level of a chain is right if those before are; a level begins as the one above."""
-        found = [FIRST]
-        for passed, asked in zip(self._passed, self._asked, strict=True):
-            found.append((passed + PRIOR * found[-1]) / (asked + PRIOR))
-        return found[1:]
+    def pause(self) -> None:
+        """There is to be no tree this time, whatever pays: another drafter's step begins."""
+        self.sizer.pause()
+        self._option = self.size = None
+
+    def room(self, tokens: Sequence[float]) -> int:
+        """How many rows behind its own the next step should score.
+
+        Args:
+            tokens: that none, one, two, ... of them are expected to add.
+        """
+        chosen = self._option
+        own, form = (1, BARE) if chosen is None else (1 + chosen.tree.drafts, chosen.form)
+        base, forwards = (1.0, interpolated(self._target, 1)) if chosen is None else (chosen.tokens, chosen.seconds)
+        rest = forwards - interpolated(self._target, own) + self.sizer.beside(form)
+        rates = [(base + more) / (rest + interpolated(self._target, own + n)) for n, more in enumerate(tokens)]
+        best = max(range(len(rates)), key=rates.__getitem__)
+        return best if rates[best] > MARGIN * rates[0] else 0
 
     def _worth(self) -> list[list[tuple[float, float]]]:
         """How often the best nodes of each level will be right, and their values; unseen levels fall as seen ones."""
@@ -118,12 +131,11 @@ class SizedTree:
         return found
 
     def _options(self) -> list[Option]:
-        found, tokens, chance, rows = [], 1.0, 1.0, interpolated(self._call, 1)
-        for level, follows in enumerate(self._follows(), 1):
-            chance *= follows
-            tokens += chance
+        found, rows = [], interpolated(self._call, 1)
+        for level, right in enumerate(self._chains.tokens()):
             seconds = interpolated(self._target, 1 + level) + level * rows
-            found.append(Option(Size(level, level, chain=True), tokens, seconds, (0, level)))
+            found.append(Option(Size(level, level, chain=True), 1 + right, seconds, (0, level)))
+        del found[0]  # no draft
         worth, rows = self._worth(), interpolated(self._call, TOP)
         for levels in range(1, LEVELS + 1):
             right = [chance for chance, *_ in _best(worth, levels)]
@@ -153,7 +165,9 @@ class SizedTree:
 
     def learn(self, run: Run, tree: TokenTree, verdict: Verdict) -> None:
         """Take over what became of the tree; other drafts may stand behind its own nodes."""
-        self.sizer.learn(run, verdict)
+        own = 1 if self.size is None else self._own
+        rows = [interpolated(self._target, nodes) for nodes in (own, tree.nodes)]
+        self.sizer.learn(run, verdict, rows[1] - rows[0])
         going = run.decided < run.length
         if self.size is None or not bool(going.any()):
             return
@@ -161,16 +175,10 @@ class SizedTree:
         places = torch.arange(path.shape[1], device=going.device)
         kept = ((places < verdict.count[:, None]) & (path >= 0) & (path < self._own))[going]
         if self.size.chain:
-            self._learn_chain(kept.sum(1).tolist())
+            for count in kept.sum(1).tolist():
+                self._chains.learn(count - 1, self._own - 1)
         else:
             self._learn_tree(going, kept.float().mean(0).tolist() + [0.0] * LEVELS)
-
-    def _learn_chain(self, kept: list[int]) -> None:
-        """Note how many nodes of each chain were kept, the root included."""
-        for level in range(self.size.levels):
-            asked, passed = (sum(count > level + more for count in kept) / len(kept) for more in (0, 1))
-            self._asked[level] = FORGET**asked * self._asked[level] + asked
-            self._passed[level] = FORGET**asked * self._passed[level] + passed
 
     def _learn_tree(self, going: Tensor, right: list[float]) -> None:
         """Note how often a node of each depth was kept, and what the network thought of its nodes."""
@@ -223,13 +231,6 @@ class SizedLayers(SizedTree):
         exists = tree.shape.parents >= 0
         valued = Valued(torch.where(exists, slots, 0.0), tree.shape.depth.expand(len(slots), -1))
         return tree, valued, valued
-
-
-def bare_tree(run: Run, kind: LawKind, size: int) -> TokenTree:
-    """The root alone, with an empty law [B, 1, size] where drafts are drawn: retrieval may hang its own on it."""
-    drawn = kind is not LawKind.DETERMINISTIC
-    laws = torch.zeros(len(run.root), 1, size, device=run.root.device) if drawn else None
-    return TokenTree(run.root, chain_shape(1, run.root.device), kind, laws)
 
 
 def sized_policy(policy: Any, sized: type[SizedTree]) -> Any:

@@ -14,7 +14,7 @@ from vistok.registry import lazy_attributes
 from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree
 from vistok.samplers.verifiers.exact import coupled_chain
-from vistok.samplers.verifiers.rules import RecursiveRejection, Rule, exact_rule
+from vistok.samplers.verifiers.rules import MixedRejection, RecursiveRejection, Rule, exact_rule
 from vistok.samplers.verifiers.walk import follow, kept_path, match_tree, pace, walk_run
 
 DRAWN_AT_ONCE = 1 << 14  # logits of a tree up to which a draw behind every node costs less than a call for each level
@@ -36,7 +36,10 @@ class TreeVerifier:
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
         """Keep the accepted path and draw one token behind it."""
-        if tree.shape.chain and tree.nodes > 1 and type(self.rule) is RecursiveRejection and not run.stepwise:
+        if tree.kind is LawKind.DETERMINISTIC and tree.kind not in self.accepts:  # this time nothing was drawn
+            return _MATCH.verify(tree, scores, run)
+        at_once = type(self.rule) in (RecursiveRejection, MixedRejection) and not run.stepwise
+        if at_once and tree.shape.chain and tree.nodes > 1 and tree.drawn is None:
             return coupled_chain(tree, scores, run)  # the same rule for all drafts at a time
         return walk_run(tree, scores, run, self.rule)
 
@@ -76,6 +79,9 @@ class SampleMatch:
         return kept_path(tree.tokens, *match_tree(tree.shape, tree.tokens, draws, *pace(run)))
 
 
+_MATCH = SampleMatch()
+
+
 def exact_tree(kind: LawKind) -> TreeVerifier | SampleMatch:
     """Returns the lossless verifier of trees with the highest acceptance for a kind of drafts."""
     if kind in (LawKind.INDEPENDENT, LawKind.WITHOUT_REPLACEMENT, LawKind.MIXED):
@@ -87,7 +93,7 @@ def exact_tree(kind: LawKind) -> TreeVerifier | SampleMatch:
 __getattr__, __dir__ = lazy_attributes(
     __name__,
     dict.fromkeys(
-        ("KSequential", "MixedRejection", "OneHot", "k_sequential"),
+        ("KSequential", "OneHot", "k_sequential"),
         "vistok.samplers.verifiers.rules",
     )
     | {"longest_path": "vistok.samplers.verifiers.walk"},
