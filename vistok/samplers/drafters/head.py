@@ -173,9 +173,11 @@ class HeadDrafter:
             Predicted features [R, T, H].
         """
         rows, halves = len(features), len(features) // len(tokens)
-        seen = seen.expand(len(tokens), -1, -1).repeat(halves, 1, 1)
+        seen = seen.expand(len(tokens), -1, -1)
+        if halves > 1:
+            tokens, seen = tokens.repeat(halves, 1), seen.repeat(halves, 1, 1)
         decided = self.cache.lengths[:, None] - (seen.shape[2] - tokens.shape[1])
-        hidden = self.network(features, tokens.repeat(halves, 1), self.cache, (decided + slots).expand(rows, -1), seen)
+        hidden = self.network(features, tokens, self.cache, (decided + slots).expand(rows, -1), seen)
         self.forwards += 1
         self.cache.advance(tokens.shape[1])
         return hidden
@@ -191,7 +193,7 @@ def kept_features(tree: TokenTree, scores: Scores, verdict: Verdict) -> Tensor:
     anything.
     """
     path = verdict.path
-    if path is None:
-        path = torch.arange(tree.nodes, device=tree.tokens.device).expand(len(tree.tokens), -1)
+    if path is None:  # of a chain, the first nodes
+        return scores.hidden[:, : tree.nodes]
     path = path.clamp(min=0).repeat(len(scores.hidden) // len(path), 1)
     return scores.hidden.gather(1, path[..., None].expand(-1, -1, scores.hidden.shape[-1]))
