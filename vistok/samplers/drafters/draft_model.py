@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.interface import DraftPolicy
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import Chain, chain_shape
 from vistok.samplers.policies.sized_growth import SizedLayers, SizedTree, sized_policy
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.targets.cached_lm import CachedLM
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.step_cost import step_cost

@@ -21,10 +21,10 @@ from vistok.models.heads.eagle3 import Eagle3Network
 from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.interface import DraftPolicy
-from vistok.samplers.loop import Run, Scores
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.dynamic import DynamicTree
 from vistok.samplers.policies.sized_growth import SizedDynamic, SizedLayers, SizedTree, sized_policy
+from vistok.samplers.run import Run, Scores
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.step_cost import head_cost, step_cost
 from vistok.samplers.tree import LawKind

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.models.heads.extra_rows import RowNetwork
 from vistok.samplers.drafters.text import TextDrafter
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.policies.chains import chain_shape
 from vistok.samplers.policies.sized import Accuracy, Option, Sizer, interpolated
 from vistok.samplers.policies.sparse import SparseTrees
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.step_cost import step_cost
 from vistok.samplers.tree import ExtraRows, TokenTree, TreeShape

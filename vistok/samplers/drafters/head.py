@@ -13,10 +13,10 @@ from vistok.models.heads.eagle import EagleNetwork
 from vistok.models.heads.eagle3 import Eagle3Network
 from vistok.ops import combine_guidance
 from vistok.samplers.interface import DraftPolicy
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import chain_shape
 from vistok.samplers.policies.sized_growth import SizedTree
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.tree import TokenTree
 
 PIECE = 32  # features that are read at a time behind a rest

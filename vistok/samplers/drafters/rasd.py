@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.ops.tree import PADDING
 from vistok.samplers.drafters.text import TextDrafter
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.retrieval import Datastore, earlier, vocabulary_digest
 from vistok.samplers.policies.sized import Follows
 from vistok.samplers.policies.sized_growth import FIRST, SizedTree
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.interface import AutoregressiveSampler
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import chain_shape
 from vistok.samplers.policies.sized import SIZES, Accuracy, Option, Sizer, interpolated, size_options
 from vistok.samplers.policies.trees import TREE_2_2_2, Path, best_tree, check_paths
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.step_cost import step_cost
 from vistok.samplers.tree import TokenTree, TreeShape

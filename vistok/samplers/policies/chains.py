@@ -16,9 +16,9 @@ from torch import Tensor
 from vistok.errors import VistokError
 from vistok.ops import draw
 from vistok.samplers.interface import DraftHead
-from vistok.samplers.loop import Run
 from vistok.samplers.noise import DRAFT
 from vistok.samplers.params import SamplingParams
+from vistok.samplers.run import Run
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 

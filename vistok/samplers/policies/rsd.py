@@ -18,10 +18,10 @@ from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.samplers.interface import DraftHead
-from vistok.samplers.loop import Run
 from vistok.samplers.noise import DRAFT
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import draft_law, drafted_tree, kind_of
+from vistok.samplers.run import Run
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 

@@ -21,7 +21,7 @@ from vistok.samplers.clock import seconds
 from vistok.samplers.policies.trees import ranked_paths
 
 if TYPE_CHECKING:
-    from vistok.samplers.loop import Run, Verdict
+    from vistok.samplers.run import Run, Verdict
 
 SIZES = (2, 4, 8, 16, 24, 32, 48, 63)  # drafts that are considered, beside none
 DEPTH = 8

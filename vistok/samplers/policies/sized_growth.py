@@ -16,12 +16,12 @@ from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.samplers.interface import DraftHead
-from vistok.samplers.loop import Run, Verdict
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import grow_chain, kind_of
 from vistok.samplers.policies.dynamic import look
 from vistok.samplers.policies.dyspec import layered
 from vistok.samplers.policies.sized import BARE, KEEP, MARGIN, PRIOR, SIZES, Follows, Option, Sizer, interpolated
+from vistok.samplers.run import Run, Verdict
 from vistok.samplers.tree import LawKind, TokenTree
 
 LEVELS, MOST = 6, 32  # levels of drafts, and drafts at most

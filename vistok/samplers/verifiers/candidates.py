@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vistok.registry import lazy_attributes
-from vistok.samplers.loop import Run, Scores, Verdict
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree
 from vistok.samplers.verifiers.exact import coupled_chain
 from vistok.samplers.verifiers.rules import MixedRejection, RecursiveRejection, Rule, exact_rule

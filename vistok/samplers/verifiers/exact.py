@@ -10,9 +10,9 @@ from torch import Tensor
 from vistok.errors import VistokError
 from vistok.ops import draw
 from vistok.ops.sampling import residual_law
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.noise import ACCEPT, DRAW, RESIDUAL
 from vistok.samplers.params import SamplingParams
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree
 from vistok.samplers.verifiers.rules import RecursiveRejection
 from vistok.samplers.verifiers.walk import walk_run

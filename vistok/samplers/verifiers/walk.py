@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from vistok.ops import draw
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.noise import ACCEPT, RESIDUAL
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 from vistok.samplers.verifiers.rules import Rule
 
