@@ -71,7 +71,7 @@ class ExtraRowDrafter(TextDrafter):
 
     def start(self, run: Run, prefill: Scores) -> None:
         """Begin without candidates."""
-        self.sizer.begin(run.decided.device)
+        self.sizer.begin(run)
         for trees in self.choices:
             trees.to(run.decided.device)
         self._state = torch.zeros_like(run.decided)

@@ -23,11 +23,12 @@ from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.retrieval import Datastore, earlier, vocabulary_digest
 from vistok.samplers.policies.sized import Follows
-from vistok.samplers.policies.sized_growth import FIRST, SizedTree
+from vistok.samplers.policies.sized_growth import SizedTree
 from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
+GUESS = 0.4  # of how often the first retrieved token is right
 ALONE = 1.0  # retrieved tokens that are expected to be right from which on a drafter of sized trees rests
 
 
@@ -61,7 +62,7 @@ class Rasd(TextDrafter):
             raise VistokError("retrieved, paths, ngram and first of RASD are at least 1, and least lies within 0 to 1.")
         self.drafter, self.datastore, self.retrieved = drafter, datastore, retrieved
         self.paths, self.ngram, self.first, self.least = paths, ngram, first, least
-        self._follows = [Follows(retrieved, FIRST) for _ in range(ngram + 1)]
+        self._follows = [Follows(retrieved, GUESS) for _ in range(ngram + 1)]
         self.features, self.reads_prompt = drafter.features, drafter.reads_prompt
 
     def bind(

@@ -101,7 +101,7 @@ class TokenRecycling(TextDrafter):
         if self.auto and self._cost is None:
             raise VistokError("tree='auto' measures a model of text: give rank paths here.")
         if self.auto:
-            self.sizer.begin(device)
+            self.sizer.begin(run)
         self._foreseen = [False] * len(run.tokens)
         self._late: list[tuple[Tensor, Tensor, Tensor]] = []
         self._lay_out(device)

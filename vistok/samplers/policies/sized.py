@@ -1,9 +1,10 @@
 """Trees of the size that pays on this machine: expected tokens of a step over the seconds that it costs.
 
-The forwards of target and draft network are measured once by their rows; what a step takes beside them, and how much of
-what is promised comes true, is learnt from the steps themselves. A drafter that sees how good its candidates are
-without showing them (Token Recycling) chooses anew every few steps. One that must draft to learn (prompt tokens, draft
-models, EAGLE heads) rests where nothing pays, until what its trials lost is a small share of the time.
+The forwards of target and draft network are measured once by their rows; what a step takes beside them is learnt from
+the steps themselves, and where the last ones were slower than plain decoding, no promise counts. A drafter that sees
+how good its candidates are without showing them (Token Recycling) chooses anew every few steps. One that must draft to
+learn (prompt tokens, draft models, EAGLE heads) rests where nothing pays, until what its trials lost is a small share
+of the time.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ RECENT = 24  # steps of a form whose times are looked back on
 KEEP = 0.95  # weight of the past when a step is over
 AGAIN = 4  # steps of a trial, and those after which a tree is chosen anew
 REST, LONGEST = 16, 1024  # steps of a rest, at least and at most
-LOSS = 0.015  # share of the time that trials that do not pay may take
+LOSS = 0.02  # share of the time that trials that do not pay may take
 BARE = (0, 0)  # form of a step without drafts
 
 
@@ -69,18 +70,20 @@ class Sizer:
         self._rested = not watches
         self._beside: dict[tuple[int, int], deque[float]] = {}  # by form, seconds beside the forwards
         self._alone = [1.0, 1.0]  # tokens and steps without drafts
-        self._drafts = {0: [PRIOR, PRIOR], 1: [PRIOR, PRIOR]}  # right ones and promised ones, by whether trees branch
         # Steps with drafts since the last rest: form, seconds of the forwards, tokens.
         self._spent: deque[tuple[tuple[int, int], float, float]] = deque(maxlen=RECENT)
+        self._price = 0.0  # plain steps that the last trial lost
         self._device: torch.device | str = "cpu"
         self._began: float | None = None
         self._decided: float | None = None
         self._extra = 0.0
 
-    def begin(self, device: torch.device | str) -> None:
-        """A run begins: what passed since the last step was none."""
-        self._device = device
+    def begin(self, run: Run) -> None:
+        """A run begins: what passed since the last step was none, and another text may be worth a trial."""
+        self._device = run.decided.device
         self.pause()
+        if self._price <= LOSS * run.length:
+            self._left = min(self._left, REST)
 
     def pause(self) -> None:
         """The step that begins is another's."""
@@ -110,25 +113,34 @@ class Sizer:
         """
         self._note(plain)
         if self.due:
-            self._left, found = AGAIN, options()
-            best = max(found, key=self._rate)
-            if self._rate(best) * self._pace(plain) > MARGIN:
+            self._left, found, lost = AGAIN, options(), self._lost(plain)
+            best, failed = max(found, key=self._rate), len(self._spent) == RECENT and lost > 0
+            if not failed and self._rate(best) * self._pace(plain) > (MARGIN if self.chosen is None else 1.0):
                 now = next((option for option in found if self.chosen and option.tree == self.chosen.tree), best)
                 self.chosen = best if self._rate(best) > BETTER * self._rate(now) else now
-            elif self._rested:
+            elif self._rested and not failed:
                 self.chosen, self._rested = best, False
             else:
-                self._rest(plain)
+                self._rest(lost, failed)
         self._left -= 1
         return self.chosen
 
-    def _rest(self, plain: float) -> None:
-        """Draft nothing for a while."""
-        self.chosen, self._rested, self._left = None, not self.watches, 2 * AGAIN
-        if not self.watches:  # by typical times: the first call of anything takes ten times as long
-            lost = sum(took + self.beside(form) - tokens * self._pace(plain) for form, took, tokens in self._spent)
-            self._left = min(max(REST, round(lost / LOSS / (plain + self.beside(BARE)))), LONGEST)
+    def _rest(self, lost: float, failed: bool) -> None:
+        """Draft nothing for a while: so long that what was lost, in plain steps, is a small share of it."""
+        self._left = 2 * AGAIN if self.watches else REST
+        if failed or not self.watches:
+            self._left = min(max(self._left, round(lost / LOSS)), LONGEST)
+        self._price = max(0.0, lost * AGAIN / max(AGAIN, len(self._spent)))
+        self.chosen, self._rested = None, not self.watches
         self._spent.clear()
+
+    def _lost(self, plain: float) -> float:
+        """Plain steps' time that the steps with drafts since the last rest lost, at most the last of them.
+
+        Typical times count: the first call of anything takes ten times as long.
+        """
+        pace = self._pace(plain)
+        return sum(took + self.beside(form) - tokens * pace for form, took, tokens in self._spent) / pace
 
     def _note(self, plain: float) -> None:
         """Learn from the step that is over."""
@@ -139,12 +151,7 @@ class Sizer:
             self._beside.setdefault(form, deque(maxlen=RECENT)).append(max(0.0, now - self._began - forwards))
             if chosen is None:
                 self._alone = [KEEP * self._alone[0] + tokens, KEEP * self._alone[1] + 1]
-                if self.watches:  # what is seen of candidates counts again, the longer nothing else was seen
-                    for known in self._drafts.values():
-                        known[:] = [KEEP * number + (1 - KEEP) * PRIOR for number in known]
             else:
-                right, promised = self._drafts[form[0]]
-                self._drafts[form[0]] = [KEEP * right + tokens - 1, KEEP * promised + chosen.tokens - 1]
                 self._spent.append((form, forwards, tokens))
         self._began, self._decided = now, None
 
@@ -154,9 +161,8 @@ class Sizer:
         return statistics.median(self._beside[near]) if near is not None else 0.0
 
     def _rate(self, option: Option) -> float:
-        """Tokens a second that may be expected after what became of the promises before."""
-        right, promised = self._drafts[option.form[0]]
-        return (1 + (option.tokens - 1) * right / max(promised, 1e-9)) / (option.seconds + self.beside(option.form))
+        """Tokens a second that may be expected."""
+        return option.tokens / (option.seconds + self.beside(option.form))
 
     def _pace(self, plain: float) -> float:
         """Seconds that a token takes without drafts."""

@@ -89,7 +89,7 @@ class SizedTree:
 
     def begin(self, run: Run) -> None:
         """A run begins."""
-        self.sizer.begin(run.decided.device)
+        self.sizer.begin(run)
 
     def choose(self, run: Run) -> bool:
         """Settle the size of the next tree; False if there is to be none."""
