@@ -28,12 +28,13 @@ SIZES = (2, 4, 8, 16, 24, 32, 48, 63)  # drafts that are considered, beside none
 DEPTH = 8
 FORGET = 0.97  # weight of the past when a token is decided
 PRIOR = 4.0  # tokens that the first guess is worth
-MARGIN = 1.05  # a tree must promise so much more than none
+MARGIN = 1.05  # a tree must promise so much more than none after a rest
 BETTER = 1.02  # and so much more than the one of now
 RECENT = 24  # steps of a form whose times are looked back on
 KEEP = 0.95  # weight of the past when a step is over
 AGAIN = 4  # steps of a trial, and those after which a tree is chosen anew
 REST, LONGEST = 16, 1024  # steps of a rest, at least and at most
+FAILED = 0.1  # share of the time that the last steps with drafts may have lost
 LOSS = 0.02  # share of the time that trials that do not pay may take
 BARE = (0, 0)  # form of a step without drafts
 
@@ -114,8 +115,9 @@ class Sizer:
         self._note(plain)
         if self.due:
             self._left, found, lost = AGAIN, options(), self._lost(plain)
-            best, failed = max(found, key=self._rate), len(self._spent) == RECENT and lost > 0
-            if not failed and self._rate(best) * self._pace(plain) > (MARGIN if self.chosen is None else 1.0):
+            best, failed = max(found, key=self._rate), lost > FAILED * RECENT and len(self._spent) == RECENT
+            gain, drafts = self._rate(best) * self._pace(plain), self.chosen is not None
+            if not failed and (gain > (1.0 if drafts else MARGIN) or (drafts and lost < 0)):
                 now = next((option for option in found if self.chosen and option.tree == self.chosen.tree), best)
                 self.chosen = best if self._rate(best) > BETTER * self._rate(now) else now
             elif self._rested and not failed:
