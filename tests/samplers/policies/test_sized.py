@@ -29,6 +29,7 @@ from vistok.samplers.policies.sized import (
     AGAIN,
     LONGEST,
     Accuracy,
+    Follows,
     Option,
     Sizer,
     interpolated,
@@ -89,10 +90,14 @@ def test_a_step_is_measured_once():
     assert step_cost(model) is cost
 
 
-def third_head():
+def third_head(drafted=0):
+    """An EAGLE-3 head that drafts every token, or the last ``drafted`` ones."""
     torch.manual_seed(6)
-    config = EagleConfig(VOCABULARY, 16, 24, 4, num_key_value_heads=2, aux_layers=(0, 1, 1))
-    return Eagle3Network(config).eval().requires_grad_(False).double()
+    config = EagleConfig(VOCABULARY, 16, 24, 4, num_key_value_heads=2, aux_layers=(0, 1, 1), draft_vocab_size=drafted)
+    head = Eagle3Network(config).eval().requires_grad_(False).double()
+    if drafted:
+        head.d2t.fill_(VOCABULARY - drafted)
+    return head
 
 
 SIZED = {
@@ -102,6 +107,7 @@ SIZED = {
     "hidden transfer": lambda: ExtraRowDrafter(tiny_transfer(), "auto"),
     "eagle head": lambda: EagleHead(tiny_head(), "auto"),
     "eagle-3 head": lambda: EagleHead(third_head(), "auto"),
+    "eagle-3 head of few tokens": lambda: EagleHead(third_head(5), "auto"),
     "clover": lambda: CloverHead(tiny_clover(), "auto"),
     "draft model": lambda: DraftModel(tiny(seed=1), "auto"),
     "the target as its own draft model": lambda: DraftModel(tiny(), "auto"),
@@ -229,6 +235,27 @@ def test_trials_that_do_not_pay_take_a_small_share_of_the_time(price, monkeypatc
     assert machine.share() > 0 and machine.now <= 1.05 * machine.tokens
     lost = (price - 1) * sum(tree is not None for tree in machine.drafted[400:])
     assert lost <= 0.03 * 3600 + (price - 1) * AGAIN
+
+
+def test_chains_are_foreseen_by_depth():
+    follows = Follows(4, 0.5)
+    assert follows.tokens() == pytest.approx([0.0, 0.5, 0.75, 0.875, 0.9375])
+    for _ in range(200):
+        follows.learn(2, 3)  # the third is wrong
+    none, first, second, _, fourth = follows.tokens()
+    assert (none, first) == (0.0, pytest.approx(1.0, abs=0.1)) and second - first > 0.8 and fourth - second < 0.2
+    before = follows.tokens()
+    follows.learn(1, 1)  # nothing is seen behind the first
+    assert follows.tokens()[2] - follows.tokens()[1] == pytest.approx(before[2] - before[1], abs=0.02)
+
+
+@pytest.mark.parametrize(("cost", "shown"), [(FLAT, True), (STEEP, False)], ids=["rows are free", "rows are dear"])
+def test_what_was_retrieved_is_shown_where_it_pays(cost, shown, monkeypatch):
+    costing(monkeypatch, cost, call=10.0)
+    monkeypatch.setattr("vistok.samplers.drafters.draft_model.step_cost", lambda model, batch: cost)
+    prompt = torch.tensor([[1, 2, 3, 4, 5, 6, 7] * 4])
+    stats = generate(tiny(), prompt, Rasd(DraftModel(tiny(seed=1), "auto")), max_new_tokens=8, do_sample=False).stats
+    assert (int(stats.proposed.max()) > 0) is shown
 
 
 def test_the_long_run_of_states_is_that_of_a_simulation():
