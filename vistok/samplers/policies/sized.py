@@ -34,8 +34,8 @@ RECENT = 24  # steps of a form whose times are looked back on
 KEEP = 0.95  # weight of the past when a step is over
 AGAIN = 4  # steps of a trial, and those after which a tree is chosen anew
 REST, LONGEST = 16, 1024  # steps of a rest, at least and at most
-FAILED = 0.1  # share of the time that the last steps with drafts may have lost
-LOSS = 0.02  # share of the time that trials that do not pay may take
+FAILED = 0.02  # share of the time that the last steps with drafts may have lost
+LOSS = 0.015  # share of the time that trials that do not pay may take
 BARE = (0, 0)  # form of a step without drafts
 
 
@@ -117,7 +117,7 @@ class Sizer:
             self._left, found, lost = AGAIN, options(), self._lost(plain)
             best, failed = max(found, key=self._rate), lost > FAILED * RECENT and len(self._spent) == RECENT
             gain, drafts = self._rate(best) * self._pace(plain), self.chosen is not None
-            if not failed and (gain > (1.0 if drafts else MARGIN) or (drafts and lost < 0)):
+            if not failed and (gain > (BETTER if drafts else MARGIN) or (drafts and lost < 0)):
                 now = next((option for option in found if self.chosen and option.tree == self.chosen.tree), best)
                 self.chosen = best if self._rate(best) > BETTER * self._rate(now) else now
             elif self._rested and not failed:
