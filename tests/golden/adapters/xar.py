@@ -13,7 +13,7 @@ from vistok.models.xar import XAR, XARConfig
 from vistok.models.xar.entities import cell_side, parse_entities
 from vistok.ops import apply_rope
 from vistok.ops.rope import inverse_frequencies
-from vistok.samplers.continuous.flow import drift, score, stochastic_times
+from vistok.samplers.continuous.flow import Velocity, drift, euler, euler_maruyama, score, stochastic_times
 from vistok.samplers.continuous.xar import GuidedXAR, draw_entities, guidance_scales
 from vistok.zoo.checkpoint import load_strict
 
@@ -104,8 +104,13 @@ def sample(case: Case) -> None:
     guided = Recorded(model, i["labels"], True)
     scales = guidance_scales(c["cfg"], len(model.entities.sizes))
     assert scales == c["guidance_per_cell"]
-    noise = (lambda k: i["step_noise"][k]) if "step_noise" in i else None
-    drawn = draw_entities(guided, scales, i["init_noise"].flatten(1, 2), noise, c["num_steps"])
+
+    def solve(k: int, velocity: Velocity, start: torch.Tensor) -> torch.Tensor:
+        if "step_noise" in i:
+            return euler_maruyama(velocity, start, i["step_noise"][k])
+        return euler(velocity, start, c["num_steps"])
+
+    drawn = draw_entities(guided, scales, i["init_noise"].flatten(1, 2), solve)
     case.close(drawn.unflatten(1, (len(scales), -1)), "cells")
     case.close(model.image_tokens(model.entities.join(drawn)), "latents")
     case.close(torch.stack([each[0] for each in guided.seen]), "first_velocity")

@@ -9,8 +9,8 @@ from tests.models.test_xar import EVERY, small
 from vistok.errors import VistokError
 from vistok.models.interface import Condition
 from vistok.samplers import Noise, SamplingParams, parse_sampler
-from vistok.samplers.continuous.flow import euler, euler_maruyama
-from vistok.samplers.continuous.xar import GuidedXAR, NextEntity, guidance_scales
+from vistok.samplers.continuous.flow import euler, euler_maruyama, midpoint
+from vistok.samplers.continuous.xar import DETERMINISTIC, SOLVERS, GuidedXAR, NextEntity, guidance_scales
 
 
 def gaussian_velocity(mean: float, deviation: float):
@@ -24,16 +24,24 @@ def gaussian_velocity(mean: float, deviation: float):
     return velocity
 
 
-@pytest.mark.parametrize("solver", ["euler", "euler-maruyama"])
-def test_both_solvers_draw_the_law_whose_velocity_they_are_given(solver) -> None:
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_solvers_draw_the_law_whose_velocity_they_are_given(solver) -> None:
     generator = torch.Generator().manual_seed(1)
     start, steps = torch.randn(20_000, 1, 1, generator=generator), 100
     velocity = gaussian_velocity(0.7, 0.4)
-    if solver == "euler":
-        drawn = euler(velocity, start, steps)
+    if solver in DETERMINISTIC:
+        drawn = DETERMINISTIC[solver](velocity, start, steps)
     else:
         drawn = euler_maruyama(velocity, start, torch.randn(steps - 1, 20_000, 1, 1, generator=generator))
     assert abs(drawn.mean() - 0.7) < 0.02 and abs(drawn.std() - 0.4) < 0.02
+
+
+@pytest.mark.parametrize(("solver", "order"), [(euler, 1), (midpoint, 2)])
+def test_a_deterministic_solver_has_at_least_the_order_that_it_is_said_to_have(solver, order) -> None:
+    start, velocity = torch.linspace(-2, 2, 9, dtype=torch.float64).view(-1, 1, 1), gaussian_velocity(0.7, 0.4)
+    end = 0.7 + 0.4 * start  # where the flow between normal laws carries a start exactly
+    far, near = ((solver(velocity, start, steps) - end).abs().max() for steps in (64, 128))
+    assert torch.log2(far / near) > order - 0.1
 
 
 def draw(model, samples, sampler, guidance=2.0, seed=3):
@@ -42,7 +50,7 @@ def draw(model, samples, sampler, guidance=2.0, seed=3):
 
 
 @pytest.mark.parametrize("entity", EVERY)
-@pytest.mark.parametrize("solver", ["euler", "euler-maruyama"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_a_picture_follows_from_its_seed_whatever_its_batch(entity, solver) -> None:
     model, sampler = small(entity), NextEntity(4, solver)
     together, stats = draw(model, [0, 1, 2], sampler)

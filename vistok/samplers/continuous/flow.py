@@ -53,3 +53,14 @@ def euler(velocity: Velocity, start: Tensor, steps: int) -> Tensor:
     for t, after in pairwise(times):
         x = x + (after - t) * velocity(x, t).double()
     return x
+
+
+def midpoint(velocity: Velocity, start: Tensor, steps: int) -> Tensor:
+    """Returns data at the end of the deterministic path through ``start`` [B, n, D], in equal steps of second order:
+    each asks for the velocity twice, where it begins and half way on."""
+    x, times = start.double(), torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=start.device)
+    for t, after in pairwise(times):
+        half = (after - t) / 2
+        between = x + half * velocity(x, t).double()
+        x = x + (after - t) * velocity(between, t + half).double()
+    return x

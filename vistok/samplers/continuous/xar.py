@@ -18,7 +18,7 @@ from torch import Tensor
 from vistok.errors import VistokError, unknown_name
 from vistok.models.interface import Condition
 from vistok.models.xar import XAR
-from vistok.samplers.continuous.flow import Velocity, euler, euler_maruyama
+from vistok.samplers.continuous.flow import Velocity, euler, euler_maruyama, midpoint
 from vistok.samplers.continuous.noise import TokenNoise
 from vistok.samplers.continuous.stats import ContinuousStats
 from vistok.samplers.noise import Noise
@@ -27,7 +27,9 @@ from vistok.samplers.params import SamplingParams
 if TYPE_CHECKING:
     from vistok.tokenizers.interface import Tokenizer
 
-SOLVERS = ("euler-maruyama", "euler")
+STOCHASTIC = "euler-maruyama"
+DETERMINISTIC = {"euler": euler, "midpoint": midpoint}
+SOLVERS = (STOCHASTIC, *DETERMINISTIC)
 LEAST_STEPS = 3
 
 
@@ -100,8 +102,7 @@ def draw_entities(
     guided: GuidedXAR,
     scales: list[float],
     start: Tensor,
-    noise: Callable[[int], Tensor] | None,
-    steps: int,
+    solve: Callable[[int, Velocity, Tensor], Tensor],
     progress: Callable[[int], None] | None = None,
     known: Tensor | None = None,
     stays: Tensor | None = None,
@@ -112,8 +113,7 @@ def draw_entities(
         guided: the model.
         scales: guidance of each entity.
         start: standard normals [B, N, D].
-        noise: normals of the stochastic steps of entity k, [steps - 1, B, n, D]; the deterministic solver if None.
-        steps: of the solver for each entity.
+        solve: takes the number of an entity, its velocity and its start to where its flow ends.
         progress: called with the tokens of each finished entity.
         known: a sequence [N, D] whose tokens ``stays``, bool [N], are kept; none if None.
     """
@@ -129,8 +129,7 @@ def draw_entities(
             velocity = guided.guided(scale)
             if bool(keep.any()):
                 velocity = around(velocity, given.double(), first.double(), keep)
-            entity = euler(velocity, first, steps) if noise is None else euler_maruyama(velocity, first, noise(k))
-            entity = torch.where(keep, given.double(), entity)
+            entity = torch.where(keep, given.double(), solve(k, velocity, first))
         drawn.append(entity.float())
         if k + 1 < len(sizes):
             guided.keep(drawn[-1])
@@ -145,7 +144,8 @@ class NextEntity:
 
     Attributes:
         num_steps: of the solver for each entity.
-        solver: ``euler-maruyama``, the published stochastic one, or ``euler``, its deterministic twin.
+        solver: ``euler-maruyama``, the published stochastic one; ``euler``, its deterministic twin; or ``midpoint``, of
+            second order, whose steps are two passes each.
     """
 
     num_steps: int = 40
@@ -181,7 +181,7 @@ class NextEntity:
         entities, batch = model.entities, len(condition)
         numbers, dim = TokenNoise(noise), model.config.token_dim
         place = torch.arange(sum(entities.sizes), device=condition.values.device)
-        stochastic = self.num_steps - 1 if self.solver == "euler-maruyama" else 0
+        stochastic = self.num_steps - 1 if self.solver == STOCHASTIC else 0
 
         def normals(places: Tensor) -> Tensor:  # [steps + 1, B, n, D], the start last
             rows = torch.arange(batch, device=place.device).repeat_interleave(len(places))
@@ -192,12 +192,17 @@ class NextEntity:
             known = entities.split(condition.known.tokens[None])[0]
             stays = entities.split(condition.known.mask[None, :, None].float())[0, :, 0] == 1
         paths = [normals(places) for places in place.split(entities.sizes)]
+
+        def solve(k: int, velocity: Velocity, start: Tensor) -> Tensor:
+            if stochastic:
+                return euler_maruyama(velocity, start, paths[k][:-1])
+            return DETERMINISTIC[self.solver](velocity, start, self.num_steps)
+
         sequence = draw_entities(
             guided,
             guidance_scales(params.guidance, len(entities.sizes)),
             torch.cat([path[-1] for path in paths], 1),
-            (lambda k: paths[k][:-1]) if stochastic else None,
-            self.num_steps,
+            solve,
             progress,
             known,
             stays,
