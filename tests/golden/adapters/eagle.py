@@ -11,8 +11,8 @@ from vistok.models.heads.eagle3 import Eagle3Network
 from vistok.models.heads.eagle3_config import Eagle3Config
 from vistok.samplers import Noise, SamplingParams
 from vistok.samplers.drafters.head import HeadDrafter
-from vistok.samplers.loop import Run
 from vistok.samplers.policies.dynamic import DynamicTree
+from vistok.samplers.run import Run
 from vistok.samplers.tree import TreeShape
 from vistok.samplers.verifiers.rules import OneHot
 from vistok.samplers.verifiers.walk import longest_path, walk_tree

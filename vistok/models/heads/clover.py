@@ -32,14 +32,14 @@ class AttentionDecoder(nn.Module):
         self.o_proj = nn.Linear(own, config.hidden_size, bias=False)
 
     def parts(self, e: Tensor, h: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [R, heads, T, D] of embeddings and states [R, T, H]."""
+        """Returns queries, keys and values [R, heads, T, D] of embeddings and states [R, T, H]."""
         q = self.q_proj(e).unflatten(-1, (-1, self.head_dim))
         k, v = (part(h).unflatten(-1, (-1, self.head_dim)) for part in (self.k_proj, self.v_proj))
         q, k = (apply_rope(part, rope, "half").transpose(1, 2) for part in (q, k))
         return q, k, v.transpose(1, 2)
 
     def mixed(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-        """What the states answer, [R, T, H]."""
+        """Returns what the states answer, [R, T, H]."""
         return self.o_proj(attention(q, k, v, mask=visible).transpose(1, 2).flatten(2))
 
 
@@ -61,7 +61,7 @@ class Clover(Drafter):
     def forward(
         self, features: Tensor, tokens: Tensor, cache: KVCache, slots: Tensor | None = None, draft: Tensor | None = None
     ) -> Tensor:
-        """The states behind tokens; arguments as of ``EagleNetwork.forward``. Features of drafts are states already."""
+        """Returns the states behind tokens; see ``EagleNetwork.forward``. Features of drafts are states already."""
         rope, visible = self._rotations(features, cache, slots), draft_mask(cache, features.shape[1], draft)
         if draft is None:
             features = self.augment(features, rope, cache, visible)
@@ -71,7 +71,7 @@ class Clover(Drafter):
         return self._joined(features, e, self.connect.mixed(q, k, v, visible))
 
     def unrolled(self, features: Tensor, tokens: Tensor, depths: int) -> list[Tensor]:
-        """The states of ``depths`` heads at every place at a time, as drafting forms them along the text itself.
+        """Returns the states of ``depths`` heads at every place at once, as drafting forms them along the text itself.
 
         Args:
             features: of the target, [R, T, H].
@@ -99,9 +99,9 @@ class Clover(Drafter):
         return h + self.mlp(self.norm(h))
 
     def logits(self, hidden: Tensor, head: nn.Module) -> Tensor:
-        """Logits over the target's vocabulary, by the target's head."""
+        """Returns logits over the target's vocabulary, by the target's head."""
         return head(hidden)
 
     def token(self, draft: Tensor) -> Tensor:
-        """Target ids of drafted ids: the same."""
+        """Returns the target's ids of drafted ids: the same."""
         return draft

@@ -46,7 +46,7 @@ class Eagle3Layer(nn.Module):
     def forward(
         self, e: Tensor | None, h: Tensor, rope: Tensor, cache: KVCache | None, visible: Tensor | None
     ) -> Tensor:
-        """Embeddings [R, T, H], None but for the first layer, and states [R, T, H] to states."""
+        """Returns states of embeddings [R, T, H], None but for the first layer, and states [R, T, H]."""
         if self.hidden_norm is None:
             x = self.input_layernorm(h)
         else:
@@ -172,5 +172,5 @@ class Eagle3Network(Drafter):
         return self.lm_head(hidden if self.config.norm_output else self.norm(hidden))
 
     def token(self, draft: Tensor) -> Tensor:
-        """Target ids of drafted ids."""
+        """Returns the target's ids of drafted ids."""
         return draft + self.d2t[draft] if hasattr(self, "d2t") else draft

@@ -121,7 +121,7 @@ class Chat3D(nn.Module):
         self.register_buffer("first_identifier", torch.tensor(token_ids()[named(0)]), persistent=False)
 
     def streams(self, clouds: Tensor, present: Tensor) -> list[Tensor]:
-        """Attribute- and relation-aware tokens [B, N, D] of clouds [B, N, P, 6]; ``present`` says who is there."""
+        """Returns attribute- and relation-aware tokens [B, N, D] of clouds [B, N, P, 6], of which some are present."""
         locs = locations(clouds)
         features = self.encoder(clouds, locs[..., :3])
         centres, sizes = (locs * self.config.side).split(3, -1)
@@ -129,7 +129,7 @@ class Chat3D(nn.Module):
         return self.tokens(features, metres, mean_colours(clouds), present)
 
     def prefix(self, clouds: Tensor, present: Tensor, names: Tensor) -> tuple[Tensor, Tensor]:
-        """What stands before a question: embeddings [B, P, D], and which of them are there, bool [B, P].
+        """Returns what stands before a question: embeddings [B, P, D], and which of them are there, bool [B, P].
 
         Args:
             clouds: [B, N, P, 6].
@@ -139,7 +139,7 @@ class Chat3D(nn.Module):
         return self.arrange(self.streams(clouds, present), present, names)
 
     def arrange(self, streams: list[Tensor], present: Tensor, names: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`prefix`, from the streams; objects stand in the order of their identifiers' numbers."""
+        """Returns what :meth:`prefix` does, from the streams; objects stand in the order of their identifiers."""
         embed = self.language.get_input_embeddings()
         streams = streams if self.config.relations else streams[:1]
         order = names.masked_fill(~present, names.shape[1]).argsort(1)
@@ -156,7 +156,7 @@ class Chat3D(nn.Module):
 
     @torch.no_grad()
     def answer(self, clouds: Tensor, names: Tensor, question: str) -> str:
-        """What the model says about one scene.
+        """Returns what the model says about one scene.
 
         Args:
             clouds: points of each object [N, P, 6].
@@ -189,7 +189,7 @@ class Chat3D(nn.Module):
         return " ".join(word for word in spoken if word not in (PAD, BEGIN, END)) or NOTHING
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``chat3d.json`` and the weights, all of them."""
+        """Writes ``chat3d.json`` and the weights, all of them."""
         from safetensors.torch import save_file
 
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -200,7 +200,7 @@ class Chat3D(nn.Module):
         save_file(state, Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
 
     def save_difference(self, folder: str | Path, base: str) -> None:
-        """Write what a model on a LLaVA adds to it, in bfloat16, but for adapters, which ``save_lora`` writes.
+        """Writes what a model on a LLaVA adds to it, in bfloat16, but for adapters, which ``save_lora`` writes.
 
         Args:
             folder: where to.
@@ -211,7 +211,7 @@ class Chat3D(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> Chat3D:
-        """An embedded model or a folder, in float32 and evaluation mode.
+        """Returns an embedded model or that of a folder, in float32 and evaluation mode.
 
         Raises:
             VistokError: the name leads nowhere, to no such model, or to one from before rooms were counted in metres.

@@ -132,7 +132,7 @@ class MixedLlava(ExtendedLlava):
         decoder = self.base.model.language_model
         self.mixture = DepthMixture(decoder, routers, Attachment(self.base), earliest=1)
 
-    def read(self, visual: Tensor, questions: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, visual: Tensor, questions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         batch, tokens = visual.shape[:2]
         place = torch.arange(len(self.opening) + tokens + questions[0].numel(), device=visual.device)
         seen = (place >= len(self.opening)) & (place < len(self.opening) + tokens)
