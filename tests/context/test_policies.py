@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tests.context.tiny import ragged, tiny
 from vistok import context
 from vistok.context.interface import Step
-from vistok.context.lococo import chunk_losses, load_savers, saver_state
+from vistok.context.lococo import MemorySaver, chunk_losses, load_savers, saver_state
 from vistok.errors import VistokError
 from vistok.ops import KVCache, attention
 from vistok.ops.selection import gather_rows, gathered_attention, vote_rows
@@ -138,6 +138,40 @@ def test_lococo_weights_have_their_published_names_and_load_strictly(tmp_path):
         load_savers(again.savers, state | {"x.memory_saver.y": state[name]})
     with pytest.raises(VistokError, match="Mixing"):
         load_savers(again.savers, state | {name: torch.zeros(1, 2, 3)})
+
+
+def test_lococo_without_its_share_drops_all_but_heavy_hitters():
+    inputs, found = ragged((70,))["input_ids"], []
+    for policy in (
+        context.LoCoCo(mixing=context.Mixing(8, local=2, start=0.0), chunk=8),
+        context.HeavyHitters(8, 2, 8),
+    ):
+        model = tiny()
+        with context.apply(model, policy), torch.no_grad():
+            found.append(model(input_ids=inputs, use_cache=True).logits)
+    assert torch.allclose(*found, atol=1e-4)
+
+
+def test_lococo_begins_with_a_chance_row_or_near_the_mean_of_the_rows():
+    rows, received = torch.randn(2, 1, 2, 200, 64), torch.rand(1, 2, 200)
+    highest = []
+    for spread in (1.0, 0.005):
+        saver = MemorySaver(context.Mixing(32, activation=None, start=1.0, spread=spread), 64)
+        shares = []
+        saver.layers.register_forward_hook(lambda _, __, out, to=shares: to.append(out.detach().softmax(-1)))
+        saver(*rows, received)
+        highest.append(float(shares[0].amax(-1).mean()))
+    assert highest[0] > 0.8 and highest[1] < 0.05
+
+
+def test_weights_of_tokens_count_in_the_losses_of_chunks():
+    model, ids = tiny(layers=2).eval(), ragged((40,))["input_ids"]
+    weights = torch.zeros(ids.shape).index_fill(1, torch.tensor([5, 37]), 3.0)
+    with context.apply(model, context.Full()), torch.no_grad():
+        losses = list(chunk_losses(model, ids, 39, weights))
+        logits = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+    wanted = [-logits[place - 1, ids[0, place]] for place in (5, 37)]
+    assert float(losses[0]) == pytest.approx(float(sum(wanted) / 2), abs=1e-5)
 
 
 def test_lococo_learns_chunk_by_chunk():

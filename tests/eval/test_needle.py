@@ -54,6 +54,7 @@ def test_what_is_found_is_counted_by_depth(text, model, monkeypatch, share):
     monkeypatch.setattr(needles, "_next", lambda *args: knows(asked[-4:], share)(*args))
     point = find_needles(model, text, context.Full(), 100, 4, 3)
     assert point.found.value == share and point.by_depth == tuple(float(n < 4 * share) for n in range(4))
+    assert point.by_text == (4 * share,) * 3
     assert point.found.low == point.found.high == share  # all passages agree
 
 

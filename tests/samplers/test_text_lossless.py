@@ -15,8 +15,8 @@ from scipy.stats import chi2
 
 from tests.samplers.tiny import tiny, tiny_clover, tiny_head, tiny_medusa, tiny_prompt_tokens, tiny_transfer
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import EagleConfig
 from vistok.models.heads.eagle3 import Eagle3Network
+from vistok.models.heads.eagle3_config import Eagle3Config
 from vistok.samplers import (
     Aded,
     Branching,
@@ -104,7 +104,7 @@ def draft(policy) -> DraftModel:
 def third_head() -> Eagle3Network:
     """A random EAGLE-3 head that knows the first and the last of the three tokens."""
     torch.manual_seed(6)
-    config = EagleConfig(SIZE, 16, 24, 4, num_key_value_heads=2, draft_vocab_size=2, aux_layers=(0, 1, 1))
+    config = Eagle3Config(SIZE, 16, 24, 4, num_key_value_heads=2, draft_vocab_size=2, aux_layers=(0, 1, 1))
     head = Eagle3Network(config).eval().requires_grad_(False).double()
     head.d2t.copy_(torch.tensor([0, 1]))
     return head

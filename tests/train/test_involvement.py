@@ -17,6 +17,7 @@ SELECTIONS = {
     "received": lambda: Received(0.3, 8),
     "predicted": lambda: Predicted([Predictor(64, 4, 8) for _ in range(5)], 0.4),
     "share": lambda: Share(0.5, 8),
+    "windows": lambda: Share(0.5, 8, window=16),
     "random": lambda: Share(0.5, 8, seed=0),
 }
 
@@ -42,6 +43,18 @@ def test_layers_run_on_fewer_tokens_and_gradients_flow(name, kind):
     assert told.kept.keys() == {2, 3}
     assert 0 < told.share < 1
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_every_window_keeps_its_share(seed, model):
+    few = Share(0.5, 8, seed, window=32)
+    x = torch.randn(2, 100, 64, generator=torch.Generator().manual_seed(2))
+    arguments = {"position_embeddings": model.model.rotary_emb(x, torch.arange(100)[None]), "attention_mask": None}
+    kept = few(2, model.model.layers[2], x, arguments)
+    assert kept.shape == (2, 13) and bool(kept[:, [0, -1]].all())
+    assert [part.sum(1).tolist() for part in kept.split(4, 1)] == [[2, 2], [2, 2], [2, 2], [1, 1]]
+    with pytest.raises(VistokError, match="window is 8"):
+        Share(0.5, 8, window=8)
 
 
 @pytest.mark.parametrize("name", ["received", "share"])

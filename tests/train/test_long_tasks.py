@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.train.tiny import texts, tiny
+from tests.train.tiny import RECIPES, texts, tiny
 from vistok import context
 from vistok.errors import VistokError
+from vistok.train.recipe import Recipe
 from vistok.train.tasks import build_task, text
+from vistok.train.tasks.needles import ROOM
 from vistok.zoo.transformers import load_causal_lm
 
 
@@ -51,6 +53,15 @@ def test_passages_grow_by_stage_and_processes_share_them():
     assert not torch.equal(*halves)
 
 
+def test_far_needles_continue_the_run_of_growing_passages():
+    first, then = (Recipe.load(RECIPES / f"{name}.yaml") for name in ("text-mini-long", "text-mini-long-far"))
+    stages = first.data["stages"]
+    assert then.data == first.data | {"stages": [*stages, then.data["stages"][-1]]} and then.steps > first.steps
+    assert replace(then.optimization, final_lr=first.optimization.final_lr) == first.optimization
+    same = ("task", "seed", "batch_size", "precision", "model", "init")
+    assert all(getattr(first, name) == getattr(then, name) for name in same)
+
+
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4}], ids=["all weights", "lora"])
 def test_a_model_that_learns_to_read_back_loads(tmp_path, lora):
     task = build_task(of("text-mini-long", model={"lora": lora} if lora else {}))
@@ -59,7 +70,7 @@ def test_a_model_that_learns_to_read_back_loads(tmp_path, lora):
     task.export(tmp_path, {}, 1)
     model, tokenizer = load_causal_lm(tmp_path)
     assert torch.allclose(logits(model), logits(task.model.lm), atol=0.05)
-    assert model.config.max_position_embeddings == tokenizer.model_max_length == 256  # as below
+    assert model.config.max_position_embeddings == tokenizer.model_max_length == 96 + ROOM
     assert model.config.rope_parameters["rope_theta"] == 500_000
     assert set(task.evaluate()) == {f"{name}_{length}" for name in ("found", "held_out_loss") for length in (64, 96)}
 

@@ -41,7 +41,9 @@ class Mixing:
         kernel: their width, odd.
         expand: width of hidden layers, in mixed slots.
         activation: behind every convolution, the last included; None for none.
-        start: share of the mix, beside the one-hot rows, before training.
+        start: share of the mix, beside the one-hot rows, before training; 0 drops all but heavy hitters.
+        spread: standard deviation of the convolutions' weights before training. With 1, as published, softmax over
+            wide keys is one row drawn by chance, which hardly learns; small ones begin near the mean of the rows.
     """
 
     memory: int = 128
@@ -52,6 +54,7 @@ class Mixing:
     expand: int = 1
     activation: str | None = "relu"
     start: float = 0.5
+    spread: float = 1.0
 
     def __post_init__(self) -> None:
         at_least("memory", self.memory, 1)
@@ -92,8 +95,8 @@ class MemorySaver(nn.Module):
         parts: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(widths):
             conv = nn.Conv1d(inputs, outputs, mixing.kernel, padding=mixing.kernel // 2)
-            nn.init.normal_(conv.weight)
-            nn.init.normal_(conv.bias)
+            nn.init.normal_(conv.weight, std=mixing.spread)
+            nn.init.normal_(conv.bias, std=mixing.spread)
             parts.append(conv)
             if (activation := ACTIVATIONS[mixing.activation]) is not None:
                 parts.append(activation())
@@ -250,7 +253,7 @@ def load_savers(savers: nn.ModuleList, weights: Mapping[str, Tensor] | str | Pat
             wanted[name].copy_(tensor)
 
 
-def chunk_losses(model: nn.Module, ids: Tensor, chunk: int = 512) -> Iterator[Tensor]:
+def chunk_losses(model: nn.Module, ids: Tensor, chunk: int = 512, weights: Tensor | None = None) -> Iterator[Tensor]:
     """The losses of a text's chunks, each read over the compressed cache of those before, as LoCoCo is trained.
 
     Take an optimizer step, or accumulate, after each: gradients reach the convolutions through one chunk alone, and not
@@ -261,6 +264,7 @@ def chunk_losses(model: nn.Module, ids: Tensor, chunk: int = 512) -> Iterator[Te
         model: a causal LM under ``vistok.context.apply(model, LoCoCo(...))``.
         ids: texts, int64 [B, T].
         chunk: tokens that are read together.
+        weights: of each token's loss in the mean of its chunk, [B, T]; equal ones if None.
 
     Yields:
         Mean cross-entropy in nats of the next tokens of each chunk, the first of the next chunk included.
@@ -272,4 +276,9 @@ def chunk_losses(model: nn.Module, ids: Tensor, chunk: int = 512) -> Iterator[Te
         given = {} if cache is None else {argument: cache}
         output = model(input_ids=inputs[:, : targets.shape[1]], use_cache=True, **given)
         cache = given_cache(output)
-        yield F.cross_entropy(output.logits.flatten(0, 1).float(), targets.flatten())
+        losses = F.cross_entropy(output.logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        if weights is None:
+            yield losses.mean()
+        else:
+            shares = weights[:, first + 1 : first + chunk + 1].flatten()
+            yield (losses * shares).sum() / shares.sum()

@@ -37,6 +37,7 @@ class NeedlePoint:
         needles: in each passage, all of which were asked for.
         found: share of them, with its interval of 95 % by the bootstrap over passages.
         by_depth: share found of the needles of each part of the passages, from its beginning on.
+        by_text: needles found in each passage; those of two policies are of the same questions.
         reads: rows of keys and values that decode steps read, selection included, over those of full attention.
         kept: rows in the cache over tokens.
     """
@@ -47,6 +48,7 @@ class NeedlePoint:
     needles: int
     found: Estimate
     by_depth: tuple[float, ...]
+    by_text: tuple[int, ...]
     reads: float
     kept: float
 
@@ -97,11 +99,10 @@ def find_needles(
             kept.append(at_work.last.kept[0] / at_work.last.tokens[0])
             if advance is not None:
                 advance()
-    found = ratio_estimate(right.sum(1).tolist(), [needles] * texts)
-    by_depth = tuple(right.mean(0).tolist())
-    return NeedlePoint(
-        name or policy.name, length, texts, needles, found, by_depth, sum(reads) / texts, sum(kept) / texts
-    )
+    by_text, by_depth = right.sum(1).int().tolist(), right.mean(0).tolist()
+    found = ratio_estimate(by_text, [needles] * texts)
+    named = (name or policy.name, length, texts, needles)
+    return NeedlePoint(*named, found, tuple(by_depth), tuple(by_text), sum(reads) / texts, sum(kept) / texts)
 
 
 def finds(model: nn.Module, cache: Any, needle: Needle, before: Sequence[int] = ()) -> bool:

@@ -152,10 +152,17 @@ class Share:
         share: of the blocks that stay.
         block: tokens of a block.
         seed: for random blocks; None for those that receive most.
+        window: tokens of which the share stays, each window by itself: as more queries see early keys, of a whole text
+            the early half would stay. All tokens if None.
+
+    Raises:
+        VistokError: the window is shorter than two blocks.
     """
 
-    def __init__(self, share: float = 0.5, block: int = 16, seed: int | None = None) -> None:
-        self.share, self.block = share, block
+    def __init__(self, share: float = 0.5, block: int = 16, seed: int | None = None, window: int | None = None) -> None:
+        if window is not None and window < 2 * block:
+            raise VistokError(f"window is {window}: take at least two blocks of {block} tokens.")
+        self.share, self.block, self.window = share, block, window
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
 
     def __call__(self, index: int, layer: nn.Module, x: Tensor, arguments: Mapping[str, Any]) -> Tensor:
@@ -164,8 +171,14 @@ class Share:
         else:
             sums = torch.rand(len(x), -(-x.shape[1] // self.block), generator=self.generator).to(x.device)
         sums[:, 0] = sums[:, -1] = torch.inf
-        count = max(1, round(self.share * sums.shape[1]))
-        return torch.zeros_like(sums, dtype=torch.bool).scatter(1, sums.topk(count).indices, True)
+        each = sums.shape[1] if self.window is None else self.window // self.block
+        return torch.cat([_highest(part, self.share) for part in sums.split(each, 1)], 1)
+
+
+def _highest(sums: Tensor, share: float) -> Tensor:
+    """Which columns of [B, N] are the highest share of their row, one at least: bool [B, N]."""
+    count = max(1, round(share * sums.shape[1]))
+    return torch.zeros_like(sums, dtype=torch.bool).scatter(1, sums.topk(count).indices, True)
 
 
 def tokens_of(kept: Tensor, block: int, length: int) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from tests.samplers.test_speculation import ragged
 from tests.samplers.tiny import VOCABULARY, tiny, tiny_clover, tiny_head, tiny_prompt_tokens, tiny_transfer
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import EagleConfig
 from vistok.models.heads.eagle3 import Eagle3Network
+from vistok.models.heads.eagle3_config import Eagle3Config
 from vistok.samplers import (
     CloverHead,
     DraftModel,
@@ -93,7 +93,7 @@ def test_a_step_is_measured_once():
 def third_head(drafted=0):
     """An EAGLE-3 head that drafts every token, or the last ``drafted`` ones."""
     torch.manual_seed(6)
-    config = EagleConfig(VOCABULARY, 16, 24, 4, num_key_value_heads=2, aux_layers=(0, 1, 1), draft_vocab_size=drafted)
+    config = Eagle3Config(VOCABULARY, 16, 24, 4, num_key_value_heads=2, aux_layers=(0, 1, 1), draft_vocab_size=drafted)
     head = Eagle3Network(config).eval().requires_grad_(False).double()
     if drafted:
         head.d2t.fill_(VOCABULARY - drafted)

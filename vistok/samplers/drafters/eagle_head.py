@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import EagleConfig, EagleNetwork, text_rope
+from vistok.models.heads.drafter import text_rope
+from vistok.models.heads.eagle import EagleNetwork
 from vistok.models.heads.eagle3 import Eagle3Network
+from vistok.models.heads.eagle3_config import Eagle3Config
 from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.interface import DraftPolicy
@@ -49,7 +51,7 @@ class EagleHead(HeadDrafter, TextDrafter):
 
     def __init__(self, network: EagleNetwork | Eagle3Network, policy: DraftPolicy | Literal["auto"] | None = None):
         known = isinstance(network, EagleNetwork | Eagle3Network)
-        if not known or network.config.grid:
+        if not known or (isinstance(network, EagleNetwork) and network.config.grid):
             kind = "an EAGLE network for pictures" if known else f"of type {type(network).__name__}"
             raise VistokError(
                 f"text is drafted by an EAGLE network (vistok.models.heads.eagle) with grid 0, but this head is {kind}."
@@ -123,7 +125,7 @@ class EagleHead(HeadDrafter, TextDrafter):
         self.begin(run, prefill.hidden, tokens, prompt.count)
 
 
-def aux_layers(config: EagleConfig, layers: int) -> tuple[int, ...]:
+def aux_layers(config: Eagle3Config, layers: int) -> tuple[int, ...]:
     """The layers of the target whose entering states an EAGLE-3 head reads.
 
     Args:

@@ -44,15 +44,17 @@ class AugmentationObjective(nn.Module):
         return self
 
     def forward(self, input_ids: Tensor, points: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss in nats behind the latents, and how far it lies below that without them.
+        """Mean loss in nats behind the latents; in evaluation also how far it lies below that without them.
 
         Args:
             input_ids: int64 [B, L].
             points: of all texts, as rows of one tensor [B, P]; the first row counts.
         """
         loss = augmentation_loss(self.lm, self.coprocessor, input_ids, points[0], self.ahead)
+        if self.training:
+            return loss, {}
         plain = plain_loss(self.lm, input_ids, points[0], self.ahead)
-        return loss, {"gain": plain - loss.detach()}
+        return loss, {"gain": plain - loss}
 
 
 @dataclass(frozen=True, kw_only=True)

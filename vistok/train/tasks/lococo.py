@@ -49,9 +49,10 @@ class LoCoCoObjective(nn.Module):
             before.remove()
         context.apply(self.lm, policy)
 
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss in nats of texts [B, T] behind their first chunk."""
-        return torch.stack(list(chunk_losses(self.lm, input_ids, self.chunk))[1:]).mean(), {}
+    def forward(self, input_ids: Tensor, weights: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss in nats of texts [B, T] behind their first chunk; weights [B, T] of tokens count in training."""
+        losses = chunk_losses(self.lm, input_ids, self.chunk, weights if self.training else None)
+        return torch.stack(list(losses)[1:]).mean(), {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,9 @@ class LoCoCoData:
         chunk: tokens that are read together; more than a chunk must be left behind the first.
         seed: of passages.
         eval_samples: held-out passages that are evaluated on.
-        needles: different ones in a passage, each of which stands there three times; plain text if 0.
+        needles: different ones in a passage; plain text if 0.
+        times: how often each of them stands there.
+        weight: of the loss of a needle's value that stood before, where another token's is 1.
     """
 
     length: int
@@ -71,6 +74,8 @@ class LoCoCoData:
     seed: int
     eval_samples: int = 64
     needles: int = 0
+    times: int = 3
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +109,10 @@ class LoCoCoTask(text.PassageTask):
         """Passages of the corpus, with needles where they are wanted."""
         generator = torch.Generator().manual_seed(seed)
         if self.data.needles:
-            strewn = NeedleText(self.tokenizer, tokens)
-            lessons = [strewn.lesson(self.data.length, self.data.needles, 3, generator) for _ in range(count)]
-            return {"input_ids": torch.stack([ids for ids, _ in lessons])}
+            strewn, wanted = NeedleText(self.tokenizer, tokens), (self.data.length, self.data.needles, self.data.times)
+            lessons = [strewn.lesson(*wanted, generator) for _ in range(count)]
+            ids, places = (torch.stack(parts) for parts in zip(*lessons, strict=True))
+            return {"input_ids": ids, "weights": torch.ones(ids.shape).scatter(1, places + 1, self.data.weight)}
         return {"input_ids": text.draw_passages(tokens, self.data.length, count, generator)}
 
     @torch.no_grad()

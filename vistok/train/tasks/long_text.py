@@ -40,6 +40,7 @@ class Involved:
         layers: that leave the others out.
         block: tokens of a block.
         segment: tokens whose logits are formed at a time.
+        window: tokens of which the share stays, each window by itself; see vistok.train.involvement.Share.
         chance: let chance choose the blocks, as a control.
     """
 
@@ -47,6 +48,7 @@ class Involved:
     layers: tuple[int, ...]
     block: int = 16
     segment: int = 512
+    window: int | None = None
     chance: bool = False
 
 
@@ -75,7 +77,7 @@ class LongTextObjective(nn.Module):
 
     def _involve(self, involved: Involved):
         seed = SEED_OF_CHANCE if involved.chance else None
-        return involve(self.lm, Share(involved.share, involved.block, seed), involved.layers)
+        return involve(self.lm, Share(involved.share, involved.block, seed, involved.window), involved.layers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ from vistok.train.trainer import Task
 from vistok.zoo.adapter import save_adapter
 
 NEEDLES = 4  # of a passage that is evaluated on
+ROOM = 256  # positions behind the longest passage, for what is asked and written there
 
 
 class NeedleObjective(nn.Module):
@@ -134,7 +135,7 @@ class NeedleTask(Task):
         self._ends = list(accumulate(stage.steps for stage in self.data.stages))
         self.lengths = sorted({stage.length for stage in self.data.stages})
         self.tokenizer, lm = text.load_lm(self.init.target)
-        lm = text.lengthened(lm, self.lengths[-1], shape.rope_theta)
+        lm = text.lengthened(lm, self.lengths[-1] + ROOM, shape.rope_theta)
         torch.manual_seed(recipe.seed)
         self.adapted = None if shape.lora is None else with_lora(lm, shape.lora)
         self.model = NeedleObjective(lm)
