@@ -187,7 +187,7 @@ def test_another_control_is_another_job(run, folders):
 
 
 def test_a_family_without_weights_asks_for_them(tmp_path):
-    for name, said in (("maskgit", "--checkpoint"), ("xar", "xAR-B.pth"), ("enat", "nnet_ema.pth")):
+    for name, said in (("maskgit", "--checkpoint"), ("xar-b", "xAR-B.pth"), ("enat", "nnet_ema.pth")):
         done = command("sample", "--model", name, "--class", "1", "--out", str(tmp_path / "x.png"))
         assert done.returncode == 2, done.stderr
         assert said in " ".join(done.stderr.split())

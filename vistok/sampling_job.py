@@ -148,9 +148,9 @@ def paint_to(
         save(np.stack(sheet) if codes_only else sheet[0] if len(sheet) == 1 else grid(sheet), out)
     if trace is not None and traces and rank == 0:
         save_image(grid(traces), trace)
-    seconds = time.perf_counter() - began
     part = (len(wanted), type(stats[0]).merged(stats) if stats else None)
-    parts = [part] if world == 1 else _gathered(part)
+    parts = [part] if world == 1 else _gathered(part)  # waits for all processes, whose pictures are counted below
+    seconds = time.perf_counter() - began
     if rank != 0:
         return None
     painted, stats = sum(count for count, _ in parts), [each for _, each in parts if each is not None]

@@ -96,6 +96,21 @@ def test_an_option_that_nothing_would_read_is_refused(mistake, tmp_path, command
     assert unread[0] in mistake(*command, "--config", "options.yaml")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("write", "def", "--new-tokens", "99999"),
+        ("bench", "text", "--prompt-tokens", "99999"),
+        ("eval", "needle", "--lengths", "99999"),
+        ("eval", "edits", "--length", "99999"),
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_texts_of_more_tokens_than_the_model_reads_are_refused(mistake, command):
+    told = mistake(*command, "--model", "text-mini-draft")
+    assert "'text-mini-draft' reads" in told and "shorter" in told
+
+
 def test_a_flag_that_nothing_would_read_is_refused(mistake):
     assert "--embedded" in mistake("models", "llamagen-b-256", "--embedded")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.train.small_llava import recipe
 from vistok.data.images import to_pil
 from vistok.data.scenes import render, sample_scenes
 from vistok.data.scenes.vqa import (
@@ -20,33 +21,9 @@ from vistok.data.scenes.vqa import (
     vocabulary,
 )
 from vistok.projectors import Compressor, Kept, compress
-from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.packing import thinned
 from vistok.train.tasks.scenes.tower import PATCH_CLASSES, patch_targets, scene_targets
 from vistok.train.tasks.scenes.vqa import VqaTask
-
-SMALL = {
-    "vision": {
-        "image_size": 64,
-        "patch_size": 8,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 2,
-    },
-    "text": {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "initializer_range": 0.2,
-    },
-}
-
-
-def recipe(**data) -> Recipe:
-    data = {"seed": 1, "questions": 3, "eval_pictures": 64} | data
-    return Recipe(name="small", task="vqa", steps=1, batch_size=2, model=SMALL, data=data)
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 
-import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.eval.noise import write_noise
 from vistok.cli.eval import app
 from vistok.cli.eval.common import figure_text
 from vistok.errors import VistokError
@@ -23,12 +23,7 @@ from vistok.eval.sets import features
 def world(tmp_path, monkeypatch):
     """Two folders of pictures, a set of prompts and files of answers and captions, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    random = np.random.default_rng(0)
-    for name in ("real", "fake"):
-        (tmp_path / name).mkdir()
-        for i in range(12):
-            array = random.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-            Image.fromarray(array).save(tmp_path / name / f"{i:02d}.png")
+    write_noise(tmp_path / "real", tmp_path / "fake")
     write_prompt_folder(tmp_path / "set", 0, colors("circle", "red"), [Image.new("RGB", (64, 64))])
     (tmp_path / "answers.jsonl").write_text('{"prediction": "yes", "answer": "yes"}')
     (tmp_path / "captions.jsonl").write_text('{"image": "00.png", "caption": "noise"}')

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from tests.eval.noise import write_noise
 from vistok.cli.eval import app
 from vistok.errors import VistokError
 from vistok.eval.answers import scorers
@@ -129,12 +128,7 @@ def test_answer_files(tmp_path):
 
 @pytest.fixture
 def runner(tmp_path):
-    random = np.random.default_rng(0)
-    for name in ("real", "fake"):
-        (tmp_path / name).mkdir()
-        for i in range(12):
-            array = random.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-            Image.fromarray(array).save(tmp_path / name / f"{i:02d}.png")
+    write_noise(tmp_path / "real", tmp_path / "fake")
     torch.manual_seed(0)
     save_file(fold_batch_norms(SceneFeatures().eval()).state_dict(), tmp_path / "weights.safetensors")
     return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments])

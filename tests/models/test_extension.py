@@ -8,12 +8,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.data.test_vqa import recipe
+from tests.train.small_llava import small_llava
 from vistok.errors import VistokError
 from vistok.models.extension import (
     CONFIG_FILE,
     Extension,
-    base_hashes,
     extend_vocabulary,
     load_extended,
     read_extension,
@@ -22,7 +21,8 @@ from vistok.models.extension import (
 )
 from vistok.train.lora import Lora
 from vistok.train.tasks.scenes.extension import ExtendedLlava
-from vistok.train.tasks.scenes.vqa import VqaTask, load_llava
+from vistok.train.tasks.scenes.llava import load_llava
+from vistok.zoo.adapter import base_hashes
 
 pytest.importorskip("peft")
 WORDS = ("<SEG>", "where")
@@ -30,9 +30,7 @@ WORDS = ("<SEG>", "where")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    VqaTask(recipe()).export(folder, {"exact_match": 0.0}, 1)
-    return str(folder)
+    return small_llava(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture

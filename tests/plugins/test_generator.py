@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from vistok.models.interface import TokenSpec
-from vistok.samplers.loop import Scores
+from vistok.samplers.run import Scores
 
 
 class Stripes(nn.Module):

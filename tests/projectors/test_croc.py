@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.data.test_vqa import recipe
+from tests.train.small_llava import small_llava
 from vistok.errors import VistokError
 from vistok.projectors.learned.croc import (
     PromptPool,
@@ -22,7 +22,7 @@ from vistok.projectors.learned.croc import (
     reconstruction_loss,
     splice,
 )
-from vistok.train.tasks.scenes.vqa import VqaTask, load_llava
+from vistok.train.tasks.scenes.llava import load_llava
 
 
 def test_the_assignment_is_the_best_one_to_one():
@@ -109,8 +109,7 @@ def test_no_gradient_reaches_the_targets():
 
 
 def test_normalisation_travels_with_the_model(tmp_path):
-    VqaTask(recipe()).export(tmp_path / "plain", {"exact_match": 0.0}, 1)
-    llava = load_llava(str(tmp_path / "plain"))
+    llava = load_llava(small_llava(tmp_path / "plain"))
     features = torch.randn(1, 4, llava.config.vision_config.hidden_size)
     assert (llava.model.multi_modal_projector(features).norm(dim=-1) - 1).abs().max() > 0.01
     normalize_projector(llava)

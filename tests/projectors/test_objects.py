@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -87,6 +89,16 @@ def test_what_a_model_cannot_be_asked_is_refused_by_name(chat, question, culprit
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(VistokError, match=r"chat3d\.json"):
+        Chat3D.from_pretrained(tmp_path)
+
+
+def test_a_model_that_reads_places_in_another_unit_is_refused(chat, tmp_path):
+    chat.save_pretrained(tmp_path)
+    config = tmp_path / "chat3d.json"
+    entries = json.loads(config.read_text())
+    del entries["side"]
+    config.write_text(json.dumps(entries))
+    with pytest.raises(VistokError, match=r"chat3d\.json.*side.*train it again"):
         Chat3D.from_pretrained(tmp_path)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ IMAGE, PAD, VOCAB = 98, 0, 99
 SIDE, PATCH = 24, 4  # 6x6 patches
 GRID = SIDE // PATCH
 PINPOINTS = [[24, 48], [48, 24], [48, 48], [24, 72]]
+LENGTHS = ((4, 3), (2, 6))  # words before and after the pictures of each row
 
 
 def _text(config_class, **more):
@@ -27,18 +30,20 @@ def _text(config_class, **more):
     )
 
 
-def _vision():
+def _vision(config_class, **more):
+    return config_class(hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=4, **more)
+
+
+def _clip():
     from transformers import CLIPVisionConfig
 
-    return CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        image_size=SIDE,
-        patch_size=PATCH,
-        initializer_factor=4.0,
-    )
+    return _vision(CLIPVisionConfig, image_size=SIDE, patch_size=PATCH, initializer_factor=4.0)
+
+
+def _siglip():
+    from transformers import SiglipVisionConfig
+
+    return _vision(SiglipVisionConfig, image_size=SIDE, patch_size=PATCH, vision_use_head=False)
 
 
 def _built(model_class, config, attention: str):
@@ -57,7 +62,7 @@ def llava(attention: str = "sdpa"):
     from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     config = LlavaConfig(
-        vision_config=_vision(), text_config=_text(LlamaConfig), image_token_index=IMAGE, image_seq_length=GRID**2
+        vision_config=_clip(), text_config=_text(LlamaConfig), image_token_index=IMAGE, image_seq_length=GRID**2
     )
     return _built(LlavaForConditionalGeneration, config, attention)
 
@@ -66,7 +71,7 @@ def llava_next(attention: str = "sdpa"):
     from transformers import LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 
     config = LlavaNextConfig(
-        vision_config=_vision(),
+        vision_config=_clip(),
         text_config=_text(LlamaConfig),
         image_token_index=IMAGE,
         image_grid_pinpoints=PINPOINTS,
@@ -78,15 +83,8 @@ def llava_next(attention: str = "sdpa"):
 def internvl(attention: str = "sdpa"):
     from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
 
-    vision = InternVLVisionConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        image_size=[SIDE, SIDE],
-        patch_size=[PATCH, PATCH],
-        use_qk_norm=True,
-    )
+    patches = {"image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH]}
+    vision = _vision(InternVLVisionConfig, **patches, use_qk_norm=True)
     config = InternVLConfig(
         vision_config=vision,
         text_config=_text(Qwen2Config),
@@ -98,6 +96,9 @@ def internvl(attention: str = "sdpa"):
 
 
 QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": 97, "vision_start_token_id": 96, "vision_end_token_id": 95}
+QWEN_TOWER = {"depth": 5, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 4}
+QWEN_TOWER |= {"out_hidden_size": 48}
+QWEN_ROPE = {"rope_type": "default", "mrope_section": [2, 2, 2]}
 
 
 def qwen2_vl(attention: str = "sdpa"):
@@ -105,7 +106,7 @@ def qwen2_vl(attention: str = "sdpa"):
 
     config = Qwen2VLConfig(
         vision_config={"depth": 5, "embed_dim": 32, "hidden_size": 48, "num_heads": 2, "patch_size": 4},
-        text_config=_text(dict, rope_parameters={"rope_type": "default", "mrope_section": [2, 2, 2]}),
+        text_config=_text(dict, rope_parameters=dict(QWEN_ROPE)),
         **QWEN_IDS,
     )
     return _built(Qwen2VLForConditionalGeneration, config, attention)
@@ -114,10 +115,9 @@ def qwen2_vl(attention: str = "sdpa"):
 def qwen2_5_vl(attention: str = "sdpa"):
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    vision = {"depth": 5, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 4}
     config = Qwen2_5_VLConfig(
-        vision_config=vision | {"out_hidden_size": 48, "window_size": 16, "fullatt_block_indexes": [2, 4]},
-        text_config=_text(dict, rope_parameters={"rope_type": "default", "mrope_section": [2, 2, 2]}),
+        vision_config=QWEN_TOWER | {"window_size": 16, "fullatt_block_indexes": [2, 4]},
+        text_config=_text(dict, rope_parameters=dict(QWEN_ROPE)),
         **QWEN_IDS,
     )
     return _built(Qwen2_5_VLForConditionalGeneration, config, attention)
@@ -126,29 +126,12 @@ def qwen2_5_vl(attention: str = "sdpa"):
 def qwen3_vl(attention: str = "sdpa"):
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-    vision = {"depth": 5, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 4}
     config = Qwen3VLConfig(
-        vision_config=vision
-        | {"out_hidden_size": 48, "deepstack_visual_indexes": [1, 3], "num_position_embeddings": 64},
-        text_config=_text(dict, head_dim=12, rope_parameters={"rope_type": "default", "mrope_section": [2, 2, 2]}),
+        vision_config=QWEN_TOWER | {"deepstack_visual_indexes": [1, 3], "num_position_embeddings": 64},
+        text_config=_text(dict, head_dim=12, rope_parameters=dict(QWEN_ROPE)),
         **QWEN_IDS,
     )
     return _built(Qwen3VLForConditionalGeneration, config, attention)
-
-
-def _siglip(**more):
-    from transformers import SiglipVisionConfig
-
-    return SiglipVisionConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        image_size=SIDE,
-        patch_size=PATCH,
-        vision_use_head=False,
-        **more,
-    )
 
 
 def llava_onevision(attention: str = "sdpa"):
@@ -193,14 +176,7 @@ def paligemma(attention: str = "sdpa"):
 def _idefics3(config_class, model_class, vision_class, attention):
     from transformers import LlamaConfig
 
-    vision = vision_class(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        image_size=SIDE,
-        patch_size=PATCH,
-    )
+    vision = _vision(vision_class, image_size=SIDE, patch_size=PATCH)
     config = config_class(
         vision_config=vision, text_config=_text(LlamaConfig), image_token_id=IMAGE, scale_factor=2, pad_token_id=PAD
     )
@@ -224,14 +200,7 @@ def smolvlm(attention: str = "sdpa"):
 def mistral3(attention: str = "sdpa"):
     from transformers import Mistral3Config, Mistral3ForConditionalGeneration, MistralConfig, PixtralVisionConfig
 
-    vision = PixtralVisionConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        image_size=2 * SIDE,
-        patch_size=PATCH,
-    )
+    vision = _vision(PixtralVisionConfig, image_size=2 * SIDE, patch_size=PATCH)
     text = _text(MistralConfig, head_dim=12, sliding_window=None)
     config = Mistral3Config(
         vision_config=vision, text_config=text, image_token_index=IMAGE, spatial_merge_size=2, vision_feature_layer=-1
@@ -262,10 +231,9 @@ def cohere2_vision(attention: str = "sdpa"):
 def glm4v(attention: str = "sdpa"):
     from transformers import Glm4vConfig, Glm4vForConditionalGeneration
 
-    vision = {"depth": 5, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 4}
     config = Glm4vConfig(
-        vision_config=vision | {"out_hidden_size": 48, "image_size": SIDE},
-        text_config=_text(dict, rope_parameters={"rope_type": "default", "mrope_section": [2, 2, 2]}),
+        vision_config=QWEN_TOWER | {"image_size": SIDE},
+        text_config=_text(dict, rope_parameters=dict(QWEN_ROPE)),
         image_token_id=IMAGE,
         video_token_id=97,
         image_start_token_id=96,
@@ -279,15 +247,7 @@ def glm4v(attention: str = "sdpa"):
 def lfm2_vl(attention: str = "sdpa"):
     from transformers import Lfm2VlConfig, Lfm2VlForConditionalGeneration, Siglip2VisionConfig
 
-    vision = Siglip2VisionConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        patch_size=PATCH,
-        num_patches=GRID**2,
-        vision_use_head=False,
-    )
+    vision = _vision(Siglip2VisionConfig, patch_size=PATCH, num_patches=GRID**2, vision_use_head=False)
     kinds = ["conv", "full_attention", "conv", "full_attention"]
     text = _text(dict, model_type="lfm2", layer_types=kinds, block_auto_adjust_ff_dim=False)
     config = Lfm2VlConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, projector_hidden_size=64)
@@ -323,7 +283,7 @@ def fast_vlm(attention: str = "sdpa"):
     return model
 
 
-def prompts(rows: list[list[int]], lengths: list[tuple[int, int]], left: bool = True) -> dict[str, Tensor]:
+def prompts(rows: list[list[int]], lengths: Sequence[tuple[int, int]], left: bool = True) -> dict[str, Tensor]:
     """Prompts of one row each: text, the placeholders of each of its pictures with one word between, text."""
     generator = torch.Generator().manual_seed(3)
 
@@ -348,18 +308,50 @@ def pixels(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def llava_inputs(
-    pictures: tuple[int, ...] = (1, 2), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0
-) -> dict[str, Tensor]:
+def _tiled(counts, tokens, lengths, left, seed, side=SIDE):
+    """A batch whose pictures, or tiles of pictures, have as many tokens each and stand one after the other."""
+    inputs = prompts([[tokens] * n for n in counts], lengths, left)
+    return inputs | {"pixel_values": pixels(sum(counts), 3, side, side, seed=seed)}
+
+
+def llava_inputs(pictures=(1, 2), lengths=LENGTHS, left: bool = True, seed: int = 0) -> dict[str, Tensor]:
     """A batch for :func:`llava`, with this many pictures in each row."""
-    rows = [[GRID**2] * n for n in pictures]
-    return prompts(rows, list(lengths), left) | {"pixel_values": pixels(sum(pictures), 3, SIDE, SIDE, seed=seed)}
+    return _tiled(pictures, GRID**2, lengths, left, seed)
 
 
-def llava_next_inputs(
-    sizes=((40, 40), (30, 70)), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0
-) -> dict[str, Tensor]:
-    """A batch for :func:`llava_next`, with one picture of the given height and width in each row."""
+def internvl_inputs(pictures=(1, 2), lengths=LENGTHS, left: bool = True, seed: int = 0) -> dict[str, Tensor]:
+    """A batch for :func:`internvl`."""
+    return _tiled(pictures, GRID**2 // 4, lengths, left, seed)
+
+
+def aya_vision_inputs(tiles=(1, 2), lengths=LENGTHS, left: bool = True, seed: int = 0) -> dict[str, Tensor]:
+    """A batch for :func:`aya_vision`: tiles of all rows one after the other."""
+    return _tiled(tiles, GRID**2 // 4, lengths, left, seed)
+
+
+cohere2_vision_inputs = aya_vision_inputs
+
+
+def fast_vlm_inputs(pictures=(1, 2), lengths=LENGTHS, left: bool = True, seed: int = 0) -> dict[str, Tensor]:
+    """A batch for :func:`fast_vlm`: pictures whose sides its tower divides by 32."""
+    return _tiled(pictures, 16, lengths, left, seed, side=128)
+
+
+def gemma3_inputs(pictures=(1, 2), lengths=LENGTHS, left: bool = True, seed: int = 0) -> dict[str, Tensor]:
+    """A batch for :func:`gemma3`, whose types say which tokens are pictures."""
+    inputs = _tiled(pictures, 9, lengths, left, seed)
+    return inputs | {"token_type_ids": (inputs["input_ids"] == IMAGE).int()}
+
+
+def paligemma_inputs(pictures=(1, 2), lengths=LENGTHS, left: bool = True, seed: int = 0) -> dict[str, Tensor]:
+    """A batch for :func:`paligemma`; all of the prompt is prefix."""
+    inputs = _tiled(pictures, GRID**2, lengths, left, seed)
+    return inputs | {"token_type_ids": torch.zeros_like(inputs["input_ids"])}
+
+
+def _cropped(sizes, lengths, left, seed, tokens):
+    """A batch with one picture of the given height and width in each row: a thumbnail, and crops of a canvas that have
+    as many tokens as ``tokens`` says of its rows and columns."""
     from transformers.image_processing_utils import select_best_resolution
 
     from vistok.models.families.plan import unpadded
@@ -368,22 +360,36 @@ def llava_next_inputs(
     for size in sizes:
         height, width = (n // PATCH for n in select_best_resolution(size, PINPOINTS))
         top, bottom, left_, right = unpadded((height, width), size)
-        counts.append([GRID**2 + (bottom - top) * (right - left_ + 1)])
+        counts.append([GRID**2 + tokens(bottom - top, right - left_)])
         views.append(1 + height * width // GRID**2)
     padded = pixels(len(sizes), max(views), 3, SIDE, SIDE, seed=seed)
-    return prompts(counts, list(lengths), left) | {"pixel_values": padded, "image_sizes": torch.tensor(sizes)}
+    return prompts(counts, lengths, left) | {"pixel_values": padded, "image_sizes": torch.tensor(sizes)}
 
 
-def internvl_inputs(pictures=(1, 2), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0) -> dict[str, Tensor]:
-    """A batch for :func:`internvl`."""
-    rows = [[GRID**2 // 4] * n for n in pictures]
-    return prompts(rows, list(lengths), left) | {"pixel_values": pixels(sum(pictures), 3, SIDE, SIDE, seed=seed)}
+def llava_next_inputs(
+    sizes=((40, 40), (30, 70)), lengths=LENGTHS, left: bool = True, seed: int = 0
+) -> dict[str, Tensor]:
+    """A batch for :func:`llava_next`, with one picture of the given height and width in each row."""
+    return _cropped(sizes, lengths, left, seed, lambda rows, cols: rows * (cols + 1))
 
 
-def qwen2_vl_inputs(grids=((1, 4, 6), (1, 6, 4)), lengths=((4, 3), (2, 6)), left: bool = True) -> dict[str, Tensor]:
+def llava_onevision_inputs(
+    sizes=((40, 40), (24, 24)), lengths=LENGTHS, left: bool = True, seed: int = 0
+) -> dict[str, Tensor]:
+    """A batch for :func:`llava_onevision`: a canvas that is shrunk, and one that is not."""
+
+    def shrunk(rows: int, cols: int) -> int:
+        ratio = (rows * cols / (2 * GRID**2)) ** 0.5
+        if ratio > 1.1:
+            rows, cols = int(rows // ratio), int(cols // ratio)
+        return rows * (cols + 1)
+
+    return _cropped(sizes, lengths, left, seed, shrunk)
+
+
+def qwen2_vl_inputs(grids=((1, 4, 6), (1, 6, 4)), lengths=LENGTHS, left: bool = True) -> dict[str, Tensor]:
     """A batch for :func:`qwen2_vl`, with one picture in each row."""
-    counts = [[t * h * w // 4] for t, h, w in grids]
-    inputs = prompts(counts, list(lengths), left)
+    inputs = prompts([[t * h * w // 4] for t, h, w in grids], lengths, left)
     return inputs | {
         "pixel_values": pixels(sum(t * h * w for t, h, w in grids), 3 * 2 * 4 * 4),
         "image_grid_thw": torch.tensor(grids),
@@ -394,101 +400,43 @@ def qwen2_vl_inputs(grids=((1, 4, 6), (1, 6, 4)), lengths=((4, 3), (2, 6)), left
 qwen2_5_vl_inputs = qwen3_vl_inputs = glm4v_inputs = qwen2_vl_inputs
 
 
-def llava_onevision_inputs(
-    sizes=((40, 40), (24, 24)), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0
-) -> dict[str, Tensor]:
-    """A batch for :func:`llava_onevision`: a canvas that is shrunk, and one that is not."""
-    from transformers.image_processing_utils import select_best_resolution
-
-    from vistok.models.families.plan import unpadded
-
-    counts, views = [], []
-    for size in sizes:
-        height, width = (n // PATCH for n in select_best_resolution(size, PINPOINTS))
-        top, bottom, left_, right = unpadded((height, width), size)
-        rows, cols = bottom - top, right - left_
-        ratio = (rows * cols / (2 * GRID**2)) ** 0.5
-        if ratio > 1.1:
-            rows, cols = int(rows // ratio), int(cols // ratio)
-        counts.append([GRID**2 + rows * (cols + 1)])
-        views.append(1 + height * width // GRID**2)
-    padded = pixels(len(sizes), max(views), 3, SIDE, SIDE, seed=seed)
-    return prompts(counts, list(lengths), left) | {"pixel_values": padded, "image_sizes": torch.tensor(sizes)}
+def _side_by_side(tiles, lengths, left, seed):
+    """A batch whose rows hold their tiles side by side, a quarter of the patches of each as tokens."""
+    inputs = prompts([[GRID**2 // 4] * n for n in tiles], lengths, left)
+    return inputs | {"pixel_values": pixels(len(tiles), max(tiles), 3, SIDE, SIDE, seed=seed)}
 
 
-def _typed(pictures, tokens, lengths, left, seed, types):
-    inputs = prompts([[tokens] * n for n in pictures], list(lengths), left)
-    inputs["token_type_ids"] = types(inputs)
-    return inputs | {"pixel_values": pixels(sum(pictures), 3, SIDE, SIDE, seed=seed)}
-
-
-def gemma3_inputs(pictures=(1, 2), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0) -> dict[str, Tensor]:
-    """A batch for :func:`gemma3`, whose types say which tokens are pictures."""
-    return _typed(pictures, 9, lengths, left, seed, lambda x: (x["input_ids"] == IMAGE).int())
-
-
-def paligemma_inputs(pictures=(1, 2), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0) -> dict[str, Tensor]:
-    """A batch for :func:`paligemma`; all of the prompt is prefix."""
-    return _typed(pictures, GRID**2, lengths, left, seed, lambda x: torch.zeros_like(x["input_ids"]))
-
-
-def idefics3_inputs(tiles=(1, 3), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0) -> dict[str, Tensor]:
+def idefics3_inputs(tiles=(1, 3), lengths=LENGTHS, left: bool = True, seed: int = 0) -> dict[str, Tensor]:
     """A batch for :func:`idefics3`: tiles of a row side by side, those that are missing black."""
-    inputs = prompts([[GRID**2 // 4] * n for n in tiles], list(lengths), left)
-    values = pixels(len(tiles), max(tiles), 3, SIDE, SIDE, seed=seed)
-    for row, n in zip(values, tiles, strict=True):
+    inputs = _side_by_side(tiles, lengths, left, seed)
+    for row, n in zip(inputs["pixel_values"], tiles, strict=True):
         row[n:] = 0.0
-    mask = torch.ones(len(tiles), max(tiles), SIDE, SIDE, dtype=torch.int64)
-    return inputs | {"pixel_values": values, "pixel_attention_mask": mask}
+    return inputs | {"pixel_attention_mask": torch.ones(len(tiles), max(tiles), SIDE, SIDE, dtype=torch.int64)}
 
 
 smolvlm_inputs = idefics3_inputs
 
 
-def mistral3_inputs(
-    sizes=((16, 24), (24, 16)), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0
-) -> dict[str, Tensor]:
+def perception_lm_inputs(tiles=(1, 1), lengths=LENGTHS, left: bool = True, seed: int = 0) -> dict[str, Tensor]:
+    """A batch for :func:`perception_lm`: tiles of a row side by side, as many in each."""
+    return _side_by_side(tiles, lengths, left, seed)
+
+
+def mistral3_inputs(sizes=((16, 24), (24, 16)), lengths=LENGTHS, left: bool = True, seed: int = 0) -> dict[str, Tensor]:
     """A batch for :func:`mistral3`, with one picture in each row and a break after each row of its tokens."""
     block = 2 * PATCH
-    inputs = prompts([[w // block] * (h // block) for h, w in sizes], list(lengths), left)
+    inputs = prompts([[w // block] * (h // block) for h, w in sizes], lengths, left)
     values = pixels(len(sizes), 3, 24, 24, seed=seed)
     return inputs | {"pixel_values": values, "image_sizes": torch.tensor(sizes)}
 
 
-def _tiled(pictures, tokens, lengths, left, seed, side=SIDE):
-    inputs = prompts([[tokens] * n for n in pictures], list(lengths), left)
-    return inputs | {"pixel_values": pixels(sum(pictures), 3, side, side, seed=seed)}
-
-
-def aya_vision_inputs(tiles=(1, 2), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0) -> dict[str, Tensor]:
-    """A batch for :func:`aya_vision`: tiles of all rows one after the other."""
-    return _tiled(tiles, GRID**2 // 4, lengths, left, seed)
-
-
-cohere2_vision_inputs = aya_vision_inputs
-
-
-def fast_vlm_inputs(pictures=(1, 2), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0) -> dict[str, Tensor]:
-    """A batch for :func:`fast_vlm`: pictures whose sides its tower divides by 32."""
-    return _tiled(pictures, 16, lengths, left, seed, side=128)
-
-
-def perception_lm_inputs(tiles=(1, 1), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0) -> dict[str, Tensor]:
-    """A batch for :func:`perception_lm`: tiles of a row side by side, as many in each."""
-    inputs = prompts([[GRID**2 // 4] * n for n in tiles], list(lengths), left)
-    return inputs | {"pixel_values": pixels(len(tiles), tiles[0], 3, SIDE, SIDE, seed=seed)}
-
-
-def lfm2_vl_inputs(
-    shapes=((4, 6), (6, 2)), lengths=((4, 3), (2, 6)), left: bool = True, seed: int = 0
-) -> dict[str, Tensor]:
+def lfm2_vl_inputs(shapes=((4, 6), (6, 2)), lengths=LENGTHS, left: bool = True, seed: int = 0) -> dict[str, Tensor]:
     """A batch for :func:`lfm2_vl`, with one picture of the given rows and columns of patches in each row."""
-    inputs = prompts([[h * w // 4] for h, w in shapes], list(lengths), left)
+    inputs = prompts([[h * w // 4] for h, w in shapes], lengths, left)
     most = max(h * w for h, w in shapes)
     mask = torch.stack([(torch.arange(most) < h * w).long() for h, w in shapes])
-    values = pixels(len(shapes), most, 3 * PATCH**2, seed=seed)
     return inputs | {
-        "pixel_values": values,
+        "pixel_values": pixels(len(shapes), most, 3 * PATCH**2, seed=seed),
         "pixel_attention_mask": mask,
         "spatial_shapes": torch.tensor(shapes),
     }

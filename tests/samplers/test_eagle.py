@@ -5,14 +5,18 @@ sees.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from vistok.errors import VistokError
+from vistok.models.heads.clover import Clover
+from vistok.models.heads.drafter import DrafterConfig
 from vistok.models.heads.eagle import EagleConfig, EagleNetwork
 from vistok.models.heads.eagle3 import Eagle3Network
+from vistok.models.heads.eagle3_config import Eagle3Config
 from vistok.models.interface import Condition
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.samplers import Autoregressive, Noise, SamplingParams
@@ -83,7 +87,7 @@ def test_folders_that_hold_no_drafter_are_refused(tmp_path, network):
 
 def test_an_eagle3_file_without_embedding_takes_the_targets(tmp_path):
     torch.manual_seed(0)
-    network = Eagle3Network(EagleConfig(24, 16, 24, 2, draft_vocab_size=10))
+    network = Eagle3Network(Eagle3Config(24, 16, 24, 2, draft_vocab_size=10))
     state = {key: value for key, value in network.state_dict().items() if key != "embed_tokens.weight"}
     assert {"d2t", "t2d", "midlayer.hidden_norm.weight", "norm.weight", "lm_head.weight"} <= set(state)
     loaded = Eagle3Network.from_pretrained(write(tmp_path / "third", state, PUBLISHED | {"draft_vocab_size": 10}))
@@ -172,6 +176,30 @@ def test_a_named_drafter_is_loaded_once_and_checked(tmp_path, target, network):
     assert drafter_of(str(tmp_path / "drafter"), target) is first
     with pytest.raises(VistokError, match="hidden width is 12, but the model's is 16"):
         drafter_of(EagleNetwork(EagleConfig(24, 12, 24, 2)), target)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        EagleNetwork(EagleConfig(24, 16, 24, 2, grid=4, cls_token_num=3)),
+        EagleNetwork(EagleConfig(24, 16, 24, 2, qkv_bias=True)),
+        Eagle3Network(Eagle3Config(24, 16, 24, 2, target_hidden_size=16, draft_vocab_size=9, head_dim=4)),
+        Clover(DrafterConfig(24, 16, 24, 2)),
+    ],
+    ids=["EAGLE of pictures", "EAGLE of text", "EAGLE-3", "Clover"],
+)
+def test_a_config_that_says_the_shape_of_other_drafters_too_loads(tmp_path, network):
+    """So were configurations written while one class served all drafters."""
+    network.save_pretrained(tmp_path)
+    entries = asdict(Eagle3Config(1, 16, 1, 2)) | asdict(EagleConfig(1, 16, 1, 2)) | asdict(network.config)
+    (tmp_path / "config.json").write_text(json.dumps(entries))
+    assert type(network).from_pretrained(tmp_path).config == network.config
+
+
+def test_heads_and_rotations_that_an_eagle_drafter_lacks_are_refused():
+    for option in ({"head_dim": 4}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}):
+        with pytest.raises(VistokError, match=f"{next(iter(option))}.*EAGLE-3"):
+            EagleConfig(24, 16, 24, 2, **option)
 
 
 def test_published_trees_have_their_published_sizes():

@@ -13,7 +13,7 @@ from vistok.models.interface import Condition
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.samplers import Autoregressive, Eagle, ImageTarget, Lantern, Noise, SamplingParams, SpeculativeJacobi
 from vistok.samplers.drafters import eagle, jacobi
-from vistok.samplers.loop import Verdict
+from vistok.samplers.run import Verdict
 from vistok.samplers.tree import TokenTree, TreeShape
 
 SIZE, GRID, PREFIX = 24, 5, 4

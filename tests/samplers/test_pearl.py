@@ -15,7 +15,8 @@ from tests.samplers.test_speculation import ragged
 from tests.samplers.tiny import prompt, tiny
 from vistok.errors import VistokError
 from vistok.samplers import SamplingParams, draft_process
-from vistok.samplers.pearl import CachedSide, Pearl, executors, interleave, tokens_a_round
+from vistok.samplers.parallel import CachedSide, executors, tokens_a_round
+from vistok.samplers.pearl import Pearl, interleave
 
 GREEDY = {"do_sample": False, "pad_token_id": 0}
 

@@ -34,7 +34,7 @@ from vistok.samplers import (
     generate,
     processors,
 )
-from vistok.samplers.loop import Run
+from vistok.samplers.run import Run
 from vistok.samplers.tree import LawKind
 from vistok.samplers.verifiers.candidates import TreeVerifier
 from vistok.samplers.verifiers.exact import ExactChain

@@ -73,9 +73,9 @@ def test_suffixes_are_sorted_and_found():
 
 
 def test_what_stood_earlier_is_found_latest_first():
-    assert earlier([1, 2, 3, 1, 2, 4, 1, 2], 3, 5, 2) == [(4, 1), (3, 1)]
-    assert earlier([1, 2, 3, 1, 2, 4, 1, 2], 3, 1, 2) == [(4, 1)]
-    assert earlier([5], 3, 5, 2) == earlier([1, 2, 3], 3, 5, 2) == []
+    assert earlier([1, 2, 3, 1, 2, 4, 1, 2], 3, 5, 2) == ([(4, 1), (3, 1)], 2)
+    assert earlier([1, 2, 3, 1, 2, 4, 1, 2], 3, 1, 2) == ([(4, 1)], 2)
+    assert earlier([5], 3, 5, 2) == earlier([1, 2, 3], 3, 5, 2) == ([], 0)
 
 
 def test_a_datastore_round_trips_and_that_of_rest_is_read(tmp_path):

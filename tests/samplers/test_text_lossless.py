@@ -15,8 +15,8 @@ from scipy.stats import chi2
 
 from tests.samplers.tiny import tiny, tiny_clover, tiny_head, tiny_medusa, tiny_prompt_tokens, tiny_transfer
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import EagleConfig
 from vistok.models.heads.eagle3 import Eagle3Network
+from vistok.models.heads.eagle3_config import Eagle3Config
 from vistok.samplers import (
     Aded,
     Branching,
@@ -104,7 +104,7 @@ def draft(policy) -> DraftModel:
 def third_head() -> Eagle3Network:
     """A random EAGLE-3 head that knows the first and the last of the three tokens."""
     torch.manual_seed(6)
-    config = EagleConfig(SIZE, 16, 24, 4, num_key_value_heads=2, draft_vocab_size=2, aux_layers=(0, 1, 1))
+    config = Eagle3Config(SIZE, 16, 24, 4, num_key_value_heads=2, draft_vocab_size=2, aux_layers=(0, 1, 1))
     head = Eagle3Network(config).eval().requires_grad_(False).double()
     head.d2t.copy_(torch.tensor([0, 1]))
     return head
@@ -125,9 +125,7 @@ def settled(holder, tree):
     return holder
 
 
-LAYERS = Size(3, 6, 0.1, (2, 3, 1))
-PAIRS = Size(2, 4, 0.01, (2, 2))
-
+LAYERS, PAIRS, CHAIN = Size(3, 6), Size(2, 4), Size(3, 3, chain=True)
 
 ONE_HOT = TreeVerifier(OneHot(), frozenset({LawKind.DETERMINISTIC}))
 SPARSE = SparseTrees(
@@ -153,6 +151,9 @@ CASES = {
     "eagle-3 head of two tokens, eagle-1 tree, recursive": lambda: (EagleHead(third_head(), StaticTree(TREE)), None),
     "clover, branching, recursive": lambda: (CloverHead(tiny_clover(SIZE), Branching((2, 1))), None),
     "draft model, sized trees, recursive": lambda: (draft(settled(SizedLayers(), LAYERS)), None),
+    "draft model, sized chains, recursive": lambda: (draft(settled(SizedLayers(), CHAIN)), None),
+    "eagle head, sized chains, recursive": lambda: (EagleHead(tiny_head(SIZE), settled(SizedLayers(), CHAIN)), None),
+    "eagle head, sized chains, match": lambda: (EagleHead(tiny_head(SIZE), settled(SizedDynamic(), CHAIN)), None),
     "eagle head, sized trees, match": lambda: (EagleHead(tiny_head(SIZE), settled(SizedDynamic(), PAIRS)), None),
     "prompt tokens, sized trees, match": lambda: (
         settled(ExtraRowDrafter(tiny_prompt_tokens(), "auto"), sized_trees(3)[2]),
@@ -160,6 +161,7 @@ CASES = {
     ),
     "recycling, sized trees, match": lambda: (TokenRecycling("auto"), None),
     "retrieval beside sized trees, mixed": lambda: (Rasd(draft(settled(SizedLayers(), PAIRS)), STORE, first=2), None),
+    "retrieval beside sized chains, mixed": lambda: (Rasd(draft(settled(SizedLayers(), CHAIN)), STORE, first=2), None),
     "retrieval beside a draft model that rests, mixed": lambda: (Rasd(draft("auto"), STORE, retrieved=4), None),
     "medusa heads, match": lambda: (MedusaHeads(tiny_medusa(SIZE), ((0,), (1,), (0, 0), (1, 0), (0, 0, 0))), None),
     "recycling, match": lambda: (TokenRecycling(TREE), None),
@@ -181,6 +183,7 @@ CASES = {
 
 # One of each kind runs always.
 LATER = {
+    "draft model, sized chains, recursive",
     "retrieval fused into a chain, mixed",
     "retrieval fused into picks, match",
     "draft model with prompt tokens, match",
@@ -323,6 +326,14 @@ class LateSize(SizedLayers):
         return replace(tree, shape=type(tree.shape)(parents)), looked, shown
 
 
+class UniformChain(SizedLayers):
+    """Hands on another law than that which drew its chains."""
+
+    def grow(self, head, run):
+        tree = super().grow(head, run)
+        return replace(tree, laws=torch.full_like(tree.laws, 1 / SIZE))
+
+
 class UniformLaws(SortedDraft):
     """Hands on other laws than those of the exits that drew."""
 
@@ -353,9 +364,10 @@ class Claimed(TypicalTree):
 TWINS = {
     "nodes that see extra rows": lambda: (Intruding(tiny_prompt_tokens(), SPARSE), None),
     "sized trees that are cut by their drafts": lambda: (
-        draft(settled(LateSize(), Size(1, 2, 0.01, (2,)))),
+        draft(settled(LateSize(), Size(1, 2))),
         None,
     ),
+    "chains of another law": lambda: (draft(settled(UniformChain(), CHAIN)), None),
     "laws of another exit": lambda: (UniformLaws(model(1), (1, 2), 2, 0.1), None),
     "heads judged by a rule that forgets": lambda: (
         CloverHead(tiny_clover(SIZE), Branching((2, 1))),

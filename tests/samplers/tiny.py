@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from vistok.models.heads.clover import Clover
+from vistok.models.heads.drafter import DrafterConfig
 from vistok.models.heads.eagle import EagleConfig, EagleNetwork
 from vistok.models.heads.hidden_transfer import HiddenTransfer, HiddenTransferConfig
 from vistok.models.heads.medusa import Medusa, MedusaConfig
@@ -68,7 +69,8 @@ def tiny_head(vocabulary: int = VOCABULARY, width: int = 16, **options) -> Eagle
 def tiny_clover(vocabulary: int = VOCABULARY, width: int = 16) -> Clover:
     """Random sequential heads for ``tiny``."""
     torch.manual_seed(8)
-    network = Clover(EagleConfig(vocabulary, width, 24, 4, num_key_value_heads=2)).eval().requires_grad_(False).double()
+    network = Clover(DrafterConfig(vocabulary, width, 24, 4, num_key_value_heads=2))
+    network.eval().requires_grad_(False).double()
     for weight in network.parameters():
         weight.mul_(2)
     return network

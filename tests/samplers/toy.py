@@ -7,8 +7,8 @@ from torch import Tensor
 
 from vistok.ops import combine_guidance, draw
 from vistok.samplers import Noise, SamplingParams, loop
-from vistok.samplers.loop import Scores, Verdict
 from vistok.samplers.noise import DRAFT
+from vistok.samplers.run import Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 

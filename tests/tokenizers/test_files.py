@@ -139,7 +139,7 @@ def test_a_foreign_or_damaged_file_stops_before_the_first_picture(pictures, tmp_
 def test_a_file_cannot_make_us_fetch_or_read_other_weights(tmp_path, monkeypatch, name):
     monkeypatch.setattr(load, "resolve", lambda _: pytest.fail("looked for weights that only the file named"))
     write_vtok(tmp_path / "a.vtok", TokenFile(name, "0" * 64, 8, (4,), torch.zeros(4, dtype=torch.long)))
-    with pytest.raises(VistokError, match=f"made by '{name}', which is not embedded: name its weights by --tokenizer"):
+    with pytest.raises(VistokError, match=f"'{name}'.*--tokenizer"):
         _run("detokenize", tmp_path / "a.vtok")
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.train.tiny import texts, tiny
+from tests.train.tiny import pure_batch, texts, tiny
 from vistok import context
 from vistok.context.augmentation import load_coprocessor
 from vistok.errors import VistokError
@@ -23,12 +23,7 @@ def corpus(monkeypatch):
 def trained(case: str, folder):
     """A task after one step, with its weights in a folder."""
     task = build_task(tiny(case))
-    batch = task.batch(2, slice(0, 4))
-    parts = [task.batch(2, slice(at, at + 2)) for at in (0, 2)]
-    assert all(torch.equal(value, task.batch(2, slice(0, 4))[name]) for name, value in batch.items())
-    assert {name: value.shape for name, value in batch.items()} == {
-        name: torch.cat([part[name] for part in parts]).shape for name in batch
-    }
+    batch = pure_batch(task)
     before = {name: value.clone() for name, value in task.model.lm.state_dict().items()}
     learning = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
     loss, _ = task.model.train()(**batch)

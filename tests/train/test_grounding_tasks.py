@@ -21,7 +21,7 @@ from vistok.train.recipe import Recipe
 from vistok.train.tasks import build_task
 from vistok.train.tasks.scenes.chat3d import named_slots
 from vistok.train.tasks.scenes.extension import BoxReader, slots
-from vistok.train.tasks.scenes.vqa import load_llava
+from vistok.train.tasks.scenes.llava import load_llava
 
 pytest.importorskip("peft")
 RECIPES = ("read-mini", "pink-mini", "vpt-mini", "croc-mini", "chat3d-mini")
@@ -126,10 +126,8 @@ def test_chat3d_exports_a_model_that_answers(tmp_path):
     task.export(tmp_path, {}, 1)
     rooms = sample_rooms(1, 2)
     there = rooms.present[0]
-    answer = Chat3D.from_pretrained(tmp_path).answer(
-        point_clouds(rooms)[0, there], draw_names(rooms)[0, there], "how many balls are there?"
-    )
-    assert isinstance(answer, str)
+    asked = (point_clouds(rooms)[0, there], draw_names(rooms)[0, there], "how many balls are there?")
+    assert Chat3D.from_pretrained(tmp_path).answer(*asked) == task.model.chat.float().eval().answer(*asked)
 
 
 def test_identifiers_of_questions_lead_to_their_solids():

@@ -46,7 +46,7 @@ def test_a_generator_of_other_codes_lends_its_blocks():
     theirs = lent.state_dict()
     kept = {key for key, value in gpt.state_dict().items() if torch.equal(value, theirs[key])}
     assert set(theirs) - kept == {"tok_embeddings.weight", "output.weight"}
-    with pytest.raises(VistokError, match="not a generator of this recipe's shape: it has other shapes: layers"):
+    with pytest.raises(VistokError, match=r"shape.*layers"):
         take_blocks(LlamaGen(replace(lent.config, multiple_of=192)), lent)
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.data.test_vqa import recipe
+from tests.train.small_llava import assert_asked_alone, small_llava
 from vistok.data.images import to_pil
 from vistok.data.scenes import render, sample_scenes
-from vistok.data.scenes.vqa import draw_questions, prompt, question_tokens, token_ids
+from vistok.data.scenes.vqa import draw_questions, question_tokens
 from vistok.eval.answers.ask import load
 from vistok.projectors.apply.compress import active
 from vistok.projectors.apply.concentric import concentric_of
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import build_task
-from vistok.train.tasks.scenes.vqa import VqaTask
 
 pytest.importorskip("peft")
 LORA = {"rank": 2, "alpha": 4, "modules": ["q_proj", "down_proj"]}
@@ -27,9 +26,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("start")
-    VqaTask(recipe()).export(folder, {"exact_match": 0.0}, 1)
-    return str(folder)
+    return small_llava(tmp_path_factory.mktemp("start"))
 
 
 def build(kind, start):
@@ -58,19 +55,9 @@ def test_what_was_trained_is_what_loads(kind, start, tmp_path):
         packed = task.model.answer_logits(pixels, questions)
     task.export(tmp_path, {"exact_match": 0.0}, 1)
     model, processor = load(str(tmp_path), "cpu")
-    assert (active(model) is not None, concentric_of(model) is not None) == (
-        kind == "vqa-pmod",
-        kind == "vqa-concentric",
-    )
-    pictures = to_pil(pixels)
-    for row in range(2):
-        for k in range(2):
-            inputs = processor(images=pictures[row], text=prompt(drawn[row][k].text), return_tensors="pt")
-            inputs["pixel_values"] = pixels[row : row + 1]
-            place = (questions[row, k] == token_ids()["assistant:"]).nonzero().item()
-            with torch.no_grad():
-                alone = model(**inputs).logits[0, -1]
-            torch.testing.assert_close(packed[row, k, place], alone, atol=2e-4, rtol=1e-3)
+    assert (active(model) is not None) == (kind == "vqa-pmod")
+    assert (concentric_of(model) is not None) == (kind == "vqa-concentric")
+    assert_asked_alone(model, processor, to_pil(pixels), pixels, drawn, questions, packed, atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -79,10 +66,6 @@ def test_a_step_reaches_what_is_trained(kind, start):
     loss, _ = task.model(**task.batch(0, slice(0, 2)))
     loss.backward()
     trained = [name for name, p in task.model.named_parameters() if p.requires_grad]
-    assert all("lora" in name or "router" in name for name in trained if p_size(task, name))
+    assert all("lora" in name or "router" in name for name in trained if task.model.get_parameter(name).numel())
     assert not [name for name, p in task.model.named_parameters() if p.requires_grad and p.numel() and p.grad is None]
     assert 0 <= task.evaluate()["exact_match"] <= 1
-
-
-def p_size(task, name):
-    return task.model.get_parameter(name).numel()

@@ -5,17 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.data.test_vqa import recipe
+from tests.train.small_llava import assert_asked_alone, small_llava
 from vistok.data.images import to_pil
 from vistok.data.scenes import render, sample_scenes
-from vistok.data.scenes.vqa import draw_questions, prompt, question_tokens, scene_side, token_ids
+from vistok.data.scenes.vqa import draw_questions, prompt, question_tokens, scene_side
 from vistok.eval.answers.ask import ask, load
 from vistok.projectors import TokenPacker
 from vistok.projectors.apply.compress import active
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import build_task
 from vistok.train.tasks.scenes.tower import tower_states
-from vistok.train.tasks.scenes.vqa import VqaTask
 from vistok.train.tasks.scenes.vqa_anyres import anyres_views
 
 KINDS = {
@@ -27,9 +26,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("start")
-    VqaTask(recipe()).export(folder, {"exact_match": 0.0}, 1)
-    return str(folder)
+    return small_llava(tmp_path_factory.mktemp("start"))
 
 
 def build(kind: str, start: str):
@@ -55,19 +52,11 @@ def test_what_was_trained_is_what_loads(kind, start, tmp_path):
         packed = task.model.answer_logits(task.model.visual_tokens(pixels)[0], questions)
     task.export(tmp_path, {"exact_match": 0.0}, 1)
     model, processor = load(str(tmp_path), "cpu")
-    side = scene_side(model.config)
-    pictures = to_pil(render(scenes, side))
-    for row in range(2):
-        for k in range(2):
-            inputs = processor(images=pictures[row], text=prompt(drawn[row][k].text), return_tensors="pt")
-            torch.testing.assert_close(
-                inputs["pixel_values"].reshape(pixels[row].shape), pixels[row], atol=0.02, rtol=0
-            )
-            inputs["pixel_values"] = pixels[row : row + 1]
-            place = (questions[row, k] == token_ids()["assistant:"]).nonzero().item()
-            with torch.no_grad():
-                alone = model(**inputs).logits[0, -1]
-            torch.testing.assert_close(packed[row, k, place], alone, atol=5e-5, rtol=0)
+    pictures = to_pil(render(scenes, scene_side(model.config)))
+    for picture, trained_on in zip(pictures, pixels, strict=True):
+        given = processor(images=picture, text=prompt("what?"), return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(given.reshape(trained_on.shape), trained_on, atol=0.02, rtol=0)
+    assert_asked_alone(model, processor, pictures, pixels, drawn, questions, packed, atol=5e-5, rtol=0)
     answer, _ = ask(model, processor, pictures[0], drawn[0][0].text, None, 1)
     assert answer.visual_tokens == KINDS[kind][1]
     assert (active(model) is not None) == (kind == "vqa-tokenpacker")
@@ -113,7 +102,7 @@ def test_progressive_tower_starts_as_the_clip_tower_it_comes_from(start):
     """Closed temporal layers: each frame's patches are close to CLIP's, whose embedding norm is only averaged."""
     task = build("vqa-pvc", start)
     images = render(sample_scenes(8, 5), 64)
-    from vistok.train.tasks.scenes.vqa import load_llava
+    from vistok.train.tasks.scenes.llava import load_llava
 
     clip = load_llava(start).model.vision_tower
     with torch.no_grad():

@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from vistok.data.scenes import captions, sample_scenes
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import build_task
@@ -73,6 +75,16 @@ def tiny(case: str, steps: int = 3) -> Recipe:
 def texts(split: str) -> list[str]:
     """Stands for the corpus of the ``text`` task, which is another one under each version of Python."""
     return captions(sample_scenes(400, 5 if split == "train" else 6))
+
+
+def pure_batch(task) -> dict[str, torch.Tensor]:
+    """Returns a batch of four rows, once it is sure that it depends on its step alone and can be shared out."""
+    batch = task.batch(2, slice(0, 4))
+    parts = [task.batch(2, slice(at, at + 2)) for at in (0, 2)]
+    assert all(torch.equal(value, task.batch(2, slice(0, 4))[name]) for name, value in batch.items())
+    shapes = {name: torch.cat([part[name] for part in parts]).shape for name in batch}
+    assert shapes == {name: value.shape for name, value in batch.items()}
+    return batch
 
 
 def figures(recipe: Recipe, directory: Path) -> dict:

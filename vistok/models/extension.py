@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.files import write_json
-from vistok.zoo.adapter import LORA_CONFIG, LORA_WEIGHTS, base_hashes, merge_lora
+from vistok.zoo.adapter import LORA_CONFIG, base_hashes, merge_lora
 from vistok.zoo.registry import resolve
 
 CONFIG_FILE, WEIGHTS_FILE = "extension.json", "extension.safetensors"
@@ -46,12 +46,12 @@ class Extension:
 
 
 def is_extension(folder: Path) -> bool:
-    """Whether a folder holds an extension and no model of its own."""
+    """Returns whether a folder holds an extension and no model of its own."""
     return (folder / CONFIG_FILE).is_file()
 
 
 def extend_vocabulary(model: Any, tokenizer: Any, words: Sequence[str]) -> list[int]:
-    """Give a model and its tokenizer new words; their rows are the mean of the others at first.
+    """Gives a model and its tokenizer new words; their rows are the mean of the others at first.
 
     Args:
         model: a transformers model with a language model.
@@ -72,7 +72,7 @@ def extend_vocabulary(model: Any, tokenizer: Any, words: Sequence[str]) -> list[
 
 
 def word_ids(tokenizer: Any, words: Sequence[str]) -> list[int]:
-    """Numbers of words that a tokenizer must know.
+    """Returns the numbers of words that a tokenizer must know.
 
     Raises:
         VistokError: it lacks one.
@@ -88,7 +88,7 @@ def word_ids(tokenizer: Any, words: Sequence[str]) -> list[int]:
 
 
 def save_extension(folder: Path, extension: Extension, state: Mapping[str, Tensor]) -> None:
-    """Write ``extension.json``, and ``extension.safetensors`` if there are tensors; PEFT writes its own two files."""
+    """Writes ``extension.json``, and ``extension.safetensors`` if there are tensors; ``save_lora`` writes adapters."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def save_extension(folder: Path, extension: Extension, state: Mapping[str, Tenso
 
 
 def read_extension(name: str | Path) -> tuple[Extension, Path]:
-    """The extension that a name leads to, and its folder.
+    """Returns the extension that a name leads to, and its folder.
 
     Raises:
         VistokError: there is none.
@@ -116,7 +116,7 @@ def read_extension(name: str | Path) -> tuple[Extension, Path]:
 def load_extended(
     name: str | Path, kind: str, device: Any = "cpu", dtype: Any = "float32"
 ) -> tuple[Any, Any, Extension, dict[str, Tensor]]:
-    """The model below with words and adapters in place, its processor, the extension, and the tensors that are left.
+    """Returns the model below with words and adapters in place, its processor, the extension, and tensors left over.
 
     Args:
         name: embedded model, folder or hub id of an extension.
@@ -144,6 +144,5 @@ def load_extended(
         model.get_input_embeddings().weight.data[ids] = state.pop(ROWS).to(model.device, model.dtype)
         model.get_output_embeddings().weight.data[ids] = state.pop(HEAD_ROWS).to(model.device, model.dtype)
     if (folder / LORA_CONFIG).is_file():
-        config = json.loads((folder / LORA_CONFIG).read_text(encoding="utf-8"))
-        merge_lora(model, read_state_dict(folder / LORA_WEIGHTS), config["lora_alpha"] / config["r"])
+        merge_lora(model, folder)
     return model.requires_grad_(False).eval(), processor, extension, state

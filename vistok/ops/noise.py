@@ -14,6 +14,7 @@ from vistok.errors import VistokError
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+_ALL = (1 << 64) - 1
 
 
 def check_seed(seed: int) -> int:
@@ -45,9 +46,10 @@ def derive_seed(seed: int, *keys: int) -> int:
 
 def _signed(value: int | torch.Tensor) -> int | torch.Tensor:
     """The 64 bits of an integer as the signed one that tensors hold."""
-    if isinstance(value, torch.Tensor) or -(1 << 63) <= value < 1 << 63:
+    if isinstance(value, torch.Tensor):
         return value
-    return check_seed(value) - (1 << 64)
+    value = int(value)
+    return value if -(1 << 63) <= value < 1 << 63 else check_seed(value) - (1 << 64)
 
 
 def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
@@ -55,10 +57,23 @@ def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(x: torch.Tensor) -> torch.Tensor:
+def _mix(x: int | torch.Tensor) -> int | torch.Tensor:
+    """The finaliser of 64 bits; of a number without a tensor, which is a hundred times as fast."""
+    if isinstance(x, int):
+        x &= _ALL
+        x = (x ^ (x >> 30)) * _MIX_1 & _ALL
+        x = (x ^ (x >> 27)) * _MIX_2 & _ALL
+        return _signed(x ^ (x >> 31))
     x = (x ^ _shift_right(x, 30)) * _MIX_1
     x = (x ^ _shift_right(x, 27)) * _MIX_2
     return x ^ _shift_right(x, 31)
+
+
+def absorb(state: int | torch.Tensor, *keys: int | torch.Tensor) -> int | torch.Tensor:
+    """The state of a stream, see ``counter_bits``, after further keys; what its first keys made of it may be kept."""
+    for key in keys:
+        state = _mix((state ^ _mix(_signed(key) + _GOLDEN)) + _GOLDEN)
+    return state
 
 
 def counter_bits(seed: int | torch.Tensor, *keys: int | torch.Tensor) -> torch.Tensor:
@@ -72,13 +87,7 @@ def counter_bits(seed: int | torch.Tensor, *keys: int | torch.Tensor) -> torch.T
     Shape:
         the broadcast shape of the keys.
     """
-    state = _mix(torch.as_tensor(_signed(seed), dtype=torch.int64) + _GOLDEN)
-    for key in keys:
-        key = torch.as_tensor(_signed(key), dtype=torch.int64)
-        if key.device != state.device:
-            state = state.to(key.device) if state.ndim == 0 else state
-        state = _mix((state ^ _mix(key + _GOLDEN)) + _GOLDEN)
-    return state
+    return torch.as_tensor(absorb(_mix(_signed(seed) + _GOLDEN), *keys))
 
 
 def counter_uniform(seed: int | torch.Tensor, *keys: int | torch.Tensor) -> torch.Tensor:
@@ -91,8 +100,12 @@ def counter_uniform(seed: int | torch.Tensor, *keys: int | torch.Tensor) -> torc
     Shape:
         the broadcast shape of the keys.
     """
-    bits = _shift_right(counter_bits(seed, *keys), 12)  # 52 bits: the midpoints below are exact in float64
-    return (bits.double() + 0.5) * 2.0**-52
+    return as_uniform(counter_bits(seed, *keys))
+
+
+def as_uniform(bits: torch.Tensor) -> torch.Tensor:
+    """Bits, int64, as uniforms in (0, 1), float64."""
+    return (_shift_right(bits, 12).double() + 0.5) * 2.0**-52  # the midpoints of 52 bits are exact in float64
 
 
 def counter_normal(seed: int | torch.Tensor, *keys: int | torch.Tensor) -> torch.Tensor:

@@ -35,7 +35,7 @@ CACHES = ("quantized", "offloaded", "offloaded_static", "offloaded_hybrid", "pag
 def check_arguments(
     config: Any, model_kwargs: Mapping[str, Any], ids: Tensor, given: Mapping[str, Any], whole: bool = False
 ) -> None:
-    """Refuse a call of ``generate`` that asks for what speculation does not do.
+    """Refuses a call of ``generate`` that asks for what speculation does not do.
 
     Args:
         config: the generation config of the call.
@@ -85,7 +85,7 @@ def check_arguments(
 
 
 def _unknown(model_kwargs: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:
-    """Names of what was given for the model and is not understood; ``inputs`` as the caller named them.
+    """Returns the names of what was given for the model and is not understood; ``inputs`` as the caller named them.
 
     ``generate`` encodes pictures before it decodes and hands on their features under a name of its own; without
     pictures there are none in it.
@@ -117,10 +117,15 @@ def _check_positions(positions: Tensor | None, mask: Tensor | None, ids: Tensor)
 
 
 def given_to_generate() -> dict[str, Any]:
-    """Arguments of the running ``model.generate`` that it keeps from a callable given as ``custom_generate``.
+    """Returns arguments of the running ``model.generate`` that it keeps from a callable given as ``custom_generate``.
 
-    transformers hands on neither a streamer nor an assistant model, so both would be lost without a word: the reader of
-    a streamer would wait for ever. They are read where ``generate`` has them, with the inputs by the caller's names.
+    They are read from the frame of ``generate``, since there is no supported way: up to transformers 5.24 a callable is
+    only handed keywords that ``generate`` and ``_sample`` do not have themselves, whatever its signature asks for. A
+    streamer and an assistant model would be lost without a word, and the reader of a streamer would wait for ever.
+
+    Returns:
+        ``streamer``, ``assistant_model``, ``synced_gpus``, and ``kwargs``, the inputs by the caller's names; empty
+        where no ``generate`` runs.
     """
     frame = sys._getframe(1)
     while frame is not None:

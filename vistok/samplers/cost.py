@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from vistok.models.interface import Condition
-from vistok.samplers.loop import Verdict
 from vistok.samplers.params import SamplingParams
+from vistok.samplers.run import Verdict
 from vistok.samplers.targets import target_of
 from vistok.samplers.tree import TokenTree, TreeShape
 

@@ -29,13 +29,13 @@ FAILED, TYPES = b"!", {b"4": np.float32, b"8": np.float64}
 
 
 def send(sink: BinaryIO, message: bytes) -> None:
-    """Write a message."""
+    """Writes a message."""
     sink.write(LENGTH.pack(len(message)) + message)
     sink.flush()
 
 
 def receive(source: BinaryIO) -> bytes | None:
-    """Read a message; None where the other side is gone."""
+    """Reads a message and returns it; None where the other side is gone."""
     head = source.read(LENGTH.size)
     if len(head) < LENGTH.size:
         return None
@@ -66,7 +66,7 @@ class DraftProcess:
             self._ask(json.dumps(entries).encode())
 
     def begin(self, params: SamplingParams, length: int, vocabulary: int) -> DraftProcess:
-        """Itself, with an empty cache; see ``CachedSide``."""
+        """Returns itself, with an empty cache; see ``CachedSide``."""
         self._ask(json.dumps({"params": asdict(params), "length": length, "vocabulary": vocabulary}).encode())
         return self
 
@@ -92,7 +92,7 @@ class DraftProcess:
         return reply
 
     def close(self) -> None:
-        """End the process."""
+        """Ends the process."""
         _end(self._process)
 
 
@@ -103,10 +103,10 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
-    """Answer messages until the other side is gone."""
+    """Answers messages until the other side is gone."""
     from transformers import AutoModelForCausalLM
 
-    from vistok.samplers.pearl import CachedSide
+    from vistok.samplers.parallel import CachedSide
 
     model: nn.Module | None = None
     side: Any = None

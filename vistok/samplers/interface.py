@@ -12,9 +12,10 @@ from torch import Tensor
 
 from vistok.models.interface import Condition
 from vistok.samplers.drafters.planned import Planned
-from vistok.samplers.loop import Drafter, Run, Verifier, decode
+from vistok.samplers.loop import Drafter, Verifier, decode
 from vistok.samplers.noise import Noise
 from vistok.samplers.params import SamplingParams
+from vistok.samplers.run import Run
 from vistok.samplers.stats import Stats
 from vistok.samplers.targets import target_of
 from vistok.samplers.tree import LawKind, TokenTree

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vistok.ops.noise import counter_uniform
+from vistok.ops.noise import absorb, as_uniform, counter_bits
 
 PURPOSES = 6
 DRAW, ACCEPT, RESIDUAL, DRAFT, SAMPLE, FRESH = range(PURPOSES)
@@ -21,6 +21,7 @@ class Noise:
     def __init__(self, seed: int, samples: Tensor):
         self.seed = seed
         self.samples = samples
+        self._state = counter_bits(seed, samples)
 
     def uniform(self, positions: Tensor, purpose: int | Tensor, *keys: int | Tensor) -> Tensor:
         """Uniforms in (0, 1), float64.
@@ -34,5 +35,5 @@ class Noise:
         Shape:
             the broadcast shape of positions and keys.
         """
-        samples = self.samples.view(-1, *[1] * (positions.ndim - 1))
-        return counter_uniform(self.seed, samples, positions, purpose, *keys)
+        state = self._state.view(-1, *[1] * (positions.ndim - 1))
+        return as_uniform(absorb(state, positions, purpose, *keys))

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vistok.samplers.constraints import Constrained
-from vistok.samplers.loop import Run
 from vistok.samplers.params import SamplingParams
+from vistok.samplers.run import Run
 from vistok.samplers.tree import TokenTree
 
 if TYPE_CHECKING:

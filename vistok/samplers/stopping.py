@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from vistok.errors import VistokError
-from vistok.samplers.loop import Run
 from vistok.samplers.processors import decided_text, from_transformers
+from vistok.samplers.run import Run
 
 if TYPE_CHECKING:
     from transformers import StoppingCriteria, StoppingCriteriaList

@@ -13,9 +13,9 @@ from vistok.samplers.drafters.eagle_head import EagleHead, load_head
 from vistok.samplers.drafters.rasd import Rasd
 from vistok.samplers.drafters.recycling import TokenRecycling
 from vistok.samplers.drafters.text import TextDrafter, Undrafted
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.named import TEXT_DRAFTERS
 from vistok.samplers.pearl import Pearl
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.speculation import Speculation
 from vistok.samplers.stats import Stats
 from vistok.samplers.tree import TokenTree

@@ -29,13 +29,13 @@ POLICY = (
 
 
 def check_gradio() -> None:
-    """Raise VistokError where the studio's own packages are not installed."""
+    """Raises VistokError where the studio's own packages are not installed."""
     if importlib.util.find_spec("gradio") is None:
         raise VistokError("the studio needs gradio, which is not installed: type pip install 'vistok[studio]'.")
 
 
 def check_port(host: str, port: int) -> None:
-    """Refuse an address that cannot be served on.
+    """Refuses an address that cannot be served on.
 
     Raises:
         VistokError: the port is no port, is in use, or may not be used, or the host is not this machine's.

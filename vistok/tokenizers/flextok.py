@@ -28,6 +28,7 @@ from vistok.tokenizers.flextok_config import PRESETS, FlexTokConfig, from_publis
 from vistok.tokenizers.flextok_networks import VAE, Decoder, Encoder, KLLatents
 from vistok.tokenizers.flow import FlowSampling, noise_for
 from vistok.tokenizers.interface import Capabilities
+from vistok.tokenizers.parts import in_parts
 from vistok.tokenizers.quantizers import FSQ
 from vistok.tokenizers.tail_drop import sample_lengths
 from vistok.zoo.checkpoint import load_strict, read_state_dict, weights_file, without_common_prefix
@@ -150,6 +151,11 @@ class FlexTok(Pretrained, nn.Module):
         """
         if length is not None:
             self.capabilities.check_length(length, self.config.registers)
+        self.capabilities.check_images(images)
+        return self._encode(images, length)
+
+    @in_parts
+    def _encode(self, images: Tensor, length: int | None) -> Tensor:
         return self.regularizer.indices(self.encoder(self.maps(images), length).transpose(1, 2))
 
     @torch.no_grad()
@@ -179,8 +185,17 @@ class FlexTok(Pretrained, nn.Module):
         keep = None
         if isinstance(length, Tensor):
             keep, length = length, int(length.max())
-        codes = self.regularizer.codes(tokens[:, :length])
-        return self.paint(codes, keep, sampling or FlowSampling(), generator, noise)
+        if noise is None:
+            noise = self._noise(tokens, generator)
+        return self._decode(tokens[:, :length], keep, sampling or FlowSampling(), noise)
+
+    @in_parts
+    def _decode(self, tokens: Tensor, keep: Tensor | None, sampling: FlowSampling, noise: Tensor) -> Tensor:
+        return self.paint(self.regularizer.codes(tokens), keep, sampling, noise=noise)
+
+    def _noise(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
+        generator = generator or torch.Generator().manual_seed(0)
+        return noise_for(len(rows), self.config.map_shape, generator, rows.device)
 
     def paint(
         self,
@@ -205,9 +220,7 @@ class FlexTok(Pretrained, nn.Module):
         """As ``paint``, without the VAE's decoder."""
         weight = self.decoder.module_dict["dec_from_latents"].proj.weight
         if noise is None:
-            noise = noise_for(
-                len(codes), self.config.map_shape, generator or torch.Generator().manual_seed(0), weight.device
-            )
+            noise = self._noise(codes, generator)
         noise, codes = noise.to(weight.dtype), codes.to(weight.dtype)
         nothing = codes[:, :0]
         null = torch.ones(len(codes), dtype=torch.bool, device=codes.device)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vistok.tokenizers.blocks import GroupNorm
 from vistok.tokenizers.interface import Capabilities
+from vistok.tokenizers.parts import in_parts
 from vistok.tokenizers.posterior import Posterior
 from vistok.tokenizers.vq import AttnBlock, Downsample, ResBlock, Upsample
 from vistok.zoo.pretrained import Pretrained
@@ -193,6 +194,11 @@ class KLAutoencoder(Pretrained, nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Pictures to scaled latents [B, D, h, w]: the posterior's mean."""
+        self.capabilities.check_images(images)
+        return self._encode(images)
+
+    @in_parts
+    def _encode(self, images: Tensor) -> Tensor:
         return self.posterior(images).mean * self.config.scaling_factor
 
     @torch.no_grad()
@@ -205,6 +211,10 @@ class KLAutoencoder(Pretrained, nn.Module):
         self.capabilities.check_tokens(tokens, self.config.z_channels)
         if length is not None:
             self.capabilities.check_length(length, tokens[0, 0].numel())
+        return self._decode(tokens)
+
+    @in_parts
+    def _decode(self, tokens: Tensor) -> Tensor:
         return self.decode_latents(tokens / self.config.scaling_factor)
 
     def decode_latents(self, z: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vistok.tokenizers.blocks import GroupNorm
 from vistok.tokenizers.interface import Capabilities
+from vistok.tokenizers.parts import in_parts
 from vistok.tokenizers.quantizers import VectorQuantizer
 from vistok.zoo.pretrained import Pretrained
 
@@ -164,6 +165,10 @@ class MaskGITVQGAN(Pretrained, nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] to codes int64 [B, h, w]."""
         self.capabilities.check_images(images)
+        return self._encode(images)
+
+    @in_parts
+    def _encode(self, images: Tensor) -> Tensor:
         return self.quantize.indices(self.encoder((images + 1) / 2))
 
     @torch.no_grad()
@@ -176,4 +181,8 @@ class MaskGITVQGAN(Pretrained, nn.Module):
         self.capabilities.check_tokens(tokens)
         if length is not None:
             self.capabilities.check_length(length, tokens[0].numel())
+        return self._decode(tokens)
+
+    @in_parts
+    def _decode(self, tokens: Tensor) -> Tensor:
         return self.decoder(self.quantize.codes(tokens).movedim(-1, 1)) * 2 - 1

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError, unknown_name
 from vistok.tokenizers.blocks import Block
 from vistok.tokenizers.interface import Capabilities
+from vistok.tokenizers.parts import in_parts
 from vistok.tokenizers.quantizers import Quantized, VectorQuantizer
 from vistok.tokenizers.seed_config import PRESETS, SeedConfig
 from vistok.tokenizers.seed_qformer import QFormer
@@ -180,10 +181,13 @@ class Seed(Pretrained, nn.Module):
         Raises:
             VistokError: the pictures have another size, or this tokenizer was built without a tower.
         """
+        self._check_tower(images)
+        return self.visual_encoder(images)
+
+    def _check_tower(self, images: Tensor) -> None:
         if self.config.tower == "none":
             raise VistokError("this SEED has no vision network: hand its features in.")
         self.capabilities.check_images(images)
-        return self.visual_encoder(images)
 
     def states(self, features: Tensor, length: int | None = None) -> Tensor:
         """What the first ``length`` queries (all if None) say of a picture's features [B, m, W]: [B, length, D].
@@ -220,8 +224,18 @@ class Seed(Pretrained, nn.Module):
         Raises:
             VistokError: the pictures have another size, or there are not so many tokens.
         """
-        features = self.features(images) if features is None else features
-        return self.nearest(self.latents(self.states(features, length)), match_reference_fp16)
+        if features is None:
+            self._check_tower(images)
+            features = self._see(images)
+        return self._encode(features, length, match_reference_fp16)
+
+    @in_parts
+    def _see(self, images: Tensor) -> Tensor:
+        return self.visual_encoder(images)
+
+    @in_parts
+    def _encode(self, features: Tensor, length: int | None, half: bool) -> Tensor:
+        return self.nearest(self.latents(self.states(features, length)), half)
 
     def nearest(self, latents: Tensor, match_reference_fp16: bool = False) -> Tensor:
         """Nearest codes of latents [B, n, code_dim], int64 [B, n]."""
@@ -276,17 +290,20 @@ class Seed(Pretrained, nn.Module):
         Raises:
             VistokError: this tokenizer gives an embedding alone, and no unCLIP was named.
         """
-        decoded = self.decoded(self._codes(tokens, length))
+        codes = self._codes(tokens, length)
         if self.unclip is not None:
-            return self.unclip(self.embedding(decoded), generator)
+            return self.unclip(self.embedding(self.decoded(codes)), generator)
         if self.config.pixels is None:
             raise VistokError(
                 "SEED's tokens decode to an image embedding (`embed`), which an unCLIP paints: name one with --unclip, "
                 "such as stabilityai/stable-diffusion-2-1-unclip, or set `tokenizer.unclip = UnClip.load(name)`."
             )
-        codes = self.pixel_head(decoded).argmax(1)
-        painter = self._pixel_painter().to(codes.device)
-        return painter.decode(codes)
+        return self._decode(codes)
+
+    @in_parts
+    def _decode(self, codes: Tensor) -> Tensor:
+        painted = self.pixel_head(self.decoded(codes)).argmax(1)
+        return self._pixel_painter().to(painted.device).decode(painted)
 
     def _pixel_painter(self) -> nn.Module:
         if self._painter is None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.tokenizers import maskgit_vqgan
 from vistok.tokenizers.interface import Capabilities
+from vistok.tokenizers.parts import in_parts
 from vistok.tokenizers.posterior import Posterior
 from vistok.tokenizers.quantizers import Quantized, VectorQuantizer
 from vistok.tokenizers.titok_config import PRESETS, TiTokConfig, from_published
@@ -212,6 +213,11 @@ class TiTok(Pretrained, nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Pictures to tokens int64 [B, N]; in ``vae`` mode to the posterior's mean, [B, N, C]."""
+        self.capabilities.check_images(images)
+        return self._encode(images)
+
+    @in_parts
+    def _encode(self, images: Tensor) -> Tensor:
         z = self.latents(images)
         if self.config.mode == "vae":
             return rearrange(Posterior.of(z).mean, "b c 1 n -> b n c")
@@ -234,9 +240,11 @@ class TiTok(Pretrained, nn.Module):
         self.capabilities.check_length(length, tokens.shape[1])
         if isinstance(length, Tensor):
             lengths, length = length, int(length.max())
-        tokens = tokens[:, :length]
-        codes = tokens if self.config.mode == "vae" else self.quantize.codes(tokens)
-        return self.paint(codes, lengths)
+        return self._decode(tokens[:, :length], lengths)
+
+    @in_parts
+    def _decode(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
+        return self.paint(tokens if self.config.mode == "vae" else self.quantize.codes(tokens), lengths)
 
     def proxy_logits(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Codes [B, n, C] to logits over the proxy codes, [B, K', g, g], which the first training stage learns.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.tokenizers.blocks import Block
 from vistok.tokenizers.interface import Capabilities
+from vistok.tokenizers.parts import in_parts
 from vistok.tokenizers.quantizers import MultiScaleQuantizer, Quantized, SharedQuantizer
 from vistok.tokenizers.tokenflow_backbone import backbone_features, build_backbone, convert_backbone
 from vistok.tokenizers.tokenflow_config import PRESETS, TokenFlowConfig
@@ -159,6 +160,11 @@ class TokenFlow(Pretrained, nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor, features: Tensor | None = None) -> Tensor:
         """Pictures, and optionally their features (see ``latents``), to tokens int64 [B, L]."""
+        self.capabilities.check_images(images)
+        return self._encode(images, features)
+
+    @in_parts
+    def _encode(self, images: Tensor, features: Tensor | None) -> Tensor:
         return self.multiscale.indices(self.latents(images, features))
 
     def code_maps(self, tokens: Tensor, length: int | Tensor | None = None) -> Tensor:
@@ -188,7 +194,11 @@ class TokenFlow(Pretrained, nn.Module):
         Raises:
             VistokError: ``length`` ends within a scale.
         """
-        return self.paint(self.code_maps(tokens, length))
+        return self._decode(self.code_maps(tokens, length))
+
+    @in_parts
+    def _decode(self, maps: Tensor) -> Tensor:
+        return self.paint(maps)
 
     @torch.no_grad()
     def semantics(self, tokens: Tensor, length: int | Tensor | None = None) -> Tensor:

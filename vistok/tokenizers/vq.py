@@ -18,6 +18,7 @@ from torch import nn
 
 from vistok.tokenizers.blocks import GroupNorm
 from vistok.tokenizers.interface import Capabilities
+from vistok.tokenizers.parts import in_parts
 from vistok.tokenizers.quantizers import VectorQuantizer
 from vistok.zoo.pretrained import Pretrained
 
@@ -275,6 +276,11 @@ class VQTokenizer(Pretrained, nn.Module):
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] to codes int64 [B, h, w]."""
+        self.capabilities.check_images(images)
+        return self._encode(images)
+
+    @in_parts
+    def _encode(self, images: torch.Tensor) -> torch.Tensor:
         return self.quantize.indices(self.latents(images))
 
     @torch.no_grad()
@@ -287,6 +293,10 @@ class VQTokenizer(Pretrained, nn.Module):
         self.capabilities.check_tokens(tokens)
         if length is not None:
             self.capabilities.check_length(length, tokens[0].numel())
+        return self._decode(tokens)
+
+    @in_parts
+    def _decode(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.decode_latents(self.quantize.codes(tokens).movedim(-1, 1))
 
     def decode_latents(self, z: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from torch import nn
 
 from vistok.errors import VistokError
 from vistok.tokenizers.interface import Capabilities
+from vistok.tokenizers.parts import in_parts
 from vistok.tokenizers.vq import ResBlock, VQTokenizer
 from vistok.zoo.pretrained import Pretrained
 from vistok.zoo.registry import is_embedded
@@ -97,6 +98,10 @@ class UpscaledVQ(Pretrained, nn.Module):
             VistokError: the side is not a multiple of the downsampling factor.
         """
         self.capabilities.check_images(images)
+        return self._encode(images)
+
+    @in_parts
+    def _encode(self, images: torch.Tensor) -> torch.Tensor:
         return self.base.encode(F.avg_pool2d(images, self.config.scale))
 
     @torch.no_grad()
@@ -109,6 +114,10 @@ class UpscaledVQ(Pretrained, nn.Module):
         self.capabilities.check_tokens(tokens)
         if length is not None:
             self.capabilities.check_length(length, tokens[0].numel())
+        return self._decode(tokens)
+
+    @in_parts
+    def _decode(self, tokens: torch.Tensor) -> torch.Tensor:
         return self(tokens)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:

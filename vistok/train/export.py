@@ -23,7 +23,7 @@ def write_training_card(
     paper: str | None = None,
     data: str | None = None,
 ) -> ModelCard:
-    """Write ``card.json`` beside the exported weights, with their SHA-256.
+    """Writes ``card.json`` beside the exported weights, with their SHA-256.
 
     Args:
         directory: where the weights were written.

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 
 from vistok.errors import VistokError
@@ -29,7 +26,7 @@ class Lora:
 
 
 def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
-    """The frozen model with LoRA factors in its language model, as PEFT wraps it; the model itself has them too.
+    """Returns the frozen model with LoRA factors in its language model, as PEFT wraps it; it has them itself too.
 
     Raises:
         VistokError: PEFT is not installed.
@@ -41,16 +38,3 @@ def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
     within = r".*language_model\." if hasattr(model.config, "vision_config") else ""
     targets = rf"{within}.*\.({'|'.join(lora.modules)})"
     return get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets))
-
-
-def save_adapters(adapted: Any, directory: Path, base: str) -> None:
-    """Write the factors of ``with_lora`` as PEFT does, in bfloat16.
-
-    Args:
-        adapted: the model with adapters; it is in bfloat16 afterwards.
-        directory: where to.
-        base: name of the model below.
-    """
-    adapted.peft_config["default"].base_model_name_or_path = base
-    adapted.to(torch.bfloat16).save_pretrained(directory)
-    (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty card

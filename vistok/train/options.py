@@ -49,7 +49,7 @@ def read_options(cls: type[T], entries: Any, where: str, given: Mapping[str, Any
 
 
 def check_agreement(config: Any, entries: Mapping[str, Any], where: str, free: tuple[str, ...] = ()) -> None:
-    """Refuse entries that contradict the weights which a run goes on from.
+    """Refuses entries that contradict the weights which a run goes on from.
 
     Args:
         config: shape of the loaded network, a dataclass.
@@ -70,8 +70,34 @@ def check_agreement(config: Any, entries: Mapping[str, Any], where: str, free: t
             )
 
 
+def start_network(
+    cls: Any,
+    name: str | None,
+    entries: Mapping[str, Any],
+    given: Mapping[str, Any] | None = None,
+    free: tuple[str, ...] = (),
+) -> Any:
+    """Returns the network that a run begins with: loaded where ``init`` names weights, else untrained.
+
+    Args:
+        cls: its class, a ``Pretrained``.
+        name: of the weights to go on from; None for new ones of the shape that the entries say.
+        entries: the recipe's section ``model``; they must agree with weights that are loaded.
+        given: fields of the shape of new weights that the section must not set.
+        free: entries that a run may change on weights that are loaded.
+
+    Raises:
+        VistokError: the name leads nowhere, or an entry is unknown or another one than the weights'.
+    """
+    if name is None:
+        return cls(read_options(cls.config_class, entries, "model", given))
+    network = cls.from_pretrained(name)
+    check_agreement(network.config, entries, "model", free)
+    return network
+
+
 def check_shape(config: Any, shape: Mapping[str, Any], name: str) -> None:
-    """Refuse a generator to go on from that does not fit what a recipe names.
+    """Refuses a generator to go on from that does not fit what a recipe names.
 
     Args:
         config: of the generator.
@@ -95,7 +121,7 @@ class NoEntries:
 
 
 def check_entries(entries: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    """Refuse entries of a section that is handed on to a configuration of transformers, which would take any.
+    """Refuses entries of a section that is handed on to a configuration of transformers, which would take any.
 
     Raises:
         VistokError: an entry is not known.

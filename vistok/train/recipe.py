@@ -84,7 +84,7 @@ class Recipe:
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
-        """Read a recipe from a YAML file.
+        """Reads a recipe from a YAML file.
 
         Raises:
             VistokError: no such file, not YAML, an entry that is unknown, missing or of another type, or a number out
@@ -106,5 +106,5 @@ class Recipe:
             raise VistokError(f"'{path}': {error}") from None
 
     def to_dict(self) -> dict:
-        """The recipe as plain JSON values."""
+        """Returns the recipe as plain JSON values."""
         return asdict(self)

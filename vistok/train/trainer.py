@@ -35,20 +35,20 @@ class Task(Protocol):
     model: nn.Module
 
     def batch(self, step: int, rows: slice) -> Mapping[str, torch.Tensor]:
-        """Rows of the batch of a step, a pure function of both."""
+        """Returns rows of the batch of a step, a pure function of both."""
 
     def after_step(self, step: int) -> None:
-        """Do what must happen between steps, such as reviving codes; by default nothing."""
+        """Does what must happen between steps, such as reviving codes; by default nothing."""
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out metrics of the current weights of ``model``."""
+        """Returns held-out metrics of the current weights of ``model``."""
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the trained model in the published layout, with its card."""
+        """Writes the trained model in the published layout, with its card."""
 
 
 def parameter_groups(model: nn.Module, config: Optimization) -> list[torch.optim.Optimizer]:
-    """Optimizers over all trainable parameters.
+    """Returns optimizers over all trainable parameters.
 
     Muon (Jordan et al., 2024) takes the linear maps inside stacks of blocks when ``muon_lr`` is set; AdamW takes the
     rest.
@@ -80,7 +80,7 @@ def parameter_groups(model: nn.Module, config: Optimization) -> list[torch.optim
 
 
 def learning_rate_scale(step: int, steps: int, config: Optimization) -> float:
-    """Linear warm-up to 1, then a cosine down to ``final_lr``."""
+    """Returns the factor of the learning rate: a linear warm-up to 1, then a cosine down to ``final_lr``."""
     if step < config.warmup:
         return (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, steps - config.warmup)
@@ -165,7 +165,7 @@ class Trainer:
         self.accelerator.log(entry, self.step)
 
     def train(self) -> dict[str, float]:
-        """Train to the last step, export, and return the held-out metrics."""
+        """Trains to the last step, exports, and returns the held-out metrics."""
         from vistok.progress import progress
 
         recipe, config = self.recipe, self.recipe.optimization

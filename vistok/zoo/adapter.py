@@ -7,12 +7,11 @@ The folder holds no weights of its own. ``adapter_config.json`` names the model 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vistok.errors import VistokError
 from vistok.files import write_json
@@ -26,17 +25,17 @@ _PEFT_PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
 def base_hashes(name: str) -> tuple[str, ...]:
-    """SHA-256 of the weights files of a model, in the order of their names."""
+    """Returns the SHA-256 of the weights files of a model, in the order of their names."""
     return tuple(sha256(path) for path in weights_files(resolve(name)))
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds LoRA factors and the configuration of a whole model, and no weights of one."""
+    """Returns whether a folder holds LoRA factors and the configuration of a whole model, and no weights of one."""
     return all((folder / name).is_file() for name in (CONFIG_FILE, LORA_CONFIG, LORA_WEIGHTS))
 
 
 def adapter_base(folder: Path) -> str:
-    """The model below an adapter: what its configuration names.
+    """Returns the name of the model below an adapter, from its configuration.
 
     Raises:
         VistokError: it names none.
@@ -47,11 +46,11 @@ def adapter_base(folder: Path) -> str:
     return base
 
 
-def save_adapter(folder: Path, model: Any, base: str) -> None:
-    """Write the LoRA factors of a PEFT model, in bfloat16, and the configuration of the model that they make.
+def save_lora(folder: Path, model: Any, base: str) -> None:
+    """Writes the LoRA factors of a PEFT model, in bfloat16, in the two files that PEFT reads; the model stays as it is.
 
     Args:
-        folder: where.
+        folder: where they go.
         model: as PEFT wraps it.
         base: name of the model below.
     """
@@ -65,18 +64,21 @@ def save_adapter(folder: Path, model: Any, base: str) -> None:
     state = {key: value.detach().to("cpu", torch.bfloat16) for key, value in get_peft_model_state_dict(model).items()}
     metadata = {"format": "pt", HASHES: ",".join(base_hashes(base))}
     save_file({key: value.contiguous() for key, value in state.items()}, folder / LORA_WEIGHTS, metadata=metadata)
+
+
+def save_adapter(folder: Path, model: Any, base: str) -> None:
+    """Writes what ``save_lora`` does and the configuration of the model that the factors make, which may be another."""
+    save_lora(folder, model, base)
     model.config.save_pretrained(folder)
 
 
 def merge_adapter(model: nn.Module, folder: Path) -> None:
-    """Add the factors of an adapter's folder to the weights of the model below.
+    """Adds the factors of an adapter's folder to the weights of the model below.
 
     Raises:
         VistokError: they were trained on other weights, or fit no weight of the model.
     """
     from safetensors import safe_open
-
-    from vistok.zoo.checkpoint import read_state_dict
 
     with safe_open(folder / LORA_WEIGHTS, "pt") as file:
         trained_on = (file.metadata() or {}).get(HASHES)
@@ -86,16 +88,19 @@ def merge_adapter(model: nn.Module, folder: Path) -> None:
             f"'{folder}' was trained on other weights of '{base}' than these: train it again on them, or name the "
             f"model that it belongs to in its {LORA_CONFIG}."
         )
-    config = json.loads((folder / LORA_CONFIG).read_text(encoding="utf-8"))
-    merge_lora(model, read_state_dict(folder / LORA_WEIGHTS), config["lora_alpha"] / config["r"])
+    merge_lora(model, folder)
 
 
-def merge_lora(model: nn.Module, state: Mapping[str, Tensor], scale: float) -> None:
-    """Add LoRA factors, under the keys that PEFT gives them, to the weights that they belong to.
+def merge_lora(model: nn.Module, folder: Path) -> None:
+    """Adds the LoRA factors in a folder, as ``save_lora`` or PEFT wrote them, to the weights that they belong to.
 
     Raises:
         VistokError: a factor belongs to no weight of the model, or has another shape.
     """
+    from vistok.zoo.checkpoint import read_state_dict
+
+    config = json.loads((folder / LORA_CONFIG).read_text(encoding="utf-8"))
+    scale, state = config["lora_alpha"] / config["r"], read_state_dict(folder / LORA_WEIGHTS)
     for key, down in state.items():
         if not key.endswith(_A):
             continue

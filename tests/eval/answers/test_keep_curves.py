@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from tests.data.test_vqa import recipe
+from tests.train.small_llava import small_llava
 from vistok.errors import VistokError
 from vistok.eval.answers.ask import load
 from vistok.eval.answers.keep_curves import (
@@ -23,18 +23,15 @@ from vistok.eval.answers.keep_curves import (
 from vistok.eval.answers.scorers import exact_match
 from vistok.projectors import COMPRESSORS, Uniform, compress
 from vistok.projectors.cost import prefill_flops
-from vistok.train.tasks.scenes.vqa import VqaTask
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("small")
-    VqaTask(recipe()).export(folder, {"exact_match": 0.0}, 1)
-    return folder
+    return small_llava(tmp_path_factory.mktemp("small"))
 
 
 def test_all_methods_at_all_shares(folder):
-    model, processor = load(str(folder), "cpu")
+    model, processor = load(folder, "cpu")
     asked = scene_questions(64, 2, 2)
     points = keep_curves(model, processor, asked, method_names("all"), [1.0, 0.25], exact_match, 4, 2)
     assert points[0].method == "all"
@@ -58,7 +55,7 @@ def test_all_methods_at_all_shares(folder):
 
 def test_a_model_that_ignores_the_answer_scores_nothing(folder):
     """Accuracy follows the scorer: an impossible answer gives 0, whatever is said gives 1."""
-    model, processor = load(str(folder), "cpu")
+    model, processor = load(folder, "cpu")
     picture = Image.new("RGB", (64, 64), "gray")
     wrong = [Asked(picture, "is there a circle?", ("no such word",), "exists")] * 2
     assert keep_curves(model, processor, wrong, ["uniform"], [0.5], exact_match, 2, 1)[1].kinds == {"exists": 0.0}
@@ -67,7 +64,7 @@ def test_a_model_that_ignores_the_answer_scores_nothing(folder):
 
 
 def test_a_compressed_model_is_measured_as_it_is(folder):
-    model, processor = load(str(folder), "cpu")
+    model, processor = load(folder, "cpu")
     asked = scene_questions(64, 1, 1)
     with compress(model, Uniform(keep=8)):
         (point,) = keep_curves(model, processor, asked, [], [1.0], exact_match, 1, 1)
@@ -135,7 +132,7 @@ def test_command(folder, tmp_path):
 
     torch.manual_seed(0)
     out, plot = tmp_path / "points.json", tmp_path / "curves.png"
-    asked = ["vqa", "--model", str(folder), "--scenes", "2", "--per-scene", "1", "--max-new-tokens", "1"]
+    asked = ["vqa", "--model", folder, "--scenes", "2", "--per-scene", "1", "--max-new-tokens", "1"]
     run = CliRunner().invoke(
         app, [*asked, "--methods", "vtc-cls,prumerge", "--keep", "100,25", "--json", str(out), "--plot", str(plot)]
     )

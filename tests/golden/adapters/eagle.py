@@ -8,10 +8,11 @@ from torch import Tensor
 from tests.golden.case import Case
 from vistok.models.heads.eagle import EagleConfig, EagleNetwork
 from vistok.models.heads.eagle3 import Eagle3Network
+from vistok.models.heads.eagle3_config import Eagle3Config
 from vistok.samplers import Noise, SamplingParams
 from vistok.samplers.drafters.head import HeadDrafter
-from vistok.samplers.loop import Run
 from vistok.samplers.policies.dynamic import DynamicTree
+from vistok.samplers.run import Run
 from vistok.samplers.tree import TreeShape
 from vistok.samplers.verifiers.rules import OneHot
 from vistok.samplers.verifiers.walk import longest_path, walk_tree
@@ -108,22 +109,22 @@ def policy_of(config: dict) -> DynamicTree:
 def drafter(case: Case) -> None:
     config, inputs = case.config, case.inputs
     third = case.kind == "eagle3_drafter"
-    states = case.weights["fc.weight"].shape[1] // 3 if third else 0
-    network = (Eagle3Network if third else EagleNetwork)(
-        EagleConfig(
-            vocab_size=config["vocab"],
-            hidden_size=config["hidden"],
-            intermediate_size=config["intermediate"],
-            num_attention_heads=config["heads"],
-            num_key_value_heads=config.get("kv_heads", 0),
-            rms_norm_eps=config["rms_norm_eps"],
-            rope_theta=config["rope_theta"],
-            bias=config.get("bias", True),
-            qkv_bias="layers.0.self_attn.q_proj.bias" in case.weights,
-            draft_vocab_size=config.get("draft_vocab", 0),
-            target_hidden_size=states,
-        )
-    )
+    shape = {
+        "vocab_size": config["vocab"],
+        "hidden_size": config["hidden"],
+        "intermediate_size": config["intermediate"],
+        "num_attention_heads": config["heads"],
+        "num_key_value_heads": config.get("kv_heads", 0),
+        "rms_norm_eps": config["rms_norm_eps"],
+        "rope_theta": config["rope_theta"],
+    }
+    if third:
+        states = case.weights["fc.weight"].shape[1] // 3
+        drafted = config.get("draft_vocab", 0)
+        network = Eagle3Network(Eagle3Config(**shape, draft_vocab_size=drafted, target_hidden_size=states))
+    else:
+        biases = "layers.0.self_attn.q_proj.bias" in case.weights
+        network = EagleNetwork(EagleConfig(**shape, bias=config.get("bias", True), qkv_bias=biases))
     load_strict(network, case.weights, case.id)
     target_head = None if third else output_layer(case)
     tokens, more = inputs["input_ids"], inputs["input_ids2"]

@@ -10,8 +10,9 @@ from vistok.ops import combine_guidance
 from vistok.ops.sampling import residual_law
 from vistok.samplers import SamplingParams
 from vistok.samplers.drafters.jacobi import INITS, Fresh, JacobiWindow, line_ends, neighbour_positions
-from vistok.samplers.loop import Scores, Verdict, decode
+from vistok.samplers.loop import decode
 from vistok.samplers.noise import ACCEPT, DRAFT, DRAW, FRESH, RESIDUAL
+from vistok.samplers.run import Scores, Verdict
 from vistok.samplers.tree import TokenTree
 from vistok.samplers.verifiers.exact import ExactChain, couple
 

@@ -9,7 +9,7 @@ import torch
 from tests.golden.case import Case
 from vistok.models.heads.judge import JudgeConfig, JudgeHead
 from vistok.samplers import Judge, Noise, SamplingParams
-from vistok.samplers.loop import Run, Scores
+from vistok.samplers.run import Run, Scores
 from vistok.samplers.tree import TokenTree, TreeShape
 from vistok.samplers.verifiers.confidence import confidence_span
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from tests.golden.case import Case
 from vistok.samplers import TREE_2_2_2, Noise, SamplingParams, TokenRecycling
-from vistok.samplers.loop import Scores, decode
+from vistok.samplers.loop import decode
+from vistok.samplers.run import Scores
 from vistok.samplers.tree import TreeShape
 from vistok.samplers.verifiers.candidates import SampleMatch
 

@@ -5,30 +5,8 @@ Run ``python -m tests.samplers.continuous.laws`` for the table of docs/continuou
 
 from __future__ import annotations
 
-import torch
-
-from tests.samplers.continuous.test_acceptance import LIMIT, PAIRS, N, aligned, distance, pair, speculate
-from vistok.samplers.continuous.acceptance import derived_log_ratio, reference_log_ratio, reference_resample
-
-
-def by_last_steps(name: str, rule) -> tuple[float, float]:
-    """Distance to the target and share of accepted drafts, by a ratio of last steps and the published residual."""
-    draft, target = pair(name)
-    path, own, q, p = aligned(draft, target)
-    generator = torch.Generator().manual_seed(3)
-    accepted = torch.rand(N, generator=generator).log() < rule(q, p, path.value)
-    values, _, _ = reference_resample(
-        q,
-        p,
-        ~accepted,
-        own.value,
-        lambda rounds: (
-            torch.randn(len(rounds), N, 1, generator=generator),
-            torch.rand(len(rounds), N, generator=generator),
-        ),
-    )
-    drawn = torch.where(accepted[:, None], path.value, values)[:, 0]
-    return distance(drawn, target), float(accepted.double().mean())
+from tests.samplers.continuous.test_acceptance import LIMIT, PAIRS, N, aligned, by_last_steps, distance, pair, speculate
+from vistok.samplers.continuous.acceptance import derived_log_ratio, reference_log_ratio
 
 
 def main() -> None:

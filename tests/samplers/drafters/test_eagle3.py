@@ -13,8 +13,8 @@ from tests.samplers.test_speculation import POLICIES, ragged
 from tests.samplers.tiny import prompt, tiny
 from vistok import compress
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import EagleConfig
 from vistok.models.heads.eagle3 import Eagle3Network
+from vistok.models.heads.eagle3_config import Eagle3Config
 from vistok.projectors import FastV
 from vistok.samplers import EagleHead, Prompt, TextTarget, generate
 from vistok.samplers.drafters.eagle_head import aux_layers
@@ -30,7 +30,7 @@ SHAPE = {"vocab_size": 23, "hidden_size": 16, "intermediate_size": 24, "num_atte
 def network(**options) -> Eagle3Network:
     """A random head with a map of 11 of the 23 tokens unless told otherwise."""
     torch.manual_seed(7)
-    config = EagleConfig(**SHAPE | {"draft_vocab_size": 11, "aux_layers": LAYERS} | options)
+    config = Eagle3Config(**SHAPE | {"draft_vocab_size": 11, "aux_layers": LAYERS} | options)
     made = Eagle3Network(config).eval().requires_grad_(False)
     for weight in made.parameters():
         weight.mul_(2)
@@ -210,4 +210,4 @@ def test_a_head_of_another_target_is_refused():
     )
     with pytest.raises(VistokError, match="no embeddings"):
         generate(tiny(), prompt(), EagleHead(borrowing), **OPTIONS)
-    assert aux_layers(EagleConfig(**SHAPE), 32) == (2, 16, 29)
+    assert aux_layers(Eagle3Config(**SHAPE), 32) == (2, 16, 29)

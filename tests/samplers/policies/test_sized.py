@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from types import SimpleNamespace
 
@@ -13,8 +12,8 @@ import torch
 from tests.samplers.test_speculation import ragged
 from tests.samplers.tiny import VOCABULARY, tiny, tiny_clover, tiny_head, tiny_prompt_tokens, tiny_transfer
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import EagleConfig
 from vistok.models.heads.eagle3 import Eagle3Network
+from vistok.models.heads.eagle3_config import Eagle3Config
 from vistok.samplers import (
     CloverHead,
     DraftModel,
@@ -29,11 +28,10 @@ from vistok.samplers.policies import sized
 from vistok.samplers.policies.sized import (
     AGAIN,
     LONGEST,
-    REST,
     Accuracy,
+    Follows,
     Option,
     Sizer,
-    best_option,
     interpolated,
     size_options,
 )
@@ -47,7 +45,7 @@ SURE = [[0.9, 0.05]] * 8
 
 def best_size(accuracy, cost):
     """The best tree of any size, or none."""
-    best = best_option(size_options(accuracy, cost), interpolated(cost, 1))
+    best = Sizer(watches=True).next(lambda: size_options(accuracy, cost), interpolated(cost, 1))
     return () if best is None else best.tree
 
 
@@ -92,10 +90,14 @@ def test_a_step_is_measured_once():
     assert step_cost(model) is cost
 
 
-def third_head():
+def third_head(drafted=0):
+    """An EAGLE-3 head that drafts every token, or the last ``drafted`` ones."""
     torch.manual_seed(6)
-    config = EagleConfig(VOCABULARY, 16, 24, 4, num_key_value_heads=2, aux_layers=(0, 1, 1))
-    return Eagle3Network(config).eval().requires_grad_(False).double()
+    config = Eagle3Config(VOCABULARY, 16, 24, 4, num_key_value_heads=2, aux_layers=(0, 1, 1), draft_vocab_size=drafted)
+    head = Eagle3Network(config).eval().requires_grad_(False).double()
+    if drafted:
+        head.d2t.fill_(VOCABULARY - drafted)
+    return head
 
 
 SIZED = {
@@ -105,6 +107,7 @@ SIZED = {
     "hidden transfer": lambda: ExtraRowDrafter(tiny_transfer(), "auto"),
     "eagle head": lambda: EagleHead(tiny_head(), "auto"),
     "eagle-3 head": lambda: EagleHead(third_head(), "auto"),
+    "eagle-3 head of few tokens": lambda: EagleHead(third_head(5), "auto"),
     "clover": lambda: CloverHead(tiny_clover(), "auto"),
     "draft model": lambda: DraftModel(tiny(seed=1), "auto"),
     "the target as its own draft model": lambda: DraftModel(tiny(), "auto"),
@@ -114,7 +117,7 @@ SIZED = {
 
 def costing(monkeypatch, cost, call=0.05):
     """A machine on which steps cost this by their rows, and calls of draft networks that much."""
-    monkeypatch.setattr(sized, "time", SimpleNamespace(perf_counter=lambda: 0.0))  # steps are as expected
+    monkeypatch.setattr(sized, "seconds", lambda device: 0.0)  # steps are as expected
     for name in ("recycling", "draft_model", "eagle_head", "extra_rows"):
         monkeypatch.setattr(f"vistok.samplers.drafters.{name}.step_cost", lambda model, batch: cost)
     monkeypatch.setattr("vistok.samplers.drafters.eagle_head.head_cost", lambda *a: dict.fromkeys(WIDTHS, call))
@@ -147,7 +150,7 @@ def test_what_was_decided_during_a_long_rest_is_read_in_pieces(name, monkeypatch
     for rest in (3, 50, 80):
         drafter = SIZED[name]()
         policy = getattr(drafter, "drafter", drafter).policy
-        policy.sizer._left, policy.sizer._rest = rest, rest
+        policy.sizer._left, policy.sizer._price = rest, math.inf  # whatever the run
         assert torch.equal(generate(tiny(), ragged(), drafter, **options).sequences, expected)
 
 
@@ -165,44 +168,94 @@ def test_what_pays_is_drafted(monkeypatch):
     assert int(found.stats.forwards.max()) < 45
 
 
-def test_rests_grow_while_trials_do_not_pay_and_end_when_one_does(monkeypatch):
-    costing(monkeypatch, FLAT)
-    sizer, options = Sizer(), [Option("small", 1.0, 2.0), Option("large", 1.0, 3.0)]
-    drafted = [sizer.next(lambda: options, 1.0) is not None for _ in range(600)]
-    trials = [step for step in range(600) if drafted[step] and not (step and drafted[step - 1])]
-    gaps = [later - earlier - AGAIN for earlier, later in itertools.pairwise(trials)]
-    assert gaps == [REST * 2**i for i in range(len(gaps))] and sum(drafted) == AGAIN * len(trials)
-    options[1] = Option("large", 4.0, 3.0)
-    found = [sizer.next(lambda: options, 1.0) for _ in range(LONGEST + 2 * AGAIN)]
-    assert found[-1] == options[1]
-    watching = Sizer(watches=True)
-    assert watching.next(lambda: options[:1], 1.0) is None
+class Machine:
+    """Steps of one text under a sizer, on a clock of their own."""
+
+    def __init__(self, monkeypatch, sizer):
+        self.now, self.tokens, self.drafted, self.sizer = 0.0, 0, [], sizer
+        monkeypatch.setattr(sized, "seconds", lambda device: self.now)
+
+    def run(self, steps, options, tokens, seconds, plain=1.0):
+        """What a step with drafts decides and takes, from its option; without, one token in ``plain`` seconds."""
+        run = SimpleNamespace(decided=torch.tensor([1]), length=2)
+        for _ in range(steps):
+            found = self.sizer.next(lambda: options, plain)
+            count = 1 if found is None else tokens(found)
+            self.now += plain if found is None else seconds(found)
+            self.tokens += count
+            self.drafted.append(None if found is None else found.tree)
+            self.sizer.learn(run, SimpleNamespace(count=torch.tensor([count])))
+
+    def share(self, last=0):
+        """Steps with drafts among the last ones."""
+        return sum(tree is not None for tree in self.drafted[-last:]) / len(self.drafted[-last:])
+
+
+def test_a_tree_is_tried_again_and_taken_when_it_begins_to_pay(monkeypatch):
+    machine, options = Machine(monkeypatch, Sizer()), [Option("small", 3.0, 2.0), Option("large", 4.0, 3.0)]
+    machine.run(600, options, lambda option: 1, lambda option: option.seconds)
+    assert 0 < machine.share() < 0.1
+    machine.run(LONGEST, options, lambda option: round(option.tokens), lambda option: option.seconds)
+    assert machine.share(100) > 0.9
+    assert Sizer(watches=True).next(lambda: [Option("small", 1.0, 2.0)], 1.0) is None
+
+
+def test_a_chain_that_pays_is_kept_from_the_first_trial_on(monkeypatch):
+    machine = Machine(monkeypatch, Sizer())
+    machine.run(400, [Option("small", 1.5, 1.4)], lambda option: 2, lambda option: 1.5)
+    assert machine.share() > 0.95
+
+
+def test_what_steps_take_beside_their_forwards_decides(monkeypatch):
+    """The wide tree promises more by its forwards, and its steps take longer than these."""
+    machine = Machine(monkeypatch, Sizer())
+    options = [Option("chain", 2.0, 1.2, (0, 1)), Option("wide", 2.4, 1.3, (1, 1))]
+    machine.run(300, options, lambda option: 2, lambda option: 1.3 if option.tree == "chain" else 1.8)
+    assert machine.drafted[-1] == "chain"
+
+
+@pytest.mark.parametrize("drafts", [1, 2], ids=["a chain", "a tree"])
+def test_promises_count_as_far_as_they_come_true(drafts, monkeypatch):
+    machine = Machine(monkeypatch, Sizer())
+    machine.run(400, [Option("bold", 4.0, 2.0, (drafts - 1, 1))], lambda option: 1, lambda option: option.seconds)
+    assert machine.share() < 0.1
 
 
 def test_what_turns_out_slower_than_plain_steps_is_dropped(monkeypatch):
     """Whatever is promised: steps with drafts take ten times what they should."""
-    clock = [0.0]
-    monkeypatch.setattr(sized, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    sizer, decided, drafted = Sizer(), 0.0, []
-    for _ in range(400):
-        found = sizer.next(lambda: [Option("small", 3.0, 1.0)], 1.0, decided)
-        drafted.append(found is not None)
-        clock[0] += 1.0 if found is None else 10.0
-        decided += 1 if found is None else 2
-    assert drafted[8] and sum(drafted) <= 0.15 * len(drafted)
+    machine = Machine(monkeypatch, Sizer())
+    machine.run(400, [Option("small", 3.0, 1.0)], lambda option: 2, lambda option: 10.0)
+    assert 0 < machine.share() <= 0.05
 
 
-@pytest.mark.parametrize("price", [2.0, 5.0, 8.0])
+@pytest.mark.parametrize("price", [1.2, 2.0, 5.0, 8.0])
 def test_trials_that_do_not_pay_take_a_small_share_of_the_time(price, monkeypatch):
-    clock, drafted = [0.0], []
-    monkeypatch.setattr(sized, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    sizer = Sizer()
-    for step in range(4000):
-        found = sizer.next(lambda: [Option("small", 1.0, price)], 1.0, float(step))
-        drafted.append(found is not None)
-        clock[0] += 1.0 if found is None else price
-    assert sum(drafted) > 0 and clock[0] <= 1.05 * len(drafted)
-    assert (price - 1) * sum(drafted[400:]) <= 0.04 * len(drafted[400:]) + (price - 1) * AGAIN
+    machine = Machine(monkeypatch, Sizer())
+    machine.run(4000, [Option("small", 1.5, price)], lambda option: 1, lambda option: price)
+    assert machine.share() > 0 and machine.now <= 1.05 * machine.tokens
+    lost = (price - 1) * sum(tree is not None for tree in machine.drafted[400:])
+    assert lost <= 0.03 * 3600 + (price - 1) * AGAIN
+
+
+def test_chains_are_foreseen_by_depth():
+    follows = Follows(4, 0.5)
+    assert follows.tokens() == pytest.approx([0.0, 0.5, 0.75, 0.875, 0.9375])
+    for _ in range(200):
+        follows.learn(2, 3)  # the third is wrong
+    none, first, second, _, fourth = follows.tokens()
+    assert (none, first) == (0.0, pytest.approx(1.0, abs=0.1)) and second - first > 0.8 and fourth - second < 0.2
+    before = follows.tokens()
+    follows.learn(1, 1)  # nothing is seen behind the first
+    assert follows.tokens()[2] - follows.tokens()[1] == pytest.approx(before[2] - before[1], abs=0.02)
+
+
+@pytest.mark.parametrize(("cost", "shown"), [(FLAT, True), (STEEP, False)], ids=["rows are free", "rows are dear"])
+def test_what_was_retrieved_is_shown_where_it_pays(cost, shown, monkeypatch):
+    costing(monkeypatch, cost, call=10.0)
+    monkeypatch.setattr("vistok.samplers.drafters.draft_model.step_cost", lambda model, batch: cost)
+    prompt = torch.tensor([[1, 2, 3, 4, 5, 6, 7] * 4])
+    stats = generate(tiny(), prompt, Rasd(DraftModel(tiny(seed=1), "auto")), max_new_tokens=8, do_sample=False).stats
+    assert (int(stats.proposed.max()) > 0) is shown
 
 
 def test_the_long_run_of_states_is_that_of_a_simulation():

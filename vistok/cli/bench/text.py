@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vistok.cli.output import Json, check_outputs
-from vistok.cli.shared import check_drawing, refuse_given
+from vistok.cli.shared import check_drawing, check_reads, refuse_given
 
 
 def text(
@@ -47,8 +47,6 @@ def text(
 
     Example: `vistok bench text --methods recycling,assisted`
     """
-    from vistok.errors import VistokError
-
     check_outputs(json)
     check_drawing(temperature, top_p)
     if spec_bench is not None:
@@ -73,9 +71,7 @@ def text(
     if spec_bench is not None:
         texts = spec_bench_prompts(spec_bench, tokenizer, prompts)
     else:
-        room = target.config.max_position_embeddings - new_tokens
-        if prompt_tokens > room:
-            raise VistokError(f"'{model}' reads {target.config.max_position_embeddings} tokens: shorten the prompts.")
+        check_reads(target, prompt_tokens + new_tokens, model)
         texts = held_out_prompts(tokenizer, prompts, prompt_tokens, seed)
     sampling = temperature > 0
     head = head or trained_for(target, "eagle3")

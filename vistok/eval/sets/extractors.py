@@ -32,6 +32,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 PRECISIONS = ("float32", "bfloat16")
+PART_BYTES = 5 << 20  # of pixels that a CPU looks at together: 4 pictures of 299x299, of 64x64 a whole batch
 DINOV2 = ("dinov2", "dinov2_with_registers")  # as transformers calls the architecture
 
 
@@ -61,6 +62,13 @@ class Extractor:
 
     def run(self, pixels: Tensor) -> dict[str, Tensor]:
         """Returns the float32 outputs of the network for prepared pictures [B, 3, h, w]."""
+        parts = [pixels]
+        if pixels.device.type == "cpu" and len(pixels):  # a few pictures' activations stay in its caches
+            parts = pixels.split(max(1, PART_BYTES // pixels[0].nbytes))
+        outputs = [self._run(part) for part in parts]
+        return {name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}
+
+    def _run(self, pixels: Tensor) -> dict[str, Tensor]:
         pixels = pixels.to(resolve_dtype(self.precision)).contiguous(memory_format=torch.channels_last)
         return {name: value.float() for name, value in self.network(pixels).items()}
 

@@ -43,7 +43,7 @@ FAMILIES = Registry(
 
 
 def family_of(model: nn.Module) -> Family:
-    """The family of a model.
+    """Returns the family of a model.
 
     Raises:
         VistokError: the model is of none; the sentence lists those that are known.

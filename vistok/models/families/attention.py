@@ -18,7 +18,7 @@ BLOCK = 128  # queries at a time
 
 
 def cls_logits(query: Tensor, keys: Tensor, heads: int) -> Tensor:
-    """Scaled products of queries with all keys, in float32.
+    """Returns the scaled products of queries with all keys, in float32.
 
     Args:
         query: [V, 1, H*d].
@@ -32,7 +32,7 @@ def cls_logits(query: Tensor, keys: Tensor, heads: int) -> Tensor:
 
 
 def received_attention(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
-    """Mean attention over all queries that each key receives, in float32.
+    """Returns the mean attention over all queries that each key receives, in float32.
 
     Args:
         queries, keys: [V, P, H*d].
@@ -75,38 +75,38 @@ class LayerAttention:
     _saliency: Tensor | None = field(default=None, init=False, repr=False)
 
     def saliency(self) -> Tensor:
-        """Attention of CLS to the tokens, or, without one, the mean attention that they receive, [V, H, N]; kept."""
+        """Returns the attention of CLS to the tokens or, without one, the mean that they receive, [V, H, N]; kept."""
         if self._saliency is None:
             self._saliency = self._pooled(self._attention(self.heads))
         return self._saliency
 
     def log_saliency(self) -> Tensor:
-        """Pre-softmax attention of CLS to the tokens, or the logarithm of the mean that they receive, [V, H, N]."""
+        """Returns the attention of CLS before the softmax or, without one, the log of the mean received, [V, H, N]."""
         if self.has_cls:
             return self._pooled(cls_logits(self.query, self.keys, self.heads)[..., 1:])
         return self.saliency().log()
 
     def cls_attention(self) -> Tensor:
-        """The former name of :meth:`saliency`."""
+        """Returns :meth:`saliency`, under its former name."""
         warnings.warn("cls_attention() is saliency() now: use that name.", FutureWarning, 2)
         return self.saliency()
 
     def cls_logits(self) -> Tensor:
-        """The former name of :meth:`log_saliency`."""
+        """Returns :meth:`log_saliency`, under its former name."""
         warnings.warn("cls_logits() is log_saliency() now: use that name.", FutureWarning, 2)
         return self.log_saliency()
 
     def full_width_attention(self) -> Tensor:
-        """:meth:`saliency` with all heads as one, [V, N]."""
+        """Returns :meth:`saliency` with all heads as one, [V, N]."""
         return self._pooled(self._attention(1)[:, 0])
 
     def patch_keys(self) -> Tensor:
-        """Keys of the tokens, heads side by side, [V, N, H*d]."""
+        """Returns keys of the tokens, heads side by side, [V, N, H*d]."""
         keys = self.keys[:, 1:] if self.has_cls else self.keys
         return self._pooled(keys.transpose(1, 2)).transpose(1, 2)
 
     def mean_keys(self) -> Tensor:
-        """Head mean of the tokens' keys, [V, N, d]."""
+        """Returns the head mean of the tokens' keys, [V, N, d]."""
         return self.patch_keys().unflatten(-1, (self.heads, -1)).mean(-2)
 
     def _attention(self, heads: int) -> Tensor:

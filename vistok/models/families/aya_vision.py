@@ -14,7 +14,7 @@ from vistok.models.families.llava import feature_settings
 
 
 class AyaVision(EncodedFamily):
-    """``aya_vision``; tiles are pictures of their own."""
+    """The family ``aya_vision``; tiles are pictures of their own."""
 
     features = "flat"
 

@@ -15,12 +15,12 @@ from vistok.models.families.attention import LayerAttention
 
 
 def attention_layers(tower: nn.Module) -> list[nn.Module]:
-    """The attention modules of a tower in order: those with separate query and key projections."""
+    """Returns the attention modules of a tower in order: those with separate query and key projections."""
     return [module for module in tower.modules() if hasattr(module, "q_proj") and hasattr(module, "k_proj")]
 
 
 def check_layers(tower: str, layers: tuple[int, ...], total: int) -> None:
-    """Whether a tower has the layers whose attention is asked for.
+    """Refuses to read the attention of layers that a tower does not have.
 
     Raises:
         VistokError: it has not.
@@ -36,7 +36,7 @@ def check_layers(tower: str, layers: tuple[int, ...], total: int) -> None:
 
 @contextmanager
 def captured_attention(tower: nn.Module, layers: tuple[int, ...], has_cls: bool) -> Iterator[dict[int, LayerAttention]]:
-    """Collect keys of some layers during the tower's forward, and the CLS query or, without a CLS token, all queries.
+    """Collects keys of some layers during the tower's forward, and the CLS query or, without a CLS token, all queries.
 
     Args:
         tower: vision tower.
@@ -88,7 +88,7 @@ class Seen(NamedTuple):
     rotary: Any
 
     def queries_and_keys(self) -> tuple[Tensor, Tensor]:
-        """Queries and keys as they meet, rotated where the tower rotates them, [V, S, H*d] each."""
+        """Returns queries and keys as they meet, rotated where the tower rotates them, [V, S, H*d] each."""
         states = self.states if self.states.ndim == 3 else self.states[None]
         if hasattr(self.module, "qkv"):
             q, k, _ = self.module.qkv(states).chunk(3, -1)
@@ -108,7 +108,7 @@ class Seen(NamedTuple):
 
 @contextmanager
 def seen_by(modules: list[nn.Module], layers: tuple[int, ...]) -> Iterator[dict[int, Seen]]:
-    """What enters some of a tower's attention modules during its forward, by layer."""
+    """Returns what enters some of a tower's attention modules during its forward, by layer."""
     found: dict[int, Seen] = {}
 
     def keep(layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

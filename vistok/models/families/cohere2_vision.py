@@ -10,7 +10,7 @@ from vistok.models.families.gemma3 import Gemma3
 
 
 class Cohere2Vision(Gemma3):
-    """``cohere2_vision``; tiles are pictures of their own."""
+    """The family ``cohere2_vision``; tiles are pictures of their own."""
 
     def arrangement(self, images: Any, picture: Image.Image, tiles: int) -> tuple[int, int] | None:
         if tiles == 1:

@@ -33,21 +33,21 @@ class EncodedFamily(Family):
     """Base: a family says how it encodes, and where the attention of a tile is."""
 
     def modules(self, base: nn.Module) -> list[nn.Module]:
-        """The attention modules of the vision tower."""
+        """Returns the attention modules of the vision tower."""
         return attention_layers(base.vision_tower)
 
     def tiles(self, base: nn.Module, inputs: dict[str, Any]) -> list[Tile]:
-        """Run the tower and the projector."""
+        """Runs the tower and the projector and returns the tiles of all pictures."""
         raise NotImplementedError
 
     def attention(self, base: nn.Module, seen: Seen, tile: int, tiles: list[Tile], inputs: dict[str, Any]) -> Any:
-        """The :class:`LayerAttention` of a tile, from what entered a layer; a row a tile unless a family says else."""
+        """Returns the :class:`LayerAttention` of a tile, from what entered a layer in the row of its number."""
         q, k = self.row(seen, tile)
         return LayerAttention(q, k, seen.module.num_heads, False, block_pool(q.shape[1], tiles[tile].grid))
 
     @staticmethod
     def row(seen: Seen, tile: int) -> tuple[Tensor, Tensor]:
-        """Queries and keys of one row of the tower's batch, [1, P, C] each."""
+        """Returns queries and keys of one row of the tower's batch, [1, P, C] each."""
         return seen._replace(states=seen.states[tile : tile + 1]).queries_and_keys()
 
     def pictures(self, model: nn.Module, inputs: dict[str, Any], ask: Ask) -> Iterator[Picture]:
@@ -79,7 +79,7 @@ class EncodedFamily(Family):
             yield image, single_view_plan(hidden.shape[1])
 
     def layer(self, base: nn.Module, layer: int) -> int:
-        """The layer that is read where a method asks for this one."""
+        """Returns the layer that is read where a method asks for this one."""
         return layer
 
     def arrangement(self, images: Any, picture: Image.Image, tiles: int) -> tuple[int, int] | None:
@@ -87,7 +87,7 @@ class EncodedFamily(Family):
 
 
 def block_pool(patches: int, grid: tuple[int, int]) -> Any:
-    """From scores of a raster of patches to those of a grid of tokens that each stand for a square block of them."""
+    """Returns what averages scores of patches over the blocks that tokens stand for; None if patches are tokens."""
     block = round((patches / (grid[0] * grid[1])) ** 0.5)
     return None if block == 1 else partial(_block_mean, grid, block)
 

@@ -39,23 +39,23 @@ class Family:
     whole_first: ClassVar[bool] = False
 
     def backbone(self, model: nn.Module) -> nn.Module:
-        """The decoder: embeddings [B, S, D] to normed states [B, S, D]."""
+        """Returns the decoder, which turns embeddings [B, S, D] into normed states [B, S, D]."""
         return model.base_model.language_model
 
     def embed(self, model: nn.Module, tokens: Tensor) -> Tensor:
-        """Embeddings of text tokens [B, S] as the backbone takes them, [B, S, D]."""
+        """Returns embeddings of text tokens [B, S] as the backbone takes them, [B, S, D]."""
         return model.get_input_embeddings()(tokens)
 
     def head(self, model: nn.Module, states: Tensor) -> Tensor:
-        """Logits of the backbone's states, [B, S, vocabulary]."""
+        """Returns logits of the backbone's states, [B, S, vocabulary]."""
         return model.get_output_embeddings()(states)
 
     def position_offset(self, model: nn.Module) -> Tensor | int:
-        """What is added to the number of tokens before a token to get its position after the last prefill, [B, 1]."""
+        """Returns what makes a position of the number of tokens before a token since the last prefill, [B, 1]."""
         return 0
 
     def masks(self, model: nn.Module, mask: Tensor, queries: Tensor, keys: Tensor) -> Tensor | dict[str, Tensor]:
-        """An attention mask as the backbone takes it: one, or one for each type of layer.
+        """Returns an attention mask as the backbone takes it: one, or one for each type of layer.
 
         Args:
             model: the model.
@@ -70,11 +70,11 @@ class Family:
         return {kind: mask & near if kind == "sliding_attention" else mask for kind in kinds}
 
     def earliest_drop(self, model: nn.Module) -> int:
-        """The first layer of the backbone that may see fewer tokens than those before."""
+        """Returns the first layer of the backbone that may see fewer tokens than those before."""
         return 1
 
     def pictures(self, model: nn.Module, inputs: dict[str, Any], ask: Ask) -> Iterator[Picture]:
-        """Run the vision tower once and describe each picture and the plan of its placeholders.
+        """Runs the vision tower once and yields each picture with the plan of its placeholders.
 
         With every token kept, the features are those of the model's ``get_image_features``.
 
@@ -86,7 +86,7 @@ class Family:
         raise NotImplementedError
 
     def videos(self, model: nn.Module, inputs: dict[str, Any], ask: Ask) -> Iterator[list[Picture]]:
-        """As :meth:`pictures`, for videos: the frames of each.
+        """Yields the frames of each video, as :meth:`pictures` yields pictures.
 
         Raises:
             VistokError: videos of this family are not described.
@@ -97,11 +97,11 @@ class Family:
         )
 
     def encoded_videos(self, features: list[Tensor], levels: list[list[Tensor]]) -> Any:
-        """Encoded frames of videos as ``mm_encoder_outputs`` takes them."""
+        """Returns encoded frames of videos as ``mm_encoder_outputs`` takes them."""
         return self.encoded(features, levels)
 
     def encoded(self, features: list[Tensor], levels: list[list[Tensor]]) -> Any:
-        """Encoded pictures as ``mm_encoder_outputs`` takes them.
+        """Returns encoded pictures as ``mm_encoder_outputs`` takes them.
 
         Args:
             features: of each picture, [n, D].
@@ -113,7 +113,7 @@ class Family:
         return BaseModelOutputWithPooling(pooler_output=features)
 
     def arrangement(self, images: Any, picture: Image.Image, tiles: int) -> tuple[int, int] | None:
-        """Rows and columns of tiles that the model sees the whole of a picture in.
+        """Returns the rows and columns of tiles that the model sees the whole of a picture in.
 
         Args:
             images: the image processor.
@@ -135,14 +135,14 @@ class TowerOutput(NamedTuple):
     states: dict[int, Tensor]
 
     def of(self, views: slice) -> TowerOutput:
-        """The same for some of the views."""
+        """Returns the same for some of the views."""
         attention = {i: replace(a, query=a.query[views], keys=a.keys[views]) for i, a in self.attention.items()}
         states = {i: s[views] for i, s in self.states.items()}
         return TowerOutput(self.features[views], self.has_cls, attention, states)
 
 
 def run_tower(tower: nn.Module, pixels: Tensor, layer: int | list[int], needs: Needs) -> TowerOutput:
-    """Run a CLIP-like tower.
+    """Runs a CLIP-like tower.
 
     Args:
         tower: the model's.
@@ -160,7 +160,7 @@ def run_tower(tower: nn.Module, pixels: Tensor, layer: int | list[int], needs: N
 
 
 def square(tokens: int) -> tuple[int, int]:
-    """Rows and columns of a square grid of tokens.
+    """Returns the rows and columns of a square grid of tokens.
 
     Raises:
         VistokError: the number is no square.

@@ -11,7 +11,7 @@ from vistok.models.families.gemma3 import Gemma3
 
 
 class FastVlm(Gemma3):
-    """``fast_vlm``; there is no attention among all tokens to read."""
+    """The family ``fast_vlm``; there is no attention among all tokens to read."""
 
     def modules(self, base: nn.Module) -> list[nn.Module]:
         return []

@@ -12,7 +12,7 @@ from vistok.models.families.family import square
 
 
 class Gemma3(EncodedFamily):
-    """``gemma3``; crops of pan and scan are pictures of their own."""
+    """The family ``gemma3``; crops of pan and scan are pictures of their own."""
 
     features = "flat"
 
@@ -23,7 +23,7 @@ class Gemma3(EncodedFamily):
 
 
 class PaliGemma(Gemma3):
-    """``paligemma``, version 1 and 2; the second caps its logits."""
+    """The family ``paligemma``, version 1 and 2; the second caps its logits."""
 
     def head(self, model: nn.Module, states: Tensor) -> Tensor:
         logits = super().head(model, states)

@@ -7,6 +7,6 @@ from vistok.models.families.qwen2_vl import Qwen2VL
 
 
 class Glm4v(Qwen2VL):
-    """``glm4v``, whose tower and positions are laid out as Qwen2-VL's; its videos fill placeholders of pictures."""
+    """The family ``glm4v``: tower and positions are laid as Qwen2-VL's; its videos fill placeholders of pictures."""
 
     videos = Family.videos

@@ -14,7 +14,7 @@ from vistok.models.families.family import square
 
 
 class Idefics3(EncodedFamily):
-    """``idefics3`` and ``smolvlm``."""
+    """The families ``idefics3`` and ``smolvlm``."""
 
     def backbone(self, model: nn.Module) -> nn.Module:
         return model.base_model.text_model

@@ -20,7 +20,7 @@ from vistok.models.families.tokens import ImageTokens
 
 
 class InternVL(Family):
-    """``internvl``."""
+    """The family ``internvl``."""
 
     features = "flat"
 
@@ -57,7 +57,7 @@ class InternVL(Family):
 
 
 def got_ocr2_tiles(images: Any, picture: Image.Image, tiles: int) -> tuple[int, int]:
-    """Rows and columns of tiles of GOT-OCR 2's image processor, see ``Family.arrangement``."""
+    """Returns rows and columns of tiles of GOT-OCR 2's image processor, see ``Family.arrangement``."""
     if tiles == 1:
         return 1, 1
     from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
@@ -69,7 +69,7 @@ def got_ocr2_tiles(images: Any, picture: Image.Image, tiles: int) -> tuple[int, 
 
 
 def block_mean(block: int, scores: Tensor) -> Tensor:
-    """Patch scores [..., P] to the mean of each block of a square grid, [..., P / block^2]."""
+    """Returns the mean of patch scores [..., P] over each block of a square grid, [..., P / block^2]."""
     side = round(scores.shape[-1] ** 0.5)
     flat = scores.reshape(-1, 1, side, side)
     return F.avg_pool2d(flat, block).flatten(1).unflatten(0, scores.shape[:-1])

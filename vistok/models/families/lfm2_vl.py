@@ -13,7 +13,7 @@ from vistok.models.families.encoded import EncodedFamily, Tile, block_pool
 
 
 class Lfm2Vl(EncodedFamily):
-    """``lfm2_vl``; tiles are pictures of their own.
+    """The family ``lfm2_vl``; tiles are pictures of their own.
 
     Some decoder layers convolve neighbouring columns, so thinning changes what stands beside a token in these.
     """

@@ -14,7 +14,7 @@ from vistok.models.families.tokens import ImageTokens
 
 
 class Llava(Family):
-    """``llava``."""
+    """The family ``llava``."""
 
     def pictures(self, model: nn.Module, inputs: dict[str, Any], ask: Ask) -> Iterator[Picture]:
         base = model.base_model
@@ -28,12 +28,12 @@ class Llava(Family):
 
 
 def tower_layers(base: nn.Module) -> int:
-    """Number of layers of the vision tower."""
+    """Returns the number of layers of the vision tower."""
     return base.vision_tower.config.num_hidden_layers
 
 
 def feature_settings(base: nn.Module, inputs: dict[str, Any]) -> tuple[int | list[int], str]:
-    """Feature layer and strategy of a call, or of the configuration."""
+    """Returns the feature layer and strategy of a call, or of the configuration."""
     layer = inputs.get("vision_feature_layer")
     strategy = inputs.get("vision_feature_select_strategy")
     config = base.config
@@ -42,7 +42,7 @@ def feature_settings(base: nn.Module, inputs: dict[str, Any]) -> tuple[int | lis
 
 
 def described(base: nn.Module, output: TowerOutput, strategy: str, plan: Plan, **layout: Any) -> Picture:
-    """One picture of a model whose projector works token by token.
+    """Returns one picture of a model whose projector works token by token, with its plan.
 
     Raises:
         VistokError: the model sends CLS to its language model.

@@ -15,7 +15,7 @@ from vistok.models.families.tokens import Canvas
 
 
 class LlavaNext(Family):
-    """``llava_next``."""
+    """The family ``llava_next``."""
 
     def pictures(self, model: nn.Module, inputs: dict[str, Any], ask: Ask) -> Iterator[Picture]:
         from transformers.models.llava_next.modeling_llava_next import (

@@ -24,7 +24,7 @@ SLACK = 1.1  # a canvas is shrunk where its side exceeds the longest by more
 
 
 class LlavaOnevision(LlavaNext):
-    """``llava_onevision``."""
+    """The family ``llava_onevision``."""
 
     def pictures(self, model: nn.Module, inputs: dict[str, Any], ask: Ask) -> Iterator[Picture]:
         from transformers.models.llava_onevision.modeling_llava_onevision import (
@@ -70,7 +70,7 @@ class LlavaOnevision(LlavaNext):
             yield shrunk(base, views.of(slice(1, count)), partial(canvas_map, grid, canvas, shape), shape)
 
     def videos(self, model: nn.Module, inputs: dict[str, Any], ask: Ask) -> Iterator[list[Picture]]:
-        """Frames are shrunk to half their sides after the projector; a newline ends a video."""
+        """Yields the frames of videos, shrunk to half their sides behind the projector; a newline ends a video."""
         base = model.base_model
         layer, strategy = feature_settings(base, inputs)
         pixels = inputs["pixel_values_videos"]
@@ -91,7 +91,7 @@ class LlavaOnevision(LlavaNext):
 
 
 def shrunk(base: nn.Module, crops: TowerOutput, shrink: Any, shape: tuple[int, int]) -> tuple[ImageTokens, Plan]:
-    """The shrunk canvas of a picture's crops, with a newline after each row."""
+    """Returns the shrunk canvas of a picture's crops, with a newline after each row."""
     features = crops.features[:, 1:] if crops.has_cls else crops.features
     hidden = shrink(base.multi_modal_projector(features).movedim(-1, 1)).movedim(1, -1)
     image = ImageTokens(
@@ -107,7 +107,7 @@ def shrunk(base: nn.Module, crops: TowerOutput, shrink: Any, shape: tuple[int, i
 
 
 def canvas_map(grid: tuple[int, int], canvas: Canvas, shape: tuple[int, int], values: Tensor) -> Tensor:
-    """Values of all crops [V, ..., P] on their canvas without padding, shrunk bilinearly, [1, ..., rows * cols]."""
+    """Returns values of crops [V, ..., P] on their canvas without padding, shrunk bilinearly, [1, ..., rows * cols]."""
     values = values.unflatten(-1, grid).unflatten(0, (canvas.rows, canvas.cols))
     whole = values.movedim((0, 1), (-4, -2)).flatten(-4, -3).flatten(-2)
     whole = whole[..., canvas.top : canvas.bottom, canvas.left : canvas.right]
@@ -117,6 +117,6 @@ def canvas_map(grid: tuple[int, int], canvas: Canvas, shape: tuple[int, int], va
 
 
 def halved(grid: tuple[int, int], shape: tuple[int, int], values: Tensor) -> Tensor:
-    """Values of a frame [1, ..., P] shrunk bilinearly to a grid of another shape, [1, ..., N]."""
+    """Returns values of a frame [1, ..., P] shrunk bilinearly to a grid of another shape, [1, ..., N]."""
     flat = values.reshape(1, -1, *grid)
     return F.interpolate(flat, shape, mode="bilinear").reshape(*values.shape[:-1], shape[0] * shape[1])

@@ -12,7 +12,7 @@ from vistok.models.families.encoded import EncodedFamily, Tile, block_pool
 
 
 class Mistral3(EncodedFamily):
-    """``mistral3``."""
+    """The family ``mistral3``."""
 
     def tiles(self, base: nn.Module, inputs: dict[str, Any]) -> list[Tile]:
         layer = inputs.get("vision_feature_layer")

@@ -17,7 +17,7 @@ from vistok.models.families.family import square
 
 
 class PerceptionLM(EncodedFamily):
-    """``perception_lm``; tiles are pictures of their own."""
+    """The family ``perception_lm``; tiles are pictures of their own."""
 
     features = "flat"
     whole_first = True

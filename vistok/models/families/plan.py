@@ -17,7 +17,7 @@ NEWLINE = -1  # in a plan
 
 
 def unpadded(canvas: tuple[int, int], size: tuple[int, int], digits: int | None = 7) -> tuple[int, int, int, int]:
-    """The part of a canvas that a centred picture fills.
+    """Returns the part of a canvas that a centred picture fills.
 
     Args:
         canvas: height and width.
@@ -50,28 +50,28 @@ class Plan(NamedTuple):
     row: Tensor
 
     def valid(self, views: int, tokens: int) -> Tensor:
-        """Tokens that the plan uses, bool [views, tokens]."""
+        """Returns tokens that the plan uses, bool [views, tokens]."""
         used = torch.zeros(views * tokens, dtype=torch.bool)
         used[self.tokens[self.tokens != NEWLINE]] = True
         return used.view(views, tokens)
 
 
 def single_view_plan(tokens: int, newline: bool = False) -> Plan:
-    """Plan of a picture of one view: its tokens, and a row end if the model adds one."""
+    """Returns the plan of a picture of one view: its tokens, and a row end if the model adds one."""
     plan = torch.arange(tokens + newline)
     plan[tokens:] = NEWLINE
     return Plan(plan, torch.zeros_like(plan))
 
 
 def rows_plan(grid: tuple[int, int]) -> Plan:
-    """Plan of one view whose rows each have a row end."""
+    """Returns the plan of one view whose rows each have a row end."""
     height, width = grid
     tokens = torch.cat([torch.arange(height * width).view(height, width), torch.full((height, 1), NEWLINE)], 1)
     return Plan(tokens.flatten(), torch.arange(height)[:, None].expand_as(tokens).flatten())
 
 
 def crops_plan(grid: tuple[int, int], canvas: Canvas) -> Plan:
-    """Plan of a thumbnail and crops: the thumbnail, then the unpadded canvas row by row, each with a row end.
+    """Returns the plan of a thumbnail and then the unpadded canvas of crops, row by row, each with a row end.
 
     Args:
         grid: rows and columns of patches of a view.

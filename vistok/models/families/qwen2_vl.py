@@ -17,7 +17,7 @@ from vistok.models.families.family import Ask, Picture
 
 
 class Qwen2VL(EncodedFamily):
-    """``qwen2_vl``."""
+    """The family ``qwen2_vl``."""
 
     position_axes = 3
 
@@ -26,7 +26,7 @@ class Qwen2VL(EncodedFamily):
         return 0 if delta is None else delta
 
     def videos(self, model: nn.Module, inputs: dict[str, Any], ask: Ask) -> Iterator[list[Picture]]:
-        """To the tower each frame (two of the film) is a picture."""
+        """Yields the frames of videos: to the tower each frame (two of the film) is a picture."""
         grids = inputs["video_grid_thw"]
         frames = grids.repeat_interleave(grids[:, 0], 0)
         frames[:, 0] = 1
@@ -53,12 +53,12 @@ class Qwen2VL(EncodedFamily):
         return LayerAttention(q, k, seen.module.num_heads, False, partial(group_mean, block))
 
     def in_order(self, base: nn.Module, seen: Seen, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Queries and keys of all pictures, with the patches of a token together and tokens in raster order."""
+        """Returns queries and keys of all pictures, with the patches of a token together and tokens in raster order."""
         return seen.queries_and_keys()
 
 
 class Qwen25VL(Qwen2VL):
-    """``qwen2_5_vl``, whose tower looks at windows but for a few layers, which alone say what counts in a picture."""
+    """The family ``qwen2_5_vl``: a few layers of its tower look at whole pictures, and say what counts in them."""
 
     def layer(self, base: nn.Module, layer: int) -> int:
         full = sorted(base.visual.fullatt_block_indexes)
@@ -86,7 +86,7 @@ def _grids(base: nn.Module, grids: Tensor) -> list[tuple[int, int]]:
 
 
 class Qwen3VL(Qwen2VL):
-    """``qwen3_vl``: further levels of the tower are added to the tokens after the decoder's first layers."""
+    """The family ``qwen3_vl``: further levels of the tower are added to the tokens after the decoder's first layers."""
 
     def earliest_drop(self, model: nn.Module) -> int:
         return len(model.base_model.visual.deepstack_visual_indexes)

@@ -13,7 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vistok.models.heads.eagle import MLP, EagleConfig, EagleLayer, _Drafter, draft_mask
+from vistok.models.heads.drafter import MLP, Drafter, DrafterConfig, draft_mask
+from vistok.models.heads.eagle import EagleLayer
 from vistok.models.llamagen import RMSNorm
 from vistok.ops import KVCache, apply_rope, attention
 
@@ -21,7 +22,7 @@ from vistok.ops import KVCache, apply_rope, attention
 class AttentionDecoder(nn.Module):
     """Attention whose queries are embeddings of tokens, and keys and values the states in front of them."""
 
-    def __init__(self, config: EagleConfig):
+    def __init__(self, config: DrafterConfig):
         super().__init__()
         self.head_dim = config.head_dim
         own, shared = config.num_attention_heads * self.head_dim, config.kv_heads * self.head_dim
@@ -31,24 +32,25 @@ class AttentionDecoder(nn.Module):
         self.o_proj = nn.Linear(own, config.hidden_size, bias=False)
 
     def parts(self, e: Tensor, h: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [R, heads, T, D] of embeddings and states [R, T, H]."""
+        """Returns queries, keys and values [R, heads, T, D] of embeddings and states [R, T, H]."""
         q = self.q_proj(e).unflatten(-1, (-1, self.head_dim))
         k, v = (part(h).unflatten(-1, (-1, self.head_dim)) for part in (self.k_proj, self.v_proj))
         q, k = (apply_rope(part, rope, "half").transpose(1, 2) for part in (q, k))
         return q, k, v.transpose(1, 2)
 
     def mixed(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-        """What the states answer, [R, T, H]."""
+        """Returns what the states answer, [R, T, H]."""
         return self.o_proj(attention(q, k, v, mask=visible).transpose(1, 2).flatten(2))
 
 
-class Clover(_Drafter):
+class Clover(Drafter):
     """The network, with the interface of ``EagleNetwork``: slot j pairs state j with the token behind it."""
 
     arxiv: ClassVar[str] = "2405.00263"
     family = "clover"
+    cached_layers = 2  # the augmenting block, and the attention decoder
 
-    def __init__(self, config: EagleConfig):
+    def __init__(self, config: DrafterConfig):
         super().__init__(config)
         self.augment = EagleLayer(config)
         self.connect = AttentionDecoder(config)
@@ -56,15 +58,10 @@ class Clover(_Drafter):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def new_cache(self, rows: int, capacity: int) -> KVCache:
-        """An empty cache: of the augmenting block, and of the attention decoder."""
-        weight, config = self.embed_tokens.weight, self.config
-        return KVCache(2, rows, capacity, config.kv_heads, config.head_dim, weight.dtype, weight.device)
-
     def forward(
         self, features: Tensor, tokens: Tensor, cache: KVCache, slots: Tensor | None = None, draft: Tensor | None = None
     ) -> Tensor:
-        """The states behind tokens; arguments as of ``EagleNetwork.forward``. Features of drafts are states already."""
+        """Returns the states behind tokens; see ``EagleNetwork.forward``. Features of drafts are states already."""
         rope, visible = self._rotations(features, cache, slots), draft_mask(cache, features.shape[1], draft)
         if draft is None:
             features = self.augment(features, rope, cache, visible)
@@ -74,7 +71,7 @@ class Clover(_Drafter):
         return self._joined(features, e, self.connect.mixed(q, k, v, visible))
 
     def unrolled(self, features: Tensor, tokens: Tensor, depths: int) -> list[Tensor]:
-        """The states of ``depths`` heads at every place at a time, as drafting forms them along the text itself.
+        """Returns the states of ``depths`` heads at every place at once, as drafting forms them along the text itself.
 
         Args:
             features: of the target, [R, T, H].
@@ -102,9 +99,9 @@ class Clover(_Drafter):
         return h + self.mlp(self.norm(h))
 
     def logits(self, hidden: Tensor, head: nn.Module) -> Tensor:
-        """Logits over the target's vocabulary, by the target's head."""
+        """Returns logits over the target's vocabulary, by the target's head."""
         return head(hidden)
 
     def token(self, draft: Tensor) -> Tensor:
-        """Target ids of drafted ids: the same."""
+        """Returns the target's ids of drafted ids: the same."""
         return draft

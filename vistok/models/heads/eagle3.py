@@ -3,7 +3,7 @@ own, often over a smaller vocabulary.
 
 Three layouts are published, and all load strictly: SafeAILab's, SpecForge's, and that of the ``speculators`` project
 (whose heads may have several layers, norms of queries and keys, and flags that change the forward). The weights are
-named as in SafeAILab's files; ``vistok.models.heads.published`` reads the configurations.
+named as in SafeAILab's files; ``vistok.models.heads.eagle3_config`` reads the configurations.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import MLP, Attention, EagleConfig, _Drafter, draft_mask
-from vistok.models.heads.published import published_config
+from vistok.models.heads.drafter import MLP, Attention, Drafter, draft_mask
+from vistok.models.heads.eagle3_config import Eagle3Config, published_config
 from vistok.models.llamagen import RMSNorm
 from vistok.ops import KVCache
 
@@ -33,10 +33,10 @@ class Eagle3Layer(nn.Module):
         first: it reads the embedding; if not, it is a plain decoder layer with ``input_layernorm`` on the states.
     """
 
-    def __init__(self, config: EagleConfig, first: bool = True, index: int = 0):
+    def __init__(self, config: Eagle3Config, first: bool = True, index: int = 0):
         super().__init__()
         self.normed = config.norm_before_residual
-        self.self_attn = Attention(config, (1 + first) * config.hidden_size, index)
+        self.self_attn = Attention(config, (1 + first) * config.hidden_size, index, norm=config.qk_norm)
         self.mlp = MLP(config)
         self.input_layernorm, self.post_attention_layernorm = (
             RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in range(2)
@@ -46,7 +46,7 @@ class Eagle3Layer(nn.Module):
     def forward(
         self, e: Tensor | None, h: Tensor, rope: Tensor, cache: KVCache | None, visible: Tensor | None
     ) -> Tensor:
-        """Embeddings [R, T, H], None but for the first layer, and states [R, T, H] to states."""
+        """Returns states of embeddings [R, T, H], None but for the first layer, and states [R, T, H]."""
         if self.hidden_norm is None:
             x = self.input_layernorm(h)
         else:
@@ -57,7 +57,7 @@ class Eagle3Layer(nn.Module):
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
-class Eagle3Network(_Drafter):
+class Eagle3Network(Drafter):
     """Drafter of EAGLE-3. Where a published file lacks ``embed_tokens``, the target's table must be given to the model
     by ``share_embedding``.
 
@@ -65,12 +65,14 @@ class Eagle3Network(_Drafter):
         borrows: the file that it was loaded from had no embeddings.
     """
 
-    def __init__(self, config: EagleConfig):
+    config_class = Eagle3Config
+
+    def __init__(self, config: Eagle3Config):
         super().__init__(config)
         width, eps = config.hidden_size, config.rms_norm_eps
         states = config.states * (config.target_hidden_size or width)
         drafted = config.draft_vocab_size or config.vocab_size
-        self.borrows = False
+        self.borrows, self.cached_layers = False, config.num_hidden_layers
         self.fc = nn.Linear(states, width, bias=False)
         if config.norm_before_fc:
             self.input_norm = RMSNorm(states, eps)
@@ -86,12 +88,12 @@ class Eagle3Network(_Drafter):
             self.register_buffer("t2d", torch.zeros(config.vocab_size, dtype=torch.bool))
 
     @classmethod
-    def describe(cls, entries: dict[str, Any], state: dict[str, Tensor], defaults: dict[str, Any]) -> EagleConfig:
-        """The configuration of a published file: see ``published_config``."""
+    def describe(cls, entries: dict[str, Any], state: dict[str, Tensor], defaults: dict[str, Any]) -> Eagle3Config:
+        """Returns the configuration of a published file: see ``published_config``."""
         return published_config(defaults | entries, {LAYER.sub("midlayer.", name): state[name] for name in state})
 
     def complete(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A published state dict under our names, with zeros for an embedding that most files leave to the target.
+        """Returns a published state dict under our names, with zeros for the embedding that most leave to the target.
 
         Raises:
             VistokError: a vocabulary map of a head that drafts every token, and moves some.
@@ -105,7 +107,7 @@ class Eagle3Network(_Drafter):
         return {"embed_tokens.weight": torch.zeros_like(self.embed_tokens.weight)} | state
 
     def share_embedding(self, weight: Tensor) -> None:
-        """Take over the target's embedding table, [V, hidden].
+        """Takes over the target's embedding table, [V, hidden].
 
         Raises:
             VistokError: the target's is of another width, so the head needs a table of its own.
@@ -118,7 +120,7 @@ class Eagle3Network(_Drafter):
         self.embed_tokens.weight.data = weight
 
     def read(self, states: Tensor) -> Tensor:
-        """The feature of several states of the target, [R, T, states * width] to [R, T, hidden]."""
+        """Returns the feature of several states of the target, [R, T, states * width] to [R, T, hidden]."""
         if self.config.norm_before_fc:
             states = self.input_norm(states)
         if self.config.fc_norm:
@@ -155,7 +157,7 @@ class Eagle3Network(_Drafter):
         draft: Tensor | None = None,
         visible: Tensor | None = None,
     ) -> Tensor:
-        """The last layer's states of features [R, T, hidden], before any norm."""
+        """Returns the last layer's states of features [R, T, hidden], before any norm."""
         e = self.embed_tokens(tokens).to(features.dtype)
         if visible is None and cache is not None:
             visible = draft_mask(cache, e.shape[1], draft)
@@ -166,9 +168,9 @@ class Eagle3Network(_Drafter):
         return x
 
     def logits(self, hidden: Tensor, head: nn.Module | None = None) -> Tensor:
-        """Logits over the drafted vocabulary behind what ``forward`` gave, by the drafter's own head."""
+        """Returns logits over the drafted vocabulary behind what ``forward`` gave, by the drafter's own head."""
         return self.lm_head(hidden if self.config.norm_output else self.norm(hidden))
 
     def token(self, draft: Tensor) -> Tensor:
-        """Target ids of drafted ids."""
+        """Returns the target's ids of drafted ids."""
         return draft + self.d2t[draft] if hasattr(self, "d2t") else draft

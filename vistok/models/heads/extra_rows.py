@@ -31,7 +31,7 @@ class RowNetwork(nn.Module):
     sees: Tensor
 
     def states(self, attached: Tensor, which: Tensor) -> Tensor:
-        """What rows enter with.
+        """Returns what rows enter with.
 
         Args:
             attached: states of their tokens in front of ``layer``, [B, M, H].
@@ -43,7 +43,7 @@ class RowNetwork(nn.Module):
         raise NotImplementedError
 
     def check(self, model: nn.Module) -> None:
-        """Raise VistokError if the rows cannot enter this causal LM."""
+        """Raises VistokError if the rows cannot enter this causal LM."""
         config = model.config.get_text_config(decoder=True)
         width = model.get_input_embeddings().weight.shape[1] if self.layer == 0 else config.hidden_size
         name = type(self).__name__
@@ -60,7 +60,7 @@ class RowNetwork(nn.Module):
 
 
 def nested(ahead: int) -> Tensor:
-    """The usual sight: each row sees itself and those before it, bool [m, m]."""
+    """Returns the usual sight, bool [m, m]: each row sees itself and those before it."""
     return torch.ones(ahead, ahead, dtype=torch.bool).tril()
 
 
@@ -82,5 +82,5 @@ class Placeholders(RowNetwork):
         self.register_buffer("sees", nested(ahead), persistent=False)
 
     def states(self, attached: Tensor, which: Tensor) -> Tensor:
-        """The token's embedding, whatever stands before."""
+        """Returns the token's embedding, whatever stands before."""
         return self._table[0].weight[self.token].expand(*attached.shape[:2], -1)

@@ -58,7 +58,7 @@ class HiddenTransfer(Pretrained, RowNetwork):
         self.register_buffer("sees", nested(self.ahead), persistent=False)
 
     def states(self, attached: Tensor, which: Tensor) -> Tensor:
-        """The states of tokens, each through the map of its row."""
+        """Returns the states of tokens, each through the map of its row."""
         which = which.expand(attached.shape[:2])
         found = torch.zeros_like(attached)
         for number, each in enumerate(self.transfer):

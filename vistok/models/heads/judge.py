@@ -32,9 +32,9 @@ class JudgeHead(Pretrained, nn.Module):
         self.score = nn.Linear(config.hidden_size, 1)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Log-odds [...] of features [..., H]."""
+        """Returns the log-odds [...] of features [..., H]."""
         return self.score(hidden.to(self.score.weight.dtype))[..., 0]
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Probability [...] that a draft is correct, from the target's features at it, [..., H]."""
+        """Returns the probability [...] that a draft is correct, from the target's features at it, [..., H]."""
         return self.logits(hidden).sigmoid()

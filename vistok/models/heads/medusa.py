@@ -56,7 +56,7 @@ class ResBlock(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., H] to [..., H]."""
+        """Returns states [..., H] of states [..., H]."""
         return x + F.silu(self.linear(x))
 
 
@@ -81,7 +81,7 @@ class Medusa(Pretrained, nn.ModuleList):
 
     @staticmethod
     def initial(model: nn.Module, ahead: int = 3, layers: int = 1) -> Medusa:
-        """Untrained heads for a causal LM: each says what the model's own output layer says."""
+        """Returns untrained heads for a causal LM: each says what the model's own output layer says."""
         output = model.get_output_embeddings().weight.detach()
         heads = Medusa(MedusaConfig(output.shape[1], output.shape[0], ahead, layers)).to(output.device)
         for head in heads:
@@ -89,11 +89,11 @@ class Medusa(Pretrained, nn.ModuleList):
         return heads
 
     def forward(self, features: Tensor) -> Tensor:
-        """Final features [..., H] to the heads' logits [..., m, V]."""
+        """Returns the heads' logits [..., m, V] of final features [..., H]."""
         return torch.stack([head(features) for head in self], -2)
 
     def check(self, model: nn.Module) -> None:
-        """Raise VistokError if the heads were made for another causal LM."""
+        """Raises VistokError if the heads were made for another causal LM."""
         output = model.get_output_embeddings().weight
         mine, theirs = (self.config.vocab_size, self.config.hidden_size), tuple(output.shape)
         if mine != theirs:
@@ -104,7 +104,7 @@ class Medusa(Pretrained, nn.ModuleList):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *args: Any, **options: Any) -> Medusa:
-        """Load heads strictly, of this package's recipe or published.
+        """Loads heads strictly, of this package's recipe or published.
 
         Raises:
             VistokError: the name leads nowhere, or the weights are those of something else.

@@ -70,18 +70,18 @@ class PromptTokens(RowNetwork):
 
     @staticmethod
     def initial(model: nn.Module, words: list[list[int]], group: int = 1, attention: str = "ensemble") -> PromptTokens:
-        """Untrained ones for a model: the mean embedding of a text for each prompt token, such as "Next 2 word"."""
+        """Returns untrained ones: for each prompt token the mean embedding of a text, such as "Next 2 word"."""
         table = model.get_input_embeddings().weight.detach()
         means = torch.stack([table[torch.tensor(ids, device=table.device)].mean(0) for ids in words])
         return PromptTokens(means.repeat_interleave(group, 0).float(), group, attention)
 
     def states(self, attached: Tensor, which: Tensor) -> Tensor:
-        """The embeddings, whatever the token."""
+        """Returns the embeddings, whatever the token."""
         return self.prompt_embeddings[which].expand(len(attached), -1, -1)
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> PromptTokens:
-        """Load an adapter strictly; its files stay as they are.
+        """Loads an adapter strictly; its files stay as they are.
 
         Args:
             name: a folder, or an embedded one such as ``text-mini-ppd``.
@@ -118,7 +118,7 @@ class PromptTokens(RowNetwork):
         return found.eval()
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write the published layout."""
+        """Writes the published layout."""
         from safetensors.torch import save_file
 
         folder = Path(folder)

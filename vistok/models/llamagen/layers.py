@@ -77,18 +77,18 @@ class Attention(nn.Module):
         self.wo = nn.Linear(config.dim, config.dim, bias=False)
 
     def project(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries [B, Hq, T, D], rotated keys and values [B, Hkv, T, D]."""
+        """Returns rotated queries [B, Hq, T, D], rotated keys, and values [B, Hkv, T, D]."""
         qkv = self.wqkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, Hq + 2 Hkv, D]
         rotated = apply_rope(qkv[:, :, : self.heads + self.kv_heads], rope).transpose(1, 2)
         return rotated[:, : self.heads], rotated[:, self.heads :], qkv[:, :, -self.kv_heads :].transpose(1, 2)
 
     def values(self, x: Tensor) -> Tensor:
-        """Values alone, [B, Hkv, T, D]."""
+        """Returns the values alone, [B, Hkv, T, D]."""
         weight = self.wqkv.weight[-self.kv_heads * self.head_dim :]
         return F.linear(x, weight).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def merge(self, x: Tensor) -> Tensor:
-        """Heads [B, Hq, T, D] to the residual stream's width."""
+        """Returns heads [B, Hq, T, D] in the residual stream's width, [B, T, dim]."""
         return self.wo(x.transpose(1, 2).flatten(2))
 
 
@@ -121,11 +121,11 @@ class Block(nn.Module):
         self.drop_path = drop_path
 
     def project(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of the stream [B, T, dim]; see ``Attention.project``."""
+        """Returns queries, keys and values of the stream [B, T, dim]; see ``Attention.project``."""
         return self.attention.project(self.attention_norm(x), rope)
 
     def residual(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Add the attention's output [B, T, dim] and the feed-forward to the stream, with dropout in training."""
+        """Adds the attention's output [B, T, dim] and the feed-forward to the stream, with dropout in training."""
         x = x + self._dropped(F.dropout(mixed, self.resid_dropout_p, self.training))
         h = F.dropout(self.feed_forward(self.ffn_norm(x)), self.ffn_dropout_p, self.training)
         return x + self._dropped(h)

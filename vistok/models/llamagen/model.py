@@ -47,7 +47,7 @@ class DecodeState:
     added: Mapping[int, Tensor] = field(default_factory=dict)
 
     def narrow(self, batch: int) -> DecodeState:
-        """The first ``batch`` sequences alone, sharing memory."""
+        """Returns the first ``batch`` sequences alone, sharing memory."""
         bias = None if self.bias is None else self.bias[:batch]
         return DecodeState(self.cache.narrow(batch), bias, {layer: x[:batch] for layer, x in self.added.items()})
 
@@ -156,7 +156,7 @@ class LlamaGen(Pretrained, RotaryModule):
         return drawn if self.config.layout == "sequence" else drawn.unflatten(1, (-1, self.config.grid))
 
     def stop_at(self, tokens: int) -> None:
-        """Draw only the first ``tokens`` of a sequence from now on; they are the first of a longer draw.
+        """Draws only the first ``tokens`` of a sequence from now on; they are the first of a longer draw.
 
         Raises:
             VistokError: the tokens are a grid, or there are not so many.
@@ -174,24 +174,24 @@ class LlamaGen(Pretrained, RotaryModule):
     # Conditions
 
     def null_condition(self, batch: int) -> Tensor:
-        """The condition "nothing asked for": labels [B] (c2i) or features [B, T, caption_dim] (t2i)."""
+        """Returns the condition "nothing asked for": labels [B] (c2i) or features [B, T, caption_dim] (t2i)."""
         if self.config.model_type == "c2i":
             return torch.full((batch,), self.config.num_classes, device=self.rope.device)
         return self.cls_embedding.uncond_embedding.expand(batch, -1, -1)
 
     def draw_dropped(self, batch: int) -> Tensor:
-        """Which samples are trained without their condition: each with probability ``class_dropout_prob``, [B]."""
+        """Returns which samples train without condition, each with probability ``class_dropout_prob``, bool [B]."""
         return torch.rand(batch, device=self.rope.device) < self.config.class_dropout_prob
 
     def drop_condition(self, condition: Tensor, dropped: Tensor) -> Tensor:
-        """Replace the conditions of the samples ``dropped``, bool [B], by the null condition."""
+        """Returns conditions, of the samples ``dropped``, bool [B], the null condition."""
         dropped = dropped.view(-1, *[1] * (condition.ndim - 1))
         return torch.where(dropped, self.null_condition(len(condition)).to(condition.dtype), condition)
 
     # Training
 
     def forward(self, tokens: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits of all image tokens, teacher-forced.
+        """Returns the logits of all image tokens, teacher-forced.
 
         Args:
             tokens: image codes that are fed, int64 [B, n] with n < block_size (all but the last, in training).
@@ -211,7 +211,7 @@ class LlamaGen(Pretrained, RotaryModule):
         dropped: Tensor | None = None,
         added: Mapping[int, Tensor] | None = None,
     ) -> list[Tensor]:
-        """The residual stream behind every layer, [B, n + 1, dim] each.
+        """Returns the residual stream behind every layer, [B, n + 1, dim] each.
 
         Args:
             tokens, condition, mask: as of ``forward``.
@@ -245,7 +245,7 @@ class LlamaGen(Pretrained, RotaryModule):
     # Cached decoding
 
     def new_state(self, batch: int, extra: int = 0) -> DecodeState:
-        """An empty state for ``batch`` sequences, with room for ``extra`` draft rows behind the image."""
+        """Returns an empty state for ``batch`` sequences, with room for ``extra`` draft rows behind the image."""
         config = self.config
         rows = 1 + self.tokens.length + extra
         weight = self.tok_embeddings.weight
@@ -256,7 +256,7 @@ class LlamaGen(Pretrained, RotaryModule):
         return DecodeState(cache, None)
 
     def prefill(self, condition: Tensor, state: DecodeState, mask: Tensor | None = None) -> Tensor:
-        """Run the prefix and leave it in the state as one row.
+        """Runs the prefix and leaves it in the state as one row.
 
         Args:
             condition: labels [B] or text features [B, T, caption_dim].
@@ -288,7 +288,7 @@ class LlamaGen(Pretrained, RotaryModule):
         return self.norm(x)
 
     def decode(self, tokens: Tensor, positions: Tensor, state: DecodeState, ancestors: Tensor | None = None) -> Tensor:
-        """Run new image tokens behind the cached ones; the caller then keeps them with ``cache.advance`` or
+        """Runs new image tokens behind the cached ones; the caller then keeps them with ``cache.advance`` or
         ``cache.commit``.
 
         Args:
@@ -314,7 +314,7 @@ class LlamaGen(Pretrained, RotaryModule):
         return self.norm(x)
 
     def compile_blocks(self, **options) -> None:
-        """Compile what the blocks compute around their attention, one graph for all layers and each number of tokens.
+        """Compiles what the blocks compute around their attention, one graph for all layers and each number of tokens.
 
         The cache and the attention over it stay as they are: their shapes change from step to step.
 
@@ -326,7 +326,7 @@ class LlamaGen(Pretrained, RotaryModule):
             layer.residual = torch.compile(layer.residual, **options)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., dim] to logits [..., V]."""
+        """Returns logits [..., V] of hidden states [..., dim]."""
         return self.output(hidden)
 
     @staticmethod

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.ops.convolution import packed_convolution, packs_convolutions
+from vistok.ops.linear import PackedWeight
 from vistok.zoo import resolve
 from vistok.zoo.checkpoint import load_strict, read_state_dict
 
@@ -24,14 +26,21 @@ FEATURE_DIMS = (64, 192, 768, 2048)
 
 
 class ConvNormAct(nn.Module):
-    """Convolution without bias, batch norm (eps 1e-3), ReLU."""
+    """Convolution without bias, batch norm (eps 1e-3), ReLU; on a CPU the weight is packed once the norm is folded."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], **conv: object):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, bias=False, **conv)
         self.bn = nn.BatchNorm2d(out_channels, eps=0.001)
+        self._packed = PackedWeight()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, average: nn.Module | None = None) -> Tensor:
+        """Returns the layer's output for ``x``, or for its ``average``, a pool that a 1x1 convolution may precede."""
+        if isinstance(self.bn, nn.Identity) and packs_convolutions(x):
+            x = packed_convolution(x, self.conv, self._packed)
+            x = x if average is None else average(x)  # the same behind the convolution, of fewer channels
+            return F.relu(x, inplace=True)
+        x = x if average is None else average(x)
         return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
@@ -57,7 +66,7 @@ class BlockA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         branch5x5 = self.branch5x5_2(self.branch5x5_1(x))
         branch3x3dbl = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch1x1(x), branch5x5, branch3x3dbl, self.branch_pool(self.pool(x))], 1)
+        return torch.cat([self.branch1x1(x), branch5x5, branch3x3dbl, self.branch_pool(x, self.pool)], 1)
 
 
 class BlockB(nn.Module):
@@ -97,7 +106,7 @@ class BlockC(nn.Module):
         branch7x7 = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         branch7x7dbl = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         branch7x7dbl = self.branch7x7dbl_5(self.branch7x7dbl_4(branch7x7dbl))
-        return torch.cat([self.branch1x1(x), branch7x7, branch7x7dbl, self.branch_pool(self.pool(x))], 1)
+        return torch.cat([self.branch1x1(x), branch7x7, branch7x7dbl, self.branch_pool(x, self.pool)], 1)
 
 
 class BlockD(nn.Module):
@@ -139,7 +148,9 @@ class BlockE(nn.Module):
         double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
         branch3x3 = [self.branch3x3_2a(single), self.branch3x3_2b(single)]
         branch3x3dbl = [self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double)]
-        return torch.cat([self.branch1x1(x), *branch3x3, *branch3x3dbl, self.branch_pool(self.pool(x))], 1)
+        averaged = isinstance(self.pool, nn.AvgPool2d)
+        pooled = self.branch_pool(x, self.pool) if averaged else self.branch_pool(self.pool(x))
+        return torch.cat([self.branch1x1(x), *branch3x3, *branch3x3dbl, pooled], 1)
 
 
 class FidInception(nn.Module):

@@ -20,9 +20,10 @@ from vistok.data.scenes.vqa import ASSISTANT, BEGIN, END, PAD, USER
 from vistok.data.scenes3d import locations, mean_colours
 from vistok.data.scenes3d.language import NOTHING, named, token_ids, vocabulary
 from vistok.errors import VistokError
-from vistok.models.extension import Extension, base_hashes, is_extension, load_extended, save_extension
+from vistok.models.extension import Extension, is_extension, load_extended, save_extension
 from vistok.models.vision.pointnet import PointNet
 from vistok.projectors.learned.objects import AttributeRelationTokens, interleave
+from vistok.zoo.adapter import base_hashes
 
 CONFIG_FILE, WEIGHTS_FILE = "chat3d.json", "model.safetensors"
 LONGEST_ANSWER = 9  # eight identifiers and the end
@@ -120,7 +121,7 @@ class Chat3D(nn.Module):
         self.register_buffer("first_identifier", torch.tensor(token_ids()[named(0)]), persistent=False)
 
     def streams(self, clouds: Tensor, present: Tensor) -> list[Tensor]:
-        """Attribute- and relation-aware tokens [B, N, D] of clouds [B, N, P, 6]; ``present`` says who is there."""
+        """Returns attribute- and relation-aware tokens [B, N, D] of clouds [B, N, P, 6], of which some are present."""
         locs = locations(clouds)
         features = self.encoder(clouds, locs[..., :3])
         centres, sizes = (locs * self.config.side).split(3, -1)
@@ -128,7 +129,7 @@ class Chat3D(nn.Module):
         return self.tokens(features, metres, mean_colours(clouds), present)
 
     def prefix(self, clouds: Tensor, present: Tensor, names: Tensor) -> tuple[Tensor, Tensor]:
-        """What stands before a question: embeddings [B, P, D], and which of them are there, bool [B, P].
+        """Returns what stands before a question: embeddings [B, P, D], and which of them are there, bool [B, P].
 
         Args:
             clouds: [B, N, P, 6].
@@ -138,7 +139,7 @@ class Chat3D(nn.Module):
         return self.arrange(self.streams(clouds, present), present, names)
 
     def arrange(self, streams: list[Tensor], present: Tensor, names: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`prefix`, from the streams; objects stand in the order of their identifiers' numbers."""
+        """Returns what :meth:`prefix` does, from the streams; objects stand in the order of their identifiers."""
         embed = self.language.get_input_embeddings()
         streams = streams if self.config.relations else streams[:1]
         order = names.masked_fill(~present, names.shape[1]).argsort(1)
@@ -155,7 +156,7 @@ class Chat3D(nn.Module):
 
     @torch.no_grad()
     def answer(self, clouds: Tensor, names: Tensor, question: str) -> str:
-        """What the model says about one scene.
+        """Returns what the model says about one scene.
 
         Args:
             clouds: points of each object [N, P, 6].
@@ -188,7 +189,7 @@ class Chat3D(nn.Module):
         return " ".join(word for word in spoken if word not in (PAD, BEGIN, END)) or NOTHING
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``chat3d.json`` and the weights, all of them."""
+        """Writes ``chat3d.json`` and the weights, all of them."""
         from safetensors.torch import save_file
 
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -199,7 +200,7 @@ class Chat3D(nn.Module):
         save_file(state, Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
 
     def save_difference(self, folder: str | Path, base: str) -> None:
-        """Write what a model on a LLaVA adds to it, in bfloat16, but for adapters, which PEFT writes.
+        """Writes what a model on a LLaVA adds to it, in bfloat16, but for adapters, which ``save_lora`` writes.
 
         Args:
             folder: where to.
@@ -210,10 +211,10 @@ class Chat3D(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> Chat3D:
-        """An embedded model or a folder, in float32 and evaluation mode.
+        """Returns an embedded model or that of a folder, in float32 and evaluation mode.
 
         Raises:
-            VistokError: the name leads nowhere, or to no such model.
+            VistokError: the name leads nowhere, to no such model, or to one from before rooms were counted in metres.
         """
         from vistok.zoo.checkpoint import load_strict, read_state_dict
         from vistok.zoo.registry import resolve
@@ -229,6 +230,11 @@ class Chat3D(nn.Module):
                 module = cls(Chat3DConfig(**entries))
             except (OSError, ValueError, TypeError) as error:
                 raise VistokError(f"'{name}' holds no 3D chat model: name a folder with {CONFIG_FILE}.") from error
+            if "side" not in entries:  # such models read places in another unit and from another origin
+                raise VistokError(
+                    f"'{folder / CONFIG_FILE}' does not say the 'side' of a room, so this model was trained on places "
+                    "in another unit than this version's metres: train it again with recipes/chat3d-mini.yaml."
+                )
             state = read_state_dict(folder / WEIGHTS_FILE)
         load_strict(module, state, str(folder))
         return module.float().eval().requires_grad_(False)

@@ -14,9 +14,9 @@ from torch import nn
 from vistok.errors import VistokError
 from vistok.ops.tree import PADDING, ROOT
 from vistok.samplers.drafters.text import TextDrafter
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.noise import DRAFT
 from vistok.samplers.policies.trigrams import Trigrams, draft_paths, extended, tree_search, trie
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.tree import TokenTree, TreeShape
 

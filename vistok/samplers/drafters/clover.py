@@ -9,7 +9,6 @@ from vistok.models.heads.clover import Clover
 from vistok.samplers.drafters.eagle_head import EagleHead
 from vistok.samplers.interface import DraftPolicy
 from vistok.samplers.policies.dynamic import DynamicTree
-from vistok.samplers.policies.sized_growth import SizedDynamic, sized_policy
 
 
 class CloverHead(EagleHead):
@@ -29,5 +28,5 @@ class CloverHead(EagleHead):
             raise VistokError(
                 f"CloverHead drafts with a Clover network, not with one of type {type(network).__name__}."
             )
-        self.network, self.policy = network, sized_policy(policy or DynamicTree(8, 2, 3), SizedDynamic)
-        self.nodes, self.chain = self.policy.nodes, self.policy.chain
+        self.network = network
+        self._grow_by(policy or DynamicTree(8, 2, 3))

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.interface import DraftPolicy
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
-from vistok.samplers.policies.chains import Chain
-from vistok.samplers.policies.sized_growth import SizedLayers, SizedTree, bare_tree, sized_policy
+from vistok.samplers.policies.chains import Chain, chain_shape
+from vistok.samplers.policies.sized_growth import SizedLayers, SizedTree, sized_policy
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.targets.cached_lm import CachedLM
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.step_cost import step_cost
@@ -96,7 +96,7 @@ class DraftModel(TextDrafter):
         self._size = prefill.logits.shape[-1]
         self._read: Tensor | None = None
         if isinstance(self.policy, SizedTree):
-            self.policy.begin()
+            self.policy.begin(run)
         else:
             self._catch_up(run)
 
@@ -148,11 +148,16 @@ class DraftModel(TextDrafter):
 
     def propose(self, run: Run) -> TokenTree:
         """Read what was decided and grow a tree."""
-        self.rests = isinstance(self.policy, SizedTree) and not self.policy.choose(run)
-        if self.rests:
-            return bare_tree(run, self.kind, self._size)
+        if isinstance(self.policy, SizedTree) and not self.policy.choose(run):
+            return self.rest(run)
+        self.rests = False
         self._catch_up(run)
         return self.policy.grow(self, run)
+
+    def rest(self, run: Run) -> TokenTree:
+        """No drafts; nothing is read."""
+        self.rests = True
+        return TokenTree(run.root, chain_shape(1, run.root.device))
 
     def logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """The model's logits stand for themselves."""

@@ -16,17 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import EagleConfig, EagleNetwork, text_rope
+from vistok.models.heads.drafter import text_rope
+from vistok.models.heads.eagle import EagleNetwork
 from vistok.models.heads.eagle3 import Eagle3Network
+from vistok.models.heads.eagle3_config import Eagle3Config
 from vistok.samplers.drafters.head import HeadDrafter
 from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.interface import DraftPolicy
-from vistok.samplers.loop import Run, Scores
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.dynamic import DynamicTree
-from vistok.samplers.policies.sized_growth import SizedDynamic, SizedTree, sized_policy
+from vistok.samplers.policies.sized_growth import SizedDynamic, SizedLayers, SizedTree, sized_policy
+from vistok.samplers.run import Run, Scores
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.step_cost import head_cost, step_cost
+from vistok.samplers.tree import LawKind
 from vistok.zoo.checkpoint import read_state_dict
 from vistok.zoo.pretrained import CONFIG_FILE
 from vistok.zoo.registry import resolve
@@ -37,8 +40,8 @@ class EagleHead(HeadDrafter, TextDrafter):
 
     Args:
         network: made for the target, with its dtype and on its device.
-        policy: which nodes are worth proposing; EAGLE-2's tree if None, and with ``auto`` of the depth and size that
-            pay on this machine and this text, or none.
+        policy: which nodes are worth proposing; EAGLE-2's tree if None; with ``auto`` the chains and trees that pay on
+            this machine and this text, or none: of the most likely tokens where decoding is greedy, else drawn.
 
     Raises:
         VistokError: a network of another kind, or a policy that is another word than ``auto``.
@@ -48,12 +51,18 @@ class EagleHead(HeadDrafter, TextDrafter):
 
     def __init__(self, network: EagleNetwork | Eagle3Network, policy: DraftPolicy | Literal["auto"] | None = None):
         known = isinstance(network, EagleNetwork | Eagle3Network)
-        if not known or network.config.grid:
+        if not known or (isinstance(network, EagleNetwork) and network.config.grid):
             kind = "an EAGLE network for pictures" if known else f"of type {type(network).__name__}"
             raise VistokError(
                 f"text is drafted by an EAGLE network (vistok.models.heads.eagle) with grid 0, but this head is {kind}."
             )
-        self.network, self.policy = network, sized_policy(policy or DynamicTree(), SizedDynamic)
+        self.network = network
+        self._grow_by(policy or DynamicTree())
+
+    def _grow_by(self, policy: DraftPolicy | Literal["auto"]) -> None:
+        """Take a policy; ``auto`` becomes two, as what is learnt of likely tokens says nothing of drawn ones."""
+        self._sampling = sized_policy(policy, SizedLayers)
+        self._greedy = self.policy = sized_policy(policy, SizedDynamic)
         self.nodes, self.chain = self.policy.nodes, self.policy.chain
 
     def bind(
@@ -83,8 +92,10 @@ class EagleHead(HeadDrafter, TextDrafter):
         slots = prompt.ids.shape[1] + length + self.nodes
         if len(network.rope) < slots:
             network.rope = text_rope(config, slots).to(network.rope.device)
+        self.policy = self._greedy if params.greedy else self._sampling
         self.head, self.params, self.length, self._prompt = output, params, length, prompt
         self.kind, self.forwards = self.policy.kind(params), 0
+        self._narrow, self._tokens = self.kind is LawKind.DETERMINISTIC, None
         if isinstance(self.policy, SizedTree):
             batch = len(prompt.ids)
             self.policy.measure(step_cost(model, batch), head_cost(network, output, batch))
@@ -92,26 +103,29 @@ class EagleHead(HeadDrafter, TextDrafter):
             self.features = aux_layers(config, model.config.get_text_config(decoder=True).num_hidden_layers)
 
     def logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
-        """Draft logits over the target's vocabulary [B, T, V]; a token that the head does not know is never drafted."""
+        """Draft logits [B, T, V]: over the target's vocabulary, without a chance for what the head does not know; over
+        the head's own where no law is asked for.
+        """
         logits = super().logits(hidden, positions)
         size = self.network.config.vocab_size
-        if logits.shape[-1] == size:
+        if self._narrow or logits.shape[-1] == size:
             return logits
-        places = self.network.token(torch.arange(logits.shape[-1], device=logits.device))
-        return logits.new_full((*logits.shape[:-1], size), -torch.inf).index_copy(-1, places, logits)
+        if self._tokens is None:
+            self._tokens = self.network.token(torch.arange(logits.shape[-1], device=logits.device))
+        return logits.new_full((*logits.shape[:-1], size), -torch.inf).index_copy(-1, self._tokens, logits)
 
     def token(self, index: Tensor) -> Tensor:
-        """Entries of the logits are tokens of the target."""
-        return index
+        """Tokens of the target of entries of the logits."""
+        return self.network.token(index) if self._narrow else index
 
     def start(self, run: Run, prefill: Scores) -> None:
         """Read the features of the prompt, each with the token behind it; the last one's is the first new token."""
         prompt = self._prompt
         tokens = F.pad(prompt.flush[:, 1:], (0, 1)).scatter(1, prompt.count[:, None] - 1, run.tokens[:, :1])
-        self.begin(prefill.hidden, tokens, prompt.count)
+        self.begin(run, prefill.hidden, tokens, prompt.count)
 
 
-def aux_layers(config: EagleConfig, layers: int) -> tuple[int, ...]:
+def aux_layers(config: Eagle3Config, layers: int) -> tuple[int, ...]:
     """The layers of the target whose entering states an EAGLE-3 head reads.
 
     Args:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.models.heads.extra_rows import RowNetwork
 from vistok.samplers.drafters.text import TextDrafter
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.policies.chains import chain_shape
-from vistok.samplers.policies.sized import Accuracy, Option, Sizer, interpolated, mean_decided
+from vistok.samplers.policies.sized import Accuracy, Option, Sizer, interpolated
 from vistok.samplers.policies.sparse import SparseTrees
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.step_cost import step_cost
 from vistok.samplers.tree import ExtraRows, TokenTree, TreeShape
@@ -71,7 +71,7 @@ class ExtraRowDrafter(TextDrafter):
 
     def start(self, run: Run, prefill: Scores) -> None:
         """Begin without candidates."""
-        self.sizer.begin()
+        self.sizer.begin(run)
         for trees in self.choices:
             trees.to(run.decided.device)
         self._state = torch.zeros_like(run.decided)
@@ -88,7 +88,7 @@ class ExtraRowDrafter(TextDrafter):
             found = (t.long_run(table, lambda rows: interpolated(cost, rows), self.network.group) for t in self.choices)
             return [Option(trees, *each) for trees, each in zip(self.choices, found, strict=True)]
 
-        chosen = self.sizer.next(options, interpolated(cost, 1), mean_decided(run))
+        chosen = self.sizer.next(options, interpolated(cost, 1))
         if chosen is not None and self._rests:
             self._state = torch.zeros_like(self._state)  # the candidates of before the rest are stale
         self._rests = chosen is None
@@ -131,6 +131,8 @@ class ExtraRowDrafter(TextDrafter):
 
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
         """Take the predictions of the node that was accepted last."""
+        if self.auto:
+            self.sizer.learn(run, verdict)
         if self._rests:
             return
         if self.auto:

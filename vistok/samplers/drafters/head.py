@@ -13,9 +13,10 @@ from vistok.models.heads.eagle import EagleNetwork
 from vistok.models.heads.eagle3 import Eagle3Network
 from vistok.ops import combine_guidance
 from vistok.samplers.interface import DraftPolicy
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
-from vistok.samplers.policies.sized_growth import SizedTree, bare_tree
+from vistok.samplers.policies.chains import chain_shape
+from vistok.samplers.policies.sized_growth import SizedTree
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.tree import TokenTree
 
 PIECE = 32  # features that are read at a time behind a rest
@@ -57,16 +58,16 @@ class HeadDrafter:
         slots = prefill.hidden.shape[1]
         tokens = torch.zeros(len(run.tokens), slots, dtype=torch.int64, device=run.tokens.device)
         tokens[:, -1] = run.tokens[:, 0]
-        self.begin(prefill.hidden, tokens, torch.full_like(run.decided, slots))
+        self.begin(run, prefill.hidden, tokens, torch.full_like(run.decided, slots))
 
-    def begin(self, features: Tensor, tokens: Tensor, count: Tensor) -> None:
-        """Read what stands before the first draft; arguments as of ``feed``."""
+    def begin(self, run: Run, features: Tensor, tokens: Tensor, count: Tensor) -> None:
+        """Read what stands before the first draft of a run; other arguments as of ``feed``."""
         rows, slots = features.shape[:2]
         self.reset(rows, slots + self.length)
         self.hidden = features.new_zeros(rows, 1, self.network.config.hidden_size)
         self._unread = [(features, tokens, count)]
         if isinstance(self.policy, SizedTree):
-            self.policy.begin()
+            self.policy.begin(run)
         else:
             self._catch_up()
 
@@ -135,11 +136,16 @@ class HeadDrafter:
 
     def propose(self, run: Run) -> TokenTree:
         """Grow a tree, if any."""
-        self.rests = isinstance(self.policy, SizedTree) and not self.policy.choose(run)
-        if self.rests:
-            return bare_tree(run, self.kind, self.network.config.vocab_size)
+        if isinstance(self.policy, SizedTree) and not self.policy.choose(run):
+            return self.rest(run)
+        self.rests = False
         self._catch_up()
         return self.policy.grow(self, run)
+
+    def rest(self, run: Run) -> TokenTree:
+        """No drafts; the target's features are kept unread."""
+        self.rests = True
+        return TokenTree(run.root, chain_shape(1, run.root.device))
 
     def logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """Guided draft logits [B, T, V] from predicted features [R, T, H], of the tokens at ``positions`` [B, T]."""
@@ -167,9 +173,11 @@ class HeadDrafter:
             Predicted features [R, T, H].
         """
         rows, halves = len(features), len(features) // len(tokens)
-        seen = seen.expand(len(tokens), -1, -1).repeat(halves, 1, 1)
+        seen = seen.expand(len(tokens), -1, -1)
+        if halves > 1:
+            tokens, seen = tokens.repeat(halves, 1), seen.repeat(halves, 1, 1)
         decided = self.cache.lengths[:, None] - (seen.shape[2] - tokens.shape[1])
-        hidden = self.network(features, tokens.repeat(halves, 1), self.cache, (decided + slots).expand(rows, -1), seen)
+        hidden = self.network(features, tokens, self.cache, (decided + slots).expand(rows, -1), seen)
         self.forwards += 1
         self.cache.advance(tokens.shape[1])
         return hidden
@@ -185,7 +193,7 @@ def kept_features(tree: TokenTree, scores: Scores, verdict: Verdict) -> Tensor:
     anything.
     """
     path = verdict.path
-    if path is None:
-        path = torch.arange(tree.nodes, device=tree.tokens.device).expand(len(tree.tokens), -1)
+    if path is None:  # of a chain, the first nodes
+        return scores.hidden[:, : tree.nodes]
     path = path.clamp(min=0).repeat(len(scores.hidden) // len(path), 1)
     return scores.hidden.gather(1, path[..., None].expand(-1, -1, scores.hidden.shape[-1]))

@@ -27,9 +27,9 @@ from vistok.ops import draw
 from vistok.samplers.cost import best_window, forward_cost
 from vistok.samplers.drafters.plain import Autoregressive, NoDraft
 from vistok.samplers.interface import AutoregressiveSampler
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.noise import DRAFT, FRESH, SAMPLE
 from vistok.samplers.params import SamplingParams
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 from vistok.samplers.verifiers.draw import Draw
 from vistok.samplers.verifiers.exact import ExactChain

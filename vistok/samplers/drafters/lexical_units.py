@@ -18,7 +18,7 @@ from vistok.models.heads.extra_rows import Placeholders
 from vistok.ops.tree import PADDING
 from vistok.samplers.drafters.extra_rows import hang, predictions
 from vistok.samplers.drafters.text import TextDrafter
-from vistok.samplers.loop import Run, Scores, Verdict
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.tree import TokenTree, TreeShape
 from vistok.samplers.verifiers.confidence import confidence_span
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.samplers.drafters.text import TextDrafter, TextSoFar
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.policies.chains import chain_shape
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.tree import TokenTree
 

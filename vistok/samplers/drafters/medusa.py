@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.models.heads.medusa import Medusa
 from vistok.samplers.drafters.text import TextDrafter
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.policies.trees import Path, best_tree, check_paths
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.tree import TokenTree, TreeShape
 

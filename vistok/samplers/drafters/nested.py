@@ -15,10 +15,11 @@ from vistok.errors import VistokError
 from vistok.samplers.drafters.draft_model import same_tokenizer
 from vistok.samplers.drafters.sorted_draft import Reader
 from vistok.samplers.drafters.text import TextDrafter, TextSoFar
-from vistok.samplers.loop import Run, Scores, Verdict, decode
+from vistok.samplers.loop import decode
 from vistok.samplers.noise import Noise
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import chain_shape
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.targets.cached_lm import CachedLM
 from vistok.samplers.targets.causal_lm import Prompt, TextTarget
 from vistok.samplers.targets.support import check_model

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from vistok.samplers.interface import AutoregressiveSampler
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 from vistok.samplers.verifiers.draw import Draw
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vistok.samplers.loop import Drafter, Run, Scores, Verdict
+from vistok.samplers.loop import Drafter
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree
 
 

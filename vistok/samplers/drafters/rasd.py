@@ -8,6 +8,9 @@ rejection over what was drawn, then the one-hot rule for what was retrieved.
 
 from __future__ import annotations
 
+import itertools
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,11 +20,16 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.ops.tree import PADDING
 from vistok.samplers.drafters.text import TextDrafter
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.retrieval import Datastore, earlier, vocabulary_digest
+from vistok.samplers.policies.sized import Follows
+from vistok.samplers.policies.sized_growth import SizedTree
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
+
+GUESS = 0.4  # of how often the first retrieved token is right
+ALONE = 1.0  # retrieved tokens that are expected to be right from which on a drafter of sized trees rests
 
 
 class Rasd(TextDrafter):
@@ -30,7 +38,7 @@ class Rasd(TextDrafter):
     Args:
         drafter: ``DraftModel`` or ``EagleHead``; its policy must not draw several candidates independently.
         datastore: searched beside the text so far; none if None.
-        retrieved: most nodes that retrieval adds.
+        retrieved: most nodes that retrieval adds; with a drafter of sized trees as many of them as pay.
         paths: most continuations, of the text and of the datastore each.
         ngram: longest n-gram that is looked up.
         first: a continuation must begin with one of so many most likely tokens of the draft model.
@@ -54,6 +62,7 @@ class Rasd(TextDrafter):
             raise VistokError("retrieved, paths, ngram and first of RASD are at least 1, and least lies within 0 to 1.")
         self.drafter, self.datastore, self.retrieved = drafter, datastore, retrieved
         self.paths, self.ngram, self.first, self.least = paths, ngram, first, least
+        self._follows = [Follows(retrieved, GUESS) for _ in range(ngram + 1)]
         self.features, self.reads_prompt = drafter.features, drafter.reads_prompt
 
     def bind(
@@ -103,22 +112,36 @@ class Rasd(TextDrafter):
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
         """Append what was decided."""
         self.drafter.observe(run, tree, scores, verdict)
-        for text, emitted, count in zip(self._texts, verdict.emitted.tolist(), verdict.count.tolist(), strict=True):
+        rows = zip(self._texts, verdict.emitted.tolist(), verdict.count.tolist(), self._found, strict=True)
+        for text, emitted, count, (paths, size) in rows:
             text += emitted[:count]
+            if paths and count:
+                right = max(_common(path, emitted[:count]) for path in paths)
+                self._follows[size].learn(right, min(count, max(map(len, paths))))
 
     def propose(self, run: Run) -> TokenTree:
-        """Grow the drafter's tree and fuse what was retrieved into it."""
-        tree = self.drafter.propose(run)
-        likely = self._likely(run)
+        """Grow the drafter's tree and fuse what was retrieved into it.
+
+        A drafter of sized trees rests where retrieval promises enough, and of what is retrieved so much is added as
+        pays.
+        """
         going = (run.decided < run.length).tolist()
-        parents = tree.shape.parents.expand(len(going), -1)
+        self._found = [self._retrieve(text) if runs else ([], 0) for text, runs in zip(self._texts, going, strict=True)]
+        policy = getattr(self.drafter, "policy", None)
+        sized = policy if isinstance(policy, SizedTree) else None
+        follows = [self._follows[size].tokens() if paths else [0.0] for paths, size in self._found]
+        if sized is not None and sum(known[-1] for known in follows) >= ALONE * sum(going):
+            sized.pause()
+            tree = self.drafter.rest(run)
+        else:
+            tree = self.drafter.propose(run)
+        parents, likely = tree.shape.parents.expand(len(going), -1), self._likely(run)
         added = []
-        for row, (text, runs) in enumerate(zip(self._texts, going, strict=True)):
-            paths = self._retrieve(text, likely[row]) if runs else []
+        for row, (paths, _) in enumerate(self._found):
+            kept = [path for path in paths if likely[row] is None or path[0] in likely[row]]
+            most = self.retrieved if sized is None or not kept else sized.room(follows[row])
             laws = None if tree.laws is None or not self.least else tree.laws[row]
-            added.append(
-                fuse(tree.tokens[row].tolist(), parents[row].tolist(), paths, self.retrieved, laws, self.least)
-            )
+            added.append(fuse(tree.tokens[row].tolist(), parents[row].tolist(), kept, most, laws, self.least))
         return extend(tree, added)
 
     def _likely(self, run: Run) -> list[set[int] | None]:
@@ -129,10 +152,17 @@ class Rasd(TextDrafter):
         best = logits.topk(min(self.first, logits.shape[-1])).indices
         return [set(row) for row in self.drafter.token(best).tolist()]
 
-    def _retrieve(self, text: list[int], likely: set[int] | None) -> list[tuple[int, ...]]:
+    def _retrieve(self, text: list[int]) -> tuple[list[tuple[int, ...]], int]:
+        """Continuations, and the length of the n-gram in the text that they stand behind."""
         options = (text, self.ngram, self.paths, self.retrieved)
-        found = earlier(*options) + ([] if self.datastore is None else self.datastore.behind(*options))
-        return [path for path in dict.fromkeys(found) if path and (likely is None or path[0] in likely)]
+        found, size = earlier(*options)
+        found += [] if self.datastore is None else self.datastore.behind(*options)
+        return [path for path in dict.fromkeys(found) if path], size
+
+
+def _common(path: Sequence[int], tokens: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return sum(1 for _ in itertools.takewhile(bool, map(operator.eq, path, tokens)))
 
 
 def fuse(
@@ -170,7 +200,7 @@ def fuse(
 def extend(tree: TokenTree, added: list[list[tuple[int, int]]]) -> TokenTree:
     """A tree with more nodes behind its own, as many as the sequence with the most has."""
     most = max(map(len, added))
-    if not most and tree.kind is LawKind.DETERMINISTIC:
+    if not most:
         return tree
     device, batch = tree.tokens.device, len(added)
     rows = [row + [(0, PADDING)] * (most - len(row)) for row in added]

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.interface import AutoregressiveSampler
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import chain_shape
-from vistok.samplers.policies.sized import SIZES, Accuracy, Option, Sizer, interpolated, mean_decided, size_options
+from vistok.samplers.policies.sized import SIZES, Accuracy, Option, Sizer, interpolated, size_options
 from vistok.samplers.policies.trees import TREE_2_2_2, Path, best_tree, check_paths
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.step_cost import step_cost
 from vistok.samplers.tree import TokenTree, TreeShape
@@ -101,7 +101,7 @@ class TokenRecycling(TextDrafter):
         if self.auto and self._cost is None:
             raise VistokError("tree='auto' measures a model of text: give rank paths here.")
         if self.auto:
-            self.sizer.begin()
+            self.sizer.begin(run)
         self._foreseen = [False] * len(run.tokens)
         self._late: list[tuple[Tensor, Tensor, Tensor]] = []
         self._lay_out(device)
@@ -134,7 +134,7 @@ class TokenRecycling(TextDrafter):
         def options() -> list[Option]:
             return size_options(self.accuracy.table(), cost)
 
-        found = self.sizer.next(options, interpolated(cost, 1), mean_decided(run))
+        found = self.sizer.next(options, interpolated(cost, 1))
         if found is before:
             return
         device = run.tokens.device
@@ -144,6 +144,8 @@ class TokenRecycling(TextDrafter):
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
         """All nodes of the sequences that still run renew their rows; where none is drafted, some steps later."""
         going = run.decided < run.length
+        if self.auto:
+            self.sizer.learn(run, verdict)
         if self.auto and tree.nodes == 1:
             best = scores.logits[:, 0].topk(self.width)
             known = torch.where(best.values[:, -1] > -torch.inf, run.root[:, 0], -1)

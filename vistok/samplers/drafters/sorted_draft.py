@@ -20,10 +20,10 @@ from vistok.ops import draw
 from vistok.ops.tree import PADDING
 from vistok.samplers.drafters.draft_model import same_tokenizer
 from vistok.samplers.drafters.text import TextDrafter, TextSoFar
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.noise import DRAFT
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import draft_law, kind_of
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.targets.cached_lm import CachedLM, decoder_layers, text_model
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.support import check_model

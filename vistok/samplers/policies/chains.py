@@ -16,9 +16,9 @@ from torch import Tensor
 from vistok.errors import VistokError
 from vistok.ops import draw
 from vistok.samplers.interface import DraftHead
-from vistok.samplers.loop import Run
 from vistok.samplers.noise import DRAFT
 from vistok.samplers.params import SamplingParams
+from vistok.samplers.run import Run
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 
@@ -32,20 +32,46 @@ def kind_of(params: SamplingParams, drawn: LawKind) -> LawKind:
     return LawKind.DETERMINISTIC if params.greedy else drawn
 
 
-def drafted_tree(run: Run, tokens: list[Tensor], shape: TreeShape, laws: list[Tensor], drawn: LawKind) -> TokenTree:
-    """The tree of levels of tokens, with the laws behind all levels but the last; none where decoding is greedy."""
+def drafted_tree(tokens: list[Tensor], shape: TreeShape, laws: list[Tensor], kind: LawKind) -> TokenTree:
+    """The tree of levels of tokens, with the laws behind all levels but the last; none where drafts were not drawn."""
     drafted = torch.cat(tokens, 1)
-    if run.params.greedy:
+    if kind is LawKind.DETERMINISTIC:
         return TokenTree(drafted, shape)
-    inner = torch.cat(laws, 1)
-    leaves = inner.new_zeros(len(drafted), shape.nodes - inner.shape[1], inner.shape[2])
-    return TokenTree(drafted, shape, drawn, torch.cat([inner, leaves], 1))
+    leaves = laws[0].new_zeros(len(drafted), shape.nodes - sum(law.shape[1] for law in laws), laws[0].shape[2])
+    return TokenTree(drafted, shape, kind, torch.cat([*laws, leaves], 1))
 
 
 @functools.lru_cache(maxsize=256)
 def chain_shape(nodes: int, device: torch.device) -> TreeShape:
     """The chain of so many nodes, with its tables built once."""
     return TreeShape.chain_of(nodes, device)
+
+
+def grow_chain(head: DraftHead, run: Run, drafts: int, kind: LawKind, confidence: float = 0.0) -> TokenTree:
+    """Draft one token behind the other.
+
+    Args:
+        head: the draft network.
+        run: whose texts are drafted.
+        drafts: at most.
+        kind: of the tree: deterministic, of the most likely tokens; or drawn.
+        confidence: no further draft behind one that the network gives less than this probability.
+    """
+    device, hidden, drawn = run.decided.device, head.hidden, kind is not LawKind.DETERMINISTIC
+    places, tokens, laws = torch.arange(drafts, device=device), [run.root], []
+    for i in range(drafts):
+        law = logits = head.logits(hidden, run.decided[:, None] + i)  # [B, 1, V]
+        if drawn or confidence:
+            law = draft_law(run.params, logits)
+        token = draw(law, run.window(drafts + 1, DRAFT)[:, i : i + 1]) if drawn else law.argmax(-1)
+        tokens.append(head.token(token))
+        laws.append(law)
+        if i == drafts - 1 or (confidence and bool((law.gather(2, token[..., None]) < confidence).all())):
+            break
+        seen = torch.ones(1, 1, i + 1, dtype=torch.bool, device=device)
+        hidden = head.expand(tokens[-1], hidden, seen, places[i : i + 1])
+    head.forget(i)
+    return drafted_tree(tokens, chain_shape(i + 2, device), laws, kind)
 
 
 @functools.lru_cache(maxsize=64)
@@ -101,21 +127,7 @@ class Chain(Counted):
 
     def grow(self, head: DraftHead, run: Run) -> TokenTree:
         """Draw one token after the other."""
-        device, hidden = run.decided.device, head.hidden
-        tokens, laws = [run.root], []
-        for i in range(self.drafts):
-            place = torch.tensor([i], device=device)
-            law = draft_law(run.params, head.logits(hidden, run.decided[:, None] + i))  # [B, 1, V]
-            token = law.argmax(-1) if run.params.greedy else draw(law, run.uniform(place, DRAFT))
-            tokens.append(head.token(token))
-            laws.append(law)
-            last = i == self.drafts - 1
-            if last or (self.confidence and bool((law.gather(2, token[..., None]) < self.confidence).all())):
-                break
-            seen = torch.ones(1, 1, i + 1, dtype=torch.bool, device=device)
-            hidden = head.expand(tokens[-1], hidden, seen, place)
-        head.forget(i)
-        return drafted_tree(run, tokens, chain_shape(i + 2, device), laws, LawKind.INDEPENDENT)
+        return grow_chain(head, run, self.drafts, self.kind(run.params), self.confidence)
 
 
 @dataclass(frozen=True)
@@ -171,4 +183,4 @@ class IndependentChains:
                 seen = own.repeat(1, level + 1)[None]
                 hidden = head.expand(tokens[-1], hidden.expand(-1, k, -1), seen, places)
         head.forget(self.slots)
-        return drafted_tree(run, tokens, parallel_shape(k, self.drafts, device), laws, LawKind.INDEPENDENT)
+        return drafted_tree(tokens, parallel_shape(k, self.drafts, device), laws, self.kind(run.params))

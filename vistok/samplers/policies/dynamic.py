@@ -13,9 +13,9 @@ from torch import Tensor
 from vistok.errors import VistokError
 from vistok.ops.tree import PADDING, ROOT
 from vistok.samplers.interface import DraftHead
-from vistok.samplers.loop import Run
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import Counted
+from vistok.samplers.run import Run
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 

@@ -23,10 +23,10 @@ from torch import Tensor
 from vistok.errors import VistokError
 from vistok.ops.tree import PADDING, ancestor_mask
 from vistok.samplers.interface import DraftHead
-from vistok.samplers.loop import Run
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import Counted, draft_law, kind_of
 from vistok.samplers.policies.rsd import gumbel_noise, gumbel_top_k
+from vistok.samplers.run import Run
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 # Tokens of new nodes [B, T], the parents' numbers of all nodes so far [B, n], and the new ones' depth below the root

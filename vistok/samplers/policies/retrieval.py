@@ -16,8 +16,8 @@ from vistok.files import atomic_path
 DEPTH = 16  # tokens by which suffixes are sorted, and the longest match
 
 
-def earlier(text: Sequence[int], ngram: int, count: int, length: int) -> list[tuple[int, ...]]:
-    """What followed the longest n-gram that ends a text where it stood before, the latest first.
+def earlier(text: Sequence[int], ngram: int, count: int, length: int) -> tuple[list[tuple[int, ...]], int]:
+    """What followed the longest n-gram that ends a text where it stood before, the latest first, and its tokens n.
 
     Args:
         text: tokens.
@@ -30,8 +30,8 @@ def earlier(text: Sequence[int], ngram: int, count: int, length: int) -> list[tu
         windows = np.lib.stride_tricks.sliding_window_view(whole[:-1], size)
         places = np.flatnonzero((windows == whole[-size:]).all(1))[::-1] + size
         if len(places):
-            return list(dict.fromkeys(tuple(whole[at : at + length].tolist()) for at in places))[:count]
-    return []
+            return list(dict.fromkeys(tuple(whole[at : at + length].tolist()) for at in places))[:count], size
+    return [], 0
 
 
 class Datastore:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.samplers.interface import DraftHead
-from vistok.samplers.loop import Run
 from vistok.samplers.noise import DRAFT
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.chains import draft_law, drafted_tree, kind_of
+from vistok.samplers.run import Run
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 
@@ -138,7 +138,7 @@ class Branching:
                 places = torch.full((above * width,), level, device=device)
                 hidden = head.expand(tokens[-1], hidden.repeat_interleave(width, 1), seen, places)
         head.forget(self.slots)
-        return drafted_tree(run, tokens, shape, laws, LawKind.WITHOUT_REPLACEMENT)
+        return drafted_tree(tokens, shape, laws, self.kind(run.params))
 
 
 @dataclass(frozen=True)
@@ -201,4 +201,4 @@ class StochasticBeam:
                 hidden = head.expand(tokens[-1], hidden.gather(1, index), seen, torch.full((w,), level, device=device))
         head.forget(self.slots)
         shape = TreeShape(torch.cat(parents, 1))
-        return drafted_tree(run, tokens, shape, laws, LawKind.WITHOUT_REPLACEMENT)
+        return drafted_tree(tokens, shape, laws, self.kind(run.params))

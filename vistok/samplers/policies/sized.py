@@ -1,9 +1,10 @@
 """Trees of the size that pays on this machine: expected tokens of a step over the seconds that it costs.
 
-The target's cost by rows is measured once; what a tree is worth is learnt from the text as it is decided. A drafter
-that sees how good its candidates are without showing them (Token Recycling) chooses anew every few steps. One that must
-draft to learn (prompt tokens, draft models, EAGLE heads) rests where nothing pays: longer after each trial that did not
-pay, and as long as it takes until what the trial lost is a small share of the time.
+The forwards of target and draft network are measured once by their rows; what a step takes beside them is learnt from
+the steps themselves, and where the last ones were slower than plain decoding, no promise counts. A drafter that sees
+how good its candidates are without showing them (Token Recycling) chooses anew every few steps. One that must draft to
+learn (prompt tokens, draft models, EAGLE heads) rests where nothing pays, until what its trials lost is a small share
+of the time.
 """
 
 from __future__ import annotations
@@ -11,26 +12,31 @@ from __future__ import annotations
 import bisect
 import itertools
 import statistics
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
+from vistok.samplers.clock import seconds
 from vistok.samplers.policies.trees import ranked_paths
 
 if TYPE_CHECKING:
-    from vistok.samplers.loop import Run
+    from vistok.samplers.run import Run, Verdict
 
 SIZES = (2, 4, 8, 16, 24, 32, 48, 63)  # drafts that are considered, beside none
 DEPTH = 8
 FORGET = 0.97  # weight of the past when a token is decided
 PRIOR = 4.0  # tokens that the first guess is worth
-MARGIN = 1.05  # a tree must promise so much more than none, for what cannot be measured
+MARGIN = 1.05  # a tree must promise so much more than none after a rest
 BETTER = 1.02  # and so much more than the one of now
-TIMED, RECENT = 64, 16  # steps that are timed with drafts and without, and that are looked back on
+RECENT = 24  # steps of a form whose times are looked back on
+KEEP = 0.95  # weight of the past when a step is over
 AGAIN = 4  # steps of a trial, and those after which a tree is chosen anew
-REST, LONGEST = 16, 1024  # steps of the first rest, and of any
-LOSS = 0.03  # share of plain decoding's time that trials that do not pay may take
+REST, LONGEST = 16, 1024  # steps of a rest, at least and at most
+FAILED = 0.02  # share of the time that the last steps with drafts may have lost
+LOSS = 0.015  # share of the time that trials that do not pay may take
+BARE = (0, 0)  # form of a step without drafts
 
 
 class Option(NamedTuple):
@@ -39,32 +45,20 @@ class Option(NamedTuple):
     Attributes:
         tree: what the drafter makes it of.
         tokens: that a step is expected to decide with it.
-        seconds: that the step will take.
+        seconds: of the step's forwards.
+        form: whether the tree branches, and calls of a draft network; steps of a form cost the same beside forwards.
     """
 
     tree: Any
     tokens: float
     seconds: float
-
-
-def mean_decided(run: Run) -> float:
-    """Tokens that each text of a run has, on average."""
-    return float(run.decided.sum()) / len(run.decided)
-
-
-def best_option(options: Iterable[Option], plain: float, more: float = 0.0) -> Option | None:
-    """The option of most tokens a second, each taking ``more`` seconds than it says; None where none beats a step of
-    ``plain`` seconds without drafts.
-    """
-    best = max(options, key=lambda option: option.tokens / (option.seconds + more), default=None)
-    return best if best is not None and best.tokens / (best.seconds + more) > MARGIN / plain else None
+    form: tuple[int, int] = (1, 0)
 
 
 class Sizer:
     """Which tree the coming steps take.
 
-    What a step takes beside the forwards that are measured beforehand is learnt from the steps themselves, with drafts
-    and without; and where the last steps with drafts were slower than plain decoding, no promise counts.
+    Its drafter calls ``begin`` before a run, ``next`` before each step and ``learn`` behind it.
 
     Args:
         watches: it is known how good candidates are even while none is shown, so that no trials are needed.
@@ -73,96 +67,109 @@ class Sizer:
     def __init__(self, watches: bool = False):
         self.watches = watches
         self.chosen: Option | None = None
-        self._left, self._rest = 0 if watches else 2 * AGAIN, REST  # at first it sees what steps without drafts take
-        self._tried = self._wary = False
-        self._taken: dict[bool, list[float]] = {False: [], True: []}  # beside what was expected, seconds
-        # Tokens and seconds of the last steps without drafts and with.
-        self._recent: dict[bool, deque[tuple[float, float]]] = {kind: deque(maxlen=RECENT) for kind in (False, True)}
-        self._spent = (0.0, 0.0)  # tokens and seconds with drafts since the last rest
-        self._began: tuple[float, float] | None = None
+        self._left = 0 if watches else 2 * AGAIN  # at first it sees what steps without drafts take
+        self._rested = not watches
+        self._beside: dict[tuple[int, int], deque[float]] = {}  # by form, seconds beside the forwards
+        self._alone = [1.0, 1.0]  # tokens and steps without drafts
+        # Steps with drafts since the last rest: form, seconds of the forwards, tokens.
+        self._spent: deque[tuple[tuple[int, int], float, float]] = deque(maxlen=RECENT)
+        self._price = 0.0  # plain steps that the last trial lost
+        self._device: torch.device | str = "cpu"
+        self._began: float | None = None
+        self._decided: float | None = None
+        self._extra = 0.0
 
-    def begin(self) -> None:
-        """A run begins: what passed since the last step was none."""
+    def begin(self, run: Run) -> None:
+        """A run begins: what passed since the last step was none, and another text may be worth a trial."""
+        self._device = run.decided.device
+        self.pause()
+        if self._price <= LOSS * run.length:
+            self._left = min(self._left, REST)
+
+    def pause(self) -> None:
+        """The step that begins is another's."""
         self._began = None
 
-    def _more(self, drafts: bool) -> float:
-        """Seconds that a step takes beside what is expected."""
-        return statistics.median(self._taken[drafts]) if self._taken[drafts] else 0.0
+    def learn(self, run: Run, verdict: Verdict, more: float = 0.0) -> None:
+        """Take over how many tokens the step decided; ``run.decided`` is still that of before.
 
-    def _clock(self, plain: float, decided: float) -> None:
-        """Note what the step that is over took, and decided."""
-        now, drafts = time.perf_counter(), self.chosen is not None
-        if self._began is not None:
-            seconds, tokens = now - self._began[0], decided - self._began[1]
-            if len(self._taken[drafts]) < TIMED:
-                self._taken[drafts].append(max(0.0, seconds - (self.chosen.seconds if drafts else plain)))
-            self._recent[drafts].append((tokens, seconds))
-            if drafts:
-                self._spent = self._spent[0] + tokens, self._spent[1] + seconds
-        self._began = now, decided
-
-    def _lost(self) -> bool:
-        """Whether the last steps with drafts were slower than steps without; once they were, a trial is enough."""
-        bare, drafted = self._recent[False], self._recent[True]
-        if len(bare) < AGAIN or len(drafted) < (AGAIN if self._wary else RECENT):
-            return False
-        (tokens, seconds), (more, longer) = (map(sum, zip(*steps, strict=True)) for steps in (bare, drafted))
-        lost = more * seconds < tokens * longer
-        if lost:
-            drafted.clear()
-            self._wary = True
-        elif len(drafted) == RECENT:
-            self._wary = False
-        return lost
-
-    def _repaid(self) -> int:
-        """Steps of a rest, behind which what was lost since the last one is no more than a share of the time."""
-        tokens, seconds = map(sum, zip(*self._recent[False], strict=True)) if self._recent[False] else (0.0, 0.0)
-        spent, self._spent = self._spent, (0.0, 0.0)
-        if tokens <= 0 or seconds <= 0:
-            return 0
-        lost = spent[1] * tokens / seconds - spent[0]  # in tokens of plain decoding, of which each step has as many
-        return round(lost * len(self._recent[False]) / tokens / LOSS)
+        Args:
+            more: seconds that its forwards took beside those of the option, for what others drafted.
+        """
+        self._extra = more
+        going = int((run.decided < run.length).sum())
+        self._decided = int(verdict.count.sum()) / going if going else None
 
     @property
     def due(self) -> bool:
         """Whether the next tree is chosen anew."""
         return self._left == 0
 
-    def next(self, options: Callable[[], Sequence[Option]], plain: float, decided: float = 0.0) -> Option | None:
+    def next(self, options: Callable[[], Sequence[Option]], plain: float) -> Option | None:
         """The option for a step, None for no drafts.
 
         Args:
-            options: those that there are; the first is for trials.
-            plain: seconds of the target in a step without drafts.
-            decided: tokens that each text has, on average.
+            options: those that there are.
+            plain: seconds of the target's forward in a step without drafts.
         """
-        self._clock(plain, decided)
+        self._note(plain)
         if self.due:
-            self._left = AGAIN
-            if self.watches or self._tried:
-                lost = self._lost()
-                self.chosen = None if lost else self._best(options(), plain)
-                if self.chosen is None and self.watches and not lost:
-                    self._left = 2 * AGAIN
-                elif self.chosen is None:
-                    self._left = min(max(self._rest, self._repaid()), LONGEST)
-                    self._rest, self._tried = min(2 * self._rest, LONGEST), False
-                elif len(self._recent[True]) == RECENT:  # and they were worth it
-                    self._rest = REST
+            self._left, found, lost = AGAIN, options(), self._lost(plain)
+            best, failed = max(found, key=self._rate), lost > FAILED * RECENT and len(self._spent) == RECENT
+            gain, drafts = self._rate(best) * self._pace(plain), self.chosen is not None
+            if not failed and (gain > (BETTER if drafts else MARGIN) or (drafts and lost < 0)):
+                now = next((option for option in found if self.chosen and option.tree == self.chosen.tree), best)
+                self.chosen = best if self._rate(best) > BETTER * self._rate(now) else now
+            elif self._rested and not failed:
+                self.chosen, self._rested = best, False
             else:
-                self.chosen, self._tried = options()[0], True
+                self._rest(lost, failed)
         self._left -= 1
         return self.chosen
 
-    def _best(self, options: Sequence[Option], plain: float) -> Option | None:
-        more = self._more(True)
-        best = best_option(options, plain + self._more(False), more)
-        if best is None or self.chosen is None:
-            return best
-        now = next((option for option in options if option.tree == self.chosen.tree), best)
-        gain = best.tokens / (best.seconds + more) * (now.seconds + more) / now.tokens
-        return best if gain > BETTER else now
+    def _rest(self, lost: float, failed: bool) -> None:
+        """Draft nothing for a while: so long that what was lost, in plain steps, is a small share of it."""
+        self._left = 2 * AGAIN if self.watches else REST
+        if failed or not self.watches:
+            self._left = min(max(self._left, round(lost / LOSS)), LONGEST)
+        self._price = max(0.0, lost * AGAIN / max(AGAIN, len(self._spent)))
+        self.chosen, self._rested = None, not self.watches
+        self._spent.clear()
+
+    def _lost(self, plain: float) -> float:
+        """Plain steps' time that the steps with drafts since the last rest lost, at most the last of them.
+
+        Typical times count: the first call of anything takes ten times as long.
+        """
+        pace = self._pace(plain)
+        return sum(took + self.beside(form) - tokens * pace for form, took, tokens in self._spent) / pace
+
+    def _note(self, plain: float) -> None:
+        """Learn from the step that is over."""
+        now, tokens, chosen = seconds(self._device), self._decided, self.chosen
+        if self._began is not None and tokens is not None:
+            form, forwards = (BARE, plain) if chosen is None else (chosen.form, chosen.seconds)
+            forwards += self._extra
+            self._beside.setdefault(form, deque(maxlen=RECENT)).append(max(0.0, now - self._began - forwards))
+            if chosen is None:
+                self._alone = [KEEP * self._alone[0] + tokens, KEEP * self._alone[1] + 1]
+            else:
+                self._spent.append((form, forwards, tokens))
+        self._began, self._decided = now, None
+
+    def beside(self, form: tuple[int, int]) -> float:
+        """Seconds that a step takes beside its forwards: as of the most similar form that there was."""
+        near = min(self._beside, key=lambda known: (known[0] != form[0], abs(known[1] - form[1])), default=None)
+        return statistics.median(self._beside[near]) if near is not None else 0.0
+
+    def _rate(self, option: Option) -> float:
+        """Tokens a second that may be expected."""
+        return option.tokens / (option.seconds + self.beside(option.form))
+
+    def _pace(self, plain: float) -> float:
+        """Seconds that a token takes without drafts."""
+        tokens, steps = self._alone
+        return (plain + self.beside(BARE)) * steps / tokens
 
 
 def interpolated(cost: Mapping[int, float], rows: float) -> float:
@@ -189,6 +196,33 @@ def size_options(accuracy: Sequence[Sequence[float]], cost: Mapping[int, float])
         for size in SIZES
         if size <= len(ranked)
     ]
+
+
+class Follows:
+    """How often a chain's next token was right where those before were.
+
+    Args:
+        depth: longest chain.
+        first: guess for its first token; each further one begins as the one before.
+    """
+
+    def __init__(self, depth: int, first: float):
+        self._first, self._asked, self._passed = first, [0.0] * depth, [0.0] * depth
+
+    def learn(self, right: int, shown: int) -> None:
+        """Take over that the first ``right`` of ``shown`` tokens were right."""
+        for place in range(min(right + 1, shown)):
+            self._asked[place] = FORGET * self._asked[place] + 1
+            self._passed[place] = FORGET * self._passed[place] + (place < right)
+
+    def tokens(self) -> list[float]:
+        """How many tokens of a chain of 0, 1, ... are expected to be right."""
+        found, follows, chance = [0.0], self._first, 1.0
+        for passed, asked in zip(self._passed, self._asked, strict=True):
+            follows = (passed + PRIOR * follows) / (asked + PRIOR)
+            chance *= follows
+            found.append(found[-1] + chance)
+        return found
 
 
 class Accuracy:

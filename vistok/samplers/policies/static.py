@@ -15,10 +15,10 @@ from torch import Tensor
 from vistok.errors import unknown_name
 from vistok.ops import draw
 from vistok.samplers.interface import DraftHead
-from vistok.samplers.loop import Run
 from vistok.samplers.noise import DRAFT
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.trees import STATIC_TREES, check_paths
+from vistok.samplers.run import Run
 from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 
 

@@ -248,9 +248,11 @@ class CachedLM:
 
     def _mask(self, mask: Tensor) -> Tensor:
         mask = mask[:, None]
-        if not self.eager:
+        # Eager attention adds the mask to the scores, a boolean one as 0 and 1. On a CPU the others turn a boolean one
+        # into such a sum anyway, once in each layer.
+        if not self.eager and mask.device.type != "cpu":
             return mask
-        dtype = self.model.dtype  # eager attention adds the mask to the scores, and a boolean one as 0 and 1
+        dtype = self.model.dtype
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.samplers.loop import Scores, Verdict
+from vistok.samplers.run import Scores, Verdict
 from vistok.samplers.targets.cached_lm import CachedLM
 from vistok.samplers.targets.support import check_model, check_rotations, parts_of
 from vistok.samplers.tree import TokenTree

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from vistok.models.codes import CodeGenerator, PromptCondition
 from vistok.ops import combine_guidance
-from vistok.samplers.loop import Scores, Verdict
 from vistok.samplers.params import SamplingParams
+from vistok.samplers.run import Scores, Verdict
 from vistok.samplers.targets.cached_lm import CachedLM
 from vistok.samplers.targets.causal_lm import Prompt
 from vistok.samplers.targets.support import check_attention

@@ -9,8 +9,8 @@ from vistok.errors import VistokError
 from vistok.models.interface import Condition
 from vistok.models.llamagen import DecodeState, LlamaGen
 from vistok.ops import combine_guidance
-from vistok.samplers.loop import Scores, Verdict
 from vistok.samplers.params import SamplingParams
+from vistok.samplers.run import Scores, Verdict
 from vistok.samplers.tree import TokenTree
 
 

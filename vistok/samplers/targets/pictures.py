@@ -18,7 +18,7 @@ from vistok.errors import VistokError
 from vistok.models.families import FAMILIES, family_of
 from vistok.models.huggingface import cache_argument, given_cache
 from vistok.models.pruned import Pruned, pruned_cache
-from vistok.samplers.loop import Scores
+from vistok.samplers.run import Scores
 from vistok.samplers.targets.causal_lm import Prompt, TextTarget
 from vistok.samplers.targets.features import states_entering
 from vistok.samplers.tree import TokenTree

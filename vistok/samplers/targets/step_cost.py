@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vistok.samplers.clock import seconds
 from vistok.samplers.targets.cached_lm import CachedLM
 from vistok.samplers.targets.support import learned_positions, parts_of, unobserved
 
@@ -96,10 +96,10 @@ def seconds_by_width(
             seen = torch.ones(1, width, width, dtype=torch.bool, device=device).tril()
             depth = torch.arange(width, device=device)[None]
             _wait(device)
-            began = time.perf_counter()
+            began = seconds(device)
             call(tokens, depth, seen)
             _wait(device)
-            taken = time.perf_counter() - began
+            taken = seconds(device) - began
             if number:  # the first warms up
                 settled &= taken > SETTLED * cost[width]
                 cost[width] = min(cost[width], taken)

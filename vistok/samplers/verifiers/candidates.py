@@ -10,37 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vistok.ops import draw
 from vistok.registry import lazy_attributes
-from vistok.samplers.loop import Run, Scores, Verdict
-from vistok.samplers.noise import ACCEPT, RESIDUAL
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree
-from vistok.samplers.verifiers.rules import Rule, exact_rule
-from vistok.samplers.verifiers.walk import follow, kept_path, match_tree, pace, walk_tree
+from vistok.samplers.verifiers.exact import coupled_chain
+from vistok.samplers.verifiers.rules import MixedRejection, RecursiveRejection, Rule, exact_rule
+from vistok.samplers.verifiers.walk import follow, kept_path, match_tree, pace, walk_run
 
 DRAWN_AT_ONCE = 1 << 14  # logits of a tree up to which a draw behind every node costs less than a call for each level
-
-
-def walk_run(tree: TokenTree, scores: Scores, run: Run, rule: Rule, spared: Tensor | None = None) -> Verdict:
-    """Walks the tree of a run by a rule, and draws one token behind the accepted path; see ``walk_tree``."""
-    root = torch.zeros(1, dtype=torch.int64, device=tree.tokens.device)
-    if tree.nodes == 1 and not run.stepwise:  # nothing was drafted
-        law = run.params.probabilities(run.behind(tree, scores, root.expand(len(tree.tokens))))
-        token = draw(law, run.uniform(root, RESIDUAL)[:, 0])
-        return Verdict(token[:, None], torch.ones_like(token))
-    most = torch.arange(tree.shape.height * tree.shape.children.shape[2], device=root.device)
-    walk = walk_tree(
-        tree.shape,
-        tree.tokens,
-        lambda node: run.params.probabilities(run.behind(tree, scores, node)),
-        None if tree.kind is LawKind.DETERMINISTIC else tree.laws,
-        rule,
-        run.uniform(root, ACCEPT, most),
-        *pace(run),
-        tree.drawn,
-        spared,
-    )
-    return kept_path(tree.tokens, walk.path, draw(walk.law, run.uniform(root, RESIDUAL)[:, 0]))
 
 
 class TreeVerifier:
@@ -59,6 +36,11 @@ class TreeVerifier:
 
     def verify(self, tree: TokenTree, scores: Scores, run: Run) -> Verdict:
         """Keep the accepted path and draw one token behind it."""
+        if tree.kind is LawKind.DETERMINISTIC and tree.kind not in self.accepts:  # this time nothing was drawn
+            return _MATCH.verify(tree, scores, run)
+        at_once = type(self.rule) in (RecursiveRejection, MixedRejection) and not run.stepwise
+        if at_once and tree.shape.chain and tree.nodes > 1 and tree.drawn is None:
+            return coupled_chain(tree, scores, run)  # the same rule for all drafts at a time
         return walk_run(tree, scores, run, self.rule)
 
 
@@ -97,6 +79,9 @@ class SampleMatch:
         return kept_path(tree.tokens, *match_tree(tree.shape, tree.tokens, draws, *pace(run)))
 
 
+_MATCH = SampleMatch()
+
+
 def exact_tree(kind: LawKind) -> TreeVerifier | SampleMatch:
     """Returns the lossless verifier of trees with the highest acceptance for a kind of drafts."""
     if kind in (LawKind.INDEPENDENT, LawKind.WITHOUT_REPLACEMENT, LawKind.MIXED):
@@ -108,7 +93,7 @@ def exact_tree(kind: LawKind) -> TreeVerifier | SampleMatch:
 __getattr__, __dir__ = lazy_attributes(
     __name__,
     dict.fromkeys(
-        ("KSequential", "MixedRejection", "OneHot", "RecursiveRejection", "k_sequential"),
+        ("KSequential", "OneHot", "k_sequential"),
         "vistok.samplers.verifiers.rules",
     )
     | {"longest_path": "vistok.samplers.verifiers.walk"},

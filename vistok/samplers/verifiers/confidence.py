@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vistok.errors import VistokError
-from vistok.samplers.loop import Run, Scores, Verdict
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree
 from vistok.samplers.verifiers.walk import kept_path, longest_path
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vistok.samplers.loop import Run, Scores, Verdict
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree
 
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from vistok.errors import VistokError
 from vistok.ops import draw
 from vistok.ops.sampling import residual_law
-from vistok.samplers.loop import Run, Scores, Verdict
 from vistok.samplers.noise import ACCEPT, DRAW, RESIDUAL
 from vistok.samplers.params import SamplingParams
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree
-from vistok.samplers.verifiers.candidates import walk_run
 from vistok.samplers.verifiers.rules import RecursiveRejection
+from vistok.samplers.verifiers.walk import walk_run
 
 
 class Coupled(NamedTuple):
@@ -48,11 +48,29 @@ def couple(
     return Coupled(torch.where(accepted, draft, draw(rest, residual)), accepted)
 
 
+def coupled_chain(tree: TokenTree, scores: Scores, run: Run, reprocess: SamplingParams | None = None) -> Verdict:
+    """Judges a chain of drafts that were drawn from ``tree.laws``, all at a time; ``reprocess`` as of ``couple``.
+
+    ``emitted`` holds the outcome of the rule at every position, also behind the first rejection.
+    """
+    p = run.params.probabilities(scores.logits)
+    last = tree.nodes - 1
+    outcome = couple(
+        p[:, :last],
+        tree.laws[:, :last],
+        tree.tokens[:, 1:],
+        run.window(tree.nodes, ACCEPT)[:, :last],
+        run.window(tree.nodes, RESIDUAL)[:, :last],
+        reprocess,
+    )
+    bonus = draw(p[:, last:], run.window(tree.nodes, DRAW)[:, last:])
+    count = 1 + outcome.accepted.long().cumprod(1).sum(1)
+    return Verdict(torch.cat([outcome.token, bonus], 1), count, probs=p)
+
+
 class ExactChain:
     """Accepts the longest prefix of drafts that passes, and draws one more token: from the residual, or from the
     target's law where all drafts passed.
-
-    ``emitted`` holds the outcome of the rule at every position, also behind the first rejection.
 
     Args:
         reprocess_residual: see ``couple``; the reference code of speculative Jacobi decoding does it.
@@ -80,16 +98,4 @@ class ExactChain:
                     "leave reprocess_residual out."
                 )
             return walk_run(tree, scores, run, RecursiveRejection(replacement=True))
-        p = run.params.probabilities(scores.logits)
-        last = tree.nodes - 1
-        outcome = couple(
-            p[:, :last],
-            tree.laws[:, :last],
-            tree.tokens[:, 1:],
-            run.window(tree.nodes, ACCEPT)[:, :last],
-            run.window(tree.nodes, RESIDUAL)[:, :last],
-            run.params if self.reprocess_residual else None,
-        )
-        bonus = draw(p[:, last:], run.window(tree.nodes, DRAW)[:, last:])
-        count = 1 + outcome.accepted.long().cumprod(1).sum(1)
-        return Verdict(torch.cat([outcome.token, bonus], 1), count, probs=p)
+        return coupled_chain(tree, scores, run, run.params if self.reprocess_residual else None)

@@ -10,10 +10,10 @@ import torch
 
 from vistok.errors import VistokError
 from vistok.models.heads.judge import JudgeHead
-from vistok.samplers.loop import Run, Scores, Verdict
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree
-from vistok.samplers.verifiers.candidates import walk_run
 from vistok.samplers.verifiers.rules import exact_rule
+from vistok.samplers.verifiers.walk import walk_run
 
 
 class Judge:

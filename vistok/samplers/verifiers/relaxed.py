@@ -18,7 +18,7 @@ from torch import Tensor
 from vistok.errors import VistokError, unknown_name
 from vistok.ops import draw
 from vistok.ops.sampling import residual_law
-from vistok.samplers.loop import Run, Scores, Verdict
+from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.tree import LawKind, TokenTree
 from vistok.samplers.verifiers.candidates import TreeVerifier
 from vistok.samplers.verifiers.rules import State, none_rejected, without

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from vistok.samplers.loop import Run, Verdict
-from vistok.samplers.tree import TokenTree, TreeShape
+from vistok.ops import draw
+from vistok.samplers.noise import ACCEPT, RESIDUAL
+from vistok.samplers.run import Run, Scores, Verdict
+from vistok.samplers.tree import LawKind, TokenTree, TreeShape
 from vistok.samplers.verifiers.rules import Rule
 
 # Nodes [B], one of each tree, to the target's laws behind them [B, V]; node -1 asks nothing: its row may be anything.
@@ -223,3 +225,25 @@ def kept_path(tokens: Tensor, path: Tensor, token: Tensor) -> Verdict:
 def pace(run: Run) -> tuple[Tensor | None, Halts | None]:
     """Returns ``going`` and ``halts`` of a walk: None unless a step of the run may end before its tree does."""
     return (run.decided < run.length, run.halts) if run.stepwise else (None, None)
+
+
+def walk_run(tree: TokenTree, scores: Scores, run: Run, rule: Rule, spared: Tensor | None = None) -> Verdict:
+    """Walks the tree of a run by a rule, and draws one token behind the accepted path; see ``walk_tree``."""
+    root = torch.zeros(1, dtype=torch.int64, device=tree.tokens.device)
+    if tree.nodes == 1 and not run.stepwise:  # nothing was drafted
+        law = run.params.probabilities(run.behind(tree, scores, root.expand(len(tree.tokens))))
+        token = draw(law, run.uniform(root, RESIDUAL)[:, 0])
+        return Verdict(token[:, None], torch.ones_like(token))
+    most = torch.arange(tree.shape.height * tree.shape.children.shape[2], device=root.device)
+    walk = walk_tree(
+        tree.shape,
+        tree.tokens,
+        lambda node: run.params.probabilities(run.behind(tree, scores, node)),
+        None if tree.kind is LawKind.DETERMINISTIC else tree.laws,
+        rule,
+        run.uniform(root, ACCEPT, most),
+        *pace(run),
+        tree.drawn,
+        spared,
+    )
+    return kept_path(tree.tokens, walk.path, draw(walk.law, run.uniform(root, RESIDUAL)[:, 0]))

@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 
 from vistok.data.text import CORPUS
 from vistok.models.heads.clover import Clover
-from vistok.models.heads.eagle import EagleConfig
+from vistok.models.heads.drafter import DrafterConfig
 from vistok.train.export import write_training_card
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
@@ -44,7 +44,7 @@ class CloverObjective(nn.Module):
         return self
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and acceptance of each head; ``input_ids`` [B, T]."""
+        """Returns the loss and acceptance of each head; ``input_ids`` [B, T]."""
         with torch.no_grad():
             hidden = self.lm.model(input_ids, use_cache=False).last_hidden_state
             law = self.lm.lm_head(hidden).float().softmax(-1)
@@ -91,7 +91,7 @@ class CloverInit:
 
 
 class CloverTask(text.PassageTask):
-    """The ``clover`` task: see CloverData and CloverInit; ``model`` shapes the heads as EagleConfig does."""
+    """The ``clover`` task: see CloverData and CloverInit; ``model`` shapes the heads as DrafterConfig does."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
@@ -100,19 +100,19 @@ class CloverTask(text.PassageTask):
         self.tokenizer, lm = text.load_lm(self.init.target)
         torch.manual_seed(recipe.seed)
         given = {"vocab_size": lm.config.vocab_size, "hidden_size": lm.config.hidden_size}
-        heads = Clover(read_options(EagleConfig, recipe.model, "model", given))
+        heads = Clover(read_options(DrafterConfig, recipe.model, "model", given))
         heads.embed_tokens.weight.data.copy_(lm.get_input_embeddings().weight)
         heads.embed_tokens.requires_grad_(False)
         self.model = CloverObjective(lm, heads, self.data.depths, self.data.decay)
         self.tokens = text.encoded(self.tokenizer, "train")
 
     def samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
-        """Passages of the corpus."""
+        """Returns passages of the corpus."""
         generator = torch.Generator().manual_seed(seed)
         return {"input_ids": text.draw_passages(tokens, self.data.length, count, generator)}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the heads, with a card."""
+        """Writes the heads, with a card."""
         heads = self.model.heads
         heads.save_pretrained(directory, torch.float16)
         corpus = f"{CORPUS}, seed {self.data.seed}"

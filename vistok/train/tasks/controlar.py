@@ -64,8 +64,7 @@ class ControlARObjective(LlamaGenObjective):
 
 
 def begin_control(model: ControlAR) -> None:
-    """Draw new weights for the way from control features into the stream; its end is zero, so that the generator begins
-    as it was."""
+    """Draws new weights for the way from control features into the stream, which ends in zeros."""
     for module in (model.adapter_mlp, model.condition_mlp, model.condition_layers):
         for linear in module.modules():
             if isinstance(linear, nn.Linear):
@@ -131,7 +130,7 @@ class ControlARTask(LlamaGenTask):
         return {"held_out_loss": with_control, "held_out_loss_without_control": without}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the generator as an embedded model, or what the control adds to one."""
+        """Writes the generator as an embedded model, or what the control adds to one."""
         if self.data.tune_generator:
             super().export(directory, metrics, steps)
             return

@@ -70,7 +70,7 @@ class EagleInit:
 
 @torch.no_grad()
 def target_features(gpt: LlamaGen, tokens: Tensor, condition: Tensor, mask: Tensor | None) -> Tensor:
-    """The target's final features of the prefix and of all image tokens but the last, with and without the condition.
+    """Returns the target's final features of all tokens but the last, with and without the condition.
 
     Shape:
         tokens [B, n], condition [B, T, caption_dim], mask [B, T] -> [B, 2, T + n - 1, dim], the conditional ones first.
@@ -100,7 +100,7 @@ class EagleObjective(nn.Module):
         self.guidance, self.token_weight, self.noise = guidance, token_weight, noise
 
     def forward(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics of tokens [B, n] and their features as ``target_features`` gives them."""
+        """Returns the loss and metrics of tokens [B, n] and their features as ``target_features`` gives them."""
         prefix = features.shape[2] - tokens.shape[1] + 1
         features = features.float().transpose(0, 1).flatten(0, 1)  # conditional rows first, as in decoding
         read = features[:, :-1]
@@ -203,7 +203,7 @@ class EagleTask(PictureTask):
         return {"held_out_loss": float(loss)} | {f"held_out_{k}": float(v) for k, v in metrics.items()}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the drafter in the published key layout."""
+        """Writes the drafter in the published key layout."""
         drafter = self.model.drafter
         drafter.save_pretrained(directory, torch.float16)
         self.write_card(directory, drafter, "draft", "eagle", metrics, steps, {"target": self.init.gpt}, "2401.15077")

@@ -17,8 +17,8 @@ from transformers import LlamaForCausalLM
 
 from vistok.data.text import CORPUS, documents
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import EagleConfig
 from vistok.models.heads.eagle3 import Eagle3Network
+from vistok.models.heads.eagle3_config import Eagle3Config
 from vistok.progress import progress
 from vistok.train.export import write_training_card
 from vistok.train.options import read_options
@@ -82,7 +82,7 @@ class Eagle3Objective(nn.Module):
         return self
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and the acceptance of each step, of tokens [B, L]."""
+        """Returns the loss and the acceptance of each step, of tokens [B, L]."""
         drafter, config = self.drafter, self.drafter.config
         with torch.no_grad():
             output = self.target(input_ids=input_ids, use_cache=False, output_hidden_states=True)
@@ -108,7 +108,7 @@ class Eagle3Objective(nn.Module):
 
 
 def unrolled_mask(width: int, steps: int) -> Tensor:
-    """Which slots each slot sees after some steps over ``width`` slots each, bool [1, 1, steps * width, steps * width].
+    """Returns which slots each sees after steps over ``width`` slots, bool [1, 1, steps * width, steps * width].
 
     A slot sees the first step's slots up to its own, and at its own place the steps up to its own.
     """
@@ -147,7 +147,7 @@ class Eagle3Task(TextTask):
             "max_position_embeddings": self.length + data.steps,
         }
         given = {name: shape.pop(name) for name in ("hidden_size",) if name in recipe.model}
-        config = read_options(EagleConfig, recipe.model, "model", shape)
+        config = read_options(Eagle3Config, recipe.model, "model", shape)
         drafter = Eagle3Network(config)
         for weight in drafter.parameters():
             if weight.ndim > 1:
@@ -166,7 +166,7 @@ class Eagle3Task(TextTask):
         self.model = Eagle3Objective(drafter, target, data.steps)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Windows of the corpus, with the target's continuations where they are asked for."""
+        """Returns windows of the corpus, with the target's continuations where they are asked for."""
         if not self.continuation:
             return super().batch(step, rows)
         size = self.recipe.batch_size
@@ -206,7 +206,7 @@ class Eagle3Task(TextTask):
         return figures
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the drafter in the published key layout."""
+        """Writes the drafter in the published key layout."""
         drafter = self.model.drafter
         drafter.save_pretrained(directory, torch.float16)
         corpus = f"{CORPUS}, seed {self.seed}"

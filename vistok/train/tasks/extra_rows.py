@@ -31,7 +31,7 @@ from vistok.train.tasks import text
 
 
 def rows_forward(lm: nn.Module, network: RowNetwork, tokens: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor]:
-    """One pass over texts whose tokens at ``cuts`` carry all rows of a network.
+    """Runs texts once, with all rows of a network behind their tokens at ``cuts``.
 
     Args:
         lm: a causal LM of transformers.
@@ -55,7 +55,7 @@ def rows_forward(lm: nn.Module, network: RowNetwork, tokens: Tensor, cuts: Tenso
 
 
 def heads_forward(lm: nn.Module, network: Medusa, tokens: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor]:
-    """What ``rows_forward`` gives, of heads that read the model's final features at the cuts."""
+    """Returns what ``rows_forward`` does, of heads that read the model's final features at the cuts."""
     with torch.no_grad():
         features = lm.model(tokens, use_cache=False).last_hidden_state
         logits = lm.lm_head(features)
@@ -84,7 +84,7 @@ class AheadObjective(nn.Module):
         return self
 
     def forward(self, input_ids: Tensor, cuts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss, and how often each prediction's most likely token is the model's.
+        """Returns the loss, and how often each prediction's most likely token is the model's.
 
         Args:
             input_ids: texts that end in the model's own continuation, int64 [B, T].
@@ -149,12 +149,12 @@ class AheadTask(text.PassageTask):
         self.tokens = text.encoded(self.tokenizer, "train")
 
     def network(self, lm: LlamaForCausalLM) -> RowNetwork | Medusa:
-        """The rows or heads, untrained."""
+        """Returns the rows or heads, untrained."""
         raise NotImplementedError
 
     @torch.no_grad()
     def samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
-        """Passages of the corpus with the model's continuations, and cuts within these."""
+        """Returns passages of the corpus with the model's continuations, and cuts within these."""
         data, generator = self.data, torch.Generator().manual_seed(seed)
         lm = self.model.lm
         read = text.draw_passages(tokens, data.prompt, count, generator).to(lm.device)
@@ -165,7 +165,7 @@ class AheadTask(text.PassageTask):
         return {"input_ids": whole, "cuts": (data.prompt - 1 + cuts).to(lm.device)}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the rows or heads, with a card."""
+        """Writes the rows or heads, with a card."""
         network = self.model.network
         network.save_pretrained(directory, torch.float16)
         corpus = f"the model's continuations of the Python standard library, seed {self.data.seed}"
@@ -195,7 +195,7 @@ class PromptTokensTask(AheadTask):
     """The ``prompt-tokens`` task: see ContinuationData, ContinuationInit and PromptTokensModel."""
 
     def network(self, lm: LlamaForCausalLM) -> PromptTokens:
-        """Prompt tokens that begin as the words "Next 2 word", "Next 3 word", ..."""
+        """Returns prompt tokens that begin as the words "Next 2 word", "Next 3 word", ..."""
         shape = read_options(PromptTokensModel, self.recipe.model, "model")
         words = [self.tokenizer(f"Next {number + 2} word").input_ids for number in range(shape.ahead)]
         return PromptTokens.initial(lm, words, shape.group, shape.attention)
@@ -205,7 +205,7 @@ class HiddenTransferTask(AheadTask):
     """The ``hidden-transfer`` task: see ContinuationData and ContinuationInit; ``model`` holds layer and ahead."""
 
     def network(self, lm: LlamaForCausalLM) -> HiddenTransfer:
-        """Maps that begin as the identity."""
+        """Returns maps that begin as the identity."""
         given = {"hidden_size": lm.config.hidden_size}
         network = HiddenTransfer(read_options(HiddenTransferConfig, self.recipe.model, "model", given))
         network.check(lm)
@@ -229,6 +229,6 @@ class MedusaTask(AheadTask):
     """The ``medusa`` task: see ContinuationData, ContinuationInit and MedusaModel."""
 
     def network(self, lm: LlamaForCausalLM) -> Medusa:
-        """Heads that begin as the model's own output layer."""
+        """Returns heads that begin as the model's own output layer."""
         shape = read_options(MedusaModel, self.recipe.model, "model")
         return Medusa.initial(lm, shape.ahead, shape.layers)

@@ -178,9 +178,9 @@ class FlexTokTask(PictureTask):
         return metrics | {"codebook_usage": usage.usage, "codebook_perplexity": usage.perplexity}
 
     def on_outputs(self, tokens: int, images: Tensor) -> None:
-        """Look at the reconstructions [B, 3, H, W] of held-out pictures from their first ``tokens``."""
+        """Is shown reconstructions [B, 3, H, W] of held-out pictures from their first ``tokens``."""
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the tokenizer as an embedded model, with the one that its maps are latents of."""
+        """Writes the tokenizer as an embedded model, with the one that its maps are latents of."""
         self.tokenizer.save_pretrained(directory, torch.float16)
         self.write_card(directory, self.tokenizer, "image-tokenizer", "flextok", metrics, steps, paper="2502.13967")

@@ -27,7 +27,7 @@ from vistok.zoo import resolve
 
 
 def syntax(code: str) -> str:
-    """The kinds of the nodes of a text's syntax tree, in order; of as many of its first lines as are code."""
+    """Returns the kinds of the nodes of a text's syntax tree, in order; of as many of its first lines as are code."""
     lines = code.splitlines()
     for end in range(len(lines), 0, -1):
         try:
@@ -52,7 +52,7 @@ class JudgeObjective(nn.Module):
         self.weights = 0.5 / max(1 - share, 1e-6), 0.5 / max(share, 1e-6)
 
     def forward(self, features: Tensor, harmless: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and figures of features [B, H] and labels [B]."""
+        """Returns the loss and figures of features [B, H] and labels [B]."""
         logits = self.head.logits(features)
         weight = torch.where(harmless > 0.5, self.weights[1], self.weights[0])
         right = (logits > 0) == (harmless > 0.5)
@@ -160,7 +160,7 @@ class JudgeTask(Task):
         return features, torch.tensor(harmless)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Examples, in a new order each time they have all been seen."""
+        """Returns examples, in a new order each time they have all been seen."""
         numbers = torch.arange(rows.start, rows.stop) + step * self.recipe.batch_size
         epochs, places = numbers // len(self.features), numbers % len(self.features)
         chosen = [_shuffled(len(self.features), int(e))[p] for e, p in zip(epochs, places, strict=True)]
@@ -169,14 +169,14 @@ class JudgeTask(Task):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Figures on held-out passages."""
+        """Returns figures on held-out passages."""
         device = self.model.head.score.weight.device
         loss, metrics = self.model(*(part.to(device) for part in self.held_out))
         share = {"held_out_harmless": float(self.held_out[1].mean())}
         return {"held_out_loss": float(loss)} | share | {f"held_out_{k}": float(v) for k, v in metrics.items()}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the head, with a card."""
+        """Writes the head, with a card."""
         head = self.model.head
         head.save_pretrained(directory)
         corpus = f"swapped tokens in continuations of the Python standard library, seed {self.data.seed}"

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.tokenizers.kl import KLAutoencoder, KLConfig
+from vistok.tokenizers.kl import KLAutoencoder
 from vistok.tokenizers.posterior import Posterior
 from vistok.tokenizers.vq import VQTokenizer
-from vistok.train.options import check_agreement, read_options
+from vistok.train.options import read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.sources import PictureData, open_source
 from vistok.train.tasks.kl_from_vq import autoencoder_from_vq
@@ -95,13 +95,10 @@ class KLTask(PictureTask):
         self.data, init = read_options(KLData, recipe.data, "data"), read_options(KLInit, recipe.init, "init")
         self.source = open_source(self.data, self.data.size)
         torch.manual_seed(recipe.seed)
-        if init.kl is not None:
-            autoencoder = KLAutoencoder.from_pretrained(init.kl)
-            check_agreement(autoencoder.config, recipe.model, "model")
-        elif init.vq is not None:
+        if init.kl is None and init.vq is not None:
             autoencoder = self._from_vq(init.vq)
         else:
-            autoencoder = KLAutoencoder(read_options(KLConfig, recipe.model, "model", {"scaling_factor": 1.0}))
+            autoencoder = start_network(KLAutoencoder, init.kl, recipe.model, {"scaling_factor": 1.0})
         self.autoencoder = autoencoder.to(memory_format=torch.channels_last)
         check_size(autoencoder.capabilities, self.data.size)
         if self.data.freeze_encoder:
@@ -147,7 +144,7 @@ class KLTask(PictureTask):
         }
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the autoencoder as an embedded model whose scaled latents have unit variance."""
+        """Writes the autoencoder as an embedded model whose scaled latents have unit variance."""
         self.autoencoder.config = replace(
             self.autoencoder.config, scaling_factor=float(f"{1 / metrics['latent_std']:.4g}")
         )

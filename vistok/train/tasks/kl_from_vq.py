@@ -42,7 +42,7 @@ def _affine(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def autoencoder_from_vq(vq: VQTokenizer, z_channels: int, images: Tensor) -> KLAutoencoder:
-    """The autoencoder, ready to be trained on.
+    """Returns the autoencoder, ready to be trained on.
 
     Args:
         vq: a trained tokenizer.

@@ -42,7 +42,7 @@ class LatentTask(PictureTask):
     data: LatentData
 
     def open(self, kl: str) -> None:
-        """Open the source and the autoencoder of this name.
+        """Opens the source and the autoencoder of this name.
 
         Raises:
             VistokError: they do not fit one another.

@@ -50,7 +50,7 @@ class LexicalUnitsObjective(nn.Module):
         return self
 
     def forward(self, input_ids: Tensor, cuts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss; mean length of units, and how long the model is sure of them.
+        """Returns the loss, and the mean length of units and how long the model is sure of them.
 
         Args:
             input_ids: int64 [B, T].
@@ -128,14 +128,14 @@ class LexicalUnitsTask(text.PassageTask):
         self.tokens = text.encoded(self.tokenizer, "train")
 
     def samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
-        """Passages of the corpus, and places within them."""
+        """Returns passages of the corpus, and places within them."""
         data, generator = self.data, torch.Generator().manual_seed(seed)
         ids = text.draw_passages(tokens, data.length, count, generator)
         cuts = torch.randint(data.length - 2 - data.ahead, (count, data.cuts), generator=generator)
         return {"input_ids": ids, "cuts": cuts}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the model as transformers does, in half precision, with its tokenizer."""
+        """Writes the model as transformers does, in half precision, with its tokenizer."""
         lm = self.model.lm
         saved = LlamaForCausalLM(lm.config).to(torch.float16)
         saved.load_state_dict(lm.state_dict())

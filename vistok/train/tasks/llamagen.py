@@ -133,7 +133,7 @@ def load_caption_encoder(name: str) -> TextEncoder:
 
 
 def take_blocks(gpt: LlamaGen, other: LlamaGen) -> None:
-    """Start from the blocks of a generator of other codes; the embedding of codes and the head stay new.
+    """Gives a generator the blocks of one of other codes; its embedding of codes and its head stay new.
 
     Raises:
         VistokError: the blocks have other shapes.
@@ -261,7 +261,7 @@ class LlamaGenTask(PictureTask):
         } | {f"held_out_{name}": value.item() for name, value in metrics.items()}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the generator and its caption encoder as one embedded model."""
+        """Writes the generator and its caption encoder as one embedded model."""
         gpt, text = self.model.gpt, self.model.text_encoder
         gpt.save_pretrained(directory, torch.float16)
         if text is not None:

@@ -170,7 +170,7 @@ class MARTask(LatentTask):
         return {"held_out_loss": float(loss)}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the generator as an embedded model."""
+        """Writes the generator as an embedded model."""
         self.mar.save_pretrained(directory, torch.float16)
         parts = {"tokenizer": self.data.tokenizer or self.init.kl}
         if self.init.teacher is not None:

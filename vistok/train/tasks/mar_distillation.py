@@ -72,7 +72,7 @@ class OwnPictures:
         self._drawn, self._latents, self._labels = -1, None, None
 
     def mix(self, student: MAR, step: int, latents: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents [B, c, H, W] and classes [B] of a batch with the last rows replaced by own pictures."""
+        """Returns latents [B, c, H, W] and classes [B] of a batch, their last rows replaced by own pictures."""
         if self._drawn != step // self.every:
             self._drawn = step // self.every
             self._draw(student, step)
@@ -133,7 +133,7 @@ class Distillation(nn.Module):
         return self
 
     def forward(self, student: MAR, tokens: Tensor, z: Tensor, mask: Tensor, labels: Tensor) -> Distances:
-        """Compare both on hidden tokens, at one step of each and one noise.
+        """Compares both on hidden tokens, at one step of each and one noise.
 
         Args:
             student: the generator that is trained.

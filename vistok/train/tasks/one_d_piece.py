@@ -27,8 +27,7 @@ from vistok.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from vistok.tokenizers.quantizers import CodebookUsage
 from vistok.tokenizers.tail_drop import sample_lengths
 from vistok.tokenizers.titok import TiTok
-from vistok.tokenizers.titok_config import TiTokConfig
-from vistok.train.options import check_agreement, read_options
+from vistok.train.options import read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.sources import PictureData, open_source
 from vistok.train.tasks.adversary import (
@@ -118,7 +117,7 @@ class OneDPieceObjective(nn.Module):
     def forward(
         self, images: Tensor, keep: Tensor, adversarial: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its parts; ``adversarial`` is the weight of the adversarial term in this step."""
+        """Returns the loss and its parts; ``adversarial`` is the weight of the adversarial term in this step."""
         latents = self.tokenizer.latents(images)
         out, quantized = self.tokenizer.from_latents(latents, keep if keep.ndim else int(keep))
         metrics = {"codebook_loss": quantized.codebook_loss.detach()}
@@ -141,7 +140,7 @@ class OneDPieceObjective(nn.Module):
 
 
 def with_pixel_decoder(tokenizer: TiTok, proxy: MaskGITVQGAN) -> TiTok:
-    """A network of the first stage with the proxy's decoder attached, its encoder side frozen: what stage 2 trains.
+    """Returns what stage 2 trains: a network of stage 1 with the proxy's decoder, its encoder side frozen.
 
     Raises:
         VistokError: the tokenizer predicts no proxy codes, or those of another proxy.
@@ -158,7 +157,7 @@ def with_pixel_decoder(tokenizer: TiTok, proxy: MaskGITVQGAN) -> TiTok:
 
 
 def freeze_codes(tokenizer: TiTok) -> None:
-    """Train what paints alone: encoder, quantizer and latent tokens stay as they are."""
+    """Freezes encoder, quantizer and latent tokens, so that what paints is trained alone."""
     for part in (tokenizer.encoder, tokenizer.quantize):
         part.requires_grad_(False)
     tokenizer.latent_tokens.requires_grad_(False)
@@ -172,11 +171,7 @@ class OneDPieceTask(PictureTask):
         self.data = read_options(OneDPieceData, recipe.data, "data")
         init = read_options(OneDPieceInit, recipe.init, "init")
         torch.manual_seed(recipe.seed)
-        if init.tokenizer is not None:
-            self.tokenizer = TiTok.from_pretrained(init.tokenizer)
-            check_agreement(self.tokenizer.config, recipe.model, "model", free=("pixel_decoder",))
-        else:
-            self.tokenizer = TiTok(read_options(TiTokConfig, recipe.model, "model"))
+        self.tokenizer = start_network(TiTok, init.tokenizer, recipe.model, free=("pixel_decoder",))
         self.source = open_source(self.data, self.tokenizer.config.image_size)
         anchor = None
         if self.data.anchor:
@@ -219,7 +214,7 @@ class OneDPieceTask(PictureTask):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Revive dead codes, so that the whole codebook is used."""
+        """Revives dead codes, so that the whole codebook is used."""
         if not self.data.revives(step):
             return
         images = self.draw_pictures(step, slice(0, 4 * self.recipe.batch_size))
@@ -245,6 +240,6 @@ class OneDPieceTask(PictureTask):
         }
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the tokenizer as an embedded model."""
+        """Writes the tokenizer as an embedded model."""
         self.tokenizer.save_pretrained(directory, torch.float16)
         self.write_card(directory, self.tokenizer, "image-tokenizer", "titok", metrics, steps, paper="2501.10064")

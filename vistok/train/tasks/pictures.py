@@ -52,12 +52,12 @@ class PictureTask(Task):
             yield held_out.pictures(index)
 
     def write_card(self, directory: Path, network: nn.Module, *entries: Any, **more: Any) -> None:
-        """Write the card of an exported network that was trained on the source; see ``write_training_card``."""
+        """Writes the card of an exported network that was trained on the source; see ``write_training_card``."""
         write_training_card(directory, self.recipe, network, *entries, data=self.source.description, **more)
 
 
 def check_size(can: Capabilities, size: int) -> None:
-    """Refuse a size of pictures that the tokenizer does not take.
+    """Refuses a size of pictures that the tokenizer does not take.
 
     Raises:
         VistokError: it is another one than the tokenizer's, or no multiple of its patches.

@@ -87,7 +87,7 @@ class SeedObjective(nn.Module):
     def forward(
         self, images: Tensor, captions: Tensor | None = None, codes: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch and its parts.
+        """Returns the loss of a batch and its parts.
 
         Args:
             images: [B, 3, H, W] in [-1, 1].
@@ -112,7 +112,7 @@ class SeedObjective(nn.Module):
         return loss, {name: value.detach() for name, value in parts.items()}
 
     def contrast(self, features: Tensor, captions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The cross-entropy of which caption belongs to which picture, both ways, by the last query."""
+        """Returns the cross-entropy of which caption belongs to which picture, both ways, by the last query."""
         last = self.tokenizer.states(features)[:, -1]
         images, texts = F.normalize(self.image(last), dim=-1), F.normalize(self.text(captions), dim=-1)
         logits = (images @ texts.T / self.temperature.exp()).float()
@@ -230,7 +230,7 @@ class SeedTask(PictureTask):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Set the codes to latents as the second stage begins, and revive dead ones in it."""
+        """Sets the codes to latents as the second stage begins, and revives dead ones in it."""
         begins = step == max(1, self.data.queries_until)
         if not begins and (step <= self.data.queries_until or not self.data.revives(step)):
             return
@@ -267,6 +267,6 @@ class SeedTask(PictureTask):
         return metrics | {"codebook_usage": usage.usage, "codebook_perplexity": usage.perplexity}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the tokenizer as an embedded model."""
+        """Writes the tokenizer as an embedded model."""
         self.tokenizer.save_pretrained(directory, torch.float16)
         self.write_card(directory, self.tokenizer, "image-tokenizer", "seed", metrics, steps, paper="2307.08041")

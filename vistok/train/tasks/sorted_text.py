@@ -31,7 +31,7 @@ class SortedObjective(TextObjective):
         self.exits = exits
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of texts [B, T], and acceptance of each exit where there is a teacher."""
+        """Returns the loss of texts [B, T], and acceptance of each exit where there is a teacher."""
         read, followed = input_ids[:, :-1], input_ids[:, 1:].flatten()
         law = None
         if self.teacher is not None:
@@ -77,7 +77,7 @@ class SortedTextTask(TextTask):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Mean loss and acceptance of each exit on held-out modules."""
+        """Returns the mean loss and acceptance of each exit on held-out modules."""
         return held_out_figures(
             self.model, ({"input_ids": ids} for ids in self._held_out().to(self.model.lm.device).split(16))
         )

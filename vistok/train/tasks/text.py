@@ -32,7 +32,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def train_tokenizer(texts: list[str], vocabulary: int, length: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of ``vocabulary`` tokens, with one special token that ends every text."""
+    """Returns a byte-level BPE of ``vocabulary`` tokens, with one special token that ends every text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -51,19 +51,19 @@ def train_tokenizer(texts: list[str], vocabulary: int, length: int) -> PreTraine
 
 
 def encoded(tokenizer: PreTrainedTokenizerFast, split: str) -> Tensor:
-    """The texts of a split behind one another, int64 [n]."""
+    """Returns the texts of a split behind one another, int64 [n]."""
     found = tokenizer.backend_tokenizer.encode_batch(documents(split))
     return torch.cat([torch.tensor(each.ids, dtype=torch.int64) for each in found])
 
 
 def load_lm(name: str) -> tuple[PreTrainedTokenizerFast, LlamaForCausalLM]:
-    """The tokenizer and the language model, in float32, of a zoo name, folder or hub id."""
+    """Returns the tokenizer and the language model, in float32, of a zoo name, folder or hub id."""
     lm, tokenizer = load_causal_lm(name)
     return tokenizer, lm.requires_grad_(True)
 
 
 def save_lm(directory: Path, lm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write a model as transformers does, in half precision, with its tokenizer."""
+    """Writes a model as transformers does, in half precision, with its tokenizer."""
     saved = LlamaForCausalLM(lm.config).to(torch.float16)
     saved.load_state_dict(lm.state_dict())
     saved.save_pretrained(directory)
@@ -72,7 +72,7 @@ def save_lm(directory: Path, lm: LlamaForCausalLM, tokenizer: PreTrainedTokenize
 
 
 def lengthened(lm: LlamaForCausalLM, positions: int, rope_theta: float | None = None) -> LlamaForCausalLM:
-    """The model for texts of so many tokens, with another base of its rotation where one is given."""
+    """Returns the model for texts of so many tokens, with another base of its rotation where one is given."""
     config = copy.deepcopy(lm.config)
     config.max_position_embeddings = max(positions, config.max_position_embeddings)
     if rope_theta is not None:
@@ -83,7 +83,7 @@ def lengthened(lm: LlamaForCausalLM, positions: int, rope_theta: float | None = 
 
 
 def draw_passages(tokens: Tensor, length: int, count: int, generator: torch.Generator) -> Tensor:
-    """Passages of a corpus [n] that begin anywhere, [count, length]."""
+    """Returns passages of a corpus [n] that begin anywhere, [count, length]."""
     starts = torch.randint(len(tokens) - length, (count, 1), generator=generator)
     return tokens[starts + torch.arange(length)]
 
@@ -101,7 +101,7 @@ class TuningInit:
 
 @torch.no_grad()
 def continued(lm: LlamaForCausalLM, ids: Tensor, size: int, mask: Tensor | None = None) -> Tensor:
-    """Texts with a model's own greedy continuation, int64 [B, T + size].
+    """Returns texts with a model's own greedy continuation, int64 [B, T + size].
 
     Args:
         lm: the model.
@@ -115,7 +115,7 @@ def continued(lm: LlamaForCausalLM, ids: Tensor, size: int, mask: Tensor | None 
 
 
 def held_out_figures(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
-    """Mean loss and metrics of an objective over batches of its arguments, by name."""
+    """Returns the mean loss and metrics of an objective over batches of its arguments, by name."""
     found = [model(**batch) for batch in batches]
     loss = {"held_out_loss": float(torch.stack([loss for loss, _ in found]).mean())}
     means = {name: torch.stack([metrics[name] for _, metrics in found]).mean() for name in found[0][1]}
@@ -166,17 +166,17 @@ class PassageTask(Task):
     tokens: Tensor
 
     def samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
-        """Arguments of the objective, from ``count`` passages of a corpus [n]."""
+        """Returns arguments of the objective, from ``count`` passages of a corpus [n]."""
         raise NotImplementedError
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Passages of the corpus."""
+        """Returns passages of the corpus."""
         first = step * self.recipe.batch_size + rows.start
         return self.samples(self.tokens, rows.stop - rows.start, self.data.seed * 1_000_003 + first)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Loss and metrics of the objective on held-out modules."""
+        """Returns the loss and metrics of the objective on held-out modules."""
         samples = self.samples(encoded(self.tokenizer, "held-out"), self.data.eval_samples, 1)
         parts = [value.to(self.model.lm.device).split(16) for value in samples.values()]
         batches = (dict(zip(samples, part, strict=True)) for part in zip(*parts, strict=True))
@@ -257,7 +257,7 @@ class TextTask(Task):
         return tokens[starts[:, None] + torch.arange(self.length + 1)]
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Windows of the corpus, each once an epoch."""
+        """Returns windows of the corpus, each once an epoch."""
         size = len(self.tokens) // self.length - 1
         starts = []
         for index in range(step * self.recipe.batch_size + rows.start, step * self.recipe.batch_size + rows.stop):
@@ -272,7 +272,7 @@ class TextTask(Task):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Cross-entropy on modules that were held out; of a draft model also how well it knows its target."""
+        """Returns the cross-entropy on held-out modules; of a draft model also how well it knows its target."""
         count = self.eval_samples
         batches = self._held_out().to(self.model.lm.device).split(16)
         text = TextObjective(self.model.lm).eval()
@@ -283,7 +283,7 @@ class TextTask(Task):
         return figures
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the model as transformers does, in half precision, with its tokenizer."""
+        """Writes the model as transformers does, in half precision, with its tokenizer."""
         lm = self.model.lm
         save_lm(directory, lm, self.tokenizer)
         draft = self.model.teacher is not None

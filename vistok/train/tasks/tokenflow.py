@@ -109,7 +109,7 @@ class TokenFlowTask(PictureTask):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Revive dead codes, so that the whole codebook is used."""
+        """Revives dead codes, so that the whole codebook is used."""
         if step != 1 and not self.data.revives(step):
             return
         quantizer = self.tokenizer.quantize
@@ -137,6 +137,6 @@ class TokenFlowTask(PictureTask):
         return metrics | {"codebook_usage": usage.usage, "codebook_perplexity": usage.perplexity}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the tokenizer as an embedded model, its semantic teacher inside."""
+        """Writes the tokenizer as an embedded model, its semantic teacher inside."""
         self.tokenizer.save_pretrained(directory, torch.float16)
         self.write_card(directory, self.tokenizer, "image-tokenizer", "tokenflow", metrics, steps, paper="2412.03069")

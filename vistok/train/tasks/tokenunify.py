@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.models.vision.tokenunify import TokenUnify, TokenUnifyConfig, hide_random, keep_first
+from vistok.models.vision.tokenunify import TokenUnify, hide_random, keep_first
 from vistok.ops.noise import derive_seed
-from vistok.train.options import check_agreement, read_options
+from vistok.train.options import read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.sources import PictureData, ScenesSource, Source, open_source
 from vistok.train.sources.volumes import open_volumes
@@ -133,11 +133,7 @@ class TokenUnifyTask(PictureTask):
         self.data = read_options(TokenUnifyData, recipe.data, "data")
         init = read_options(TokenUnifyInit, recipe.init, "init")
         torch.manual_seed(recipe.seed)
-        if init.network is not None:
-            self.network = TokenUnify.from_pretrained(init.network)
-            check_agreement(self.network.config, recipe.model, "model")
-        else:
-            self.network = TokenUnify(read_options(TokenUnifyConfig, recipe.model, "model"))
+        self.network = start_network(TokenUnify, init.network, recipe.model)
         self._check()
         self.source = self._open()
         self.model = TokenUnifyObjective(self.network)
@@ -229,7 +225,7 @@ class TokenUnifyTask(PictureTask):
         return self.network.features(self.network.split(pixels)).float().cpu()
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the network as an embedded model."""
+        """Writes the network as an embedded model."""
         self.network.save_pretrained(directory, torch.float16)
         self.write_card(directory, self.network, "features", "tokenunify", metrics, steps, paper="2405.16847")
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from accelerate.utils import gather
 from torch import Tensor, nn
 
-from vistok.tokenizers.vq import VQConfig, VQTokenizer
-from vistok.train.options import check_agreement, read_options
+from vistok.tokenizers.vq import VQTokenizer
+from vistok.train.options import read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.sources import PictureData, open_source
 from vistok.train.tasks.adversary import (
@@ -113,11 +113,7 @@ class VQTask(PictureTask):
         self.data, init = read_options(VQData, recipe.data, "data"), read_options(VQInit, recipe.init, "init")
         self.source = open_source(self.data, self.data.size)
         torch.manual_seed(recipe.seed)
-        if init.vq is not None:
-            self.tokenizer = VQTokenizer.from_pretrained(init.vq)
-            check_agreement(self.tokenizer.config, recipe.model, "model")
-        else:
-            self.tokenizer = VQTokenizer(read_options(VQConfig, recipe.model, "model"))
+        self.tokenizer = start_network(VQTokenizer, init.vq, recipe.model)
         check_size(self.tokenizer.capabilities, self.data.size)
         adversary = build_adversary(self.data)
         anchor = self._anchor(fill=init.vq is None) if self.data.anchor else None
@@ -141,7 +137,7 @@ class VQTask(PictureTask):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Revive dead codes, so that the whole codebook is used."""
+        """Revives dead codes, so that the whole codebook is used."""
         if not self.data.revive_every or step >= self.data.revive_until:
             return
         # Of all processes' rows, so that all give the codes the same new places.
@@ -172,6 +168,6 @@ class VQTask(PictureTask):
         }
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the tokenizer as an embedded model."""
+        """Writes the tokenizer as an embedded model."""
         self.tokenizer.save_pretrained(directory, torch.float16)
         self.write_card(directory, self.tokenizer, "image-tokenizer", "vq", metrics, steps, paper="2406.06525")

@@ -87,7 +87,7 @@ class UpscaledVQTask(PictureTask):
         return {name: torch.cat(values).mean().item() for name, values in found.items()}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the tokenizer as an embedded model."""
+        """Writes the tokenizer as an embedded model."""
         self.tokenizer.save_pretrained(directory, torch.float16)
         parts = {"codes": self.tokenizer.config.base}
         self.write_card(directory, self.tokenizer, "image-tokenizer", "vq_upscaled", metrics, steps, parts=parts)

@@ -14,7 +14,6 @@ def _xar(size: str, parameters: int, fid: float, guidance: float, steps: int) ->
         files={f"xAR-{size}.pth": None},
         source="OliverRen/xAR",
         licence="unknown",  # the page of the weights could not be consulted
-        aliases=("xar",) if size == "B" else (),
         preset=f"xAR-{size}",
         parts={"tokenizer": "mar-kl16"},
         data="ImageNet-1k",

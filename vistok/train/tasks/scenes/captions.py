@@ -27,7 +27,7 @@ PLACES = list(RELATIONS)
 
 
 def facts(statement: Statement) -> list[int]:
-    """What a statement says, as class numbers.
+    """Returns what a statement says, as class numbers.
 
     Count, colour, size and place of each shape; the background; shape and colour of what is at each place; shape of
     what has each colour (the last in the order of SHAPES if there are two). What stands after the background follows
@@ -135,13 +135,13 @@ class CaptionTask(Task):
         }
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Captions of freshly drawn scenes."""
+        """Returns captions of freshly drawn scenes."""
         start = step * self.recipe.batch_size + rows.start
         return self._batch(rows.stop - rows.start, self.seed, start)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Share of held-out captions of which every fact is read correctly."""
+        """Returns the share of held-out captions of which every fact is read correctly."""
         batch = self._batch(512, HELD_OUT, 0)
         told = batch.pop("facts")
         device = self.model.read.weight.device
@@ -153,5 +153,5 @@ class CaptionTask(Task):
         }
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the encoder with its tokenizer."""
+        """Writes the encoder with its tokenizer."""
         self.encoder.save_pretrained(directory)

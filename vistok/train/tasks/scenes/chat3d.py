@@ -9,16 +9,14 @@ room.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.data.scenes.splits import HELD_OUT, check_training_seed
-from vistok.data.scenes.vqa import IGNORE
 from vistok.data.scenes.vqa import token_ids as picture_words
 from vistok.data.scenes.world import COLOURS, SIZES
 from vistok.data.scenes3d import draw_names, draw_questions, point_clouds, sample_rooms
@@ -28,12 +26,14 @@ from vistok.errors import VistokError
 from vistok.projectors.learned.chat3d import Chat3D, Chat3DConfig
 from vistok.projectors.learned.objects import attribute_loss
 from vistok.train.export import write_training_card
-from vistok.train.lora import Lora, save_adapters, with_lora
+from vistok.train.lora import Lora, with_lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
+from vistok.train.tasks.scenes.answers import answer_loss, answered_right, shares_right
+from vistok.train.tasks.scenes.llava import load_llava
 from vistok.train.tasks.scenes.packing import added, packed_mask
-from vistok.train.tasks.scenes.vqa import load_llava
 from vistok.train.trainer import Task
+from vistok.zoo.adapter import save_lora
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,20 +75,14 @@ class Chat3DInit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chat3DModel:
-    """Entries of ``model``, see Chat3DConfig; ``lora`` are the adapters of a LLaVA's language model."""
+class Chat3DModel(Chat3DConfig):
+    """Entries of ``model``, beside those of Chat3DConfig.
 
-    text: dict[str, Any] = field(default_factory=dict)
+    Attributes:
+        lora: adapters of a LLaVA's language model.
+    """
+
     lora: Lora | None = None
-    side: float = 8.0
-    features: int = 128
-    attributes: int = 32
-    layers: int = 1
-    heads: int = 8
-    head_dim: int = 16
-    norm: float = 1.0
-    relations: bool = True
-    identifiers: bool = True
 
 
 class NameReader(nn.Module):
@@ -105,7 +99,7 @@ class NameReader(nn.Module):
         self.read = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(self.sizes) + 3))
 
     def forward(self, states: Tensor, attributes: Tensor, centres: Tensor) -> Tensor:
-        """Mean loss of states [M, D], attributes int64 [M, 3] and centres [M, 3]."""
+        """Returns the mean loss of states [M, D], attributes int64 [M, 3] and centres [M, 3]."""
         *logits, where = self.read(states).float().split([*self.sizes, 3], -1)
         kinds = sum(F.cross_entropy(x, y) for x, y in zip(logits, attributes.unbind(1), strict=True))
         return kinds + 10 * F.mse_loss(where, centres, reduction="none").sum(-1).mean()
@@ -125,7 +119,7 @@ class Chat3DObjective(nn.Module):
         self.reader = NameReader(chat.language.config.hidden_size)
 
     def answer_logits(self, clouds: Tensor, present: Tensor, names: Tensor, questions: Tensor) -> Tensor:
-        """Logits behind every token of questions [B, K, SLOT], as if each were asked alone: [B, K, SLOT, words]."""
+        """Returns logits behind every token of questions [B, K, SLOT], each asked alone: [B, K, SLOT, words]."""
         return self._read(self.chat.streams(clouds, present), present, names, questions)[0]
 
     def _read(self, streams: list[Tensor], present: Tensor, names: Tensor, questions: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +158,7 @@ class Chat3DObjective(nn.Module):
         if bool(aligning.any()):
             return alignment, {"alignment": alignment.detach()}
         logits, inner = self._read(streams, present, names, questions)
-        answers = F.cross_entropy(logits.float().flatten(0, 2), targets.flatten(), ignore_index=IGNORE)
+        answers = answer_loss(logits, targets)
         b, k, s = (slots >= 0).nonzero().unbind(1)
         which = slots[b, k, s]
         names_read = answers.new_zeros(())
@@ -176,7 +170,7 @@ class Chat3DObjective(nn.Module):
 
 
 def named_slots(questions: Tensor, names: Tensor) -> Tensor:
-    """Which solid each token of questions [B, K, SLOT] names, int64 [B, K, SLOT]; -1 where it is no identifier."""
+    """Returns which solid each token of questions [B, K, SLOT] names, int64 [B, K, SLOT]; -1 where it names none."""
     first = token_ids()[named(0)]
     owner = names.argsort(1)  # the solid of each number
     number = questions - first
@@ -186,7 +180,7 @@ def named_slots(questions: Tensor, names: Tensor) -> Tensor:
 
 
 def attribute_words(rooms: Rooms) -> Tensor:
-    """Size, colour and shape of each solid as tokens, int64 [B, 8, 3]."""
+    """Returns size, colour and shape of each solid as tokens, int64 [B, 8, 3]."""
     ids = token_ids()
     columns = ((rooms.size, SIZES), (rooms.colour, COLOURS), (rooms.shape, SHAPES))
     return torch.stack([torch.tensor([ids[word] for word in words])[column] for column, words in columns], -1)
@@ -219,11 +213,11 @@ class Chat3DTask(Task):
         self.model = Chat3DObjective(chat, self.data)
 
     def names(self, rooms: Rooms) -> Tensor:
-        """The identifiers' numbers, int64 [B, 8]."""
+        """Returns the identifiers' numbers, int64 [B, 8]."""
         return draw_names(rooms) if self.data.permute else torch.arange(MAX_OBJECTS).expand(len(rooms), -1)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Freshly drawn rooms: none is seen twice."""
+        """Returns freshly drawn rooms: none is seen twice."""
         start = step * self.recipe.batch_size + rows.start
         rooms = sample_rooms(rows.stop - rows.start, self.data.seed, start, self.data.objects)
         names = self.names(rooms)
@@ -243,33 +237,27 @@ class Chat3DTask(Task):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Share of questions about held-out rooms whose answer is right, in all and by kind."""
+        """Returns the share of questions about held-out rooms whose answer is right, in all and by kind."""
         device = self.model.chat.first_identifier.device
-        right: dict[str, list[bool]] = {}
+        asked, hits = [], []
         for start in range(0, self.data.eval_rooms, 64):
             rooms = sample_rooms(min(64, self.data.eval_rooms - start), HELD_OUT, start)
             names = self.names(rooms)
             drawn = draw_questions(rooms, names, self.data.questions)
             questions, targets = question_tokens(drawn)
             given = (point_clouds(rooms, self.data.points), rooms.present, names, questions)
-            said = self.model.answer_logits(*(x.to(device) for x in given)).argmax(-1).cpu()
-            hits = ((said == targets) | (targets == IGNORE)).all(-1).tolist()
-            for row, hit in zip(drawn, hits, strict=True):
-                for question, ok in zip(row, hit, strict=True):
-                    right.setdefault(question.kind, []).append(ok)
-        everything = [ok for found in right.values() for ok in found]
-        return {"exact_match": sum(everything) / len(everything)} | {
-            f"exact_match_{kind}": sum(found) / len(found) for kind, found in sorted(right.items())
-        }
+            asked += drawn
+            hits += answered_right(self.model.answer_logits(*(x.to(device) for x in given)), targets.to(device))
+        return shares_right(asked, hits)
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the model in half precision, and its card."""
+        """Writes the model in half precision, and its card."""
         if self.base is None:
             self.model.half()
             self.model.chat.save_pretrained(directory)
         else:
             self.model.chat.save_difference(directory, self.base)
-            save_adapters(self.adapted, directory, self.base)
+            save_lora(directory, self.adapted, self.base)
         data = f"vistok.data.scenes3d, seed {self.data.seed}"
         kind = "3d-question-answering"
         trained = nn.ParameterList([p for p in self.model.chat.parameters() if p.requires_grad])

@@ -27,7 +27,7 @@ ROWS = 3  # of tokens: half of a large object, all of a small one
 
 
 def untrue(statement: Statement, variant: int = 0) -> Statement | None:
-    """A statement that is false of the scene: colours or places of its first two groups are exchanged.
+    """Returns a statement that is false of the scene: colours or places of its first two groups are exchanged.
 
     Args:
         statement: a true one.
@@ -49,8 +49,7 @@ def untrue(statement: Statement, variant: int = 0) -> Statement | None:
 
 
 def first_rows(begins: Tensor, grid: int) -> Tensor:
-    """The tokens from the first one of a picture's first object to the end of the ``ROWS`` rows that it begins in, bool
-    [B, grid^2].
+    """Returns the tokens from a picture's first object to the end of the ``ROWS`` rows it begins, bool [B, grid^2].
 
     Args:
         begins: first cell of each object, -1 where there is no object, [B, 4].
@@ -62,7 +61,7 @@ def first_rows(begins: Tensor, grid: int) -> Tensor:
 
 
 def contrast_loss(own: Tensor, other: Tensor, counts: Tensor) -> Tensor:
-    """Cross-entropy of which of two captions a picture has, in nats a picture; 0 if there is none to tell.
+    """Returns the cross-entropy of which of two captions a picture has, in nats a picture; 0 if there is none to tell.
 
     Args:
         own: log-likelihoods of pictures given their captions, [B].

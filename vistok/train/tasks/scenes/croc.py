@@ -34,8 +34,8 @@ from vistok.train.export import write_training_card
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.extension import ExtensionInit, slots
+from vistok.train.tasks.scenes.llava import load_llava
 from vistok.train.tasks.scenes.tower import tower_states
-from vistok.train.tasks.scenes.vqa import load_llava
 from vistok.train.trainer import Task
 
 SLOT = 28  # tokens of the longest caption
@@ -102,7 +102,7 @@ class CrocObjective(nn.Module):
         self.register_buffer("opening", torch.tensor([ids[BEGIN], ids[USER]]), persistent=False)
 
     def losses(self, images: Tensor, captions: Tensor, labels: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Caption loss and reconstruction loss, unweighted.
+        """Returns caption loss and reconstruction loss, unweighted.
 
         Args:
             images: [B, 3, S, S].
@@ -144,7 +144,7 @@ class CrocObjective(nn.Module):
 
 
 def describe(scenes: Scenes) -> list[str]:
-    """All that is true of each scene in the words of the small LLaVA: groups, a relation, the background."""
+    """Returns all that is true of each scene in the words of the small LLaVA: groups, a relation, the background."""
     out = []
     for scene, background in zip(groups(scenes), scenes.background.tolist(), strict=True):
         words = []
@@ -195,13 +195,13 @@ class CrocTask(Task):
         }
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Freshly drawn scenes: no picture is seen twice."""
+        """Returns freshly drawn scenes: no picture is seen twice."""
         start = step * self.recipe.batch_size + rows.start
         return self._batch(sample_scenes(rows.stop - rows.start, self.data.seed, start), self.keep, start)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Held-out caption loss in nats a word, and reconstruction loss with no, some and all tokens replaced."""
+        """Returns the held-out loss of captions in nats a word, and of rebuilding no, some and all tokens."""
         figures: dict[str, list[float]] = {}
         for start in range(0, self.data.eval_pictures, 32):
             scenes = sample_scenes(min(32, self.data.eval_pictures - start), HELD_OUT, start)
@@ -214,7 +214,7 @@ class CrocTask(Task):
         return {name: sum(values) / len(values) for name, values in figures.items()}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the LLaVA with its processor, and pool and head under their published names."""
+        """Writes the LLaVA with its processor, and pool and head under their published names."""
         from safetensors.torch import save_file
 
         self.model.bfloat16()

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from vistok.data.scenes.vqa import BEGIN, END, IGNORE, PAD, USER, token_ids
 from vistok.errors import VistokError
-from vistok.models.extension import HEAD_ROWS, ROWS, Extension, base_hashes, save_extension
+from vistok.models.extension import HEAD_ROWS, ROWS, Extension, save_extension
 from vistok.train.export import write_training_card
-from vistok.train.lora import Lora, save_adapters, with_lora
+from vistok.train.lora import Lora, with_lora
 from vistok.train.recipe import Recipe
+from vistok.train.tasks.scenes.llava import load_llava
 from vistok.train.tasks.scenes.packing import packed_mask
 from vistok.train.tasks.scenes.tower import tower_states
-from vistok.train.tasks.scenes.vqa import load_llava
 from vistok.train.trainer import Task
+from vistok.zoo.adapter import base_hashes, save_lora
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,22 +64,22 @@ class ExtendedLlava(nn.Module):
         return self.llava.get_base_model() if hasattr(self.llava, "get_base_model") else self.llava
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Embeddings of tokens, old and new."""
+        """Returns embeddings of tokens, old and new."""
         return F.embedding(tokens, torch.cat([self.base.get_input_embeddings().weight, self.rows]))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of all words, old and new."""
+        """Returns logits of all words, old and new."""
         return F.linear(hidden, torch.cat([self.base.get_output_embeddings().weight, self.head_rows]).to(hidden.dtype))
 
     def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Visual tokens [B, N, D] and the tower's features [B, N, C] of pictures [B, 3, S, S]."""
+        """Returns visual tokens [B, N, D] and the tower's features [B, N, C] of pictures [B, 3, S, S]."""
         model = self.base.model
         patches = tower_states(model.vision_tower, images)[model.config.vision_feature_layer][:, 1:]
         return model.multi_modal_projector(patches), patches
 
     def read(self, visual: Tensor, questions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states: the last of visual tokens [B, N, D], and the last and those behind half of the layers of
-        questions [B, K, slot, D], as if each were asked alone.
+        """Returns hidden states: the last of visual tokens [B, N, D], and the last and those behind half of the layers
+        of questions [B, K, slot, D], as if each were asked alone.
 
         Args:
             visual: [B, N, D].
@@ -103,11 +104,11 @@ class ExtendedLlava(nn.Module):
         return last[:, prefix - visual.shape[1] : prefix], asked, inner
 
     def layout(self, present: Tensor, count: int, slot: int) -> tuple[Tensor, Tensor]:
-        """Mask and positions of ``count`` texts of ``slot`` tokens behind a picture, see ``packed_mask``."""
+        """Returns mask and positions of ``count`` texts of ``slot`` tokens behind a picture, see ``packed_mask``."""
         return packed_mask(present, count, slot)
 
     def decode(self, images: Tensor, asked: Sequence[str], slot: int) -> list[str]:
-        """Greedy answers to one question about each picture, in words with blanks.
+        """Returns the greedy answers to one question about each picture, in words with blanks.
 
         Args:
             images: [B, 3, S, S].
@@ -133,11 +134,11 @@ class ExtendedLlava(nn.Module):
         return [" ".join(row) for row in said]
 
     def save(self, directory: Path, extension: Extension, state: Mapping[str, Tensor]) -> None:
-        """Write the difference: rows and ``state`` beside it, and the LoRA factors as PEFT does."""
+        """Writes the difference: rows and ``state`` beside it, and the LoRA factors as PEFT does."""
         rows = {ROWS: self.rows, HEAD_ROWS: self.head_rows} if self.words else {}
         save_extension(directory, extension, {k: v.bfloat16() for k, v in {**rows, **state}.items()})
         if hasattr(self.llava, "peft_config"):
-            save_adapters(self.llava, directory, extension.base)
+            save_lora(directory, self.llava, extension.base)
 
 
 class BoxReader(nn.Module):
@@ -153,9 +154,9 @@ class BoxReader(nn.Module):
         self.read = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4))
 
     def forward(self, states: Tensor, boxes: Tensor) -> Tensor:
-        """Mean squared distance of what states [..., D] tell from boxes [..., 4] in fractions of the picture.
+        """Returns the mean squared distance of what states [..., D] tell from boxes [..., 4].
 
-        Boxes of infinite numbers stand for none and do not count.
+        Boxes are in fractions of the picture; those of infinite numbers stand for none and do not count.
         """
         told = boxes.isfinite().all(-1)
         off = (self.read(states.float()) - boxes.where(told[..., None], 0.0)).square().sum(-1)
@@ -163,13 +164,13 @@ class BoxReader(nn.Module):
 
 
 def beginnings(states: Tensor, targets: Tensor) -> Tensor:
-    """States [B, K, D], of states [B, K, slot, D], of the tokens that the answers of ``targets`` follow."""
+    """Returns states [B, K, D], of states [B, K, slot, D], of the tokens that the answers of ``targets`` follow."""
     first = (targets != IGNORE).long().argmax(-1)
     return states.gather(2, first[..., None, None].expand(-1, -1, 1, states.shape[-1]))[:, :, 0]
 
 
 def slots(rows: Sequence[Sequence[tuple[str, str]]], ids: Mapping[str, int], length: int) -> tuple[Tensor, Tensor]:
-    """Tokens and next-token targets of texts behind a picture and what is answered to them.
+    """Returns tokens and next-token targets of texts behind a picture and what is answered to them.
 
     Args:
         rows: B rows of K pairs, words with blanks between; the first of each pair ends in ``assistant:``.
@@ -196,11 +197,6 @@ def slots(rows: Sequence[Sequence[tuple[str, str]]], ids: Mapping[str, int], len
     return tokens, targets
 
 
-def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of what is answered, from logits [..., V] and targets [...]."""
-    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), ignore_index=IGNORE)
-
-
 class ExtensionTask(Task):
     """A task that trains a difference on a LLaVA; ``kind``, ``words`` and ``paper`` say which.
 
@@ -218,7 +214,7 @@ class ExtensionTask(Task):
     task = "visual-grounding"
 
     def start(self, recipe: Recipe, init: ExtensionInit, lora: Lora | None) -> ExtendedLlava:
-        """The extended LLaVA at the beginning of a run."""
+        """Returns the extended LLaVA at the beginning of a run."""
         self.recipe, self.base_name = recipe, init.llava
         torch.manual_seed(recipe.seed)
         llava = load_llava(init.llava)
@@ -227,15 +223,15 @@ class ExtensionTask(Task):
         return self.extended(llava, self.words, lora)
 
     def heads(self) -> dict[str, Tensor]:
-        """What is trained beside words and adapters."""
+        """Returns what is trained beside words and adapters."""
         return {}
 
     def options(self) -> dict[str, Any]:
-        """Of the extension."""
+        """Returns the options of the extension."""
         return {}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the difference and its card."""
+        """Writes the difference and its card."""
         extended = self.model.extended
         extension = Extension(self.kind, self.base_name, base_hashes(self.base_name), self.words, self.options())
         trained = nn.ParameterList([p for p in self.model.parameters() if p.requires_grad])

@@ -48,13 +48,13 @@ class SceneFeaturesTask(Task):
         self.model = SceneFeaturesObjective(SceneFeatures()).to(memory_format=torch.channels_last)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Freshly drawn scenes, half of them blurred and noisy."""
+        """Returns freshly drawn scenes, half of them blurred and noisy."""
         start = step * self.recipe.batch_size + rows.start
         return training_batch(rows.stop - rows.start, self.data.seed, start)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Loss and the heads' accuracies on held-out scenes, after batch norms that fit the averaged weights."""
+        """Returns loss and accuracies on held-out scenes, with batch norms that fit the averaged weights."""
         self._estimate_batch_norms()
         loss, metrics = self.model(**self._to_device(training_batch(self.data.eval_pictures, HELD_OUT, 0)))
         return {"held_out_loss": float(loss)} | {key: float(value) for key, value in metrics.items()}
@@ -77,7 +77,7 @@ class SceneFeaturesTask(Task):
             norm.momentum = momentum
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the network without its heads, its batch norms folded into its convolutions, in half precision."""
+        """Writes the network without its heads, its batch norms folded into its convolutions, in half precision."""
         from safetensors.torch import save_file
 
         network = fold_batch_norms(copy.deepcopy(self.model.network).eval())

@@ -14,7 +14,7 @@ WORST_QUALITY = (2.0, 0.2)  # blur in pixels and standard deviation of the noise
 
 
 def scene_targets(scenes: Scenes) -> dict[str, Tensor]:
-    """What the training heads must say about B scenes.
+    """Returns what the training heads must say about B scenes.
 
     Returns:
         ``shape``, ``colour`` and ``size`` int64 [B, 8, 8], of the object whose box the centre of a cell lies in, one
@@ -34,7 +34,7 @@ def scene_targets(scenes: Scenes) -> dict[str, Tensor]:
 
 
 def corrupt(images: Tensor, quality: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur each picture by a Gaussian of ``quality[:, 0]`` pixels and add noise of ``quality[:, 1]``.
+    """Returns pictures blurred by a Gaussian of ``quality[:, 0]`` pixels, with noise of ``quality[:, 1]``.
 
     Args:
         images: [B, 3, S, S] in [-1, 1].
@@ -52,7 +52,7 @@ def corrupt(images: Tensor, quality: Tensor, generator: torch.Generator) -> Tens
 
 
 def training_batch(count: int, seed: int, start: int) -> dict[str, Tensor]:
-    """Arguments of the objective for scenes ``start...`` of a world; half of the pictures are blurred and noisy.
+    """Returns arguments of the objective for scenes from ``start`` of a world, half of them blurred and noisy.
 
     Returns:
         ``images`` [count, 3, 64, 64], ``quality`` [count, 2] in [0, 1] and the entries of :func:`scene_targets`.
@@ -86,7 +86,7 @@ class SceneFeaturesObjective(nn.Module):
         background: Tensor,
         quality: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics of a :func:`training_batch`."""
+        """Returns the loss and metrics of a :func:`training_batch`."""
         maps = self.network.trunk(images.contiguous(memory_format=torch.channels_last))
         said_shape, said_colour, said_size, said_pixels = self.cell_heads(maps).float().split(self.cell_sizes, 1)
         said_kinds, said_background, said_quality = self.heads(self.network.pool(maps)).float().split(self.sizes, 1)

@@ -72,7 +72,7 @@ class SupervisedFlexTok(FlexTokObjective):
 
 
 def right_class(images: Tensor, kinds: Tensor) -> float:
-    """Share of pictures [B, 3, H, W] whose largest object is of one of the kinds [B, NUM_CLASSES] of their scenes."""
+    """Returns the share of pictures [B, 3, H, W] whose largest object is of one of the kinds [B, NUM_CLASSES]."""
     right = 0
     for found, expected in zip(detect(images.clamp(-1, 1)), kinds, strict=True):
         if found:

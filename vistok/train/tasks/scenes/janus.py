@@ -39,7 +39,7 @@ CHUNK = 32  # scenes that are encoded at a time
 
 
 def janus_processor(side: int, length: int) -> nn.Module:
-    """A processor of captions in words for pictures of ``side`` pixels and ``length`` codes."""
+    """Returns a processor of captions in words for pictures of ``side`` pixels and ``length`` codes."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import JanusImageProcessor, JanusProcessor, PreTrainedTokenizerFast
 
@@ -62,7 +62,7 @@ def janus_processor(side: int, length: int) -> nn.Module:
 
 
 def build_janus(vq: VQTokenizer, processor: nn.Module, side: int, shape: dict) -> nn.Module:
-    """An untrained model of a tokenizer's codes; ``shape`` holds entries of LlamaConfig."""
+    """Returns an untrained model of a tokenizer's codes; ``shape`` holds entries of LlamaConfig."""
     from transformers import (
         GenerationConfig,
         JanusConfig,
@@ -212,7 +212,7 @@ class JanusTask(Task):
         return {"input_ids": told["input_ids"], "attention_mask": told["attention_mask"]}
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Scenes in order, pass after pass, with captions worded anew in each pass."""
+        """Returns scenes in order, pass after pass, with captions worded anew in each pass."""
         steps = len(self.codes) // self.recipe.batch_size
         variant, place = divmod(step, steps)
         first = place * self.recipe.batch_size
@@ -227,7 +227,7 @@ class JanusTask(Task):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Cross-entropy of held-out scenes, in nats per code, with and without their captions."""
+        """Returns the cross-entropy of held-out scenes, in nats per code, with and without their captions."""
         scenes, device = self._scenes(HELD_OUT, self.data.eval_scenes), self.model.kept.device
         tokens = self._extract(scenes).to(device)
         told = {k: v.to(device) for k, v in self._words([s.text for s in self._said(scenes)]).items()}
@@ -238,7 +238,7 @@ class JanusTask(Task):
         }
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the model without its tokenizer of pictures, in half precision, its processor, and the card."""
+        """Writes the model without its tokenizer of pictures, in half precision, its processor, and the card."""
         janus = self.model.janus.half()
         own = {k: v for k, v in janus.state_dict().items() if not k.startswith(TOKENIZER_PREFIX)}
         janus.save_pretrained(directory, state_dict=own)

@@ -46,11 +46,11 @@ class JanusObjective(nn.Module):
             self.reader = SceneReader(janus.config.text_config.hidden_size, round(vision.num_image_tokens**0.5))
 
     def untold(self, input_ids: Tensor) -> Tensor:
-        """Captions as the unconditional rows of guidance have them."""
+        """Returns captions as the unconditional rows of guidance have them."""
         return torch.where(torch.isin(input_ids, self.kept), input_ids, self.pad)
 
     def states(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """States [B, n, d] of a middle layer and of the last one that codes [B, n] behind captions [B, L] come from."""
+        """Returns states [B, n, d] of a middle layer and of the last, from which codes [B, n] behind captions come."""
         base = self.janus.model
         words = base.language_model.embed_tokens(input_ids)
         drawn = self.janus.prepare_embeddings_for_image_generation(tokens[:, :-1])
@@ -64,7 +64,7 @@ class JanusObjective(nn.Module):
         return layers[len(layers) // 2][:, first:], told.last_hidden_state[:, first:]
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor) -> Tensor:
-        """Logits [B, n, K] of codes [B, n] behind captions [B, L]."""
+        """Returns logits [B, n, K] of codes [B, n] behind captions [B, L]."""
         return self.janus.model.generation_head(self.states(input_ids, attention_mask, tokens)[1])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, **scene: Tensor):

@@ -10,7 +10,7 @@ from vistok.data.scenes.vqa import SLOT
 
 
 def packed_mask(present: Tensor, count: int, slot: int = SLOT) -> tuple[Tensor, Tensor]:
-    """Mask and positions of ``count`` questions that share a prefix, some of whose tokens may be left out.
+    """Returns mask and positions of ``count`` questions that share a prefix, some of whose tokens may be left out.
 
     Args:
         present: tokens of the prefix that are there, bool [B, P].
@@ -32,7 +32,7 @@ def packed_mask(present: Tensor, count: int, slot: int = SLOT) -> tuple[Tensor, 
 
 
 def added(allowed: Tensor) -> Tensor:
-    """A mask as attention that holds its scores adds it: 0 where a query may look, else the least number there is.
+    """Returns a mask to add to scores of attention: 0 where a query may look, else the least number there is.
 
     Transformers' eager attention adds whatever it is given: a bool mask would be zeros and ones, and hide nothing.
     """
@@ -40,7 +40,7 @@ def added(allowed: Tensor) -> Tensor:
 
 
 def thinned(shown: Tensor, seed: int) -> Tensor:
-    """Tokens that stay of each picture: all of 40 % of pictures, a half, a quarter or an eighth of the others'.
+    """Returns tokens that stay of each picture: all of 40 % of pictures, a half, a quarter or an eighth of the others'.
 
     Which ones is drawn with a leaning to objects, to background, or to none, that differs from picture to picture: a
     language model that has seen any mixture cannot count by how many patches show a thing.

@@ -15,18 +15,18 @@ from vistok.data.boxes import AGREES, overlap, parse_box
 from vistok.data.scenes import render, sample_scenes
 from vistok.data.scenes.box_tasks import TASKS, BoxTask, draw_box_tasks
 from vistok.data.scenes.splits import HELD_OUT, check_training_seed
-from vistok.data.scenes.vqa import ASSISTANT, IGNORE
+from vistok.data.scenes.vqa import ASSISTANT
 from vistok.models.bottleneck import add_bottlenecks, bottleneck_state
 from vistok.projectors.grounding.pink import PROJECTOR, WORDS
 from vistok.train.lora import Lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
+from vistok.train.tasks.scenes.answers import answer_loss, answered_right
 from vistok.train.tasks.scenes.extension import (
     BoxReader,
     ExtendedLlava,
     ExtensionInit,
     ExtensionTask,
-    answer_loss,
     beginnings,
     slots,
 )
@@ -89,7 +89,7 @@ class PinkObjective(nn.Module):
         self.numbers = BoxReader(extended.base.config.text_config.hidden_size)
 
     def answer_logits(self, images: Tensor, questions: Tensor) -> Tensor:
-        """Logits behind every token of questions [B, K, slot], as if each were asked alone: [B, K, slot, words]."""
+        """Returns logits behind every token of questions [B, K, slot], each asked alone: [B, K, slot, words]."""
         return self.extended.logits(self.extended.read(self.extended.look(images)[0], questions)[1])
 
     def forward(self, images: Tensor, questions: Tensor, targets: Tensor, boxes: Tensor):
@@ -100,7 +100,7 @@ class PinkObjective(nn.Module):
 
 
 def spelt(text: str) -> str:
-    """A text in which the characters of boxes and marks stand apart."""
+    """Returns a text in which the characters of boxes and marks stand apart."""
     return _SPELT.sub(r" \1 ", text.replace("?", " ?"))
 
 
@@ -132,7 +132,7 @@ class PinkTask(ExtensionTask):
         return slots(rows, self.model.extended.ids, self.data.slot)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Freshly drawn scenes: no picture is seen twice."""
+        """Returns freshly drawn scenes: no picture is seen twice."""
         start = step * self.recipe.batch_size + rows.start
         scenes = sample_scenes(rows.stop - rows.start, self.data.seed, start)
         drawn = draw_box_tasks(scenes, self.data.questions, self.data.tasks, self.data.decimals)
@@ -148,7 +148,7 @@ class PinkTask(ExtensionTask):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """What the model answers about held-out pictures.
+        """Returns what the model answers about held-out pictures.
 
         Returns:
             The share of phrases whose box is found (overlap above 0.5), its mean overlap, and by task the share of
@@ -162,8 +162,7 @@ class PinkTask(ExtensionTask):
             images = render(scenes, self.side).to(device)
             drawn = draw_box_tasks(scenes, self.data.questions, self.data.tasks, self.data.decimals)
             questions, targets = self._tokens([[(t.question, t.answer) for t in row] for row in drawn])
-            said = self.model.answer_logits(images, questions.to(device)).argmax(-1).cpu()
-            hits = ((said == targets) | (targets == IGNORE)).all(-1).tolist()
+            hits = answered_right(self.model.answer_logits(images, questions.to(device)), targets.to(device))
             for row, hit in zip(drawn, hits, strict=True):
                 for entry, ok in zip(row, hit, strict=True):
                     right.setdefault(entry.task, []).append(ok)

@@ -30,7 +30,7 @@ class Plan(NamedTuple):
 
 
 def plan(scenes: Scenes, grid: int, side: int = 64, order: Tensor | None = None) -> Plan:
-    """The plans of scenes on a grid of ``grid`` x ``grid`` cells, int16; the cells in another order if one is given."""
+    """Returns the plans of scenes on ``grid`` x ``grid`` cells, int16, in another order of cells if one is given."""
     cover = F.avg_pool2d(render_masks(scenes, side), side // grid).flatten(2)  # [B, 4, n]
     if order is not None:
         cover = cover[:, :, order]
@@ -42,12 +42,12 @@ def plan(scenes: Scenes, grid: int, side: int = 64, order: Tensor | None = None)
 
 
 def silhouettes(scenes: Scenes, grid: int, side: int = 64) -> Tensor:
-    """Share of each part of a cell that objects cover, in 1/255: uint8 [B, grid * grid, SILHOUETTE * SILHOUETTE]."""
+    """Returns how much of each part of a cell objects cover, 0 to 255, uint8 [B, grid^2, SILHOUETTE^2]."""
     cover = F.adaptive_avg_pool2d(render_masks(scenes, side).amax(1), grid * SILHOUETTE)
     parts = (cover * 255).round().byte()
     return rearrange(parts, "b (h p) (w q) -> b (h w) (p q)", p=SILHOUETTE, q=SILHOUETTE)
 
 
 def silhouette_loss(logits: Tensor, told: Tensor) -> Tensor:
-    """Cross-entropy of readings [..., SILHOUETTE * SILHOUETTE] and silhouettes, in nats a part."""
+    """Returns the cross-entropy of readings [..., SILHOUETTE * SILHOUETTE] and silhouettes, in nats a part."""
     return F.binary_cross_entropy_with_logits(logits.float(), told.float() / 255)

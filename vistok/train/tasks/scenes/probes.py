@@ -13,9 +13,7 @@ from vistok.train.sources import ScenesSource
 
 
 def object_cells(scenes: Scenes, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Cells of a side x side grid that lie mostly in an object: bool [B, side, side], and the shape and the colour of
-    each in order, int64 [n].
-    """
+    """Returns the cells that lie mostly in objects, bool [B, side, side], and their shapes and colours, int64 [n]."""
     cover, owner = render_masks(scenes, side).max(1)
     inside = cover > 0.5
     flat = owner.flatten(1)

@@ -23,7 +23,8 @@ from vistok.projectors.grounding.read import SEG, WHERE, ReadHead
 from vistok.train.lora import Lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, answer_loss, slots
+from vistok.train.tasks.scenes.answers import answer_loss
+from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, slots
 
 SLOT = 12
 NOTHING = "no"
@@ -79,7 +80,7 @@ class ReadObjective(nn.Module):
         self.extended, self.head, self.weight = extended, head, weight
 
     def ground(self, images: Tensor, questions: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of words [B, K, slot, V], similarity [B, K, N] and logits of masks [B, K, S, S].
+        """Returns logits of words [B, K, slot, V], similarity [B, K, N] and logits of masks [B, K, S, S].
 
         Args:
             images: [B, 3, S, S].
@@ -110,7 +111,7 @@ class ReadObjective(nn.Module):
 
 
 def asked(phrase: str) -> str:
-    """What is asked about a phrase, in words with blanks."""
+    """Returns what is asked about a phrase, in words with blanks."""
     return f"{WHERE} is {phrase} ? {ASSISTANT}"
 
 
@@ -141,7 +142,7 @@ class ReadTask(ExtensionTask):
         return questions, targets, at
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Freshly drawn scenes: no picture is seen twice."""
+        """Returns freshly drawn scenes: no picture is seen twice."""
         start = step * self.recipe.batch_size + rows.start
         scenes = sample_scenes(rows.stop - rows.start, self.data.seed, start)
         drawn = draw_phrases(scenes, self.data.phrases, self.data.absent)
@@ -157,7 +158,7 @@ class ReadTask(ExtensionTask):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Mean mask IoU of held-out phrases by kind, overall IoU (cIoU), and how often <SEG> is rightly said or not."""
+        """Returns mean mask IoU of held-out phrases by kind, overall IoU (cIoU), and the share where <SEG> is right."""
         device = self.model.extended.opening.device
         ious: dict[str, list[float]] = {}
         both, either, right = 0, 0, []

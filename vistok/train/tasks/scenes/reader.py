@@ -20,7 +20,7 @@ COUNTED = 256  # scenes in which is counted what codes show
 
 
 def code_colours(tokens: Tensor, cells: Tensor, count: int) -> Tensor:
-    """What each code of a codebook shows most often: the number of a colour of objects, or 8 for background, [count].
+    """Returns what each code shows most often: the number of a colour of objects, or 8 for background, [count].
 
     Args:
         tokens: codes of some scenes, [B, n].
@@ -34,7 +34,7 @@ def code_colours(tokens: Tensor, cells: Tensor, count: int) -> Tensor:
 
 
 def colour_loss(logits: Tensor, tokens: Tensor, colours: Tensor) -> Tensor:
-    """Cross-entropy, in nats a token, of what codes show, whatever their texture.
+    """Returns the cross-entropy, in nats a token, of what codes show, whatever their texture.
 
     A code is chosen by what it shows and then by its texture, so weighing the first choice more leaves the best law
     as it is.
@@ -59,7 +59,7 @@ class FactReader(nn.Linear):
         super().__init__(dim, sum(FACT_SIZES))
 
     def forward(self, states: Tensor, facts: Tensor) -> Tensor:
-        """Nats a token, of all facts together, at every eighth token.
+        """Returns the nats a token of all facts together, at every eighth token.
 
         Shape:
             states: [B, n, dim].
@@ -92,7 +92,7 @@ class SceneReader(nn.Module):
         nn.init.constant_(self.left.bias, -4.0)  # most kinds are not there
 
     def forward(self, states: Tensor, cells: Tensor, kinds: Tensor, begins: Tensor, facts: Tensor) -> dict[str, Tensor]:
-        """Nats a token of each reading.
+        """Returns the nats a token of each reading.
 
         ``now``: the kind of the cell; ``left``: the number of objects of each kind that are left; ``next``: kind, row
         and column of the object that begins next; ``told``: the facts of the caption.

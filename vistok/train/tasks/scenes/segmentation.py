@@ -18,7 +18,7 @@ Features = Callable[[Tensor], Tensor]
 
 
 def shape_masks(scenes: Scenes, side: int) -> Tensor:
-    """What every pixel shows: a shape of SHAPES, or their number for background, int64 [B, side, side]."""
+    """Returns what every pixel shows: a shape of SHAPES, or their number for background, int64 [B, side, side]."""
     cover, owner = render_masks(scenes, side).max(1)
     shapes = scenes.shape.gather(1, owner.flatten(1)).view_as(owner)
     return shapes.where(cover > 0.5, len(SHAPES))

@@ -20,7 +20,7 @@ LEAST_COVERAGE = 0.2  # of a patch that shows an object
 
 
 def patch_targets(scenes: Scenes, side: int, patch: int) -> tuple[Tensor, Tensor]:
-    """What each patch shows.
+    """Returns what each patch shows.
 
     Returns:
         Shape, colour and size of its object, 0 for background, int64 [B, 3, N]; and where the object's centre lies
@@ -37,7 +37,7 @@ def patch_targets(scenes: Scenes, side: int, patch: int) -> tuple[Tensor, Tensor
 
 
 def scene_targets(scenes: Scenes) -> Tensor:
-    """How many objects of each shape, then of each colour, then the background, int64 [B, 15]."""
+    """Returns how many objects of each shape, then of each colour, then the background, int64 [B, 15]."""
     present = scenes.present[..., None]
     shapes = (F.one_hot(scenes.shape, len(SHAPES)) * present).sum(1)
     colours = (F.one_hot(scenes.colour, len(COLOURS)) * present).sum(1)
@@ -45,7 +45,7 @@ def scene_targets(scenes: Scenes) -> Tensor:
 
 
 def tower_states(tower: nn.Module, images: Tensor) -> list[Tensor]:
-    """The hidden states of a CLIP tower, as transformers numbers them: [V, N + 1, C] each."""
+    """Returns the hidden states of a CLIP tower, as transformers numbers them: [V, N + 1, C] each."""
     states = [tower.pre_layrnorm(tower.embeddings(images))]
     for layer in tower.encoder.layers:
         states.append(layer(states[-1], None))
@@ -62,7 +62,7 @@ class SceneHeads(nn.Module):
         self.summary = nn.Linear(width, sum(CLS_CLASSES))
 
     def forward(self, patches: Tensor, cls: Tensor, classes: Tensor, offsets: Tensor, summary: Tensor):
-        """Features [B, N, C] and normalised CLS [B, C] to the losses of patches and of CLS."""
+        """Returns the losses of patches and of CLS, of features [B, N, C] and normalised CLS [B, C]."""
         *logits, found = self.patches(self.norm(patches)).float().transpose(1, 2).split([*PATCH_CLASSES, 2], 1)
         local = sum(F.cross_entropy(x, y) for x, y in zip(logits, classes.unbind(1), strict=True))
         shown = classes[:, :1] > 0

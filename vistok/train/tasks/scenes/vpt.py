@@ -25,12 +25,12 @@ from vistok.projectors.grounding.control import REGION_TOKENS, parse_regions, re
 from vistok.train.lora import Lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
+from vistok.train.tasks.scenes.answers import answer_loss
 from vistok.train.tasks.scenes.extension import (
     BoxReader,
     ExtendedLlava,
     ExtensionInit,
     ExtensionTask,
-    answer_loss,
     beginnings,
     slots,
 )
@@ -86,8 +86,8 @@ class VptObjective(nn.Module):
     def answer_logits(
         self, images: Tensor, crops: Tensor, first: Tensor, second: Tensor, length: Tensor, hide: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits behind the tokens of the first turn [B, FIRST_SLOT, V] and of the second [B, SECOND_SLOT, V], and the
-        first's states behind half of the layers [B, FIRST_SLOT, D].
+        """Returns logits behind the tokens of the first turn [B, FIRST_SLOT, V] and of the second [B, SECOND_SLOT, V],
+        and the first's states behind half of the layers [B, FIRST_SLOT, D].
 
         Args:
             images, crops: what is seen first and second [B, 3, S, S].
@@ -143,7 +143,7 @@ class VptObjective(nn.Module):
 
 
 def look_again(images: Tensor, boxes: list[tuple[int, int, int, int]], side: int) -> Tensor:
-    """Parts of pictures [B, 3, H, W] at another side, [B, 3, side, side]."""
+    """Returns parts of pictures [B, 3, H, W] at another side, [B, 3, side, side]."""
     cut = [
         resized_crop(image, y0, x0, y1 - y0, x1 - x0, [side, side], antialias=True)
         for image, (x0, y0, x1, y1) in zip(images, boxes, strict=True)
@@ -176,7 +176,7 @@ class VptTask(ExtensionTask):
         return F.interpolate(images, size=(self.side, self.side), mode="bicubic", antialias=True).clamp(-1, 1)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Freshly drawn scenes: no picture is seen twice."""
+        """Returns freshly drawn scenes: no picture is seen twice."""
         start = step * self.recipe.batch_size + rows.start
         scenes = self._scenes(rows.stop - rows.start, self.data.seed, start)
         images = render(scenes, self.data.side)

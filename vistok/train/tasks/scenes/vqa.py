@@ -7,7 +7,6 @@ on answers. Tower and language model are supervised as ``tower`` tells; its head
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,29 +19,23 @@ from vistok.data.scenes import Scenes, groups, render, sample_scenes, shrink
 from vistok.data.scenes.splits import HELD_OUT, check_training_seed
 from vistok.data.scenes.vqa import (
     BEGIN,
-    END,
-    IGNORE,
-    IMAGE,
-    PAD,
     USER,
-    Question,
     draw_questions,
     llava_processor,
     named_places,
     question_tokens,
     token_ids,
-    vocabulary,
 )
 from vistok.data.scenes.vqa_splits import SMALL
 from vistok.errors import VistokError
-from vistok.projectors.learned.croc import restore_normalization
 from vistok.train.export import write_training_card
-from vistok.train.options import NoEntries, check_entries, read_options
+from vistok.train.options import NoEntries, read_options
 from vistok.train.recipe import Recipe
+from vistok.train.tasks.scenes.answers import answer_loss, answered_right, shares_right
+from vistok.train.tasks.scenes.llava import build_llava, load_llava
 from vistok.train.tasks.scenes.packing import packed_mask, thinned
 from vistok.train.tasks.scenes.tower import PlaceHeads, SceneHeads, patch_targets, scene_targets, tower_states
 from vistok.train.trainer import Task
-from vistok.zoo.registry import resolve
 
 POOL = 3  # scenes that are looked at for each that is taken
 GOLDEN = 0.6180339887498949
@@ -121,11 +114,11 @@ class VqaObjective(nn.Module):
         self.register_buffer("opening", opening, persistent=False)
 
     def network(self) -> nn.Module:
-        """What is exported."""
+        """Returns what is exported."""
         return self.llava
 
     def visual_tokens(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens for the language model [B, N, D], features of the patches [B, N, C], CLS [B, C]."""
+        """Returns tokens for the language model [B, N, D], features of the patches [B, N, C] and CLS [B, C]."""
         base = self.llava.model
         states = tower_states(base.vision_tower, images)
         patches = states[base.config.vision_feature_layer][:, 1:]
@@ -158,7 +151,7 @@ class VqaObjective(nn.Module):
         return tuple(state[:, prefix:].unflatten(1, questions.shape[1:]) for state in states)
 
     def answer_logits(self, visual: Tensor, questions: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Logits behind every token of questions, see ``read``: [B, K, SLOT, words]."""
+        """Returns logits behind every token of questions, see ``read``: [B, K, SLOT, words]."""
         return self.llava.lm_head(self.read(visual, questions, kept)[1])
 
     def forward(
@@ -174,8 +167,7 @@ class VqaObjective(nn.Module):
     ):
         visual, patches, cls = self.visual_tokens(images)
         middle, last = self.read(visual, questions, kept)
-        logits = self.llava.lm_head(last).float()
-        answers = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), ignore_index=IGNORE)
+        answers = answer_loss(self.llava.lm_head(last), targets)
         local, scene = self.heads(patches, cls, classes, offsets, summary)
         loss = answers + self.supervision * (local + scene)
         parts = {"answers": answers, "patches": local, "scene": scene}
@@ -186,36 +178,8 @@ class VqaObjective(nn.Module):
         return loss, {name: part.detach() for name, part in parts.items()}
 
 
-def build_llava(model: VqaModel) -> nn.Module:
-    """Returns an untrained LLaVA."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    check_entries(model.vision, CLIPVisionConfig().to_dict(), "model.vision")
-    check_entries(model.text, LlamaConfig().to_dict(), "model.text")
-    ids = token_ids()
-    vision = CLIPVisionConfig(**model.vision)
-    special = {"pad_token_id": ids[PAD], "bos_token_id": ids[BEGIN], "eos_token_id": ids[END]}
-    text = LlamaConfig(vocab_size=len(vocabulary()), **special, **model.text)
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=ids[IMAGE],
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-    )
-    return LlavaForConditionalGeneration(config)
-
-
-def load_llava(name: str) -> nn.Module:
-    """The LLaVA that a recipe starts from, in float32: embedded, or the folder of an earlier run's export."""
-    from transformers import LlavaForConditionalGeneration
-
-    llava = LlavaForConditionalGeneration.from_pretrained(resolve(name), dtype=torch.float32)
-    restore_normalization(llava)
-    return llava
-
-
 def training_scenes(data: VqaData, count: int, start: int) -> Scenes:
-    """Scenes of the world that is trained on, as many with several objects and with small ones as asked for.
+    """Returns scenes of the world that is trained on, as many with several objects and with small ones as asked for.
 
     Args:
         data: see VqaData.
@@ -232,23 +196,6 @@ def training_scenes(data: VqaData, count: int, start: int) -> Scenes:
         scenes = pool[torch.cat([ranked[:many], ranked[len(ranked) - count + many :]])]
     small = (start + torch.arange(count)).double() * GOLDEN % 1 < data.small  # spread evenly
     return shrink(scenes, torch.where(small, SMALL, 1.0).double())
-
-
-def shares_right(drawn: Sequence[list[Question]], hits: Sequence[list[bool]]) -> dict[str, float]:
-    """Share of right answers, in all and by kind of question.
-
-    Args:
-        drawn: questions about each picture.
-        hits: whether each was answered right.
-    """
-    right: dict[str, list[bool]] = {}
-    for row, hit in zip(drawn, hits, strict=True):
-        for question, ok in zip(row, hit, strict=True):
-            right.setdefault(question.kind, []).append(ok)
-    everything = [ok for found in right.values() for ok in found]
-    return {"exact_match": sum(everything) / len(everything)} | {
-        f"exact_match_{kind}": sum(found) / len(found) for kind, found in sorted(right.items())
-    }
 
 
 class VqaTask(Task):
@@ -279,22 +226,23 @@ class VqaTask(Task):
     def build(self) -> VqaObjective:
         """Returns what is trained, from new weights or from those that ``init.llava`` names."""
         if self.init.llava is None:
-            llava = build_llava(read_options(VqaModel, self.recipe.model, "model"))
+            shape = read_options(VqaModel, self.recipe.model, "model")
+            llava = build_llava(shape.vision, shape.text)
         else:
             read_options(NoEntries, self.recipe.model, "model")
             llava = self.start()
         return VqaObjective(llava, self.data.supervision, self.data.places)
 
     def pictures(self, scenes: Scenes) -> Tensor:
-        """What the objective's ``visual_tokens`` takes."""
+        """Returns what the objective's ``visual_tokens`` takes."""
         return render(scenes, self.side)
 
     def patch_targets(self, scenes: Scenes) -> tuple[Tensor, Tensor]:
-        """What each patch shows, as :func:`patch_targets`."""
+        """Returns what each patch shows, as :func:`patch_targets`."""
         return patch_targets(scenes, self.side, self.patch)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Freshly drawn scenes: no picture is seen twice."""
+        """Returns freshly drawn scenes: no picture is seen twice."""
         start = step * self.recipe.batch_size + rows.start
         scenes = training_scenes(self.data, rows.stop - rows.start, start)
         questions, targets = question_tokens(draw_questions(scenes, self.data.questions, kinds=self.data.kinds or None))
@@ -317,7 +265,7 @@ class VqaTask(Task):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Share of questions about held-out scenes whose answer is right, in all and by kind."""
+        """Returns the share of questions about held-out scenes whose answer is right, in all and by kind."""
         device = self.model.opening.device
         kinds = dict.fromkeys(self.data.kinds, 1.0) or None
         asked, hits = [], []
@@ -326,18 +274,17 @@ class VqaTask(Task):
             drawn = draw_questions(scenes, self.data.questions, kinds=kinds)
             questions, targets = (x.to(device) for x in question_tokens(drawn))
             visual = self.model.visual_tokens(self.pictures(scenes).to(device))[0]
-            said = self.model.answer_logits(visual, questions).argmax(-1)
             asked += drawn
-            hits += ((said == targets) | (targets == IGNORE)).all(-1).tolist()
+            hits += answered_right(self.model.answer_logits(visual, questions), targets)
         return shares_right(asked, hits)
 
     def save(self, directory: Path) -> None:
-        """Write model and processor."""
+        """Writes model and processor."""
         self.model.llava.save_pretrained(directory)
         llava_processor(self.side, self.patch).save_pretrained(directory)
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write model and processor as transformers reads them, in half precision, and the card."""
+        """Writes model and processor as transformers reads them, in half precision, and the card."""
         self.model.half()
         self.save(directory)
         parts = {"init": self.init.llava} if self.init.llava is not None else None

@@ -19,12 +19,12 @@ GRID = 2  # crops along a side
 
 
 def crops(maps: Tensor) -> Tensor:
-    """The crops of pictures or of maps of patches [B, C, H, W], row by row: [B, 4, C, H/2, W/2]."""
+    """Returns the crops of pictures or of maps of patches [B, C, H, W], row by row: [B, 4, C, H/2, W/2]."""
     return maps.unflatten(3, (GRID, -1)).unflatten(2, (GRID, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 
 def anyres_views(images: Tensor) -> Tensor:
-    """Thumbnail and crops of square pictures [B, 3, 2s, 2s], as LLaVA-NeXT's processor makes them: [B, 5, 3, s, s]."""
+    """Returns thumbnail and crops of pictures [B, 3, 2s, 2s] as LLaVA-NeXT's processor makes them, [B, 5, 3, s, s]."""
     side = images.shape[-1] // GRID
     small = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([small[:, None], crops(images)], 1)
@@ -49,7 +49,7 @@ class AnyresObjective(VqaObjective):
 
 
 def next_from_llava(llava: nn.Module) -> nn.Module:
-    """A LLaVA-NeXT with the weights of a LLaVA and a new row end."""
+    """Returns a LLaVA-NeXT with the weights of a LLaVA and a new row end."""
     from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
     old = llava.config
@@ -82,7 +82,7 @@ class AnyresTask(VqaTask):
         return anyres_views(render(scenes, GRID * self.side))
 
     def patch_targets(self, scenes: Scenes) -> tuple[Tensor, Tensor]:
-        """Those of the thumbnail, then of each crop, whose offsets are in sides of a view."""
+        """Returns those of the thumbnail, then of each crop, whose offsets are in sides of a view."""
         patches = self.side // self.patch
         large = (x.unflatten(2, (GRID * patches,) * 2) for x in patch_targets(scenes, GRID * self.side, self.patch))
         classes, offsets = (crops(x).flatten(3).transpose(1, 2).flatten(2) for x in large)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vistok.data.scenes import Scenes, render
 from vistok.data.scenes.splits import check_training_seed
-from vistok.data.scenes.vqa import IGNORE, Question, draw_questions, question_tokens
+from vistok.data.scenes.vqa import Question, draw_questions, question_tokens
 from vistok.data.scenes.vqa_splits import POPE_SPLITS, pope_questions, split_questions, split_scenes
 from vistok.models.attach import Attachment
 from vistok.ops.concentric import concentric_positions
@@ -23,9 +23,10 @@ from vistok.projectors.methods.pmod import PMod, progressive_ratios
 from vistok.train.lora import EVERY_MAP, Lora
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
-from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, answer_loss
+from vistok.train.tasks.scenes.answers import answer_loss, answered_right, shares_right
+from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask
 from vistok.train.tasks.scenes.packing import packed_mask
-from vistok.train.tasks.scenes.vqa import VqaData, shares_right, training_scenes
+from vistok.train.tasks.scenes.vqa import VqaData, training_scenes
 
 
 class LayersObjective(nn.Module):
@@ -40,7 +41,7 @@ class LayersObjective(nn.Module):
         self.extended = extended
 
     def answer_logits(self, images: Tensor, questions: Tensor) -> Tensor:
-        """Logits behind every token of questions [B, K, SLOT] about pictures [B, 3, S, S]."""
+        """Returns logits behind every token of questions [B, K, SLOT] about pictures [B, 3, S, S]."""
         with torch.no_grad():
             visual, _ = self.extended.look(images)
         return self.extended.logits(self.extended.read(visual, questions)[1])
@@ -56,13 +57,13 @@ class LayersTask(ExtensionTask):
     task = "visual-question-answering"
 
     def begin(self, recipe: Recipe, lora: Lora) -> ExtendedLlava:
-        """The adapted LLaVA at the beginning of a run."""
+        """Returns the adapted LLaVA at the beginning of a run."""
         self.data = read_options(VqaData, recipe.data, "data")
         check_training_seed(self.data.seed)
         return self.start(recipe, read_options(ExtensionInit, recipe.init, "init"), lora)
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Freshly drawn scenes: no picture is seen twice."""
+        """Returns freshly drawn scenes: no picture is seen twice."""
         start = step * self.recipe.batch_size + rows.start
         scenes = training_scenes(self.data, rows.stop - rows.start, start)
         drawn = draw_questions(scenes, self.data.questions, kinds=self.data.kinds or None)
@@ -71,7 +72,7 @@ class LayersTask(ExtensionTask):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Share of right answers about held-out scenes by kind, about hard ones, and F1 of POPE on hard ones."""
+        """Returns shares of right answers about held-out scenes by kind and about hard ones, and POPE's F1 on these."""
         count, each = self.data.eval_pictures, self.data.questions
         plain, hard = split_scenes("plain", count), split_scenes("hard", count)
         drawn = draw_questions(plain, each, kinds=dict.fromkeys(self.data.kinds, 1.0) or None)
@@ -91,8 +92,9 @@ class LayersTask(ExtensionTask):
         for start in range(0, len(scenes), 32):
             rows = slice(start, start + 32)
             questions, targets = (x.to(device) for x in question_tokens(drawn[rows]))
-            said = self.model.answer_logits(render(scenes[rows], self.side).to(device), questions).argmax(-1)
-            hits += ((said == targets) | (targets == IGNORE)).all(-1).tolist()
+            hits += answered_right(
+                self.model.answer_logits(render(scenes[rows], self.side).to(device), questions), targets
+            )
         return hits
 
 
@@ -125,12 +127,12 @@ class MixedLlava(ExtendedLlava):
     """A LLaVA whose visual tokens skip layers, once it has ``routers``."""
 
     def mix(self, routers: PMod) -> None:
-        """Put routers into the language model."""
+        """Puts routers into the language model."""
         self.routers = routers
         decoder = self.base.model.language_model
         self.mixture = DepthMixture(decoder, routers, Attachment(self.base), earliest=1)
 
-    def read(self, visual: Tensor, questions: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, visual: Tensor, questions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         batch, tokens = visual.shape[:2]
         place = torch.arange(len(self.opening) + tokens + questions[0].numel(), device=visual.device)
         seen = (place >= len(self.opening)) & (place < len(self.opening) + tokens)

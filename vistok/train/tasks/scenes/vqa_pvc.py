@@ -44,7 +44,7 @@ class PvcObjective(VqaObjective):
 
 @torch.no_grad()
 def copy_tower(encoder: ProgressiveEncoder, clip: nn.Module, images: Tensor) -> None:
-    """Start a progressive encoder from a CLIP tower of the same width; the temporal layers stay closed.
+    """Starts a progressive encoder from a CLIP tower of the same width; the temporal layers stay closed.
 
     CLIP normalises its embeddings, which the progressive encoder does not: the norm's scale and shift go into the
     embeddings, with the spread of each token replaced by its mean over some pictures.
@@ -83,7 +83,7 @@ def copy_tower(encoder: ProgressiveEncoder, clip: nn.Module, images: Tensor) -> 
 
 
 def pvc_from_llava(llava: nn.Module, temporal_layers: int) -> nn.Module:
-    """A LLaVA with PVC's tower: tower and language model from another one, whose last layer gives no features."""
+    """Returns a LLaVA with PVC's tower, begun from the tower and language model of one whose last layer is not read."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     old = llava.config

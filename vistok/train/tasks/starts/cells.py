@@ -34,7 +34,7 @@ KEPT = (16, 64, 256)  # tokens from which the painter's first map is fitted
 
 
 def lattice_order(side: int) -> Tensor:
-    """The cells of a grid, lattice by lattice and row by row in each, int64 [side^2]."""
+    """Returns the cells of a grid, lattice by lattice and row by row in each, int64 [side^2]."""
     cells = torch.arange(side**2).view(side, side)
     return torch.cat([cells[row::2, column::2].flatten() for row, column in LATTICES])
 
@@ -77,7 +77,7 @@ class Cells(nn.Module):
         self.register_buffer("order", lattice_order(config.grid), persistent=False)
 
     def functionals(self) -> tuple[Tensor, Tensor]:
-        """The components of all groups as maps of a patch: weights [groups, count, 3, p, p] and biases."""
+        """Returns the components of all groups as maps of a patch: weights [groups, count, 3, p, p] and biases."""
         p = self.whole.patch
         maps = [WHOLE * rearrange(self.whole.directions, "(p q c) n -> n c p q", p=p, q=p)]
         offsets = [-WHOLE * self.whole.mean @ self.whole.directions]
@@ -90,7 +90,7 @@ class Cells(nn.Module):
         return torch.stack(maps), torch.stack(offsets)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] to points [B, N, D]; the sign of the constant channel tells wholes from quarters."""
+        """Returns points [B, N, D] of pictures [B, 3, H, W]; the constant channel's sign tells wholes from quarters."""
         weight, bias = self.functionals()
         values = F.conv2d(images, weight.flatten(0, 1), bias.flatten(), stride=self.whole.patch)
         values = rearrange(values, "b (g n) h w -> b g (h w) n", g=self.groups)[:, :, self.order]
@@ -102,7 +102,7 @@ class Cells(nn.Module):
 
 @torch.no_grad()
 def start_from_cells(tokenizer: TiTok, cells: Cells, images: Tensor, generator: torch.Generator) -> None:
-    """Write the encoder and the codebook, and start the painter with its least-squares solution.
+    """Writes the encoder and the codebook, and starts the painter with its least-squares solution.
 
     Args:
         tokenizer: one block in the encoder, as many heads in both as there are kinds of tokens (1 or 4).
@@ -221,7 +221,7 @@ def _fit_painter(tokenizer: TiTok, images: Tensor) -> None:
 
 
 def encoder_grid(encoder: Encoder) -> int:
-    """Patches along a side."""
+    """Returns the number of patches along a side."""
     return round(encoder.patches**0.5)
 
 

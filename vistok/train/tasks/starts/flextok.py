@@ -35,14 +35,14 @@ class OrderedComponents(nn.Module):
         self.register_buffer("order", dithering_order(config.grid)[: config.registers - 1], persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Latents [B, C, h, w] to components [B, registers - 1, levels]."""
+        """Returns components [B, registers - 1, levels] of latents [B, C, h, w]."""
         values = self.components(maps).flatten(2)[:, :, self.order].transpose(1, 2)
         return values / self.components.deviations
 
 
 @torch.no_grad()
 def start_spatially(tokenizer: FlexTok, anchor: OrderedComponents, maps: Tensor, generator: torch.Generator) -> None:
-    """Start a tokenizer as ``starts.spatial`` says; the first register belongs to no place and begins near zero.
+    """Starts a tokenizer as ``starts.spatial`` says; the first register belongs to no place and begins near zero.
 
     Args:
         tokenizer: what is started.

@@ -35,13 +35,13 @@ class OrderedPatches(nn.Module):
         self.register_buffer("order", dithering_order(config.grid)[: config.num_tokens], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] to points [B, C, N]."""
+        """Returns points [B, C, N] of pictures [B, 3, H, W]."""
         return self.points(images).flatten(2)[:, :, self.order]
 
 
 @torch.no_grad()
 def start_spatially(tokenizer: TiTok, anchor: OrderedPatches, images: Tensor, generator: torch.Generator) -> None:
-    """Start a tokenizer as ``vistok.train.tasks.starts.spatial`` says.
+    """Starts a tokenizer as ``vistok.train.tasks.starts.spatial`` says.
 
     Args:
         tokenizer: one that paints pixels from normalised VQ codes.

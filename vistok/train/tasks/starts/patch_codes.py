@@ -42,7 +42,7 @@ class PatchComponents(nn.Module):
         return rearrange(images, "b c (h p) (w q) -> b h w (p q c)", p=self.patch, q=self.patch)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] to components [B, count, H/p, W/p]."""
+        """Returns components [B, count, H/p, W/p] of pictures [B, C, H, W]."""
         return ((self._patches(images) - self.mean) @ self.directions).movedim(-1, 1)
 
 
@@ -60,19 +60,19 @@ class PatchCodes(nn.Module):
         self.components = PatchComponents(images, patch, dim - 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] to points [B, D, H/p, W/p]."""
+        """Returns points [B, D, H/p, W/p] of pictures [B, 3, H, W]."""
         deviation = SCALE / 2 * self.components(images)
         return F.normalize(F.pad(deviation, (0, 0, 0, 0, 1, 0), value=1.0), dim=1)
 
 
 def distance_to_points(latents: Tensor, points: Tensor) -> Tensor:
-    """Mean squared distance of latents [B, D, ...], once normalised, from points of the unit sphere."""
+    """Returns the mean squared distance of latents [B, D, ...], once normalised, from points of the unit sphere."""
     return (F.normalize(latents.float(), dim=1) - points).square().sum(1).mean()
 
 
 @torch.no_grad()
 def spherical_kmeans(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Centres [count, D] of points [N, D] on the unit sphere.
+    """Returns centres [count, D] of points [N, D] on the unit sphere.
 
     The first are drawn with probabilities proportional to squared distances from the mean, as rare points (an object's
     edges) are the ones that need codes of their own. Centres that lose all points are drawn anew.

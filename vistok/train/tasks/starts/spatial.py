@@ -18,7 +18,7 @@ from vistok.errors import VistokError
 
 
 def dithering_order(side: int) -> Tensor:
-    """The cells of a grid in the order of Bayer's dithering matrix: any first few are spread evenly, int64 [side^2].
+    """Returns the cells in the order of Bayer's matrix, where any first few are spread evenly, int64 [side^2].
 
     Raises:
         VistokError: the side is no power of two.
@@ -33,7 +33,7 @@ def dithering_order(side: int) -> Tensor:
 
 @torch.no_grad()
 def copy_by_position(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
-    """Make an attention copy to each token what stands where it stands.
+    """Makes an attention copy to each token what stands where it stands.
 
     Args:
         query: weight that compares positions.
@@ -47,7 +47,7 @@ def copy_by_position(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> 
 
 @torch.no_grad()
 def whiten_positions(weight: Tensor, places: Tensor) -> None:
-    """Make a square projection in which positions have nothing in common.
+    """Makes a square projection in which positions have nothing in common.
 
     Args:
         weight: [D, D].
@@ -60,7 +60,7 @@ def whiten_positions(weight: Tensor, places: Tensor) -> None:
 
 
 def inputs_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
-    """The first argument that a module is given while ``run`` runs."""
+    """Returns the first argument that a module is given while ``run`` runs."""
     seen = []
     hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     run()
@@ -70,7 +70,7 @@ def inputs_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
 
 @torch.no_grad()
 def fit_by_least_squares(linear: nn.Linear | nn.Conv2d, states: Tensor, targets: Tensor, ridge: float = 3e-3) -> None:
-    """Start a map with its least-squares solution.
+    """Starts a map with its least-squares solution.
 
     Args:
         linear: D to C; a 1x1 convolution will do.

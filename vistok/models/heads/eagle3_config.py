@@ -1,4 +1,4 @@
-"""The configurations of published EAGLE-3 heads, read by their keys: SafeAILab's, SpecForge's, ``speculators``'.
+"""The shape of an EAGLE-3 head, and how published ones are read: SafeAILab's, SpecForge's, ``speculators``'.
 
 Flags that are read wrongly load strictly and draft badly, so a flag that nobody here knows is refused when it is true.
 """
@@ -6,12 +6,13 @@ Flags that are read wrongly load strictly and draft badly, so a flag that nobody
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from vistok.errors import VistokError
-from vistok.models.heads.eagle import EagleConfig
+from vistok.models.heads.drafter import DrafterConfig
 
 FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm")
 # True flags that do not change the forward, or say what the weights show anyway.
@@ -42,8 +43,43 @@ SHAPE = (
 )
 
 
-def published_config(entries: Mapping[str, Any], state: Mapping[str, Tensor]) -> EagleConfig:
-    """The shape of an EAGLE-3 head.
+@dataclass(frozen=True)
+class Eagle3Config(DrafterConfig):
+    """Shape of an EAGLE-3 drafter.
+
+    Attributes:
+        draft_vocab_size: tokens that it may draft; 0 for all.
+        target_hidden_size: width of the target's states where it is another one; 0 for the same.
+        num_hidden_layers, qk_norm: its layers, and whether they norm queries and keys.
+        norm_before_residual: the residual of the first layer is the normed feature.
+        norm_before_fc, fc_norm: the target's states are normed together, or each, before ``fc``.
+        norm_output: what a drafted step reads is normed.
+        aux_layers: which hidden states of the target are read, as transformers counts them; those that enter the layers
+            2, n // 2 and n - 3 of n if empty.
+    """
+
+    draft_vocab_size: int = 0
+    target_hidden_size: int = 0
+    num_hidden_layers: int = 1
+    qk_norm: bool = False
+    norm_before_residual: bool = False
+    norm_before_fc: bool = False
+    fc_norm: bool = False
+    norm_output: bool = False
+    aux_layers: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "aux_layers", tuple(self.aux_layers))
+
+    @property
+    def states(self) -> int:
+        """How many states of the target are read."""
+        return len(self.aux_layers) or 3
+
+
+def published_config(entries: Mapping[str, Any], state: Mapping[str, Tensor]) -> Eagle3Config:
+    """Returns the shape of an EAGLE-3 head.
 
     Args:
         entries: of its ``config.json``.
@@ -75,7 +111,7 @@ def published_config(entries: Mapping[str, Any], state: Mapping[str, Tensor]) ->
     if wanted != drafted:
         raise VistokError(f"the head's configuration says {wanted} drafted tokens, but its output layer has {drafted}.")
     try:
-        return EagleConfig(
+        return Eagle3Config(
             vocab_size=vocabulary,
             **{name: shape[name] for name in SHAPE if shape.get(name) is not None},
             **_rotations(shape),
