@@ -70,7 +70,7 @@ def test_a_coprocessor_learns_beside_a_frozen_model_and_loads(tmp_path):
     ("case", "entries", "named"),
     [
         ("text-mini-lococo", {"length": 64}, "two chunks"),
-        ("text-mini-augmentation", {"length": 20}, "8 points"),
+        ("text-mini-augmentation", {"length": 20, "points": 8}, "8 points"),
     ],
 )
 def test_lengths_that_leave_nothing_to_learn_are_refused(case, entries, named):

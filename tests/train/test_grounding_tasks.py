@@ -237,3 +237,13 @@ def test_no_question_sees_another_one_or_what_follows(name):
     with torch.no_grad():
         before, after = (task.model.answer_logits(*given, questions)[:, 0, :4] for questions in (asked, changed))
     torch.testing.assert_close(before, after, atol=1e-5, rtol=0)
+
+
+def test_the_llava_below_answers_in_its_own_words():
+    task = build_task(tiny("vpt-mini"))
+    extended, new = task.model.extended, set(task.words)
+    with torch.no_grad():
+        extended.head_rows.copy_(100 * extended.head_rows.sign())
+    seen, asked = task._seen(render(sample_scenes(4, 3), task.data.side)), ["what color is the circle ? assistant:"] * 4
+    assert any(new & set(answer.split()) for answer in extended.decode(seen, asked, 12))
+    assert not any(new & set(answer.split()) for answer in extended.decode(seen, asked, 12, says_new=False))

@@ -107,14 +107,16 @@ class ExtendedLlava(nn.Module):
         """Returns mask and positions of ``count`` texts of ``slot`` tokens behind a picture, see ``packed_mask``."""
         return packed_mask(present, count, slot)
 
-    def decode(self, images: Tensor, asked: Sequence[str], slot: int) -> list[str]:
+    def decode(self, images: Tensor, asked: Sequence[str], slot: int, says_new: bool = True) -> list[str]:
         """Returns the greedy answers to one question about each picture, in words with blanks.
 
         Args:
             images: [B, 3, S, S].
             asked: words with blanks, which end in ``assistant:``.
             slot: tokens of the longest question with its answer.
+            says_new: whether answers may have new words.
         """
+        known = len(self.ids) if says_new else len(self.ids) - len(self.words)
         words = {number: word for word, number in self.ids.items()}
         tokens, _ = slots([[(question, "")] for question in asked], self.ids, slot)
         tokens, at = tokens.to(images.device), torch.tensor([len(q.split()) for q in asked], device=images.device)
@@ -124,7 +126,7 @@ class ExtendedLlava(nn.Module):
         done = [False] * len(asked)
         while not all(done) and int(at.max()) < slot:
             hidden = self.read(visual, tokens)[1][rows, 0, at - 1]
-            following = self.logits(hidden).argmax(-1)
+            following = self.logits(hidden)[:, :known].argmax(-1)
             tokens[rows, 0, at] = following
             at = at + 1
             for b, number in enumerate(following.tolist()):

@@ -258,9 +258,9 @@ class VptTask(ExtensionTask):
         ]
 
     def _below(self, seen: Tensor, asked: list[str]) -> list[str]:
-        """Answers of the model without its adapters, from one look."""
+        """Answers of the LLaVA itself, without adapters and new words, from one look."""
         with self.model.extended.llava.disable_adapter():
-            return self.model.extended.decode(seen, asked, SECOND_SLOT)
+            return self.model.extended.decode(seen, asked, SECOND_SLOT, says_new=False)
 
 
 def _region(text: str, size: tuple[int, int]) -> tuple[float, ...] | None:
