@@ -64,6 +64,7 @@ def test_the_command_compares_what_draws_differently(folders, tmp_path, batch):
     assert done.returncode == 0, done.stderr
     few, entities, many = json.loads((tmp_path / "x.json").read_text())["rows"]
     assert (few["forwards"], many["forwards"]) == (3, 6)
+    assert entities["forwards"] == 4 * 3 + 3  # of each cell three steps, and one that keeps it but for the last
     assert 0 < few["gflop"] < many["gflop"] and entities["gflop"] > 0
     assert few["parameters"] == many["parameters"] != entities["parameters"]
     assert few["speed_up"]["value"] == 1 and few["change"]["value"] == 0
