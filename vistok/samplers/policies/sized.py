@@ -12,7 +12,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import statistics
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,10 +32,11 @@ MARGIN = 1.05  # a tree must promise so much more than none after a rest
 BETTER = 1.02  # and so much more than the one of now
 RECENT = 24  # steps of a form whose times are looked back on
 KEEP = 0.95  # weight of the past when a step is over
+WARM = 2  # first steps of a form, which build what later ones find, and do not count
 AGAIN = 4  # steps of a trial, and those after which a tree is chosen anew
 REST, LONGEST = 16, 1024  # steps of a rest, at least and at most
 FAILED = 0.02  # share of the time that the last steps with drafts may have lost
-LOSS = 0.015  # share of the time that trials that do not pay may take
+LOSS = 0.02  # share of the time that trials that do not pay may take
 BARE = (0, 0)  # form of a step without drafts
 
 
@@ -70,6 +71,7 @@ class Sizer:
         self._left = 0 if watches else 2 * AGAIN  # at first it sees what steps without drafts take
         self._rested = not watches
         self._beside: dict[tuple[int, int], deque[float]] = {}  # by form, seconds beside the forwards
+        self._steps: Counter[tuple[int, int]] = Counter()  # by form
         self._alone = [1.0, 1.0]  # tokens and steps without drafts
         # Steps with drafts since the last rest: form, seconds of the forwards, tokens.
         self._spent: deque[tuple[tuple[int, int], float, float]] = deque(maxlen=RECENT)
@@ -146,20 +148,28 @@ class Sizer:
 
     def _note(self, plain: float) -> None:
         """Learn from the step that is over."""
-        now, tokens, chosen = seconds(self._device), self._decided, self.chosen
-        if self._began is not None and tokens is not None:
-            form, forwards = (BARE, plain) if chosen is None else (chosen.form, chosen.seconds)
-            forwards += self._extra
-            self._beside.setdefault(form, deque(maxlen=RECENT)).append(max(0.0, now - self._began - forwards))
-            if chosen is None:
-                self._alone = [KEEP * self._alone[0] + tokens, KEEP * self._alone[1] + 1]
-            else:
-                self._spent.append((form, forwards, tokens))
+        now, began, tokens, chosen = seconds(self._device), self._began, self._decided, self.chosen
         self._began, self._decided = now, None
+        if began is None or tokens is None:
+            return
+        form, forwards = (BARE, plain) if chosen is None else (chosen.form, chosen.seconds)
+        self._steps[form] += 1
+        if self._steps[form] <= WARM:
+            return
+        forwards += self._extra
+        self._beside.setdefault(form, deque(maxlen=RECENT)).append(max(0.0, now - began - forwards))
+        if chosen is None:
+            self._alone = [KEEP * self._alone[0] + tokens, KEEP * self._alone[1] + 1]
+        else:
+            self._spent.append((form, forwards, tokens))
 
     def beside(self, form: tuple[int, int]) -> float:
         """Seconds that a step takes beside its forwards: as of the most similar form that there was."""
-        near = min(self._beside, key=lambda known: (known[0] != form[0], abs(known[1] - form[1])), default=None)
+
+        def far(known: tuple[int, int]) -> tuple[bool, bool, int]:
+            return known[0] != form[0], (known == BARE) != (form == BARE), abs(known[1] - form[1])
+
+        near = min(self._beside, key=far, default=None)
         return statistics.median(self._beside[near]) if near is not None else 0.0
 
     def _rate(self, option: Option) -> float:
