@@ -1,5 +1,8 @@
 """Devices, number formats and seeds are checked in one way, whatever asks for them."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -80,3 +83,23 @@ def test_derived_seeds_of_small_seeds_are_what_they_were_and_large_ones_work():
 def test_longer_seeds_are_refused(seed, draw):
     with pytest.raises(VistokError, match="more than 64 bits"):
         draw(seed, 1)
+
+
+LEAVING = """
+import atexit
+import torch.distributed as dist
+from vistok.runtime import processes
+
+atexit.register(lambda: print("joined" if dist.is_initialized() else "left"))  # behind what joins
+for _ in range(2):
+    assert processes().num_processes == 2 and dist.is_initialized()
+"""
+
+
+def test_processes_part_before_they_end(tmp_path):
+    script = tmp_path / "leaving.py"
+    script.write_text(LEAVING, encoding="utf-8")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    ended = subprocess.run([sys.executable, *launch], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == ["left", "left"]

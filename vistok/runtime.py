@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 from collections.abc import Collection
@@ -74,11 +75,20 @@ def process_rank() -> tuple[int, int]:
 
 
 def processes() -> PartialState:
-    """Returns number, rank and device of this process; the first call joins the other processes.
+    """Returns number, rank and device of this process; the first call joins the other processes, until this one ends.
 
     Without an accelerator the processes meet over gloo: left to itself, accelerate would take each of them for the only
     one unless its launcher was told about CPUs.
     """
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+    atexit.unregister(_leave)
+    atexit.register(_leave)
+    return state
+
+
+def _leave() -> None:
+    """Part from the other processes: gloo's threads abort one that ends while they run."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
