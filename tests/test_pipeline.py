@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.pipelines import GUIDANCE, Sample, expand
 from vistok.samplers import SamplingParams
-from vistok.sampling_job import paint_to
+from vistok.samplers.stats import Stats
+from vistok.sampling_job import Summary, paint_to
 from vistok.tokenizers.vq import VQConfig, VQTokenizer
 
 
@@ -249,3 +251,10 @@ def test_a_measured_window_is_that_of_the_whole_job(pipe, tmp_path, monkeypatch)
 def test_a_tokenizer_alone_gets_the_default_generator_of_its_codes(tokenizer, side):
     pipe = vistok.pipeline(tokenizer=tokenizer, device="cpu")
     assert (pipe.name, pipe.size) == ("llamagen-mini", side)
+
+
+def test_a_jobs_seconds_are_by_the_clock_however_many_processes_shared_it():
+    steps, none = torch.tensor([[0, 1, 2]]), torch.zeros(1, dtype=torch.int64)
+    parts = [Stats(steps, none, seconds=seconds) for seconds in (3.0, 4.0)]
+    told = Summary(2, 0, 4.5, Path("pictures"), Stats.merged(parts)).to_dict()
+    assert told["seconds"] == 4.5 and told["tokens_per_second"] == 6 / 4.5

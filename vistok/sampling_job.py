@@ -59,7 +59,8 @@ class Summary:
         figures = {"pictures": self.pictures, "skipped": self.skipped, "seconds": self.seconds, "out": str(self.out)}
         if self.stats is None:
             return figures
-        return figures | self.stats.summary() | {"tokens_per_second": self.tokens_per_second}
+        # The sampler's own seconds are the sum over all processes.
+        return self.stats.summary() | figures | {"tokens_per_second": self.tokens_per_second}
 
     @property
     def tokens_per_second(self) -> float:
