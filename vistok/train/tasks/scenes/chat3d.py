@@ -31,7 +31,7 @@ from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.answers import answer_loss, answered_right, shares_right
 from vistok.train.tasks.scenes.llava import load_llava
-from vistok.train.tasks.scenes.packing import added, packed_mask
+from vistok.train.tasks.scenes.packing import added, middle_and_last, packed_mask
 from vistok.train.trainer import Task
 from vistok.zoo.adapter import save_lora
 
@@ -127,16 +127,10 @@ class Chat3DObjective(nn.Module):
         prefix, there = self.chat.arrange(streams, present, names)
         asked = self.chat.language.model.embed_tokens(questions.flatten(1))
         mask, positions = packed_mask(there, questions.shape[1], SLOT)
-        out = self.chat.language.model(
-            inputs_embeds=torch.cat([prefix.to(asked.dtype), asked], 1),
-            attention_mask=added(mask),
-            position_ids=positions,
-            use_cache=False,
-            output_hidden_states=True,
-        )
-        middle = out.hidden_states[len(out.hidden_states) // 2]
+        embeds = torch.cat([prefix.to(asked.dtype), asked], 1)
+        middle, last = middle_and_last(self.chat.language.model, embeds, added(mask), positions)
         shape, before = questions.shape[1:], prefix.shape[1]
-        said, inner = (x[:, before:].unflatten(1, shape) for x in (out.last_hidden_state, middle))
+        said, inner = (x[:, before:].unflatten(1, shape) for x in (last, middle))
         return self.chat.language.lm_head(said), inner
 
     def forward(

@@ -21,7 +21,7 @@ from vistok.train.export import write_training_card
 from vistok.train.lora import Lora, with_lora
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.llava import load_llava
-from vistok.train.tasks.scenes.packing import packed_mask
+from vistok.train.tasks.scenes.packing import middle_and_last, packed_mask
 from vistok.train.tasks.scenes.tower import tower_states
 from vistok.train.trainer import Task
 from vistok.zoo.adapter import base_hashes, save_lora
@@ -92,14 +92,7 @@ class ExtendedLlava(nn.Module):
         prefix = embeds.shape[1] - asked.shape[1]
         present = torch.ones(len(visual), prefix, dtype=torch.bool, device=visual.device)
         mask, positions = self.layout(present, count, slot)
-        out = self.base.model.language_model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=False,
-            output_hidden_states=True,
-        )
-        last, middle = out.last_hidden_state, out.hidden_states[len(out.hidden_states) // 2]
+        middle, last = middle_and_last(self.base.model.language_model, embeds, mask, positions)
         asked, inner = (x[:, prefix:].unflatten(1, (count, slot)) for x in (last, middle))
         return last[:, prefix - visual.shape[1] : prefix], asked, inner
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,6 +31,21 @@ def packed_mask(present: Tensor, count: int, slot: int = SLOT) -> tuple[Tensor, 
     inside = present.long().cumsum(1) - 1
     behind = present.sum(1, keepdim=True) + (place[prefix:] - prefix) % slot
     return allowed[:, None], torch.cat([inside.clamp(min=0), behind], 1)
+
+
+def middle_and_last(language: Any, embeds: Tensor, mask: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns a language model's states behind half of its layers, and behind all and its norm, [B, S, D] each.
+
+    Args:
+        language: of transformers, without its head.
+        embeds: what it reads, [B, S, D].
+        mask: as the model takes it, [B, 1, S, S].
+        positions: int64 [B, S].
+    """
+    out = language(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, output_hidden_states=True
+    )
+    return out.hidden_states[len(out.hidden_states) // 2], out.last_hidden_state
 
 
 def added(allowed: Tensor) -> Tensor:

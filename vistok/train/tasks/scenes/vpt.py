@@ -34,6 +34,7 @@ from vistok.train.tasks.scenes.extension import (
     beginnings,
     slots,
 )
+from vistok.train.tasks.scenes.packing import middle_and_last
 
 FIRST_SLOT, SECOND_SLOT = 15, 10
 HIDDEN = 0.5  # share of batches whose second turn does not see the first
@@ -112,14 +113,7 @@ class VptObjective(nn.Module):
         allowed = allowed & ~(hide[:, None, None] & (place[:, None] >= turn) & (place >= 1) & (place < turn))
         allowed = allowed | torch.eye(len(place), dtype=torch.bool, device=place.device)
         positions = (present.long().cumsum(1) - 1).clamp(min=0)
-        out = extended.base.model.language_model(
-            inputs_embeds=embeds,
-            attention_mask=allowed[:, None],
-            position_ids=positions,
-            use_cache=False,
-            output_hidden_states=True,
-        )
-        hidden, inner = out.last_hidden_state, out.hidden_states[len(out.hidden_states) // 2]
+        inner, hidden = middle_and_last(extended.base.model.language_model, embeds, allowed[:, None], positions)
         logits = extended.logits(torch.cat([hidden[:, begins:turn], hidden[:, -sizes[5] :]], 1))
         return logits[:, : sizes[2]], logits[:, sizes[2] :], inner[:, begins:turn]
 
