@@ -149,6 +149,12 @@ def joint(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     return joined(x, *layers).split([layer.out_features for layer in layers], -1)
 
 
+def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear) -> Tensor:
+    """Returns ``silu(gate(x)) * up(x)``, the inner state of a SwiGLU perceptron."""
+    gated, raised = joint(x, gate, up)
+    return F.silu(gated) * raised
+
+
 def joined(x: Tensor, first: PackedLinear, *others: PackedLinear) -> Tensor:
     """Returns what packed layers without bias make of one input, one behind the other [..., sum of their outputs]."""
     layers = (first, *others)

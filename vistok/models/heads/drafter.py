@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.models.llamagen import RMSNorm
 from vistok.ops import KVCache, apply_rope, attention, rope_1d
-from vistok.ops.linear import joint
+from vistok.ops.linear import joint, swiglu
 from vistok.ops.rope import RotaryModule
 from vistok.zoo.checkpoint import load_strict, read_state_dict
 from vistok.zoo.pretrained import CONFIG_FILE, WEIGHTS_FILE, Pretrained
@@ -124,8 +124,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = joint(x, self.gate_proj, self.up_proj)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(swiglu(x, self.gate_proj, self.up_proj))
 
 
 def draft_mask(cache: KVCache, new: int, draft: Tensor | None) -> Tensor:

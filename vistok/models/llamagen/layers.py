@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vistok.models.llamagen.config import LlamaGenConfig
 from vistok.ops import apply_rope, causal_attention
-from vistok.ops.linear import joint
+from vistok.ops.linear import swiglu
 
 
 class RMSNorm(nn.Module):
@@ -102,8 +102,7 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = joint(x, self.w1, self.w3)
-        return self.w2(F.silu(gate) * up)
+        return self.w2(swiglu(x, self.w1, self.w3))
 
 
 class Block(nn.Module):
