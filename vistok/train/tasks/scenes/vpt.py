@@ -76,13 +76,13 @@ class VptObjective(nn.Module):
 
     Args:
         extended: the LLaVA with control tokens.
-        supervision: weight of the numbers, which serve training alone.
+        supervision: weight of the numbers, which serve training alone; nothing reads them at 0.
     """
 
     def __init__(self, extended: ExtendedLlava, supervision: float):
         super().__init__()
         self.extended, self.supervision = extended, supervision
-        self.numbers = BoxReader(extended.base.config.text_config.hidden_size)
+        self.numbers = BoxReader(extended.base.config.text_config.hidden_size) if supervision else None
 
     def answer_logits(
         self, images: Tensor, crops: Tensor, first: Tensor, second: Tensor, length: Tensor, hide: Tensor
@@ -131,9 +131,11 @@ class VptObjective(nn.Module):
     ):
         regions, answers, inner = self.answer_logits(images, crops, first, second, length, hide)
         where, what = answer_loss(regions, region_targets), answer_loss(answers, answer_targets)
-        numbers = self.numbers(beginnings(inner[:, None], region_targets[:, None]), boxes[:, None])
-        parts = {"regions": where.detach(), "answers": what.detach(), "numbers": numbers.detach()}
-        return where + what + self.supervision * numbers, parts
+        loss, parts = where + what, {"regions": where.detach(), "answers": what.detach()}
+        if self.numbers is not None:
+            numbers = self.numbers(beginnings(inner[:, None], region_targets[:, None]), boxes[:, None])
+            loss, parts["numbers"] = loss + self.supervision * numbers, numbers.detach()
+        return loss, parts
 
 
 def look_again(images: Tensor, boxes: list[tuple[int, int, int, int]], side: int) -> Tensor:
