@@ -172,9 +172,20 @@ def test_bootstrapping_keeps_what_leads_back_with_the_annotated_box():
     pictures = [(picture, boxes), (picture, boxes * 6)]  # the second has too many
     kept = bootstrap(Consistent(), pictures)
     assert [(s.picture, s.box, s.text) for s in kept] == [(0, (0, 0, 50, 50), "the first")]
+    assert bootstrap(Consistent(), []) == []
     assert len(bootstrap(Consistent(), pictures, check=False)) == 2
     with pytest.raises(VistokError, match="no part"):
         bootstrap(Consistent(), [(picture, [(0, 0, 101, 5)])])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_bootstrapping_keeps_the_same_however_many_boxes_are_asked_about_at_once(batch_size):
+    first, second = (0, 0, 50, 50), (50, 50, 100, 100)
+    pictures = ((Image.new("RGB", (100, 100)), boxes) for boxes in ([first, second], [], [second, first], [first]))
+    model = Consistent()
+    kept = bootstrap(model, pictures, batch_size=batch_size)
+    assert [(s.picture, s.box) for s in kept] == [(0, first), (2, first), (3, first)]
+    assert max(model.asked) <= batch_size and sum(model.asked) == 2 * 5
 
 
 @pytest.mark.parametrize("size", [(64, 64), (500, 300)])
