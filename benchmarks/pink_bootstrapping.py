@@ -1,8 +1,8 @@
 """What Pink's self-consistent bootstrapping adds where half of the boxes have no expression (arXiv 2310.00582).
 
-All there is are some pictures with the boxes of their objects, every second of which has expressions. A Pink is trained
-on these. It describes the others, finds its descriptions again, and training goes on for equally many steps with what
-agrees, without, and with the true expressions of all boxes, which is the most that bootstrapping could give.
+All there is are some pictures of objects that differ, with their boxes, every second of which has expressions. A Pink
+is trained on these. It describes the others, finds its descriptions again, and training goes on for equally many steps
+with what agrees, without, and with the true expressions of all boxes, which is the most that bootstrapping could give.
 
     python benchmarks/pink_bootstrapping.py --out runs/pink-bootstrapping
 
@@ -50,11 +50,11 @@ class Referred(NamedTuple):
 
 
 def annotate(scenes: Scenes) -> list[list[Referred]]:
-    """Returns all that is true of each scene's objects, those of several alike without expressions."""
+    """Returns each object of scenes whose objects differ, with all expressions that lead to it."""
     named, around = groups(scenes), boxes(scenes, 1).clamp(0, 1).tolist()
     out = []
     for b, scene in enumerate(named):
-        said = [(phrase.group, phrase.text) for phrase in phrases(scene) if phrase.kind != "several"]
+        said = [(phrase.group, phrase.text) for phrase in phrases(scene)]
         row = []
         for slot in scenes.present[b].nonzero()[:, 0].tolist():
             kinds = ((SIZES, scenes.size), (COLOURS, scenes.colour), (SHAPES, scenes.shape))
@@ -63,6 +63,12 @@ def annotate(scenes: Scenes) -> list[list[Referred]]:
             row.append(Referred(tuple(around[b][slot]), expressions, " ".join(["the", *words])))
         out.append(row)
     return out
+
+
+def different(count: int, seed: int) -> Scenes:
+    """Returns scenes of a seed, the first in which no two objects are alike."""
+    scenes = sample_scenes(3 * count, seed)
+    return scenes[scenes.group.amax(1) + 1 == scenes.present.sum(1)][:count]
 
 
 class PooledPink(PinkTask):
@@ -98,7 +104,7 @@ class PooledPink(PinkTask):
 
     def _ask(self, rng: random.Random, referred: Referred) -> tuple[str, str]:
         box = box_text(referred.box, (1, 1), self.data.decimals)
-        if referred.expressions and rng.random() < 0.5:
+        if rng.random() < 0.5:
             return f"where is {rng.choice(referred.expressions)}?", box
         return f"what is {box}?", referred.description
 
@@ -152,6 +158,18 @@ def share_true(kept: list[list[Referred]], withheld: list[list[Referred]]) -> fl
     return sum(right) / max(1, len(right))
 
 
+def tell(arm: str, overlaps: list[float], without: list[float] | None = None) -> None:
+    """Prints how often an arm finds what is meant, and how much oftener than the one without bootstrapping."""
+    ones = [1.0] * len(overlaps)
+    hits = [float(value > AGREES) for value in overlaps]
+    row = {"arm": arm, "phrases": len(hits), "overlap": sum(overlaps) / len(hits)}
+    row["found"] = asdict(ratio_estimate(hits, ones))
+    if without is not None:
+        gain = [hit - float(value > AGREES) for hit, value in zip(hits, without, strict=True)]
+        row["gain"] = asdict(ratio_estimate(gain, ones))
+    print(json.dumps(row), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=512, help="that there are")
@@ -167,7 +185,7 @@ def main() -> None:
     first = replace(recipe, seed=options.seed, steps=options.steps, data=data)
     slower = replace(recipe.optimization, lr=recipe.optimization.lr / 2)
     following = replace(first, steps=options.more, optimization=slower)
-    scenes = sample_scenes(options.pictures, data["seed"])
+    scenes = different(options.pictures, data["seed"])
     images, everything = render(scenes, SIDE), annotate(scenes)
     half, withheld = (
         [
@@ -178,7 +196,7 @@ def main() -> None:
     )
 
     model = train(first, images, half, options.out / "half")
-    found = {"half": find(model, options.eval_pictures)}
+    tell("half", find(model, options.eval_pictures))
     kept = bootstrapped(model, images, withheld)
     told = {"boxes": sum(map(len, half)), "withheld": sum(map(len, withheld)), "kept": sum(map(len, kept))}
     print(json.dumps(told | {"true": share_true(kept, withheld)}), flush=True)
@@ -187,15 +205,11 @@ def main() -> None:
         "bootstrapped": [[*a, *b] for a, b in zip(half, kept, strict=True)],
         "all": everything,
     }
+    found: dict[str, list[float]] = {}
     for name, pool in pools.items():
         model = train(following, images, pool, options.out / name, options.out / "half")
         found[name] = find(model, options.eval_pictures)
-    ones = [1.0] * len(found["half"])
-    for name, overlaps in found.items():
-        hits, below = ([float(value > AGREES) for value in found[arm]] for arm in (name, "without"))
-        gain = [a - b for a, b in zip(hits, below, strict=True)]
-        row = {"found": asdict(ratio_estimate(hits, ones)), "over_without": asdict(ratio_estimate(gain, ones))}
-        print(json.dumps({"arm": name, "phrases": len(hits), "overlap": sum(overlaps) / len(hits)} | row), flush=True)
+        tell(name, found[name], found["without"])
 
 
 if __name__ == "__main__":
