@@ -58,3 +58,11 @@ def detail_boxes(scenes: Scenes, details: list[Detail], side: int) -> Tensor:
     """Boxes of the objects that are asked about in pixels of a picture of that side, float32 [B, 4]."""
     rows = torch.arange(len(scenes))
     return boxes(scenes, side)[rows, torch.tensor([detail.slot for detail in details])].clamp(0, side)
+
+
+def asked_about(scenes: Scenes, details: list[Detail]) -> Tensor:
+    """Whether a question is about each object: several where none is alone in what the question tells, bool [B, 4]."""
+    slot = torch.tensor([[detail.slot] for detail in details])
+    by_colour = torch.tensor([[detail.kind == "shape"] for detail in details])
+    same = [column == column.gather(1, slot) for column in (scenes.shape, scenes.colour)]
+    return scenes.present & torch.where(by_colour, same[1], same[0])
