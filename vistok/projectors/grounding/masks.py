@@ -122,6 +122,11 @@ class SamMasks:
 
         return cls(load_model(name, SamModel, "SAM model", device, dtype), load_processor(name))
 
+    @property
+    def width(self) -> int:
+        """Width of what prompts it."""
+        return self.model.config.prompt_encoder_config.hidden_size
+
     @torch.no_grad()
     def __call__(self, picture: Image.Image, points: Points, prompt: Tensor | None = None) -> Tensor:
         """The mask of a picture, bool [H, W].
@@ -139,13 +144,12 @@ class SamMasks:
             return_tensors="pt",
         ).to(self.model.device)
         embeddings = self.model.get_image_embeddings(inputs["pixel_values"].to(self.model.dtype))
-        size = self.model.config.prompt_encoder_config.hidden_size
         if bool(told.any()):
             sparse, dense = self.model.prompt_encoder(
                 inputs["input_points"].to(self.model.dtype), inputs["input_labels"], None, None
             )
         else:
-            sparse, dense = embeddings.new_zeros(1, 1, 0, size), self._no_mask(embeddings)
+            sparse, dense = embeddings.new_zeros(1, 1, 0, self.width), self._no_mask(embeddings)
         if prompt is not None:
             sparse = torch.cat([sparse, prompt.to(sparse).view(1, 1, 1, -1)], 2)
         decoded = self.model.mask_decoder(

@@ -55,6 +55,10 @@ class ReadHead(nn.Module):
         """Points of one similarity map [N] in a picture."""
         return similarity_points(scores, image_hw, self.points, down_sample=self.down_sample)
 
+    def project(self, seg: Tensor) -> Tensor:
+        """States that predict <SEG> [..., D], as prompts of a decoder."""
+        return self.text_hidden_fcs[0](seg)
+
     def forward(self, pixels: Tensor, features: Tensor, scores: Tensor, seg: Tensor) -> Tensor:
         """Logits of masks [P, S, S].
 
@@ -66,7 +70,7 @@ class ReadHead(nn.Module):
         """
         size = pixels.shape[-2:]
         hints = [point_hints(self.find(row, size), full_map(row, size), size) for row in scores.float()]
-        return self.decoder(pixels, features, torch.stack(hints), self.text_hidden_fcs[0](seg))
+        return self.decoder(pixels, features, torch.stack(hints), self.project(seg))
 
 
 class Read:
@@ -126,26 +130,28 @@ class Read:
         inputs["input_ids"], inputs["attention_mask"] = said, torch.ones_like(said)
         states = self.model.model(**inputs, use_cache=False).last_hidden_state[0]
         visual = states[said[0] == self.model.config.image_token_id]
-        scores = similarity(visual, states[places - 1])  # the state before <SEG> is the one that predicts it
-        regions = [
-            self._region(picture, inputs["pixel_values"], scores[:, i].float(), states[place - 1], sam)
-            for i, place in enumerate(places.tolist())
-        ]
+        scores = similarity(visual, states[places - 1]).T.float()  # the state before <SEG> is the one that predicts it
+        features = None if sam is not None else self._features(inputs["pixel_values"])
+        regions = []
+        for row, seg in zip(scores, states[places - 1], strict=True):
+            size = (picture.height, picture.width)
+            points = similarity_points(row, size) if self.head is None else self.head.find(row, size)
+            if sam is not None:
+                mask = sam(picture, points, self._prompt(seg, sam))
+            else:
+                mask = uncrop(self.head(inputs["pixel_values"], features, row[None], seg[None])[0], size) > 0
+            regions.append(Region(None, mask, points, full_map(row, size)))
         return Grounding(answer, tuple(regions))
 
-    def _region(
-        self, picture: Image.Image, pixels: Tensor, scores: Tensor, seg: Tensor, sam: SamMasks | None
-    ) -> Region:
-        size = (picture.height, picture.width)
-        points = similarity_points(scores, size) if self.head is None else self.head.find(scores, size)
-        shown = full_map(scores, size)
-        if sam is not None:
-            return Region(None, sam(picture, points), points, shown)
-        config = self.model.config
+    def _features(self, pixels: Tensor) -> Tensor:
+        """What the tower says of a picture's patches, [1, N, C]."""
         states = self.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
-        features = states[config.vision_feature_layer][:, 1:]
-        logits = self.head(pixels, features, scores[None], seg[None])
-        return Region(None, uncrop(logits[0], size) > 0, points, shown)
+        return states[self.model.config.vision_feature_layer][:, 1:]
+
+    def _prompt(self, seg: Tensor, sam: SamMasks) -> Tensor | None:
+        """The projected state, where it is as wide as SAM's prompts."""
+        prompt = None if self.head is None else self.head.project(seg.float())
+        return prompt if prompt is not None and len(prompt) == sam.width else None
 
 
 def uncrop(logits: Tensor, image_hw: tuple[int, int]) -> Tensor:
