@@ -62,7 +62,7 @@ class Pink:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: Any = "cpu") -> Pink:
-        """A model that the ``pink`` task trained: embedded, a folder or a hub id.
+        """Returns a model that the ``pink`` task trained: embedded, a folder or a hub id.
 
         Raises:
             VistokError: there is none.
@@ -80,12 +80,12 @@ class Pink:
         return cls(model, processor, Wording(decimals=extension.options["decimals"]))
 
     def say(self, picture: Image.Image, prompt: str) -> str:
-        """The model's answer to a prompt about a picture, greedily decoded."""
+        """Returns the model's answer to a prompt about a picture, greedily decoded."""
         return self.say_all([picture], [prompt])[0]
 
     @torch.no_grad()
     def say_all(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
-        """Answers to prompts about a picture each, in one batch."""
+        """Returns answers to prompts about a picture each, in one batch."""
         side = self.processor.image_processor.crop_size["height"]
         squeezed = [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in pictures]
         inputs = self.processor(images=squeezed, text=list(prompts), padding=True, return_tensors="pt")
@@ -94,7 +94,7 @@ class Pink:
         return [self._words(row[inputs["input_ids"].shape[1] :]) for row in said]
 
     def _words(self, tokens: torch.Tensor) -> str:
-        """Tokens as text; the characters of a box are joined, whatever else the tokenizer puts between words."""
+        """Returns tokens as text, in which the characters of a box are joined, whatever is put between words."""
         names = self.processor.tokenizer.convert_ids_to_tokens(tokens)
         tokenizer = self.processor.tokenizer
         if not set(CHARACTERS) & set(tokenizer.get_added_vocab()):
@@ -104,7 +104,7 @@ class Pink:
         return " ".join("".join(glued).split())
 
     def ground(self, picture: Image.Image, text: str) -> Grounding:
-        """Find what a text means: one box in pixels, or none where the answer tells none.
+        """Finds what a text means: one box in pixels, or none where the answer tells none.
 
         Args:
             picture: RGB of any size.
@@ -120,7 +120,7 @@ class Pink:
         return Grounding(answer, (Region(box=box),))
 
     def describe(self, picture: Image.Image, box: Sequence[float]) -> str:
-        """An expression for a box in pixels.
+        """Returns an expression for a box in pixels.
 
         Raises:
             VistokError: the box is empty, or no part of the picture.
@@ -141,7 +141,7 @@ def bootstrap(
     check: bool = True,
     batch_size: int = 32,
 ) -> list[Sample]:
-    """Self-consistent bootstrapping: describe every box, find the description again, keep what agrees.
+    """Describes every box, finds the description again, and keeps what agrees: self-consistent bootstrapping.
 
     Args:
         model: describes and finds.
@@ -173,7 +173,7 @@ def bootstrap(
 def _asked(
     pictures: Iterable[tuple[Image.Image, Sequence[Sequence[float]]]], most: int, least_area: float
 ) -> Iterator[tuple[int, Image.Image, tuple[float, ...]]]:
-    """Boxes that are described, each with its picture and the number of that."""
+    """Returns boxes that are described, each with its picture and the number of that."""
     for number, (picture, boxes) in enumerate(pictures):
         for box in boxes:
             check_box(box, picture.size)
@@ -185,7 +185,7 @@ def _asked(
 def _agree(
     model: Pink, pictures: list[Image.Image], boxes: list[tuple[float, ...]], texts: list[str], threshold: float
 ) -> list[bool]:
-    """Whether each text leads the model back to its box."""
+    """Returns whether each text leads the model back to its box."""
     again = model.say_all(pictures, [model.wording.where.format(text=text) for text in texts])
     found = [
         parse_box(said, picture.size, model.wording.decimals) for said, picture in zip(again, pictures, strict=True)
