@@ -71,6 +71,17 @@ def different(count: int, seed: int) -> Scenes:
     return scenes[scenes.group.amax(1) + 1 == scenes.present.sum(1)][:count]
 
 
+def halves(everything: list[list[Referred]]) -> tuple[list[list[Referred]], list[list[Referred]]]:
+    """Returns the boxes that have expressions and those whose are withheld, every second one of each picture."""
+    return tuple(
+        [
+            [entry for slot, entry in enumerate(row) if (slot + number) % 2 == odd]
+            for number, row in enumerate(everything)
+        ]
+        for odd in (0, 1)
+    )
+
+
 class PooledPink(PinkTask):
     """Pink's task on pictures that are shown again and again.
 
@@ -187,13 +198,7 @@ def main() -> None:
     following = replace(first, steps=options.more, optimization=slower)
     scenes = different(options.pictures, data["seed"])
     images, everything = render(scenes, SIDE), annotate(scenes)
-    half, withheld = (
-        [
-            [entry for slot, entry in enumerate(row) if (slot + number) % 2 == odd]
-            for number, row in enumerate(everything)
-        ]
-        for odd in (0, 1)
-    )
+    half, withheld = halves(everything)
 
     model = train(first, images, half, options.out / "half")
     tell("half", find(model, options.eval_pictures))
