@@ -93,9 +93,11 @@ class AugmentationModel:
 
     Attributes:
         latents: embeddings that are added at a point.
+        repeats: let them begin as the text's last words; see Coprocessor.
     """
 
     latents: int = 16
+    repeats: bool = False
 
 
 class AugmentationTask(text.PassageTask):
@@ -113,7 +115,7 @@ class AugmentationTask(text.PassageTask):
             )
         self.tokenizer, lm = text.load_lm(self.init.target)
         torch.manual_seed(recipe.seed)
-        self.model = AugmentationObjective(lm, Coprocessor(lm, shape.latents), self.data.ahead)
+        self.model = AugmentationObjective(lm, Coprocessor(lm, shape.latents, shape.repeats), self.data.ahead)
         self.tokens = text.encoded(self.tokenizer, "train")
 
     def samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
@@ -130,7 +132,8 @@ class AugmentationTask(text.PassageTask):
         save_file(
             {k: v.half().contiguous() for k, v in coprocessor.state_dict().items()}, directory / "model.safetensors"
         )
-        write_json(directory / "config.json", {"latents": len(coprocessor.soft)})
+        shape = {"latents": len(coprocessor.soft), "repeats": coprocessor.change is not None}
+        write_json(directory / "config.json", shape)
         corpus = f"{CORPUS}, seed {self.data.seed}"
         parts = {"target": self.init.target}
         write_training_card(
