@@ -44,7 +44,7 @@ class AugmentationObjective(nn.Module):
         return self
 
     def forward(self, input_ids: Tensor, points: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss in nats behind the latents; in evaluation also how far it lies below that without them.
+        """Returns the mean loss in nats behind the latents; in evaluation also how far it lies below that without them.
 
         Args:
             input_ids: int64 [B, L].
@@ -119,14 +119,14 @@ class AugmentationTask(text.PassageTask):
         self.tokens = text.encoded(self.tokenizer, "train")
 
     def samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
-        """Passages of the corpus, and the places that all of them share."""
+        """Returns passages of the corpus, and the places that all of them share."""
         data, generator = self.data, torch.Generator().manual_seed(seed)
         ids = text.draw_passages(tokens, data.length, count, generator)
         points = torch.randperm(data.length - data.ahead, generator=generator)[: data.points].sort().values
         return {"input_ids": ids, "points": points.expand(count, -1)}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the coprocessor in half precision, its number of latents, and a card."""
+        """Writes the coprocessor in half precision, the shape of its latents, and a card."""
         directory.mkdir(parents=True, exist_ok=True)
         coprocessor = self.model.coprocessor
         save_file(
