@@ -108,3 +108,17 @@ def test_a_damaged_manifest_is_named(tmp_path, content):
     (tmp_path / "manifest.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(VistokError, match=r"manifest\.json"):
         ShardedJob(tmp_path, {"model": "x"}, 2, ".png")
+
+
+@pytest.mark.parametrize("name", ["000001.png", "metadata.jsonl"])
+def test_files_that_no_job_is_known_of_are_no_part_of_a_new_one(tmp_path, name):
+    """Neither taken for done, as pictures of a camera or of another tool would be, nor replaced."""
+    (tmp_path / name).write_text("of somebody else")
+    with pytest.raises(VistokError, match=name):
+        ShardedJob(tmp_path, {"model": "x"}, 2, ".png", ["metadata.jsonl"])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    (tmp_path / name).rename(tmp_path / "other.png")
+    for _ in range(2):  # a job goes on among its own
+        job = ShardedJob(tmp_path, {"model": "x"}, 2, ".png", ["metadata.jsonl"])
+        (tmp_path / name).write_text("of the job")
+    assert job.path(0) not in tmp_path.iterdir()
