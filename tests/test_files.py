@@ -36,6 +36,14 @@ def test_files(tmp_path, name):
 def test_other_kinds_of_files_do_not_become_folders(tmp_path, name):
     with pytest.raises(VistokError, match=rf"{name}.*\.png"):
         is_folder_target(tmp_path / name)
+    with pytest.raises(VistokError, match=f"{name}.*leave"):
+        check_writable(tmp_path / name, folder=True)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.TIF", "a.pdf"])
+def test_pictures_are_other_files_where_no_pictures_are_written(tmp_path, name):
+    with pytest.raises(VistokError, match=rf"{name}.*\.vtok"):
+        is_folder_target(tmp_path / name, {".vtok"})
 
 
 def test_a_file_that_is_no_picture_is_no_folder(tmp_path):

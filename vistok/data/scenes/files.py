@@ -12,7 +12,7 @@ from vistok.data.scenes.language import captions, groups, questions
 from vistok.data.scenes.render import boxes, render
 from vistok.data.scenes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scenes, sample_scenes
 from vistok.errors import VistokError, unknown_name
-from vistok.files import atomic_path
+from vistok.files import atomic_path, check_writable
 from vistok.jobs import MANIFEST
 from vistok.progress import progress
 
@@ -76,6 +76,7 @@ def write_scenes(folder: str | Path, count: int, side: int = 64, seed: int = 0, 
     if count < 1 or side < 32:
         raise VistokError(f"scenes need a number of at least 1 and a size of at least 32, got {count} and {side}.")
     folder = Path(folder)
+    check_writable(folder, folder=True)
     stays = next((name for name in (MANIFEST, f"{count:06d}.png") if (folder / name).exists()), None)
     if stays is not None:
         raise VistokError(
