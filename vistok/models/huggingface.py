@@ -20,3 +20,13 @@ def given_cache(arguments: Mapping[str, Any]) -> Any | None:
 def cache_argument(model: nn.Module) -> str:
     """Under which name a model's forward takes a KV cache."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+_PLACEHOLDERS = ("image_token", "video_token", "boi_token", "eoi_token", "image_start_token", "image_end_token")
+
+
+def placeholder_in(processor: Any, text: str) -> str | None:
+    """Returns a token of a text that stands for a picture to a model's processor, None where there is none."""
+    named = {getattr(processor, name, None) for name in _PLACEHOLDERS}
+    tokens = {"<image>", *(token for token in named if isinstance(token, str) and token)}
+    return next((token for token in sorted(tokens) if token in text), None)

@@ -68,8 +68,8 @@ def write_scenes(folder: str | Path, count: int, side: int = 64, seed: int = 0, 
         controls: kinds of control pictures, see ``vistok.data.scenes.controls.RENDERERS``.
 
     Raises:
-        VistokError: a number out of range, an unknown kind, or a folder that cannot be written to or that holds pictures
-            of another set, which would stay among these.
+        VistokError: a number out of range, an unknown kind, or a folder that cannot be written to or that holds
+            pictures of another set, which would stay among these.
     """
     if strange := [kind for kind in controls if kind not in RENDERERS]:
         raise unknown_name("kind of scenes' control pictures", strange[0], list(RENDERERS))
