@@ -35,6 +35,13 @@ def test_the_tree_of_a_step_is_shown():
     assert lines[0].startswith("* ") and lines[-1].startswith("then ")
 
 
+def test_a_text_is_kept_though_its_tree_is_none(tmp_path):
+    found = run("--drafter", "lookup", "--tree", "99", "--json", str(tmp_path / "a.json"))
+    assert isinstance(found.exception, VistokError)
+    kept = json.loads((tmp_path / "a.json").read_text())
+    assert kept["tokens"] == 16 and kept["draft"] is None  # lookup reads no draft model
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

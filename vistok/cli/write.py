@@ -71,8 +71,12 @@ def write(
     quiet = json is not None and str(json) == "-"
     options = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
     found = written(target, tokenizer, ids, speculation, new_tokens, options, stop or [], None if quiet else sys.stdout)
-    lines = [] if watched is None else draft_tree(watched, tokenizer)
     settings = {"model": model, "drafter": drafter, "draft": draft, "seed": seed}
+    try:
+        lines = [] if watched is None else draft_tree(watched, tokenizer)
+    except VistokError:  # the text is there, whatever became of its tree
+        output_json(settings | found, json)
+        raise
     if output_json(settings | found | ({} if watched is None else {"tree": lines}), json):
         return
     if lines:
