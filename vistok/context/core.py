@@ -102,7 +102,7 @@ class CoreContext(Policy):
         if step.cache is None:
             return self.whole(q, k, v, scale)
         out, lengths = torch.zeros_like(q), []
-        for which, rows, count in step.groups():
+        for which, rows, count in step.groups(by_tokens=True):
             if count == 0:  # a part of the prompt that is padding in this sequence
                 lengths.append(rows)
                 continue
