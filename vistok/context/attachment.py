@@ -228,7 +228,8 @@ class Context(Attachment):
         call = self._call
         if k.shape[3] != v.shape[3]:
             raise VistokError(
-                f"{type(self.model).__name__} has values narrower than keys: no policy can keep them yet."
+                f"{type(self.model).__name__} has values narrower than keys, which no policy keeps: call the model "
+                "without one, or take another model."
             )
         policy = self.policy if call.cache is None else call.cache.policy
         if call.step is None:

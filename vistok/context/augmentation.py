@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,15 +51,19 @@ def augmentation_layout(length: int, points: Tensor, latents: int, ahead: int, b
         points: a point p comes behind token p, int64 [P].
         latents: N of each point.
         ahead: tokens A behind each point whose loss is taken.
-        back: positions by which all rows stand further to the front than behind the point, not before 0.
+        back: last tokens up to a point in whose place latents stand: the decoder's rows do not see these tokens, and
+            latents have their positions.
 
     Raises:
-        VistokError: a point is outside the text, or has fewer than ``ahead`` tokens behind it.
+        VistokError: a point is outside the text, or has fewer than ``ahead`` tokens behind it or ``back`` up to it.
     """
-    if len(points) and not (int(points.min()) >= 0 and int(points.max()) + ahead < length):
-        raise VistokError(f"points {points.tolist()} need {ahead} tokens behind each within the {length} of the text.")
-    mask, positions = _rows(length, points, latents, back)
-    decoder_mask, decoder_positions = _rows(length, points, latents + ahead, back)
+    if len(points) and not (int(points.min()) + 1 >= max(1, back) and int(points.max()) + ahead < length):
+        raise VistokError(
+            f"points {points.tolist()} need {ahead} tokens behind each, and {max(1, back)} up to it, within the "
+            f"{length} of the text."
+        )
+    mask, positions = _rows(length, points, points, latents, back)
+    decoder_mask, decoder_positions = _rows(length, points, points - back, latents + ahead, back)
     row = torch.arange(latents + ahead, device=points.device).expand(len(points), -1)
     follows = points[:, None] + 1 + row - latents
     source = torch.where(row >= latents, follows, -1)
@@ -68,13 +71,13 @@ def augmentation_layout(length: int, points: Tensor, latents: int, ahead: int, b
     return Layout(mask, positions, decoder_mask, decoder_positions, source.flatten(), target.flatten())
 
 
-def _rows(length: int, points: Tensor, each: int, back: int) -> tuple[Tensor, Tensor]:
-    """Returns mask and positions of ``each`` rows a point, which see the text up to it, and one another backwards."""
+def _rows(length: int, points: Tensor, seen: Tensor, each: int, back: int) -> tuple[Tensor, Tensor]:
+    """Returns mask and positions of ``each`` rows a point, which see the text up to ``seen``, and their own before."""
     point, row = (x.flatten() for x in torch.meshgrid(points, torch.arange(each, device=points.device), indexing="ij"))
-    text = torch.arange(length, device=points.device) <= point[:, None]
+    text = torch.arange(length, device=points.device) <= seen.repeat_interleave(each)[:, None]
     group = torch.arange(len(points), device=points.device).repeat_interleave(each)
     own = (group[:, None] == group) & (row <= row[:, None])
-    return torch.cat([text, own], 1), (point + 1 + row - back).clamp(min=0)
+    return torch.cat([text, own], 1), point + 1 + row - back
 
 
 class Coprocessor(nn.Module):
@@ -83,8 +86,8 @@ class Coprocessor(nn.Module):
     Args:
         decoder: a causal LM of transformers; its copy is what is trained, and it stays as it is.
         latents: N.
-        repeats: let latents be the text's last N words, at their positions, plus what is learnt, which begins at zero;
-            as published they are the network's last hidden states, behind the text.
+        repeats: let latents be the text's last N words plus what is learnt, which begins at zero, in the place of these
+            words; as published they are the network's last hidden states, behind the text.
     """
 
     def __init__(self, decoder: nn.Module, latents: int = 16, repeats: bool = False) -> None:
@@ -105,7 +108,7 @@ class Coprocessor(nn.Module):
 
     @property
     def back(self) -> int:
-        """How many positions latents and what follows stand before the place behind the text."""
+        """Returns how many of the text's last words latents take the place of."""
         return 0 if self.change is None else len(self.soft)
 
     def forward(self, cache: Any, mask: Tensor, positions: Tensor, words: Tensor | None = None) -> Tensor:
@@ -217,28 +220,20 @@ def plain_loss(model: nn.Module, ids: Tensor, points: Tensor, ahead: int = 16) -
 
 
 @torch.no_grad()
-def augmented_inputs(model: nn.Module, coprocessor: Coprocessor, ids: Tensor) -> dict[str, Tensor]:
-    """Returns texts with latents behind them, as the arguments with which ``model.generate`` continues them:
-    ``inputs_embeds`` [B, L + N, D] and ``position_ids`` [B, L + N].
+def augmented_prompt(model: nn.Module, coprocessor: Coprocessor, ids: Tensor) -> Tensor:
+    """Returns texts with latents, which ``model.generate(inputs_embeds=...)`` continues: [B, L + N, D], or [B, L, D]
+    where latents stand in the place of the last words.
 
     Args:
         model: the causal LM.
         coprocessor: gives the latents.
         ids: texts of one length, int64 [B, L].
     """
-    batch, length = ids.shape
+    length = ids.shape[1]
     last = torch.tensor([length - 1], device=ids.device)
     layout = augmentation_layout(length, last, len(coprocessor.soft), 0, coprocessor.back)
     given = latents_behind(model, coprocessor, ids, text_cache(model, ids), layout)
-    positions = torch.cat([torch.arange(length, device=ids.device), layout.coprocessor_positions])
-    embeds = torch.cat([model.get_input_embeddings()(ids), given], 1)
-    return {"inputs_embeds": embeds, "position_ids": positions.expand(batch, -1)}
-
-
-def augmented_prompt(model: nn.Module, coprocessor: Coprocessor, ids: Tensor) -> Tensor:
-    """Returns the ``inputs_embeds`` of :func:`augmented_inputs`, under that function's earlier name."""
-    warnings.warn("augmented_prompt() is augmented_inputs() now, which also gives positions: use it.", FutureWarning, 2)
-    return augmented_inputs(model, coprocessor, ids)["inputs_embeds"]
+    return torch.cat([model.get_input_embeddings()(ids[:, : length - coprocessor.back]), given], 1)
 
 
 def load_coprocessor(model: nn.Module, folder: str | Path) -> Coprocessor:

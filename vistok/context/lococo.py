@@ -210,7 +210,10 @@ def read_mixing(folder: Path) -> Mixing:
     try:
         return Mixing(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise VistokError(f"'{folder}' lacks a config.json with the shape of LoCoCo's convolutions.") from error
+        raise VistokError(
+            f"'{folder}' lacks a config.json with the shape of LoCoCo's convolutions: name the folder that a recipe "
+            "wrote, or a weights file beside the Mixing that it was trained with."
+        ) from error
 
 
 def saver_state(savers: nn.ModuleList) -> dict[str, Tensor]:

@@ -96,7 +96,7 @@ class AugmentationModel:
 
     Attributes:
         latents: embeddings that are added at a point.
-        repeats: let them begin as the text's last words; see Coprocessor.
+        repeats: let them stand in the place of the text's last words, and begin as these; see Coprocessor.
     """
 
     latents: int = 16
@@ -111,10 +111,11 @@ class AugmentationTask(text.PassageTask):
         self.data = read_options(AugmentationData, recipe.data, "data")
         self.init = read_options(AugmentationInit, recipe.init, "init")
         shape = read_options(AugmentationModel, recipe.model, "model")
-        if self.data.length - self.data.ahead <= self.data.points:
+        self.first = shape.latents - 1 if shape.repeats else 0  # the first place that has as many words as are repeated
+        if self.data.length - self.data.ahead - self.first <= self.data.points:
             raise VistokError(
-                f"{self.data.points} points with {self.data.ahead} tokens behind each do not fit into "
-                f"{self.data.length}: set 'data.length' higher."
+                f"{self.data.points} points from token {self.first} on, with {self.data.ahead} tokens behind each, do "
+                f"not fit into {self.data.length}: set 'data.length' higher."
             )
         self.tokenizer, lm = text.load_lm(self.init.target)
         torch.manual_seed(recipe.seed)
@@ -126,7 +127,8 @@ class AugmentationTask(text.PassageTask):
         """Returns passages of the corpus, and the places that all of them share."""
         data, generator = self.data, torch.Generator().manual_seed(seed)
         ids = text.draw_passages(tokens, data.length, count, generator)
-        points = torch.randperm(data.length - data.ahead, generator=generator)[: data.points].sort().values
+        places = torch.randperm(data.length - data.ahead - self.first, generator=generator)
+        points = places[: data.points].sort().values + self.first
         return {"input_ids": ids, "points": points.expand(count, -1)}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
