@@ -61,6 +61,19 @@ def test_greedy_tokens_of_every_architecture(kind, attention):
         assert torch.equal(generate(model, ragged(), drafter, **options).sequences, expected)
 
 
+def test_a_class_that_wants_a_mask_of_every_sequence():
+    from transformers import XGLMConfig, XGLMForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 23, "d_model": 16, "ffn_dim": 24, "num_layers": 2, "attention_heads": 4, "init_std": 0.35}
+    model = XGLMForCausalLM(XGLMConfig(**sizes, max_position_embeddings=64, eos_token_id=None)).eval()
+    options = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
+    for inputs in ({"input_ids": prompt(3, 7, 1)}, ragged()):  # of one length, and not
+        expected = model.generate(**inputs, **options)
+        for drafter in (None, TokenRecycling(SMALL_TREE), PromptLookup(4, 2), DraftModel(model, Branching((2, 1)))):
+            assert torch.equal(generate(model, inputs, drafter, **options).sequences, expected)
+
+
 @pytest.mark.parametrize("name", drafters())
 def test_greedy_tokens_with_every_drafter(name):
     model, drafter = tiny(), drafters()[name]

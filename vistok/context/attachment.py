@@ -20,7 +20,7 @@ from vistok.context.cache import ContextCache
 from vistok.context.forward import Blocked, Call
 from vistok.context.interface import Fill, Full, Policy, Report
 from vistok.context.rotary import Rotary
-from vistok.context.support import check_model
+from vistok.context.support import attentions, check_model
 from vistok.errors import VistokError
 from vistok.models.attach import Attachment, attached, unwrapped
 from vistok.models.huggingface import cache_argument, given_cache
@@ -57,7 +57,7 @@ class Context(Attachment):
         self._rotary: Rotary | None = None
         super().__init__(model)
         self._earlier = self.config._attn_implementation
-        self._modules = [m for m in self.decoder.modules() if hasattr(m, "layer_idx") and hasattr(m, "is_causal")]
+        self._modules = attentions(self.decoder)
         self.before(self.decoder, self._before_forward)
         self.after(self.decoder, self._after_forward)
         self._switch(on=True)
@@ -69,7 +69,7 @@ class Context(Attachment):
 
     @property
     def rotary(self) -> Rotary:
-        """How keys of the model turn.
+        """Returns how keys of the model turn.
 
         Raises:
             VistokError: they cannot be turned.
@@ -190,7 +190,7 @@ class Context(Attachment):
             )
 
     def _counts(self, mask: Tensor | None, cache: ContextCache | None, batch: int, new: int) -> Tensor | None:
-        """Which new tokens are real, bool [B, T]; None if all are."""
+        """Returns which new tokens are real, bool [B, T]; None if all are."""
         if mask is None:
             return None
         columns = 0 if cache is None else cache.columns
@@ -224,11 +224,12 @@ class Context(Attachment):
             report.full += 2 * self.layers * longest
 
     def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-        """The attention of one layer, [B, T, Hq, D] of [B, H, T, D]."""
+        """Returns the attention of one layer, [B, T, Hq, D] of [B, H, T, D]."""
         call = self._call
         if k.shape[3] != v.shape[3]:
             raise VistokError(
-                f"{type(self.model).__name__} has values narrower than keys: no policy can keep them yet."
+                f"{type(self.model).__name__} has values narrower than keys, which no policy keeps: call the model "
+                "without one, or take another model."
             )
         policy = self.policy if call.cache is None else call.cache.policy
         if call.step is None:
@@ -238,15 +239,15 @@ class Context(Attachment):
             step.cache.restore(step.start)
         if call.cache is None or (policy.learns and self.model.training):
             out = policy.attend(step, module.layer_idx, call.flush(q), call.flush(k), call.flush(v), scale)
-            return call.back(out).transpose(1, 2)
+            return call.back(out).transpose(1, 2).contiguous()  # as transformers' own, of which JetMoe takes views
         with torch.no_grad():
             out = policy.attend(step, module.layer_idx, call.flush(q), call.flush(k), call.flush(v), scale)
-            out = call.back(out).transpose(1, 2)
+            out = call.back(out).transpose(1, 2).contiguous()
         return Blocked.apply(out, q) if q.requires_grad and torch.is_grad_enabled() else out
 
 
 def _option(name: str, kwargs: dict[str, Any], configs: tuple[Any, ...]) -> Any:
-    """An option of ``generate``, from the call, else its config, else the model's."""
+    """Returns an option of ``generate``, from the call, else its config, else the model's."""
     if kwargs.get(name) is not None:
         return kwargs[name]
     return next((value for config in configs if (value := getattr(config, name, None)) is not None), None)
@@ -310,7 +311,7 @@ def apply(model: nn.Module, policy: Policy) -> Context:
 
 @torch.no_grad()
 def _check_attention(model: nn.Module) -> None:
-    """Raise VistokError if full attention over the package's cache gives a model other hidden states than its own."""
+    """Raises VistokError if full attention over the package's cache gives a model other hidden states than its own."""
     if model not in _tried:
         decoder, device = model.get_decoder(), model.get_input_embeddings().weight.device
         ids = 1 + torch.arange(TRIAL, device=device)[None] % max(1, decoder.config.vocab_size - 1)

@@ -45,7 +45,7 @@ class Report:
 
     @property
     def share(self) -> float:
-        """Rows read over rows that full attention would read, 1 where nothing was decoded."""
+        """Returns rows read over rows that full attention would read, 1 where nothing was decoded."""
         return self.read / self.full if self.full else 1.0
 
 
@@ -109,21 +109,29 @@ class Step:
         else:
             self.cache.crop(torch.tensor(lengths, device=self.cache.lengths.device))
 
-    def groups(self) -> list[tuple[slice, int, int]]:
+    def groups(self, by_tokens: bool = False) -> list[tuple[slice, int, int]]:
         """Returns the sequences that can be handled together, all at once where lengths agree: (which, rows before, new
         tokens).
+
+        Args:
+            by_tokens: lengths are those of the texts too; of texts of different lengths as many rows may be left.
         """
         if self.start is None:
             return [(slice(None), 0, self.new)]
-        if self.start.common and self.counts is None:
+        if self.start.common and self.counts is None and not (by_tokens and self.ragged):
             return [(slice(None), self.start.bound, self.new)]
         before = self.start.lengths.tolist()
         counts = [self.new] * len(before) if self.counts is None else self.counts.tolist()
         return [(slice(b, b + 1), *pair) for b, pair in enumerate(zip(before, counts, strict=True))]
 
     @cached_property
+    def ragged(self) -> bool:
+        """Whether some sequence had more tokens than another one."""
+        return self.tokens is not None and bool((self.tokens != self.tokens[0]).any())
+
+    @cached_property
     def visible(self) -> Tensor | None:
-        """Which rows each token sees where all rows are kept, bool [B or 1, T, S]; None: every token sees all."""
+        """Returns which rows each token sees where all rows are kept, bool [B or 1, T, S]; None if each sees all."""
         if self.mask is not None:
             return None if self.mask.shape[1] == 1 and bool(self.mask.all()) else self.mask
         if self.start is None or self.start.common:

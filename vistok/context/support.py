@@ -11,7 +11,7 @@ BIDIRECTIONAL = ("paligemma", "gemma3")  # tokens of a picture see one another, 
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise VistokError if a model is no decoder with full attention in all layers."""
+    """Raises VistokError if a model is no decoder with full attention in all layers."""
     name, whole = type(model).__name__, getattr(model, "config", None)
     if whole is None or not hasattr(model, "get_decoder"):
         raise VistokError(f"{name} is no model of transformers: pass one that AutoModelForCausalLM loads.")
@@ -30,5 +30,13 @@ def check_model(model: nn.Module) -> None:
         )
     if getattr(whole, "model_type", "") in BIDIRECTIONAL:
         raise VistokError(f"{name} lets tokens of a picture see one another: a policy needs causal attention.")
-    if not getattr(model, "_supports_attention_backend", False):
+    decoder = model.get_decoder()
+    if not hasattr(decoder, "config"):  # ModernBertDecoder calls its output layer so
+        raise VistokError(f"{name} names no text model: no policy can work in it.")
+    if not getattr(model, "_supports_attention_backend", False) or not attentions(decoder):
         raise VistokError(f"{name} computes its attention itself: no policy can change it.")
+
+
+def attentions(decoder: nn.Module) -> list[nn.Module]:
+    """The attention modules of a text model that ask transformers' registry for their function."""
+    return [module for module in decoder.modules() if hasattr(module, "layer_idx") and hasattr(module, "is_causal")]

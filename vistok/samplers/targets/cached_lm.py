@@ -193,7 +193,7 @@ class CachedLM:
         if self.end is not None:
             positions = positions.clamp(max=self.end - 1)
         arguments = {
-            "attention_mask": self.masks(mask),
+            "attention_mask": self.masks(mask, len(tokens)),
             "position_ids": (positions + self.offset).expand(len(tokens), -1),
             "use_cache": True,
             self._cache_argument: self.rows,
@@ -241,9 +241,13 @@ class CachedLM:
         self.hidden = found[0]
         return logits
 
-    def masks(self, mask: Tensor) -> Tensor | dict[str, Tensor]:
-        """Which columns each row sees, bool [B, T, M], as the model takes it: one mask, or one a kind of layer."""
-        masks = {kind: self._mask(windowed(mask, *window)) for kind, window in self.windows.items()}
+    def masks(self, mask: Tensor, batch: int = 1) -> Tensor | dict[str, Tensor]:
+        """Which columns each row sees, bool [B or 1, T, M], as the model takes it for a batch: one mask, or one a kind
+        of layer. Some classes (XGLM) want it for every sequence.
+        """
+        masks = {
+            kind: self._mask(windowed(mask, *window)).expand(batch, -1, -1, -1) for kind, window in self.windows.items()
+        }
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _mask(self, mask: Tensor) -> Tensor:
