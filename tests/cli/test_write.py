@@ -21,7 +21,8 @@ def run(*words: str):
 def test_the_text_is_the_same_whatever_drafts():
     plain = json.loads(run("--drafter", "none", "--json").stdout)
     assert plain["text"].startswith(PROMPT) and plain["tokens"] == plain["target_forwards"] == 16
-    for drafter in ["pearl", *(name for name in TEXT_DRAFTERS if name not in ("medusa", "hidden-transfer"))]:
+    absent = ("medusa", "hidden-transfer", "clover", "s2d", "lexical-units")  # of which no weights are embedded
+    for drafter in ["pearl", *(name for name in TEXT_DRAFTERS if name not in absent)]:
         found = json.loads(run("--drafter", drafter, "--json").stdout)
         assert found["text"] == plain["text"], drafter
 

@@ -115,18 +115,25 @@ def test_edits_that_cannot_be_are_named(edits, said):
             context.edit(model, ids[:, :20], cache, [])
 
 
-def test_models_and_policies_without_edits_are_refused():
-    ids = text()
-    for rope in ({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},):
-        model = tiny(rope_parameters=rope)
-        with context.apply(model, context.Full()):
-            cache = given_cache(model(input_ids=ids))
-            with pytest.raises(VistokError, match="dynamic"):
-                context.edit(model, ids, cache, [Edit(3, 4)])
-    model = tiny("gpt2")
-    with context.apply(model, context.Full()), pytest.raises(VistokError, match="rotary"):
+@pytest.mark.parametrize(
+    ("kind", "options", "named"),
+    [
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "dynamic"),
+        ("gpt2", {}, "rotary"),
+    ],
+)
+def test_models_whose_keys_cannot_turn_are_refused_wherever_keys_turn(kind, options, named):
+    model, ids = tiny(kind, **options), text()
+    with context.apply(model, context.Full()), pytest.raises(VistokError, match=f"{named}.*TidalDecode"):
         context.edit(model, ids, given_cache(model(input_ids=ids)), [Edit(3, 4)])
-    model = tiny()
+    with pytest.raises(VistokError, match=f"{named}.*TidalDecode"):
+        context.apply(model, context.TokenSelect(8))
+    with context.apply(model, context.TidalDecode(8, 1)):  # what the sentence names does work
+        model(input_ids=ids)
+
+
+def test_policies_without_edits_are_refused():
+    ids, model = text(), tiny()
     with context.apply(model, context.StreamingLLM(2, 8)), pytest.raises(VistokError, match="streaming"):
         context.edit(model, ids, given_cache(model(input_ids=ids)), [Edit(3, 4)])
     with pytest.raises(VistokError, match="no policy"):

@@ -138,6 +138,8 @@ def test_lococo_weights_have_their_published_names_and_load_strictly(tmp_path):
         load_savers(again.savers, state | {"x.memory_saver.y": state[name]})
     with pytest.raises(VistokError, match="Mixing"):
         load_savers(again.savers, state | {name: torch.zeros(1, 2, 3)})
+    with pytest.raises(VistokError, match=f"{tmp_path.name}.*recipe"):
+        context.LoCoCo(weights=tmp_path)  # a folder without the shape
 
 
 def test_lococo_without_its_share_drops_all_but_heavy_hitters():

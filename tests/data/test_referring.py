@@ -8,7 +8,7 @@ import torch
 from vistok.data.boxes import overlap, parse_box
 from vistok.data.scenes import boxes, groups, render_masks, sample_scenes, shrink
 from vistok.data.scenes.box_tasks import TASKS, draw_box_tasks
-from vistok.data.scenes.details import detail_boxes, draw_details
+from vistok.data.scenes.details import asked_about, detail_boxes, draw_details
 from vistok.data.scenes.referring import draw_phrases, phrase_boxes, phrase_masks, phrases
 from vistok.data.scenes.vqa import token_ids
 from vistok.data.scenes.world import COLOURS, SHAPES, SIZES
@@ -92,3 +92,17 @@ def test_a_detail_is_about_the_object_in_its_box():
         word = {"colour": COLOURS[int(small.colour[b, detail.slot])], "shape": SHAPES[int(small.shape[b, detail.slot])]}
         assert detail.answer == word[detail.kind]
         assert 0 < float((box[2:] - box[:2]).max()) < 128 * 0.2
+
+
+def test_a_question_about_a_detail_has_the_same_answer_whichever_object_it_is_about():
+    details = draw_details(SCENES)
+    about = asked_about(SCENES, details)
+    several = 0
+    for b, detail in enumerate(details):
+        slots = about[b].nonzero()[:, 0].tolist()
+        told, answer = ("shape", "colour") if detail.kind == "colour" else ("colour", "shape")
+        assert detail.slot in slots and bool(SCENES.present[b, slots].all())
+        assert len({int(getattr(SCENES, told)[b, slot]) for slot in slots}) == 1
+        assert len({int(getattr(SCENES, answer)[b, slot]) for slot in slots}) == 1
+        several += len(slots) > 1
+    assert 0 < several < len(details)

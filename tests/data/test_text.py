@@ -18,3 +18,14 @@ def test_the_corpus_is_split_by_name_and_speaks_python():
     assert not any("test" in name.split(".") for name in train)
     with pytest.raises(VistokError, match="held-out"):
         next(stdlib.modules("validation"))
+
+
+def test_sources_of_an_installed_package_are_found():
+    texts = stdlib.package_documents("accelerate")
+    assert len(texts) > 20 and any("class Accelerator" in text for text in texts)
+
+
+@pytest.mark.parametrize("name", ["no_such_package", "no_such.package", "math", ""])
+def test_a_package_without_sources_is_refused(name):
+    with pytest.raises(VistokError, match=f"'{name}'.*install"):
+        stdlib.package_documents(name)

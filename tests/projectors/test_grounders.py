@@ -33,12 +33,12 @@ def pink_parts():
     return model, processor
 
 
-def read(parts, *said):
+def read(parts, *said, **options):
     torch.manual_seed(0)
     model, processor = parts
     Saying(model, processor, *said)
-    config = model.config
-    return Read(model, processor, ReadHead(config.text_config.hidden_size, config.vision_config.hidden_size).eval())
+    widths = model.config.text_config.hidden_size, model.config.vision_config.hidden_size
+    return Read(model, processor, ReadHead(*widths, **options).eval())
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 700), (700, 3), (1, 5000), (5000, 1), (64, 64), (400, 900)])
@@ -135,6 +135,20 @@ def test_sam_serves_a_model_that_points(read_parts):
     assert found.regions[0].mask.shape == (50, 40)
 
 
+@pytest.mark.parametrize(("prompt", "told"), [(16, True), (32, False)])
+def test_sam_is_prompted_with_the_state_of_seg_where_it_is_as_wide(read_parts, prompt, told):
+    sam, widths = tiny_sam(), []
+    decode = sam.model.mask_decoder.forward
+    sam.model.mask_decoder.forward = lambda **given: (
+        widths.append(given["sparse_prompt_embeddings"].shape[2]) or decode(**given)
+    )
+    grounder = read(read_parts, SEG, prompt=prompt)
+    (region,) = grounder.ground(Image.new("RGB", (40, 50)), "the circle", sam=sam).regions
+    points = int((region.points.labels >= 0).sum())
+    sam(Image.new("RGB", (40, 50)), region.points)
+    assert points and widths == [widths[1] + told, widths[1]]
+
+
 def test_a_box_of_an_answer_is_in_pixels_of_the_picture(pink_parts):
     model, processor = pink_parts
     picture = Image.new("RGB", (200, 100))
@@ -174,9 +188,20 @@ def test_bootstrapping_keeps_what_leads_back_with_the_annotated_box():
     pictures = [(picture, boxes), (picture, boxes * 6)]  # the second has too many
     kept = bootstrap(Consistent(), pictures)
     assert [(s.picture, s.box, s.text) for s in kept] == [(0, (0, 0, 50, 50), "the first")]
+    assert bootstrap(Consistent(), []) == []
     assert len(bootstrap(Consistent(), pictures, check=False)) == 2
     with pytest.raises(VistokError, match="no part"):
         bootstrap(Consistent(), [(picture, [(0, 0, 101, 5)])])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_bootstrapping_keeps_the_same_however_many_boxes_are_asked_about_at_once(batch_size):
+    first, second = (0, 0, 50, 50), (50, 50, 100, 100)
+    pictures = ((Image.new("RGB", (100, 100)), boxes) for boxes in ([first, second], [], [second, first], [first]))
+    model = Consistent()
+    kept = bootstrap(model, pictures, batch_size=batch_size)
+    assert [(s.picture, s.box) for s in kept] == [(0, first), (2, first), (3, first)]
+    assert max(model.asked) <= batch_size and sum(model.asked) == 2 * 5
 
 
 @pytest.mark.parametrize("size", [(64, 64), (500, 300)])

@@ -11,7 +11,7 @@ from tests.samplers.tiny import VOCABULARY, prompt, tiny, tiny_head
 from vistok.errors import VistokError
 from vistok.samplers import Branching, Chain, Datastore, DraftModel, EagleHead, IndependentChains, Rasd, TokenRecycling
 from vistok.samplers.drafters.rasd import fuse
-from vistok.samplers.policies.retrieval import earlier, sorted_suffixes
+from vistok.samplers.policies.retrieval import GrowingText, sorted_suffixes
 from vistok.samplers.speculation import generate
 
 OPTIONS = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
@@ -73,9 +73,24 @@ def test_suffixes_are_sorted_and_found():
 
 
 def test_what_stood_earlier_is_found_latest_first():
-    assert earlier([1, 2, 3, 1, 2, 4, 1, 2], 3, 5, 2) == ([(4, 1), (3, 1)], 2)
-    assert earlier([1, 2, 3, 1, 2, 4, 1, 2], 3, 1, 2) == ([(4, 1)], 2)
-    assert earlier([5], 3, 5, 2) == earlier([1, 2, 3], 3, 5, 2) == ([], 0)
+    text = GrowingText([1, 2, 3, 1, 2, 4, 1, 2], 3)
+    assert text.earlier(5, 2) == ([(4, 1), (3, 1)], 2)
+    assert text.earlier(1, 2) == ([(4, 1)], 2)
+    for alone in ([5], [1, 2, 3]):
+        assert GrowingText(alone, 3).earlier(5, 2) == ([], 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_text_that_grew_finds_what_a_search_of_it_finds(seed):
+    tokens, ngram, length = np.random.default_rng(seed).integers(0, 5, 60).tolist(), 4, 3
+    text = GrowingText(tokens[:3], ngram)
+    for end in range(3, 60):
+        text.extend(tokens[end : end + 1])
+        known = tokens[: end + 1]
+        found, size = text.earlier(100, length)
+        ends = {n: [at for at in range(n, len(known)) if known[at - n : at] == known[-n:]] for n in range(1, ngram + 1)}
+        assert size == max((n for n, at in ends.items() if at), default=0)
+        assert found == list(dict.fromkeys(tuple(known[at : at + length]) for at in reversed(ends.get(size, []))))
 
 
 def test_a_datastore_round_trips_and_that_of_rest_is_read(tmp_path):

@@ -20,9 +20,10 @@ def corpus(monkeypatch):
     monkeypatch.setattr(text, "documents", texts)
 
 
-def trained(case: str, folder):
+def trained(case: str, folder, **shape):
     """A task after one step, with its weights in a folder."""
-    task = build_task(tiny(case))
+    recipe = tiny(case)
+    task = build_task(replace(recipe, model=recipe.model | shape))
     batch = pure_batch(task)
     before = {name: value.clone() for name, value in task.model.lm.state_dict().items()}
     learning = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
@@ -54,21 +55,32 @@ def test_what_learns_is_measured_beside_its_rivals_on_the_same_passages():
     assert task.evaluate()["held_out_loss_heavy_hitters"] == pytest.approx(whole, abs=1e-4)
 
 
-def test_a_coprocessor_learns_beside_a_frozen_model_and_loads(tmp_path):
-    task = trained("text-mini-augmentation", tmp_path)
+@pytest.mark.parametrize("repeats", [False, True])
+def test_a_coprocessor_learns_beside_a_frozen_model_and_loads(tmp_path, repeats):
+    task = trained("text-mini-augmentation", tmp_path, repeats=repeats)
     again = load_coprocessor(task.model.lm, tmp_path)
     for one, two in zip(task.model.coprocessor.parameters(), again.parameters(), strict=True):
         assert torch.allclose(one, two, atol=2e-3)
     state = task.model.lm.state_dict()
-    (tmp_path / "config.json").write_text('{"latents": 3}')
+    (tmp_path / "config.json").write_text(json.dumps({"latents": 3, "repeats": repeats}))
     with pytest.raises(VistokError, match="soft"):
         load_coprocessor(task.model.lm, tmp_path)
     assert all(torch.equal(value, state[name]) for name, value in task.model.lm.state_dict().items())
 
 
+def test_sources_of_packages_are_learnt_from_and_never_evaluated_on():
+    recipe = tiny("text-mini-augmentation")
+    alone, both = (
+        build_task(replace(recipe, data=recipe.data | {"packages": names})) for names in ([], ["accelerate"])
+    )
+    assert len(both.tokens) > len(alone.tokens)
+    assert both.evaluate() == pytest.approx(alone.evaluate(), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("case", "entries", "named"),
     [
+        ("text-mini-augmentation", {"packages": ["no_such_package"]}, "no_such_package"),
         ("text-mini-lococo", {"length": 64}, "two chunks"),
         ("text-mini-augmentation", {"length": 20, "points": 8}, "8 points"),
     ],

@@ -185,6 +185,22 @@ def test_boxes_as_numbers_are_those_of_the_words_and_others_do_not_count(name):
     assert told.any()
 
 
+@pytest.mark.parametrize(
+    ("name", "head", "part"),
+    [("pink-mini", "numbers", "numbers"), ("vpt-mini", "numbers", "numbers"), ("chat3d-mini", "reader", "names")],
+)
+def test_no_head_reads_what_weighs_nothing(name, head, part):
+    """Without supervision a task trains nothing but what says the answers, and is told no more."""
+    recipe = tiny(name)
+    task, helped = (build_task(replace(recipe, data=recipe.data | {"supervision": w})) for w in (0.0, 3.0))
+    batch = task.batch(100, slice(0, 4))
+    with torch.no_grad():
+        said, more = task.model(**batch)[1], helped.model(**batch)[1]
+    assert set(more) - set(said) == {part}
+    alone = {n for n, _ in task.model.named_parameters()}
+    assert {n.split(".")[0] for n, _ in helped.model.named_parameters() if n not in alone} == {head}
+
+
 def test_chat3d_on_a_llava_is_stored_as_a_difference(tmp_path):
     """What is trained beside the LLaVA's language model comes back, and says what the trained model said."""
     recipe = tiny("chat3d-mini")

@@ -69,7 +69,7 @@ class Context(Attachment):
 
     @property
     def rotary(self) -> Rotary:
-        """How keys of the model turn.
+        """Returns how keys of the model turn.
 
         Raises:
             VistokError: they cannot be turned.
@@ -190,7 +190,7 @@ class Context(Attachment):
             )
 
     def _counts(self, mask: Tensor | None, cache: ContextCache | None, batch: int, new: int) -> Tensor | None:
-        """Which new tokens are real, bool [B, T]; None if all are."""
+        """Returns which new tokens are real, bool [B, T]; None if all are."""
         if mask is None:
             return None
         columns = 0 if cache is None else cache.columns
@@ -224,11 +224,12 @@ class Context(Attachment):
             report.full += 2 * self.layers * longest
 
     def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-        """The attention of one layer, [B, T, Hq, D] of [B, H, T, D]."""
+        """Returns the attention of one layer, [B, T, Hq, D] of [B, H, T, D]."""
         call = self._call
         if k.shape[3] != v.shape[3]:
             raise VistokError(
-                f"{type(self.model).__name__} has values narrower than keys: no policy can keep them yet."
+                f"{type(self.model).__name__} has values narrower than keys, which no policy keeps: call the model "
+                "without one, or take another model."
             )
         policy = self.policy if call.cache is None else call.cache.policy
         if call.step is None:
@@ -246,7 +247,7 @@ class Context(Attachment):
 
 
 def _option(name: str, kwargs: dict[str, Any], configs: tuple[Any, ...]) -> Any:
-    """An option of ``generate``, from the call, else its config, else the model's."""
+    """Returns an option of ``generate``, from the call, else its config, else the model's."""
     if kwargs.get(name) is not None:
         return kwargs[name]
     return next((value for config in configs if (value := getattr(config, name, None)) is not None), None)
@@ -310,7 +311,7 @@ def apply(model: nn.Module, policy: Policy) -> Context:
 
 @torch.no_grad()
 def _check_attention(model: nn.Module) -> None:
-    """Raise VistokError if full attention over the package's cache gives a model other hidden states than its own."""
+    """Raises VistokError if full attention over the package's cache gives a model other hidden states than its own."""
     if model not in _tried:
         decoder, device = model.get_decoder(), model.get_input_embeddings().weight.device
         ids = 1 + torch.arange(TRIAL, device=device)[None] % max(1, decoder.config.vocab_size - 1)

@@ -74,7 +74,7 @@ class ContextCache(Cache):
         self.tokens: Tensor | None = None
 
     def allocate(self, q: Tensor, k: Tensor) -> KVCache:
-        """Make the rows, for queries and keys of the first forward [B, H, T, D]."""
+        """Makes and returns the rows, for queries and keys of the first forward [B, H, T, D]."""
         heads = self.policy.cache_heads(q.shape[1], k.shape[1])
         length = k.shape[2] + ROOM if self.policy.keeps_all else ROOM
         self.rows = KVCache(len(self.layers), len(k), length, heads, k.shape[3], k.dtype, k.device)
@@ -85,7 +85,7 @@ class ContextCache(Cache):
         return self.policy.keeps_all
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens, so many as the negative number says; or (a positive one) all behind so many.
+        """Forgets the last tokens, so many as the negative number says; or (a positive one) all behind so many.
 
         Raises:
             VistokError: the policy has dropped rows, so it cannot go back.
@@ -117,5 +117,5 @@ class ContextCache(Cache):
         self.policy.reset()
 
     def step_tokens(self, batch: int, device: torch.device) -> Tensor:
-        """Real tokens so far, int64 [B]."""
+        """Returns the real tokens so far, int64 [B]."""
         return torch.zeros(batch, dtype=torch.int64, device=device) if self.tokens is None else self.tokens

@@ -25,7 +25,7 @@ QUERIES = 512  # of a forward that go together, so that memory does not grow wit
 
 
 def pool_weights(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
-    """How the tokens of a group are weighed, by the group's last query.
+    """Returns how the tokens of a group are weighed, by the group's last query.
 
     Args:
         q: last queries of P groups [B, Hq, P, D].
@@ -42,7 +42,7 @@ def pool_weights(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
 
 
 def visible_cores(first: int, new: int, cores: int, raw: tuple[int, int], group: int, window: int) -> Tensor:
-    """What tokens see: core tokens, then raw ones.
+    """Returns what tokens see: core tokens, then raw ones.
 
     Args:
         first: number of the first token.
@@ -116,7 +116,7 @@ class CoreContext(Policy):
         return out
 
     def whole(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-        """Attention of a whole sequence to itself, with gradients: [B, Hq, L, D] over [B, Hkv, L, D]."""
+        """Returns a whole sequence's attention to itself, with gradients: [B, Hq, L, D] over [B, Hkv, L, D]."""
         length = q.shape[2]
         if length < self.window + self.group:
             return attention(q, k, v, causal=True, scale=scale)
@@ -160,13 +160,15 @@ class CoreContext(Policy):
         return out, kept[0].shape[2]
 
     def dropped(self, tokens: int) -> int:
-        """Groups whose raw tokens nobody sees behind so many tokens."""
+        """Returns how many groups have raw tokens that nobody sees behind so many tokens."""
         return min(max(0, tokens + 1 - self.window) // self.group, tokens // self.group)
 
     def cores(
         self, q: Tensor, k: Tensor, v: Tensor, first: int, raw: int, scale: float | None
     ) -> tuple[Tensor, Tensor]:
-        """Core tokens of the groups that the tokens ``first ..`` of ``q`` complete; ``k, v`` begin at token ``raw``."""
+        """Returns keys and values of the groups that the tokens ``first ..`` of ``q`` complete; ``k, v`` begin at token
+        ``raw``.
+        """
         size = self.group
         begin, end = first // size, (first + q.shape[2]) // size
         if begin == end:

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from vistok.context.attachment import Context, active
 from vistok.context.cache import ContextCache
 from vistok.errors import VistokError
 from vistok.models.attach import unwrapped
-from vistok.models.huggingface import cache_argument
+from vistok.models.huggingface import cache_argument, head_width
 from vistok.ops.reencode import EditPlan, plan_edits, reencode_keys
 
 
@@ -97,26 +98,26 @@ def edit(
     if len(each) != len(texts):
         raise VistokError(f"{len(texts)} texts need as many lists of edits, got {len(each)}.")
     _check_cache(cache, texts)
-    cached, whole, ran = cache.tokens.tolist(), 0, []
-    changed, costs = [], [0.0, 0.0]
+    cached, ran, changed, costs = cache.tokens.tolist(), [], [], [0.0, 0.0]
     plans = [_plan(context, text, its) for text, its in zip(texts, each, strict=True)]  # before anything is changed
     for b, (text, its) in enumerate(zip(texts, each, strict=True)):
         new, fresh = _edit_one(context, cache, b, text, cached[b], its, plans[b])
         changed.append(new)
         ran.append(len(fresh) + 1)
-        whole += len(new)
         for part, (tokens, pairs) in enumerate(_work(fresh.tolist(), len(new))):
             costs[part] += tokens * _weights(context.decoder) + pairs * _pair(context.config)
-    lengths = [len(text) for text in changed]
-    width = max(lengths)
-    out = torch.full((len(changed), width), pad, dtype=ids.dtype, device=ids.device)
-    for row, text in zip(out, changed, strict=True):
-        row[width - len(text) :] = text
-    places = torch.arange(width, device=ids.device) >= width - torch.tensor(lengths, device=ids.device)[:, None]
-    cache.tokens = torch.tensor(lengths, device=ids.device) - 1
-    cache.columns = width - 1
-    cache.rows.crop(width - 1 if len(set(lengths)) == 1 else cache.tokens)
-    return Edited(out, places.long(), cache, sum(ran), whole, costs[0] / costs[1])
+    out, real = _padded(changed, pad)
+    cache.tokens = real.sum(1) - 1
+    cache.columns = out.shape[1] - 1
+    cache.rows.crop(cache.columns if bool(real.all()) else cache.tokens)
+    return Edited(out, real.long(), cache, sum(ran), int(real.sum()), costs[0] / costs[1])
+
+
+def _padded(texts: list[Tensor], pad: int) -> tuple[Tensor, Tensor]:
+    """Returns texts padded on the left, int64 [B, T], and which of their tokens are real, bool [B, T]."""
+    ids = pad_sequence(texts, batch_first=True, padding_value=pad, padding_side="left")
+    lengths = torch.tensor([len(text) for text in texts], device=ids.device)
+    return ids, torch.arange(ids.shape[1], device=ids.device) >= ids.shape[1] - lengths[:, None]
 
 
 def _check_cache(cache: ContextCache, texts: list[Tensor]) -> None:
@@ -132,7 +133,7 @@ def _check_cache(cache: ContextCache, texts: list[Tensor]) -> None:
 
 
 def _plan(context: Context, text: Tensor, edits: Sequence[Edit]) -> EditPlan:
-    """Where the tokens of a text go, if they can."""
+    """Returns where the tokens of a text go, if they can."""
     table = torch.tensor([(e.start, e.end, len(e.tokens)) for e in edits], dtype=torch.int64).view(-1, 3)
     plan = plan_edits(len(text), table.to(text.device))
     if plan.length == 0:
@@ -155,7 +156,7 @@ def _edit_one(
     edits: Sequence[Edit],
     plan: EditPlan,
 ) -> tuple[Tensor, Tensor]:
-    """The new text, and the places of its tokens that were run."""
+    """Returns the new text, and the places of its tokens that were run."""
     rotary = context.rotary
     new = text.new_empty(plan.length)
     new[plan.position] = text[plan.kept]
@@ -184,16 +185,15 @@ def _edit_one(
 
 
 def _work(fresh: list[int], length: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Tokens and pairs of tokens that attend, of the edit with the last token's step, and of a new prefill."""
+    """Returns tokens and pairs of tokens that attend, of the edit with the last token's step, and of a new prefill."""
     return (len(fresh) + 1, sum(fresh) + len(fresh) + length), (length, length * (length + 1) // 2)
 
 
 def _weights(decoder: nn.Module) -> int:
-    """Multiply-adds that a token costs in the decoder's layers, but for attention."""
+    """Returns the multiply-adds that a token costs in the decoder's layers, but for attention."""
     return sum(parameter.numel() for parameter in decoder.layers.parameters())
 
 
 def _pair(config: Any) -> int:
-    """Multiply-adds that a pair of tokens costs in all layers."""
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * config.num_attention_heads * dim
+    """Returns the multiply-adds that a pair of tokens costs in all layers."""
+    return 2 * config.num_hidden_layers * config.num_attention_heads * head_width(config)

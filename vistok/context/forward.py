@@ -31,7 +31,7 @@ class Call:
             self.place = (real.long().cumsum(1) - 1).clamp(min=0)
 
     def begin(self, q: Tensor, k: Tensor, report: Report) -> None:
-        """The first layer has queries and keys: make the step, and the rows of a new cache."""
+        """Makes the step, and the rows of a new cache, when the first layer has queries and keys."""
         self.batch = len(q)
         counts = None if self.real is None else self.real.sum(1)
         positions = self.positions
@@ -47,11 +47,11 @@ class Call:
         self.step = Step(rows, self.new, counts, **options)
 
     def flush(self, x: Tensor) -> Tensor:
-        """[B, H, T, D] with the real tokens of each sequence first."""
+        """Returns [B, H, T, D] with the real tokens of each sequence first."""
         return x if self.real is None else _picked(x, self.order)
 
     def back(self, x: Tensor) -> Tensor:
-        """[B, H, T, D] in the order of the prompt again."""
+        """Returns [B, H, T, D] in the order of the prompt again."""
         return x if self.real is None else _picked(x, self.place)
 
 

@@ -45,7 +45,7 @@ class Report:
 
     @property
     def share(self) -> float:
-        """Rows read over rows that full attention would read, 1 where nothing was decoded."""
+        """Returns rows read over rows that full attention would read, 1 where nothing was decoded."""
         return self.read / self.full if self.full else 1.0
 
 
@@ -131,7 +131,7 @@ class Step:
 
     @cached_property
     def visible(self) -> Tensor | None:
-        """Which rows each token sees where all rows are kept, bool [B or 1, T, S]; None: every token sees all."""
+        """Returns which rows each token sees where all rows are kept, bool [B or 1, T, S]; None if each sees all."""
         if self.mask is not None:
             return None if self.mask.shape[1] == 1 and bool(self.mask.all()) else self.mask
         if self.start is None or self.start.common:

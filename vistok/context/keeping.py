@@ -40,7 +40,7 @@ class Keeper(Policy):
         """
 
     def visible(self, tokens: int, before: int, new: int) -> Tensor | None:
-        """Which of ``before + new`` rows the new tokens see, bool [1, T, S]; ``tokens`` came before them."""
+        """Returns which of ``before + new`` rows the new tokens see, bool [1, T, S]; ``tokens`` came before them."""
         return None if new == 1 else causal(torch.tensor([before]), new, before + new)
 
     def reset(self) -> None:
@@ -87,7 +87,7 @@ class Keeper(Policy):
     def _attention(
         self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: float | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention [B, Hq, T, D], and what each row got of it where that is wanted."""
+        """Returns attention [B, Hq, T, D], and what each row got of it where that is wanted."""
         visible = None if visible is None else visible.to(q.device)
         if not self.scored:
             return decode(q, k, v, None if visible is None else visible[:, None], scale), None
@@ -97,7 +97,9 @@ class Keeper(Policy):
 
 
 def attention_weights(q: Tensor, k: Tensor, visible: Tensor | None, scale: float | None) -> Tensor:
-    """Softmax [B, Hkv, G, T, S] of queries [B, Hq, T, D] over keys [B, Hkv, S, D]; ``visible`` bool [B or 1, T, S]."""
+    """Returns the softmax [B, Hkv, G, T, S] of queries [B, Hq, T, D] over keys [B, Hkv, S, D], of which tokens see
+    ``visible``, bool [B or 1, T, S].
+    """
     grouped = q.unflatten(1, (k.shape[1], -1)) * (q.shape[-1] ** -0.5 if scale is None else scale)
     scores = (grouped.flatten(2, 3) @ k.mT).unflatten(2, grouped.shape[2:4])
     scores = scores if scores.dtype == torch.float64 else scores.float()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vistok.context.interface import at_least
 from vistok.context.keeping import Keeper, top_rows
 from vistok.errors import VistokError
-from vistok.models.huggingface import cache_argument, given_cache
+from vistok.models.huggingface import cache_argument, given_cache, head_width
 from vistok.ops.selection import gather_rows
 
 SLACK = 16  # rows beyond the memory before it is compressed, as published
@@ -191,9 +191,8 @@ class LoCoCo(HeavyHitters):
         if self.savers is not None:
             return
         config = model.config.get_text_config(decoder=True)
-        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         weight = model.get_input_embeddings().weight
-        savers = nn.ModuleList(MemorySaver(self.mixing, dim) for _ in range(config.num_hidden_layers))
+        savers = nn.ModuleList(MemorySaver(self.mixing, head_width(config)) for _ in range(config.num_hidden_layers))
         self.savers = savers.to(weight.device, weight.dtype)
         if self.weights is not None:
             load_savers(self.savers, self.weights)
@@ -203,7 +202,7 @@ class LoCoCo(HeavyHitters):
 
 
 def read_mixing(folder: Path) -> Mixing:
-    """The shape of trained convolutions, from the folder that their recipe wrote.
+    """Returns the shape of trained convolutions, from the folder that their recipe wrote.
 
     Raises:
         VistokError: there is none.
@@ -211,11 +210,14 @@ def read_mixing(folder: Path) -> Mixing:
     try:
         return Mixing(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise VistokError(f"'{folder}' lacks a config.json with the shape of LoCoCo's convolutions.") from error
+        raise VistokError(
+            f"'{folder}' lacks a config.json with the shape of LoCoCo's convolutions: name the folder that a recipe "
+            "wrote, or a weights file beside the Mixing that it was trained with."
+        ) from error
 
 
 def saver_state(savers: nn.ModuleList) -> dict[str, Tensor]:
-    """Weights of all layers under their published names."""
+    """Returns the weights of all layers under their published names."""
     return {
         PREFIX.format(layer) + name: tensor
         for layer, saver in enumerate(savers)
@@ -224,7 +226,7 @@ def saver_state(savers: nn.ModuleList) -> dict[str, Tensor]:
 
 
 def load_savers(savers: nn.ModuleList, weights: Mapping[str, Tensor] | str | Path) -> None:
-    """Fill the modules of all layers from the published names, strictly.
+    """Fills the modules of all layers from the published names, strictly.
 
     Raises:
         VistokError: a file that cannot be read, a missing, unexpected or misshapen weight.
@@ -254,7 +256,7 @@ def load_savers(savers: nn.ModuleList, weights: Mapping[str, Tensor] | str | Pat
 
 
 def chunk_losses(model: nn.Module, ids: Tensor, chunk: int = 512, weights: Tensor | None = None) -> Iterator[Tensor]:
-    """The losses of a text's chunks, each read over the compressed cache of those before, as LoCoCo is trained.
+    """Yields the losses of a text's chunks, each read over the compressed cache of those before, as LoCoCo is trained.
 
     Take an optimizer step, or accumulate, after each: gradients reach the convolutions through one chunk alone, and not
     at all (``requires_grad`` is false) where the cache had room. The model must be in training mode, under

@@ -18,6 +18,7 @@ from vistok.models.huggingface import cache_argument, given_cache
 from vistok.ops.rope import Layout, rotate
 
 FAR = 7  # positions between the two trials
+MEND = "take a policy that turns no keys, such as TidalDecode, and read an edited text anew"
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
 HALF_TOLERANCE = 0.1
 
@@ -64,16 +65,16 @@ class Rotary:
         if kind == "dynamic":
             raise VistokError(
                 f"{name} has dynamic NTK rotations, whose base follows the length of the text, so cached keys cannot "
-                "be turned: take a model with another rope_type."
+                f"be turned: {MEND}, or take a model with another rope_type."
             )
         if "mrope_section" in _options(config):
             raise VistokError(
-                f"{name} gives tokens of pictures three positions, so cached keys cannot be turned by one."
+                f"{name} gives tokens of pictures three positions, so cached keys cannot be turned by one: {MEND}."
             )
         frequencies = getattr(module, "inv_freq", None)
         if not isinstance(frequencies, Tensor):
             raise VistokError(
-                f"{name} has no one rotary embedding, so its cached keys cannot be turned to new positions."
+                f"{name} has no one rotary embedding, so its cached keys cannot be turned to new positions: {MEND}."
             )
         limit = None
         if kind == "longrope":
@@ -89,7 +90,7 @@ class Rotary:
             if all(t or s for t, s in zip(turned, still, strict=True)) and not all(still):
                 rotary.turns = [not s for s in still]
                 return rotary
-        raise VistokError(f"keys of {name} do not turn with their positions alone, so a cache cannot be re-encoded.")
+        raise VistokError(f"keys of {name} do not turn with their positions alone, so cached ones cannot be: {MEND}.")
 
 
 def _options(config: Any) -> dict[str, Any]:

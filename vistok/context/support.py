@@ -11,7 +11,7 @@ BIDIRECTIONAL = ("paligemma", "gemma3")  # tokens of a picture see one another, 
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise VistokError if a model is no decoder with full attention in all layers."""
+    """Raises VistokError if a model is no decoder with full attention in all layers."""
     name, whole = type(model).__name__, getattr(model, "config", None)
     if whole is None or not hasattr(model, "get_decoder"):
         raise VistokError(f"{name} is no model of transformers: pass one that AutoModelForCausalLM loads.")

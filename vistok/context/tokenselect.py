@@ -88,7 +88,7 @@ class TokenSelect(Policy):
     def _read(
         self, step: Step, layer: int, which: slice, q: Tensor, k: Tensor, v: Tensor, scale: float | None, batch: int
     ) -> Tensor:
-        """Attention of consecutive tokens, the last of the rows, over what they choose."""
+        """Returns the attention of consecutive tokens, the last of the rows, over what they choose."""
         new, rows, share = q.shape[2], k.shape[2], len(q) / batch
         local = max(self.local, new)
         if self.init + self.top_k + local < rows:
@@ -108,7 +108,7 @@ class TokenSelect(Policy):
     def _choose(
         self, step: Step, choice: Choice, which: slice, layer: int, q: Tensor, k: Tensor, local: int, share: float
     ) -> Tensor:
-        """Chosen rows in their order, int64 [B, top_k]."""
+        """Returns chosen rows in their order, int64 [B, top_k]."""
         query = self.mean_query(q, layer)
         flat = query.flatten(1)
         stale = torch.ones(len(q), dtype=torch.bool, device=q.device)
@@ -123,21 +123,22 @@ class TokenSelect(Policy):
         return choice.rows[which]
 
     def mean_query(self, q: Tensor, layer: int = 0) -> Tensor:
-        """The query of tokens that choose together, [B, Hq, D] of un-rotated [B, Hq, T, D]: the mean of them, turned as
-        if un-rotated keys stood ``local`` tokens and more before them."""
+        """Returns the query of tokens that choose together, [B, Hq, D] of un-rotated [B, Hq, T, D]: the mean of them,
+        turned as if un-rotated keys stood ``local`` tokens and more before them.
+        """
         if self.rotary.turns[layer]:
             q = self.rotary.turn(q, self.local + torch.arange(q.shape[2], device=q.device))
         return q.mean(2)
 
     def votes(self, query: Tensor, k: Tensor) -> Tensor:
-        """Votes for candidates [B, N] by one query a head [B, Hq, D] over their un-rotated keys [B, Hkv, N, D]."""
+        """Returns candidates' votes [B, N] by one query a head [B, Hq, D] over un-rotated keys [B, Hkv, N, D]."""
         votes = vote_rows(query, k, modulo=self.reference)
         if self.pool is None:
             return votes
         return F.max_pool1d(votes[:, None], self.pool, 1, self.pool // 2)[:, 0]
 
     def winners(self, votes: Tensor) -> Tensor:
-        """The ``top_k`` candidates of most votes in their order, int64 [B, top_k] of [B, N]."""
+        """Returns the ``top_k`` candidates of most votes in their order, int64 [B, top_k] of [B, N]."""
         if self.pool is None:
             return votes.topk(self.top_k, sorted=False).indices.sort().values
         # Neighbours share a maximum: among equals the first wins, whatever the batch.
@@ -153,6 +154,6 @@ class Choice:
 
 
 def cosine(query: Tensor, kept: Tensor) -> Tensor:
-    """Cosine of queries with those that chose, [B]; -2, below every threshold, where none has."""
+    """Returns the cosine of queries with those that chose, [B]; -2, below every threshold, where none has."""
     found = F.cosine_similarity(query.float(), kept.float(), -1)
     return torch.where(kept.abs().amax(-1) > 0, found, -2.0)

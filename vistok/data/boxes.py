@@ -36,7 +36,7 @@ def box_text(box: Sequence[float], wh: Sequence[float], decimals: int = DECIMALS
 
 
 def check_box(box: Sequence[float], wh: Sequence[float]) -> None:
-    """Raise VistokError unless a box in pixels has an extent and lies within a picture of that width and height."""
+    """Raises VistokError unless a box in pixels has an extent and lies within a picture of that width and height."""
     if len(box) != 4:
         raise VistokError(f"a box is x0,y0,x1,y1 in pixels, got {len(box)} numbers.")
     x0, y0, x1, y1 = box
@@ -85,7 +85,7 @@ def overlap(a: Tensor, b: Tensor, legacy: bool = False) -> Tensor:
 def self_consistent(
     boxes: Tensor, grounded: Tensor, told: Tensor, threshold: float = AGREES, legacy: bool = False
 ) -> Tensor:
-    """Which expressions that a model gave to boxes lead it back to them.
+    """Returns which expressions that a model gave to boxes lead it back to them.
 
     Args:
         boxes: annotated boxes [R, 4] in pixels.

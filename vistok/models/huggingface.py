@@ -1,5 +1,5 @@
-"""What differs between releases of transformers: 5.24 renamed ``past_key_values``, of forwards and their outputs,
-``cache``.
+"""What differs between releases of transformers (5.24 renamed ``past_key_values``, of forwards and their outputs,
+``cache``), and between its configurations.
 """
 
 from __future__ import annotations
@@ -10,19 +10,23 @@ from typing import Any
 
 from torch import nn
 
+_PLACEHOLDERS = ("image_token", "video_token", "boi_token", "eoi_token", "image_start_token", "image_end_token")
+
 
 def given_cache(arguments: Mapping[str, Any]) -> Any | None:
-    """The KV cache among the keyword arguments of a forward, or in its output."""
+    """Returns the KV cache among the keyword arguments of a forward, or in its output; None without one."""
     cache = arguments.get("cache")
     return cache if cache is not None else arguments.get("past_key_values")
 
 
 def cache_argument(model: nn.Module) -> str:
-    """Under which name a model's forward takes a KV cache."""
+    """Returns the name under which a model's forward takes a KV cache."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
-_PLACEHOLDERS = ("image_token", "video_token", "boi_token", "eoi_token", "image_start_token", "image_end_token")
+def head_width(config: Any) -> int:
+    """Returns the width of an attention head by a text model's configuration, which may leave it to be told."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def placeholder_in(processor: Any, text: str) -> str | None:

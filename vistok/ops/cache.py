@@ -66,16 +66,16 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        """Rows S allocated for each sequence."""
+        """Returns the rows S allocated for each sequence."""
         return self.keys.shape[3]
 
     @property
     def common_length(self) -> int | None:
-        """The one length of all sequences where the host knows it, else None."""
+        """Returns the one length of all sequences where the host knows it, else None."""
         return self.bound if self._common else None
 
     def narrow(self, batch: int) -> KVCache:
-        """The first ``batch`` sequences alone, sharing memory; later changes of either's lengths are its own."""
+        """Returns the first ``batch`` sequences in shared memory; later changes of either's lengths are its own."""
         part = object.__new__(KVCache)
         part.keys, part.values = self.keys[:, :batch], self.values[:, :batch]
         part.lengths, part._batch_index = self.lengths[:batch].clone(), self._batch_index[:batch]
@@ -83,7 +83,7 @@ class KVCache:
         return part
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store T new rows of each sequence at rows ``lengths[b] .. lengths[b] + T - 1`` of one layer.
+        """Stores T new rows of each sequence at rows ``lengths[b] .. lengths[b] + T - 1`` of one layer.
 
         Args:
             layer: which layer.
@@ -113,7 +113,7 @@ class KVCache:
         return keys[:, :, :end], values[:, :, :end]
 
     def advance(self, rows: int | Tensor) -> None:
-        """Keep the last written rows: all sequences the same number, or [B] numbers of their own."""
+        """Keeps the last written rows: all sequences the same number, or [B] numbers of their own."""
         if isinstance(rows, int):
             self.lengths += rows
             self.bound += rows
@@ -122,7 +122,7 @@ class KVCache:
             self._ragged(self.bound + self._width)
 
     def commit(self, path: Tensor, count: Tensor) -> None:
-        """Keep the accepted path of the last written draft, in all layers at once, and drop its other rows.
+        """Keeps the accepted path of the last written draft, in all layers at once, and drops its other rows.
 
         Row ``lengths[b] + i`` becomes row ``lengths[b] + path[b, i]`` for ``i < count[b]``; then the
         sequence is ``count[b]`` rows longer. Keys keep their rotation: a node's depth, not its row, fixed
@@ -153,7 +153,7 @@ class KVCache:
             cached[:, :, :, self.bound : end] = cached.index_select(3, self.bound + path)
 
     def crop(self, lengths: int | Tensor) -> None:
-        """Set a common length, or [B] lengths of their own; rows that were never written must not come into use."""
+        """Sets a common length, or [B] lengths of their own; rows that were never written must not come into use."""
         if isinstance(lengths, int):
             self.lengths.fill_(lengths)
             self.bound, self._common = lengths, True
@@ -162,23 +162,23 @@ class KVCache:
             self._ragged(self.bound)
 
     def reserve(self, length: int) -> None:
-        """Make room for sequences of ``length`` rows, at least twice those of now, so appending is cheap."""
+        """Makes room for sequences of ``length`` rows, at least twice those of now, so appending is cheap."""
         if length <= self.capacity:
             return
         more = max(length, 2 * self.capacity) - self.capacity
         self.keys, self.values = (F.pad(x, (0, 0, 0, more)) for x in (self.keys, self.values))
 
     def mark(self) -> Mark:
-        """Lengths as they are now, for :meth:`restore`."""
+        """Returns the lengths as they are now, for :meth:`restore`."""
         return Mark(self.lengths.clone(), self.bound, self._common)
 
     def restore(self, mark: Mark) -> None:
-        """Go back to marked lengths; rows that were written since are dropped, or written again by another layer."""
+        """Goes back to marked lengths; rows that were written since are dropped, or written again by another layer."""
         self.lengths.copy_(mark.lengths)
         self.bound, self._common = mark.bound, mark.common
 
     def replace(self, layer: int, k: Tensor, v: Tensor, which: slice = slice(None), first: int = 0) -> None:
-        """Put other rows in the place of some of a layer's; lengths are for :meth:`crop`.
+        """Puts other rows in the place of some of a layer's; lengths are for :meth:`crop`.
 
         Args:
             layer: which layer.
@@ -193,7 +193,7 @@ class KVCache:
         self.values[layer, which, :, first:last] = v
 
     def move(self, sequence: int, rows: Tensor, to: Tensor, turn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-        """Put rows of a sequence elsewhere, in all layers; lengths are for :meth:`crop`.
+        """Puts rows of a sequence elsewhere, in all layers; lengths are for :meth:`crop`.
 
         Args:
             sequence: which.
@@ -207,7 +207,7 @@ class KVCache:
         self.values[:, sequence].index_copy_(2, to, values)
 
     def reorder(self, sequences: Tensor) -> None:
-        """Sequence b becomes a copy of sequence ``sequences[b]``, int64 [B]: beams."""
+        """Makes sequence b a copy of sequence ``sequences[b]``, int64 [B]: beams."""
         self.keys[..., : self.bound, :] = self.keys[..., : self.bound, :].index_select(1, sequences)
         self.values[..., : self.bound, :] = self.values[..., : self.bound, :].index_select(1, sequences)
         self.lengths.copy_(self.lengths[sequences])
@@ -226,7 +226,7 @@ class KVCache:
 
 
 def commit_rows(keys: Tensor, values: Tensor, lengths: Tensor, path: Tensor, count: Tensor) -> None:
-    """Torch reference of the move in :meth:`KVCache.commit`, in place on keys and values [L, B, H, S, D]."""
+    """Moves rows as :meth:`KVCache.commit` does, in place on keys and values [L, B, H, S, D]: the torch reference."""
     steps = torch.arange(path.shape[1], device=path.device)
     used = steps < count[:, None]
     # Padding repeats the first copy of its sequence, so equal targets get equal rows.

@@ -20,7 +20,7 @@ HIDDEN = -torch.inf
 def vote_rows(
     q: Tensor, k: Tensor, visible: Tensor | None = None, *, scale: float = 1.0, modulo: bool = False
 ) -> Tensor:
-    """The share of attention that every cached row gets, summed over query heads.
+    """Returns the share of attention that every cached row gets, summed over query heads.
 
     Args:
         q: one query a head, [B, Hq, D].
@@ -50,7 +50,7 @@ def vote_rows(
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of a cache by head.
+    """Returns rows of a cache by head.
 
     Args:
         x: keys or values [B, H, S, D]; a view of the rows in use of a larger cache costs no copy.
@@ -74,7 +74,7 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
 def gathered_attention(
     q: Tensor, k: Tensor, v: Tensor, index: Tensor, visible: Tensor | None = None, *, scale: float | None = None
 ) -> Tensor:
-    """Attention of few queries over chosen rows of a cache; no other row is read.
+    """Returns the attention of few queries over chosen rows of a cache; no other row is read.
 
     Args:
         q: queries [B, Hq, T, D].
@@ -102,7 +102,7 @@ def gathered_attention(
 
 
 def decode(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, scale: float | None = None) -> Tensor:
-    """Attention of few queries, where heads that share keys are read as the queries of one head.
+    """Returns the attention of few queries, where heads that share keys are read as the queries of one head.
 
     Args and result as :func:`vistok.ops.attention`, ``visible`` broadcastable to [B, Hq, T, S].
     """

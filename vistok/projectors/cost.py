@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vistok.models.huggingface import head_width
+
 
 def _shapes(config: Any) -> list[tuple[int, int, int]]:
     """Query width, key-value width and weights of each layer; layers of short convolutions (LFM2) have no keys."""
     width, heads = config.hidden_size, config.num_attention_heads
-    head = getattr(config, "head_dim", None) or width // heads
+    head = head_width(config)
     queries, keys = heads * head, (getattr(config, "num_key_value_heads", None) or heads) * head
     gated = 3 * width * config.intermediate_size
     attends = (queries, keys, 2 * width * queries + 2 * width * keys + gated)

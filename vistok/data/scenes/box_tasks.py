@@ -35,7 +35,7 @@ class BoxTask(NamedTuple):
 def draw_box_tasks(
     scenes: Scenes, count: int, tasks: Sequence[str] = TASKS, decimals: int = 3, variant: int = 0
 ) -> list[list[BoxTask]]:
-    """Tasks about each scene, the kinds evenly; where a scene has none of a kind, a caption of a box takes its place.
+    """Returns tasks about each scene, the kinds evenly; a caption of a box where there is none of a kind.
 
     Args:
         scenes: B scenes.
@@ -74,7 +74,7 @@ class _Scene(NamedTuple):
 
 
 def _rooms(scenes: Scenes, decimals: int) -> list[_Scene]:
-    """What the makers of tasks need of each scene."""
+    """Returns what the makers of tasks need of each scene."""
     single = [[p for p in phrases(scene) if p.kind != "several"] for scene in groups(scenes)]
     most = max(1, *map(len, single))
     padded = [row + [Phrase("", -1, "absent")] * (most - len(row)) for row in single]

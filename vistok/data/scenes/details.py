@@ -23,7 +23,7 @@ class Detail(NamedTuple):
 
 
 def draw_details(scenes: Scenes, variant: int = 0) -> list[Detail]:
-    """One question about each scene: the colour of an object told by its shape, or the reverse.
+    """Returns one question about each scene: the colour of an object told by its shape, or the reverse.
 
     Where no object is alone in its shape or its colour, the question is about the first one's colour, which all objects
     of its shape share if they are of one group.
@@ -55,6 +55,14 @@ def draw_details(scenes: Scenes, variant: int = 0) -> list[Detail]:
 
 
 def detail_boxes(scenes: Scenes, details: list[Detail], side: int) -> Tensor:
-    """Boxes of the objects that are asked about in pixels of a picture of that side, float32 [B, 4]."""
+    """Returns boxes of the objects that are asked about in pixels of a picture of that side, float32 [B, 4]."""
     rows = torch.arange(len(scenes))
     return boxes(scenes, side)[rows, torch.tensor([detail.slot for detail in details])].clamp(0, side)
+
+
+def asked_about(scenes: Scenes, details: list[Detail]) -> Tensor:
+    """Returns which objects each question is about, bool [B, 4]: several where none is alone in what it tells."""
+    slot = torch.tensor([[detail.slot] for detail in details])
+    by_colour = torch.tensor([[detail.kind == "shape"] for detail in details])
+    same = [column == column.gather(1, slot) for column in (scenes.shape, scenes.colour)]
+    return scenes.present & torch.where(by_colour, same[1], same[0])

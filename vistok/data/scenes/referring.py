@@ -30,7 +30,7 @@ class Phrase(NamedTuple):
 
 
 def phrases(scene: list[Group]) -> list[Phrase]:
-    """Every phrase about a scene's groups whose meaning is certain, but those about absent kinds."""
+    """Returns every phrase about a scene's groups whose meaning is certain, but those about absent kinds."""
     out = []
     for number, group in enumerate(scene):
         shown = group.shape if group.count == 1 else plural(group.shape)
@@ -71,7 +71,7 @@ def _related(scene: list[Group], number: int, group: Group) -> list[Phrase]:
 
 
 def draw_phrases(scenes: Scenes, count: int, absent: float = 0.15, variant: int = 0) -> list[list[Phrase]]:
-    """Phrases about each scene; a group is drawn, then a kind of phrase, then a phrase. They may repeat.
+    """Returns phrases about each scene; a group is drawn, then a kind of phrase, then a phrase. They may repeat.
 
     Args:
         scenes: B scenes.
@@ -97,7 +97,7 @@ def draw_phrases(scenes: Scenes, count: int, absent: float = 0.15, variant: int 
 
 
 def _absent(scene: list[Group], rng: random.Random) -> Phrase:
-    """A kind that no group has: near misses, which share the colour or the shape of one, half of the time."""
+    """Returns a kind that no group has: near misses, which share the colour or the shape of one, half of the time."""
     present = {(group.colour, group.shape) for group in scene}
     seen = rng.choice(scene)
     while True:
@@ -110,19 +110,19 @@ def _absent(scene: list[Group], rng: random.Random) -> Phrase:
 
 
 def _members(scenes: Scenes, drawn: list[list[Phrase]]) -> Tensor:
-    """Which slots each phrase means, bool [B, K, 4]; none where it means nothing."""
+    """Returns which slots each phrase means, bool [B, K, 4]; none where it means nothing."""
     wanted = torch.tensor([[phrase.group for phrase in row] for row in drawn])
     return (scenes.group[:, None] == wanted[..., None]) & scenes.present[:, None]
 
 
 def phrase_masks(scenes: Scenes, drawn: list[list[Phrase]], side: int) -> Tensor:
-    """What each phrase means as coverage of pixels, float32 [B, K, side, side] in [0, 1]."""
+    """Returns what each phrase means as coverage of pixels, float32 [B, K, side, side] in [0, 1]."""
     members = _members(scenes, drawn).float()
     return torch.einsum("bko,bohw->bkhw", members, render_masks(scenes, side)).clamp(max=1)
 
 
 def phrase_boxes(scenes: Scenes, drawn: list[list[Phrase]], side: int) -> Tensor:
-    """The tight box around what each phrase means in pixels, float32 [B, K, 4]; zero where it means nothing.
+    """Returns the tight box around what each phrase means in pixels, float32 [B, K, 4]; zero where it means nothing.
 
     Boxes end at the border of the picture.
     """

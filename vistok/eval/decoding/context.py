@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from vistok import context
 from vistok.context.interface import Policy
 from vistok.eval.decoding.comparison import Column, Entry, Row, Trial, run_in_turn
-from vistok.models.huggingface import cache_argument, given_cache
+from vistok.models.huggingface import cache_argument, given_cache, head_width
 
 COLUMNS = (
     Column("ms", "milliseconds", ".1f"),
@@ -84,7 +84,7 @@ def filled_cache(model: nn.Module, at_work: context.Context, tokens: int) -> con
     if tokens == 0:
         return cache
     config = model.config
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    dim = head_width(config)
     shape = (1, config.num_attention_heads, 1, dim), (1, config.num_key_value_heads, 1, dim)
     rows = cache.allocate(*(torch.zeros(each, dtype=model.dtype, device=model.device) for each in shape))
     count = at_work.policy.rows(tokens)

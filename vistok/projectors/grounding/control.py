@@ -25,12 +25,12 @@ _REGION = re.compile(re.escape(REGION_START) + r"(.*?)" + re.escape(REGION_END),
 
 
 def action_tokens(action: str) -> tuple[str, str, str]:
-    """The three tokens of a re-encoding action: its start, the action, and its end."""
+    """Returns the three tokens of a re-encoding action: its start, the action, and its end."""
     return f"<|{action}_action_start|>", f"<|{action}_action|>", f"<|{action}_action_end|>"
 
 
 def region_words(box: Sequence[float], wh: Sequence[float]) -> list[str]:
-    """The control tokens of a box in pixels: those of its first and of its last cell.
+    """Returns the control tokens of a box in pixels: those of its first and of its last cell.
 
     Raises:
         VistokError: the box is empty, or no part of a picture of that width and height.
@@ -43,7 +43,7 @@ def region_words(box: Sequence[float], wh: Sequence[float]) -> list[str]:
 
 
 def parse_regions(text: str, wh: Sequence[float], most: int | None = None) -> list[tuple[float, float, float, float]]:
-    """The boxes in pixels that the regions of an answer mean, enlarged by a cell on each side.
+    """Returns the boxes in pixels that the regions of an answer mean, enlarged by a cell on each side.
 
     Args:
         text: the answer, with its control tokens.
@@ -74,7 +74,7 @@ def parse_regions(text: str, wh: Sequence[float], most: int | None = None) -> li
 
 
 def squared(box: Sequence[float], wh: Sequence[float]) -> tuple[int, int, int, int]:
-    """The smallest square of whole pixels around a box, moved into the picture where it reaches beyond.
+    """Returns the smallest square of whole pixels around a box, moved into the picture where it reaches beyond.
 
     Models that see squares would cut the ends of anything longer. In a picture narrower than the square, it is as
     wide as the picture.

@@ -47,7 +47,7 @@ class Grounder(Protocol):
     """Grounds texts in pictures."""
 
     def ground(self, picture: Image.Image, text: str) -> Grounding:
-        """Find what a text means in an RGB picture of any size."""
+        """Finds what a text means in an RGB picture of any size."""
 
 
 GROUNDERS = Registry(
@@ -62,7 +62,7 @@ GROUNDERS = Registry(
 
 
 def load_grounder(name: str | Path, device: Any = "cpu") -> Grounder:
-    """A trained model that grounds texts: embedded, a folder or a hub id.
+    """Returns a trained model that grounds texts: embedded, a folder or a hub id.
 
     Raises:
         VistokError: the name leads nowhere, or to a model of another kind.
@@ -71,7 +71,7 @@ def load_grounder(name: str | Path, device: Any = "cpu") -> Grounder:
 
 
 def check_text(text: str, processor: Any | None = None) -> str:
-    """A text without blanks and marks at its end.
+    """Returns a text without blanks and marks at its end.
 
     Args:
         text: what to look for.

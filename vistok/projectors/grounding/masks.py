@@ -41,7 +41,7 @@ class MaskDecoder(nn.Module):
         self.last = nn.Conv2d(width, 4, 3, padding=1)
 
     def forward(self, pixels: Tensor, features: Tensor, hints: Tensor, prompt: Tensor) -> Tensor:
-        """Logits of the mask [P, S, S].
+        """Returns logits of the mask [P, S, S].
 
         Args:
             pixels: in [-1, 1], [P, 3, S, S].
@@ -61,7 +61,9 @@ class MaskDecoder(nn.Module):
 
 
 def point_hints(points: Points, scores: Tensor, image_hw: tuple[int, int], side: int = 32) -> Tensor:
-    """Maps that tell a decoder of points and similarity, [3, side, side]; each point is a bump of a tenth of the side.
+    """Returns maps that tell a decoder of points and similarity, [3, side, side].
+
+    Each point is a bump of a tenth of the side.
 
     Args:
         points: in pixels.
@@ -80,7 +82,7 @@ def point_hints(points: Points, scores: Tensor, image_hw: tuple[int, int], side:
 
 
 def mask_losses(logits: Tensor, targets: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy (a mean over pixels and masks) and Dice loss as READ computes it.
+    """Returns binary cross-entropy (a mean over pixels and masks) and Dice loss as READ computes it.
 
     Args:
         logits, targets: [P, H, W]; targets in [0, 1].
@@ -93,7 +95,7 @@ def mask_losses(logits: Tensor, targets: Tensor, eps: float = 1e-6) -> tuple[Ten
 
 
 def mask_iou(said: Tensor, true: Tensor) -> Tensor:
-    """Intersection over union of masks bool [..., H, W]; 1 where both are empty."""
+    """Returns intersection over union of masks bool [..., H, W]; 1 where both are empty."""
     both = (said & true).sum((-2, -1)).double()
     either = (said | true).sum((-2, -1))
     return torch.where(either > 0, both / either.clamp(min=1), 1.0)
@@ -111,7 +113,7 @@ class SamMasks:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: Any = "cpu", dtype: Any = "float32") -> SamMasks:
-        """A SAM from a folder or a hub id such as ``facebook/sam-vit-base``.
+        """Returns a SAM from a folder or a hub id such as ``facebook/sam-vit-base``.
 
         Raises:
             VistokError: there is none.
@@ -122,9 +124,14 @@ class SamMasks:
 
         return cls(load_model(name, SamModel, "SAM model", device, dtype), load_processor(name))
 
+    @property
+    def width(self) -> int:
+        """Returns the width of what prompts it."""
+        return self.model.config.prompt_encoder_config.hidden_size
+
     @torch.no_grad()
     def __call__(self, picture: Image.Image, points: Points, prompt: Tensor | None = None) -> Tensor:
-        """The mask of a picture, bool [H, W].
+        """Returns the mask of a picture, bool [H, W].
 
         Args:
             picture: RGB.
@@ -139,13 +146,12 @@ class SamMasks:
             return_tensors="pt",
         ).to(self.model.device)
         embeddings = self.model.get_image_embeddings(inputs["pixel_values"].to(self.model.dtype))
-        size = self.model.config.prompt_encoder_config.hidden_size
         if bool(told.any()):
             sparse, dense = self.model.prompt_encoder(
                 inputs["input_points"].to(self.model.dtype), inputs["input_labels"], None, None
             )
         else:
-            sparse, dense = embeddings.new_zeros(1, 1, 0, size), self._no_mask(embeddings)
+            sparse, dense = embeddings.new_zeros(1, 1, 0, self.width), self._no_mask(embeddings)
         if prompt is not None:
             sparse = torch.cat([sparse, prompt.to(sparse).view(1, 1, 1, -1)], 2)
         decoded = self.model.mask_decoder(

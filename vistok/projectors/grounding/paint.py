@@ -19,7 +19,7 @@ _DIM = 0.45  # brightness outside of all masks
 
 
 def paint(picture: Image.Image, regions: tuple[Region, ...], least_side: int = 384) -> Image.Image:
-    """The picture with what was found in it.
+    """Returns the picture with what was found in it.
 
     The rest of the picture is dimmed where a mask tells what belongs to it. Positive points are green, negative red.
 
@@ -61,7 +61,7 @@ def paint(picture: Image.Image, regions: tuple[Region, ...], least_side: int = 3
 
 
 def _enlarged(mask: Tensor, scale: int) -> np.ndarray:
-    """A mask at a multiple of its size, its steps rounded off."""
+    """Returns a mask at a multiple of its size, its steps rounded off."""
     size = tuple(extent * scale for extent in mask.shape)
     return (F.interpolate(mask[None, None].float(), size=size, mode="bilinear")[0, 0] > 0.5).cpu().numpy()
 

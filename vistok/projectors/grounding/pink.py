@@ -6,8 +6,9 @@ and the small one differ in their words alone (:class:`Wording`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ class Pink:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: Any = "cpu") -> Pink:
-        """A model that the ``pink`` task trained: embedded, a folder or a hub id.
+        """Returns a model that the ``pink`` task trained: embedded, a folder or a hub id.
 
         Raises:
             VistokError: there is none.
@@ -79,12 +80,12 @@ class Pink:
         return cls(model, processor, Wording(decimals=extension.options["decimals"]))
 
     def say(self, picture: Image.Image, prompt: str) -> str:
-        """The model's answer to a prompt about a picture, greedily decoded."""
+        """Returns the model's answer to a prompt about a picture, greedily decoded."""
         return self.say_all([picture], [prompt])[0]
 
     @torch.no_grad()
     def say_all(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
-        """Answers to prompts about a picture each, in one batch."""
+        """Returns answers to prompts about a picture each, in one batch."""
         side = self.processor.image_processor.crop_size["height"]
         squeezed = [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in pictures]
         inputs = self.processor(images=squeezed, text=list(prompts), padding=True, return_tensors="pt")
@@ -93,7 +94,7 @@ class Pink:
         return [self._words(row[inputs["input_ids"].shape[1] :]) for row in said]
 
     def _words(self, tokens: torch.Tensor) -> str:
-        """Tokens as text; the characters of a box are joined, whatever else the tokenizer puts between words."""
+        """Returns tokens as text, in which the characters of a box are joined, whatever is put between words."""
         names = self.processor.tokenizer.convert_ids_to_tokens(tokens)
         tokenizer = self.processor.tokenizer
         if not set(CHARACTERS) & set(tokenizer.get_added_vocab()):
@@ -103,7 +104,7 @@ class Pink:
         return " ".join("".join(glued).split())
 
     def ground(self, picture: Image.Image, text: str) -> Grounding:
-        """Find what a text means: one box in pixels, or none where the answer tells none.
+        """Finds what a text means: one box in pixels, or none where the answer tells none.
 
         Args:
             picture: RGB of any size.
@@ -119,7 +120,7 @@ class Pink:
         return Grounding(answer, (Region(box=box),))
 
     def describe(self, picture: Image.Image, box: Sequence[float]) -> str:
-        """An expression for a box in pixels.
+        """Returns an expression for a box in pixels.
 
         Raises:
             VistokError: the box is empty, or no part of the picture.
@@ -138,8 +139,9 @@ def bootstrap(
     most: int = 15,
     least_area: float = 2000.0,
     check: bool = True,
+    batch_size: int = 32,
 ) -> list[Sample]:
-    """Self-consistent bootstrapping: describe every box, find the description again, keep what agrees.
+    """Describes every box, finds the description again, and keeps what agrees: self-consistent bootstrapping.
 
     Args:
         model: describes and finds.
@@ -148,29 +150,46 @@ def bootstrap(
         most: pictures with more boxes are left out.
         least_area: boxes of less, in pixels, are left out.
         check: False keeps every description, for comparison.
+        batch_size: boxes, of one picture or several, that the model is asked about at once.
 
     Returns:
-        The expressions that agree, with the annotated boxes.
+        The expressions that agree, with the annotated boxes, in the order of these.
 
     Raises:
         VistokError: a box is empty, or no part of its picture.
     """
+    asked = _asked(pictures, most, least_area)
     kept = []
+    while rows := list(islice(asked, batch_size)):
+        shown = [picture for _, picture, _ in rows]
+        texts = model.say_all(shown, [model._what(picture, box) for _, picture, box in rows])
+        agrees = _agree(model, shown, [box for *_, box in rows], texts, threshold) if check else [True] * len(rows)
+        kept += [
+            Sample(number, box, text) for (number, _, box), text, ok in zip(rows, texts, agrees, strict=True) if ok
+        ]
+    return kept
+
+
+def _asked(
+    pictures: Iterable[tuple[Image.Image, Sequence[Sequence[float]]]], most: int, least_area: float
+) -> Iterator[tuple[int, Image.Image, tuple[float, ...]]]:
+    """Returns boxes that are described, each with its picture and the number of that."""
     for number, (picture, boxes) in enumerate(pictures):
         for box in boxes:
             check_box(box, picture.size)
-        large = [box for box in boxes if (box[2] - box[0]) * (box[3] - box[1]) >= least_area]
-        if not large or len(boxes) > most:
-            continue
-        texts = model.say_all([picture] * len(large), [model._what(picture, box) for box in large])
-        if check:
-            prompts = [model.wording.where.format(text=text) for text in texts]
-            again = model.say_all([picture] * len(large), prompts)
-            found = [parse_box(said, picture.size, model.wording.decimals) for said in again]
-            told = torch.tensor([box is not None for box in found])
-            pair = (torch.tensor(large, dtype=torch.float64), torch.tensor([box or (0.0,) * 4 for box in found]))
-            agrees = self_consistent(*pair, told, threshold).tolist()
-        else:
-            agrees = [True] * len(large)
-        kept += [Sample(number, tuple(box), text) for box, text, ok in zip(large, texts, agrees, strict=True) if ok]
-    return kept
+        if len(boxes) <= most:
+            large = (box for box in boxes if (box[2] - box[0]) * (box[3] - box[1]) >= least_area)
+            yield from ((number, picture, tuple(box)) for box in large)
+
+
+def _agree(
+    model: Pink, pictures: list[Image.Image], boxes: list[tuple[float, ...]], texts: list[str], threshold: float
+) -> list[bool]:
+    """Returns whether each text leads the model back to its box."""
+    again = model.say_all(pictures, [model.wording.where.format(text=text) for text in texts])
+    found = [
+        parse_box(said, picture.size, model.wording.decimals) for said, picture in zip(again, pictures, strict=True)
+    ]
+    told = torch.tensor([box is not None for box in found])
+    pair = (torch.tensor(boxes, dtype=torch.float64), torch.tensor([box or (0.0,) * 4 for box in found]))
+    return self_consistent(*pair, told, threshold).tolist()

@@ -31,7 +31,7 @@ class Points(NamedTuple):
 
 
 def similarity(image_hidden: Tensor, seg_hidden: Tensor) -> Tensor:
-    """Products of the last hidden states of visual tokens [B, N, D] and of <SEG> [T, D], [B, N, T]."""
+    """Returns products of the last hidden states of visual tokens [B, N, D] and of <SEG> [T, D], [B, N, T]."""
     return image_hidden @ seg_hidden.transpose(-1, -2)
 
 
@@ -43,7 +43,7 @@ def similarity_points(
     t_neg: float = 0.2,
     down_sample: int = 2,
 ) -> Points:
-    """Points of one map.
+    """Returns points of one map.
 
     Args:
         scores: similarity of each visual token in raster order of a square grid, [N].
@@ -86,7 +86,7 @@ def similarity_points(
 
 
 def full_map(scores: Tensor, image_hw: tuple[int, int]) -> Tensor:
-    """Similarity scaled to [0, 1] and drawn over the picture, zero where no visual token looks, [H, W].
+    """Returns similarity scaled to [0, 1] and drawn over the picture, zero where no visual token looks, [H, W].
 
     Args:
         scores: as in :func:`similarity_points`.
@@ -111,7 +111,7 @@ def _unit(values: Tensor) -> Tensor:
 
 
 def _fit(square: Tensor, image_hw: tuple[int, int], value: float) -> Tensor:
-    """Pad a map of the centre square so that it covers a picture of that shape."""
+    """Pads a map of the centre square so that it covers a picture of that shape."""
     scale = square.shape[0] / min(image_hw)
     tall, wide = ((int(extent * scale) - square.shape[0]) // 2 for extent in image_hw)
     return F.pad(square, (wide, wide, tall, tall), value=value)
@@ -123,7 +123,7 @@ def _ranked(values: Tensor, among: Tensor, descending: bool) -> Tensor:
 
 
 def _refine(drawn: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The mean place around each point under the softmax of the map and a Gaussian; differentiable in the map.
+    """Returns the mean place around each point under the softmax of the map and a Gaussian; differentiable in the map.
 
     The Gaussian is below 1e-15 beyond ``REACH`` pixels, so a window of that reach stands for the whole picture.
     """

@@ -26,7 +26,7 @@ LONGEST_ANSWER = 8
 
 
 def seg_projection(width: int, out: int) -> nn.ModuleList:
-    """The map of <SEG> states to the decoder's width, in the published key layout (``text_hidden_fcs.0.{0,2}``)."""
+    """Returns the map of <SEG> states to the decoder's width, in the published layout (``text_hidden_fcs.0.{0,2}``)."""
     layers = [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out), nn.Dropout(0.0)]
     return nn.ModuleList([nn.Sequential(*layers)])
 
@@ -52,11 +52,15 @@ class ReadHead(nn.Module):
         self.decoder = MaskDecoder(features, prompt, inner)
 
     def find(self, scores: Tensor, image_hw: tuple[int, int]) -> Points:
-        """Points of one similarity map [N] in a picture."""
+        """Returns points of one similarity map [N] in a picture."""
         return similarity_points(scores, image_hw, self.points, down_sample=self.down_sample)
 
+    def project(self, seg: Tensor) -> Tensor:
+        """Returns states that predict <SEG> [..., D], as prompts of a decoder."""
+        return self.text_hidden_fcs[0](seg)
+
     def forward(self, pixels: Tensor, features: Tensor, scores: Tensor, seg: Tensor) -> Tensor:
-        """Logits of masks [P, S, S].
+        """Returns logits of masks [P, S, S].
 
         Args:
             pixels: [P, 3, S, S] in [-1, 1].
@@ -66,7 +70,7 @@ class ReadHead(nn.Module):
         """
         size = pixels.shape[-2:]
         hints = [point_hints(self.find(row, size), full_map(row, size), size) for row in scores.float()]
-        return self.decoder(pixels, features, torch.stack(hints), self.text_hidden_fcs[0](seg))
+        return self.decoder(pixels, features, torch.stack(hints), self.project(seg))
 
 
 class Read:
@@ -86,7 +90,7 @@ class Read:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: Any = "cpu") -> Read:
-        """A model that the ``read`` task trained: embedded, a folder or a hub id.
+        """Returns a model that the ``read`` task trained: embedded, a folder or a hub id.
 
         Raises:
             VistokError: there is none.
@@ -101,7 +105,7 @@ class Read:
 
     @torch.no_grad()
     def ground(self, picture: Image.Image, text: str, sam: SamMasks | None = None) -> Grounding:
-        """Find what a text means.
+        """Finds what a text means.
 
         Args:
             picture: RGB of any size; the model sees its centre square.
@@ -127,30 +131,32 @@ class Read:
         inputs["input_ids"], inputs["attention_mask"] = said, torch.ones_like(said)
         states = self.model.model(**inputs, use_cache=False).last_hidden_state[0]
         visual = states[said[0] == self.model.config.image_token_id]
-        scores = similarity(visual, states[places - 1])  # the state before <SEG> is the one that predicts it
-        regions = [
-            self._region(picture, inputs["pixel_values"], scores[:, i].float(), states[place - 1], sam)
-            for i, place in enumerate(places.tolist())
-        ]
+        scores = similarity(visual, states[places - 1]).T.float()  # the state before <SEG> is the one that predicts it
+        features = None if sam is not None else self._features(inputs["pixel_values"])
+        regions = []
+        for row, seg in zip(scores, states[places - 1], strict=True):
+            size = (picture.height, picture.width)
+            points = similarity_points(row, size) if self.head is None else self.head.find(row, size)
+            if sam is not None:
+                mask = sam(picture, points, self._prompt(seg, sam))
+            else:
+                mask = uncrop(self.head(inputs["pixel_values"], features, row[None], seg[None])[0], size) > 0
+            regions.append(Region(None, mask, points, full_map(row, size)))
         return Grounding(answer, tuple(regions))
 
-    def _region(
-        self, picture: Image.Image, pixels: Tensor, scores: Tensor, seg: Tensor, sam: SamMasks | None
-    ) -> Region:
-        size = (picture.height, picture.width)
-        points = similarity_points(scores, size) if self.head is None else self.head.find(scores, size)
-        shown = full_map(scores, size)
-        if sam is not None:
-            return Region(None, sam(picture, points), points, shown)
-        config = self.model.config
+    def _features(self, pixels: Tensor) -> Tensor:
+        """Returns what the tower says of a picture's patches, [1, N, C]."""
         states = self.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
-        features = states[config.vision_feature_layer][:, 1:]
-        logits = self.head(pixels, features, scores[None], seg[None])
-        return Region(None, uncrop(logits[0], size) > 0, points, shown)
+        return states[self.model.config.vision_feature_layer][:, 1:]
+
+    def _prompt(self, seg: Tensor, sam: SamMasks) -> Tensor | None:
+        """Returns the projected state, where it is as wide as SAM's prompts."""
+        prompt = None if self.head is None else self.head.project(seg.float())
+        return prompt if prompt is not None and len(prompt) == sam.width else None
 
 
 def uncrop(logits: Tensor, image_hw: tuple[int, int]) -> Tensor:
-    """Logits of the centre square [S, S] as logits of the whole picture [H, W]; nothing is outside the square."""
+    """Returns logits of the centre square [S, S] as those of the whole picture [H, W]; nothing is outside it."""
     side = min(image_hw)
     square = F.interpolate(logits[None, None], size=(side, side), mode="bilinear")[0, 0]
     top, left = ((extent - side) // 2 for extent in image_hw)

@@ -71,7 +71,7 @@ class SecondLook:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: Any = "cpu") -> SecondLook:
-        """A model that the ``vpt`` task trained: embedded, a folder or a hub id.
+        """Returns a model that the ``vpt`` task trained: embedded, a folder or a hub id.
 
         Raises:
             VistokError: there is none.
@@ -80,7 +80,7 @@ class SecondLook:
         return cls(model, processor)
 
     def ground(self, picture: Image.Image, text: str) -> Grounding:
-        """Answer a question, with second looks where the model asks for them.
+        """Answers a question, with second looks where the model asks for them.
 
         Args:
             picture: RGB of any size.
@@ -111,7 +111,7 @@ class SecondLook:
         return Grounding(answer, tuple(Region(box=tuple(map(float, box))) for box in looked))
 
     def _squeeze(self, picture: Image.Image) -> Image.Image:
-        """The whole picture as a square, for processors that would cut its ends."""
+        """Returns the whole picture as a square, for processors that would cut its ends."""
         size = getattr(self.processor.image_processor, "crop_size", None)
         if not size:
             return picture
@@ -136,7 +136,7 @@ class SecondLook:
 
     @torch.no_grad()
     def _reencode(self, picture: Image.Image, question: str, prompt: str, said: str, action: str) -> str:
-        """The answer behind the features that an action asks for."""
+        """Returns the answer behind the features that an action asks for."""
         if action not in self.encoders:
             raise VistokError(f"the model asks for the encoder of '{action}', and there is none: pass it as encoders.")
         start, _, end = action_tokens(action)
@@ -167,7 +167,7 @@ class SecondLook:
         return ids.to(self.model.device)
 
     def _embeddings(self, inputs: Any) -> Tensor:
-        """Embeddings of a prompt with its visual tokens in place."""
+        """Returns embeddings of a prompt with its visual tokens in place."""
         embeds = self.model.get_input_embeddings()(inputs["input_ids"])
         visual = torch.cat(list(self.model.get_image_features(inputs["pixel_values"]).pooler_output))
         there = (inputs["input_ids"] == self.model.config.image_token_id)[..., None].expand_as(embeds)

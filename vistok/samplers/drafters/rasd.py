@@ -21,7 +21,7 @@ from vistok.errors import VistokError
 from vistok.ops.tree import PADDING
 from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.params import SamplingParams
-from vistok.samplers.policies.retrieval import Datastore, earlier, vocabulary_digest
+from vistok.samplers.policies.retrieval import Datastore, GrowingText, vocabulary_digest
 from vistok.samplers.policies.sized import Follows
 from vistok.samplers.policies.sized_growth import SizedTree
 from vistok.samplers.run import Run, Scores, Verdict
@@ -84,7 +84,7 @@ class Rasd(TextDrafter):
         self.kind = LawKind.DETERMINISTIC if self.drafter.kind is LawKind.DETERMINISTIC else LawKind.MIXED
         self._check_datastore(model.get_input_embeddings().weight.shape[0], tokenizer)
         rows = zip(prompt.flush.tolist(), prompt.count.tolist(), strict=True)
-        self._texts = [row[:count] for row, count in rows]
+        self._texts = [GrowingText(row[:count], self.ngram) for row, count in rows]
 
     def _check_datastore(self, size: int, tokenizer: Any | None) -> None:
         store = self.datastore
@@ -107,14 +107,14 @@ class Rasd(TextDrafter):
         """Begin behind the first token."""
         self.drafter.start(run, prefill)
         for text, token in zip(self._texts, run.tokens[:, 0].tolist(), strict=True):
-            text.append(token)
+            text.extend([token])
 
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
         """Append what was decided."""
         self.drafter.observe(run, tree, scores, verdict)
         rows = zip(self._texts, verdict.emitted.tolist(), verdict.count.tolist(), self._found, strict=True)
         for text, emitted, count, (paths, size) in rows:
-            text += emitted[:count]
+            text.extend(emitted[:count])
             if paths and count:
                 right = max(_common(path, emitted[:count]) for path in paths)
                 self._follows[size].learn(right, min(count, max(map(len, paths))))
@@ -152,11 +152,11 @@ class Rasd(TextDrafter):
         best = logits.topk(min(self.first, logits.shape[-1])).indices
         return [set(row) for row in self.drafter.token(best).tolist()]
 
-    def _retrieve(self, text: list[int]) -> tuple[list[tuple[int, ...]], int]:
+    def _retrieve(self, text: GrowingText) -> tuple[list[tuple[int, ...]], int]:
         """Continuations, and the length of the n-gram in the text that they stand behind."""
-        options = (text, self.ngram, self.paths, self.retrieved)
-        found, size = earlier(*options)
-        found += [] if self.datastore is None else self.datastore.behind(*options)
+        found, size = text.earlier(self.paths, self.retrieved)
+        if self.datastore is not None:
+            found += self.datastore.behind(text.tokens, self.ngram, self.paths, self.retrieved)
         return [path for path in dict.fromkeys(found) if path], size
 
 

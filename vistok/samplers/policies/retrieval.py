@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,22 +17,45 @@ from vistok.files import atomic_path
 DEPTH = 16  # tokens by which suffixes are sorted, and the longest match
 
 
-def earlier(text: Sequence[int], ngram: int, count: int, length: int) -> tuple[list[tuple[int, ...]], int]:
-    """What followed the longest n-gram that ends a text where it stood before, the latest first, and its tokens n.
+class GrowingText:
+    """A text with the places of its n-grams, kept up to date while it grows.
 
     Args:
-        text: tokens.
-        ngram: longest n-gram.
-        count: most continuations.
-        length: most tokens of each.
+        tokens: that it begins with.
+        ngram: longest n-gram that is looked up.
     """
-    whole = np.asarray(text)
-    for size in range(min(ngram, len(whole) - 1), 0, -1):
-        windows = np.lib.stride_tricks.sliding_window_view(whole[:-1], size)
-        places = np.flatnonzero((windows == whole[-size:]).all(1))[::-1] + size
-        if len(places):
-            return list(dict.fromkeys(tuple(whole[at : at + length].tolist()) for at in places))[:count], size
-    return [], 0
+
+    def __init__(self, tokens: Iterable[int], ngram: int):
+        self.tokens: list[int] = []
+        self._ngram = ngram
+        self._ends: dict[tuple[int, ...], list[int]] = {}  # n-grams to where they end, in rising order
+        self.extend(tokens)
+
+    def extend(self, tokens: Iterable[int]) -> None:
+        """Append tokens."""
+        for token in tokens:
+            self.tokens.append(token)
+            end = len(self.tokens)
+            for size in range(1, min(self._ngram, end) + 1):
+                self._ends.setdefault(tuple(self.tokens[end - size :]), []).append(end)
+
+    def earlier(self, count: int, length: int) -> tuple[list[tuple[int, ...]], int]:
+        """What followed the longest n-gram that ends the text where it stood before, the latest first, and its size n.
+
+        Args:
+            count: most continuations, no two of which are equal.
+            length: most tokens of each.
+        """
+        for size in range(min(self._ngram, len(self.tokens) - 1), 0, -1):
+            ends = self._ends[tuple(self.tokens[-size:])]
+            if len(ends) > 1:  # the last of them is the text's end itself
+                found: dict[tuple[int, ...], None] = {}
+                for end in itertools.islice(reversed(ends), 1, None):
+                    found.setdefault(tuple(self.tokens[end : end + length]))
+                    if len(found) == count:
+                        break
+                return list(found), size
+        return [], 0
 
 
 class Datastore:
@@ -65,7 +89,14 @@ class Datastore:
         return Datastore(tokens, sorted_suffixes(tokens), digest)
 
     def behind(self, text: Sequence[int], ngram: int, count: int, length: int) -> list[tuple[int, ...]]:
-        """What follows the longest n-gram that ends a text, the most frequent first; arguments as of ``earlier``."""
+        """What follows the longest n-gram that ends a text, the most frequent first.
+
+        Args:
+            text: tokens.
+            ngram: longest n-gram.
+            count: most continuations.
+            length: most tokens of each.
+        """
         for size in range(min(ngram, len(text), DEPTH), 0, -1):
             low, high = self._range(np.asarray(text[-size:], dtype=np.int32))
             if low < high:

@@ -1,7 +1,7 @@
 """Train a coprocessor that adds latent embeddings to a frozen language model's cache (arXiv 2412.17747).
 
 Every passage trains several points in one pass; the loss is that of the tokens behind each point, read behind its
-latents. As published, but that the passages of a process share the points of a step.
+latents. As published, but that the passages of a process share the points of a step, and for ``model.repeats``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from vistok.context.augmentation import Coprocessor, augmentation_loss, plain_loss
-from vistok.data.text import CORPUS
+from vistok.data.text import CORPUS, package_documents
 from vistok.errors import VistokError
 from vistok.files import write_json
 from vistok.train.export import write_training_card
@@ -44,7 +44,7 @@ class AugmentationObjective(nn.Module):
         return self
 
     def forward(self, input_ids: Tensor, points: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss in nats behind the latents; in evaluation also how far it lies below that without them.
+        """Returns the mean loss in nats behind the latents; in evaluation also how far it lies below that without them.
 
         Args:
             input_ids: int64 [B, L].
@@ -67,6 +67,8 @@ class AugmentationData:
         ahead: tokens behind a place whose loss is taken.
         seed: of passages and places.
         eval_samples: held-out passages that are evaluated on.
+        packages: installed Python packages whose sources are learnt from beside the corpus. What the model was trained
+            on it half knows by heart, so that reading it back gains little there.
     """
 
     length: int
@@ -74,6 +76,7 @@ class AugmentationData:
     seed: int
     ahead: int = 16
     eval_samples: int = 64
+    packages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +96,11 @@ class AugmentationModel:
 
     Attributes:
         latents: embeddings that are added at a point.
+        repeats: let them stand in the place of the text's last words, and begin as these; see Coprocessor.
     """
 
     latents: int = 16
+    repeats: bool = False
 
 
 class AugmentationTask(text.PassageTask):
@@ -106,32 +111,36 @@ class AugmentationTask(text.PassageTask):
         self.data = read_options(AugmentationData, recipe.data, "data")
         self.init = read_options(AugmentationInit, recipe.init, "init")
         shape = read_options(AugmentationModel, recipe.model, "model")
-        if self.data.length - self.data.ahead <= self.data.points:
+        self.first = shape.latents - 1 if shape.repeats else 0  # the first place that has as many words as are repeated
+        if self.data.length - self.data.ahead - self.first <= self.data.points:
             raise VistokError(
-                f"{self.data.points} points with {self.data.ahead} tokens behind each do not fit into "
-                f"{self.data.length}: set 'data.length' higher."
+                f"{self.data.points} points from token {self.first} on, with {self.data.ahead} tokens behind each, do "
+                f"not fit into {self.data.length}: set 'data.length' higher."
             )
         self.tokenizer, lm = text.load_lm(self.init.target)
         torch.manual_seed(recipe.seed)
-        self.model = AugmentationObjective(lm, Coprocessor(lm, shape.latents), self.data.ahead)
-        self.tokens = text.encoded(self.tokenizer, "train")
+        self.model = AugmentationObjective(lm, Coprocessor(lm, shape.latents, shape.repeats), self.data.ahead)
+        more = [text.joined(self.tokenizer, package_documents(name)) for name in self.data.packages]
+        self.tokens = torch.cat([text.encoded(self.tokenizer, "train"), *more])
 
     def samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
-        """Passages of the corpus, and the places that all of them share."""
+        """Returns passages of the corpus, and the places that all of them share."""
         data, generator = self.data, torch.Generator().manual_seed(seed)
         ids = text.draw_passages(tokens, data.length, count, generator)
-        points = torch.randperm(data.length - data.ahead, generator=generator)[: data.points].sort().values
+        places = torch.randperm(data.length - data.ahead - self.first, generator=generator)
+        points = places[: data.points].sort().values + self.first
         return {"input_ids": ids, "points": points.expand(count, -1)}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Write the coprocessor in half precision, its number of latents, and a card."""
+        """Writes the coprocessor in half precision, the shape of its latents, and a card."""
         directory.mkdir(parents=True, exist_ok=True)
         coprocessor = self.model.coprocessor
         save_file(
             {k: v.half().contiguous() for k, v in coprocessor.state_dict().items()}, directory / "model.safetensors"
         )
-        write_json(directory / "config.json", {"latents": len(coprocessor.soft)})
-        corpus = f"{CORPUS}, seed {self.data.seed}"
+        shape = {"latents": len(coprocessor.soft), "repeats": coprocessor.change is not None}
+        write_json(directory / "config.json", shape)
+        corpus = ", ".join([CORPUS, *(f"sources of {name}" for name in self.data.packages), f"seed {self.data.seed}"])
         parts = {"target": self.init.target}
         write_training_card(
             directory, self.recipe, coprocessor, "context", "augmentation", metrics, steps, parts, "2412.17747", corpus

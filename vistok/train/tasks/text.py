@@ -52,7 +52,12 @@ def train_tokenizer(texts: list[str], vocabulary: int, length: int) -> PreTraine
 
 def encoded(tokenizer: PreTrainedTokenizerFast, split: str) -> Tensor:
     """Returns the texts of a split behind one another, int64 [n]."""
-    found = tokenizer.backend_tokenizer.encode_batch(documents(split))
+    return joined(tokenizer, documents(split))
+
+
+def joined(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
+    """Returns the tokens of texts behind one another, int64 [n]."""
+    found = tokenizer.backend_tokenizer.encode_batch(texts)
     return torch.cat([torch.tensor(each.ids, dtype=torch.int64) for each in found])
 
 

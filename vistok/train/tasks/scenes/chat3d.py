@@ -116,7 +116,7 @@ class Chat3DObjective(nn.Module):
     def __init__(self, chat: Chat3D, data: Chat3DData):
         super().__init__()
         self.chat, self.data = chat, data
-        self.reader = NameReader(chat.language.config.hidden_size)
+        self.reader = NameReader(chat.language.config.hidden_size) if data.supervision else None
 
     def answer_logits(self, clouds: Tensor, present: Tensor, names: Tensor, questions: Tensor) -> Tensor:
         """Returns logits behind every token of questions [B, K, SLOT], each asked alone: [B, K, SLOT, words]."""
@@ -153,13 +153,17 @@ class Chat3DObjective(nn.Module):
             return alignment, {"alignment": alignment.detach()}
         logits, inner = self._read(streams, present, names, questions)
         answers = answer_loss(logits, targets)
-        b, k, s = (slots >= 0).nonzero().unbind(1)
-        which = slots[b, k, s]
-        names_read = answers.new_zeros(())
-        if len(b):
-            names_read = self.reader(inner[b, k, s], attributes[b, which], centres[b, which])
-        loss = answers + self.data.alignment * alignment + self.data.supervision * names_read
-        parts = {"answers": answers, "alignment": alignment, "names": names_read}
+        loss = answers + self.data.alignment * alignment
+        parts = {"answers": answers, "alignment": alignment}
+        if self.reader is not None:
+            b, k, s = (slots >= 0).nonzero().unbind(1)
+            which = slots[b, k, s]
+            read = (
+                self.reader(inner[b, k, s], attributes[b, which], centres[b, which])
+                if len(b)
+                else answers.new_zeros(())
+            )
+            loss, parts["names"] = loss + self.data.supervision * read, read
         return loss, {name: value.detach() for name, value in parts.items()}
 
 

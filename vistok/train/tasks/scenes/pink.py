@@ -79,14 +79,14 @@ class PinkObjective(nn.Module):
     Args:
         extended: the LLaVA with the characters of a box.
         projector: whether its projector is trained.
-        supervision: weight of the numbers.
+        supervision: weight of the numbers; nothing reads them at 0.
     """
 
     def __init__(self, extended: ExtendedLlava, projector: bool, supervision: float):
         super().__init__()
         self.extended, self.supervision = extended, supervision
         extended.base.model.multi_modal_projector.requires_grad_(projector)
-        self.numbers = BoxReader(extended.base.config.text_config.hidden_size)
+        self.numbers = BoxReader(extended.base.config.text_config.hidden_size) if supervision else None
 
     def answer_logits(self, images: Tensor, questions: Tensor) -> Tensor:
         """Returns logits behind every token of questions [B, K, slot], each asked alone: [B, K, slot, words]."""
@@ -94,9 +94,12 @@ class PinkObjective(nn.Module):
 
     def forward(self, images: Tensor, questions: Tensor, targets: Tensor, boxes: Tensor):
         _, hidden, inner = self.extended.read(self.extended.look(images)[0], questions)
-        answers = answer_loss(self.extended.logits(hidden), targets)
-        numbers = self.numbers(beginnings(inner, targets), boxes)
-        return answers + self.supervision * numbers, {"answers": answers.detach(), "numbers": numbers.detach()}
+        loss = answer_loss(self.extended.logits(hidden), targets)
+        parts = {"answers": loss.detach()}
+        if self.numbers is not None:
+            numbers = self.numbers(beginnings(inner, targets), boxes)
+            loss, parts["numbers"] = loss + self.supervision * numbers, numbers.detach()
+        return loss, parts
 
 
 def spelt(text: str) -> str:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resized_crop
 
 from vistok.data.scenes import render, sample_scenes, shrink
-from vistok.data.scenes.details import detail_boxes, draw_details
+from vistok.data.scenes.details import asked_about, detail_boxes, draw_details
+from vistok.data.scenes.render import boxes
 from vistok.data.scenes.splits import HELD_OUT, check_training_seed
 from vistok.data.scenes.vqa import ASSISTANT
 from vistok.data.scenes.world import Scenes
@@ -76,13 +77,13 @@ class VptObjective(nn.Module):
 
     Args:
         extended: the LLaVA with control tokens.
-        supervision: weight of the numbers, which serve training alone.
+        supervision: weight of the numbers, which serve training alone; nothing reads them at 0.
     """
 
     def __init__(self, extended: ExtendedLlava, supervision: float):
         super().__init__()
         self.extended, self.supervision = extended, supervision
-        self.numbers = BoxReader(extended.base.config.text_config.hidden_size)
+        self.numbers = BoxReader(extended.base.config.text_config.hidden_size) if supervision else None
 
     def answer_logits(
         self, images: Tensor, crops: Tensor, first: Tensor, second: Tensor, length: Tensor, hide: Tensor
@@ -131,9 +132,11 @@ class VptObjective(nn.Module):
     ):
         regions, answers, inner = self.answer_logits(images, crops, first, second, length, hide)
         where, what = answer_loss(regions, region_targets), answer_loss(answers, answer_targets)
-        numbers = self.numbers(beginnings(inner[:, None], region_targets[:, None]), boxes[:, None])
-        parts = {"regions": where.detach(), "answers": what.detach(), "numbers": numbers.detach()}
-        return where + what + self.supervision * numbers, parts
+        loss, parts = where + what, {"regions": where.detach(), "answers": what.detach()}
+        if self.numbers is not None:
+            numbers = self.numbers(beginnings(inner[:, None], region_targets[:, None]), boxes[:, None])
+            loss, parts["numbers"] = loss + self.supervision * numbers, numbers.detach()
+        return loss, parts
 
 
 def look_again(images: Tensor, boxes: list[tuple[int, int, int, int]], side: int) -> Tensor:
@@ -176,8 +179,8 @@ class VptTask(ExtensionTask):
         images = render(scenes, self.data.side)
         details = draw_details(scenes)
         size = (self.data.side, self.data.side)
-        boxes = detail_boxes(scenes, details, self.data.side)
-        words = [region_words(box, size) for box in boxes.tolist()]
+        true = detail_boxes(scenes, details, self.data.side)
+        words = [region_words(box, size) for box in true.tolist()]
         looked = [squared(parse_regions("".join(row), size)[0], size) for row in words]
         asked = [f"{detail.question.replace('?', ' ?')} {ASSISTANT}" for detail in details]
         ids = self.model.extended.ids
@@ -193,7 +196,7 @@ class VptTask(ExtensionTask):
             "hide": torch.full((len(details),), hide),
             "region_targets": region_targets[:, 0],
             "answer_targets": answer_targets[:, 0],
-            "boxes": (boxes / self.data.side).float(),
+            "boxes": (true / self.data.side).float(),
         }
 
     @torch.no_grad()
@@ -202,7 +205,7 @@ class VptTask(ExtensionTask):
 
         Returns:
             Share that is right with the second look, by kind too, with one look of the model below, and with a second
-            look where it should be; and the share of objects whose box lies within the region.
+            look where it should be; and the share of regions that hold an object which the question is about.
         """
         extended, size = self.model.extended, (self.data.side, self.data.side)
         hits: dict[str, list[bool]] = {}
@@ -225,9 +228,10 @@ class VptTask(ExtensionTask):
                 if not name:
                     for detail, ok in zip(details, right, strict=True):
                         hits.setdefault(f"exact_match_{detail.kind}", []).append(ok)
-            for text, box in zip(said, true, strict=True):
+            every = boxes(scenes, self.data.side).clamp(0, self.data.side)
+            for text, row, wanted in zip(said, every, asked_about(scenes, details), strict=True):
                 found = _region(text, size)
-                inside = found is not None and _holds(found, box)
+                inside = found is not None and any(_holds(found, box) for box in row[wanted])
                 hits.setdefault("region_holds_object", []).append(inside)
         return {name: sum(row) / len(row) for name, row in hits.items()}
 
