@@ -68,6 +68,19 @@ def test_wholes_and_quarters_have_codes_of_their_own(tokenizer):
     assert (tokens[:, :16] < 64).all() and (tokens[:, 16:] >= 64).all()
 
 
+def test_contrast_is_of_what_a_token_tells():
+    """A patch of one colour has none; a black and white quarter is told by its own token and the whole."""
+    images = torch.full((1, 3, 32, 32), 0.3)
+    images[:, :, 8:12, 20:24:2] = 1  # cell 6, of whose quarters this is the upper right one
+    images[:, :, 8:12, 21:24:2] = -1
+    contrast = Cells(CONFIG, render(sample_scenes(8, 5), 32)).contrast(images)[0]
+    where = lattice_order(4) == 6
+    assert contrast.shape == (4, 16) and contrast[:, ~where].abs().max() < 1e-3
+    whole, *quarters = contrast[:, where].flatten().tolist()
+    assert sorted(quarters)[:2] == pytest.approx([0, 0], abs=1e-3)
+    assert max(quarters) == pytest.approx(3**0.5, abs=1e-3) and 0 < whole < max(quarters)
+
+
 def test_the_first_tokens_are_worth_the_most(tokenizer):
     """Before any training: the first lattice, all cells, and their quarters."""
     assert psnr(tokenizer, 16) > psnr(tokenizer, 4) + 2

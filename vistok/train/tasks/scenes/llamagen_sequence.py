@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vistok.data.scenes import render, sample_scenes, statements
@@ -18,7 +19,7 @@ from vistok.train.tasks.scenes.captions import facts
 from vistok.train.tasks.scenes.plans import plan
 from vistok.train.tasks.scenes.reader import FactReader, SceneReader, code_colours, colour_loss
 
-COUNTED = 256  # scenes in which is counted what codes show
+COUNTED = 1024  # scenes in which is counted what codes show; each has a quarter of the codes of llamagen-mini's
 TERMS = ("now", "left", "next", "colour")
 
 
@@ -84,7 +85,7 @@ class PlannedSequence(LlamaGenObjective):
         states = self.states(tokens, input_ids=input_ids, attention_mask=attention_mask)
         read = self.reader(states[len(states) // 2], **scene)
         logits = self.gpt.head(self.gpt.norm(states[-1])).float()
-        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens)
+        loss = F.cross_entropy(logits.transpose(1, 2), tokens)
         read["colour"] = colour_loss(logits, tokens, self.colours)
         metrics = {"codes": loss.detach(), **{name: x.detach() for name, x in read.items()}}
         return loss + sum(weight * read[name] for name, weight in self.weights.items()), metrics

@@ -30,6 +30,7 @@ LATTICES = ((0, 0), (1, 1), (0, 1), (1, 0))
 QUARTERS = ((1, 1), (0, 1), (1, 0))
 PLACE, OTHER = 24.0, 14.0  # logits: of the right cell, half for its row or column; of the right kind of token
 POINTS = 1 << 15  # that a codebook is the k-means of
+FLAT = 0.06  # beside a patch's contrast: how much one of a single colour weighs in that k-means
 KEPT = (16, 64, 256)  # tokens from which the painter's first map is fitted
 
 
@@ -62,7 +63,7 @@ class Cells(nn.Module):
 
     def __init__(self, config: TiTokConfig, images: Tensor):
         super().__init__()
-        cells = config.grid**2
+        self.grid, cells = config.grid, config.grid**2
         self.groups, rest = divmod(config.num_tokens, cells)
         if rest or self.groups not in (1, 4) or config.grid % 2 or config.patch_size % 2:
             raise VistokError(
@@ -99,6 +100,19 @@ class Cells(nn.Module):
         constant = sign[:, None, None].expand(*values.shape[:3], 1)
         return F.normalize(torch.cat([constant, values], -1), dim=-1).flatten(1, 2)
 
+    def contrast(self, images: Tensor) -> Tensor:
+        """Returns how far the pixels of what each token tells are from their mean (the root of the mean square),
+        [B, groups, cells]."""
+        parts = [_deviation(images, self.whole.patch)]
+        quarters = _deviation(images, self.quarter.patch)
+        parts += [quarters[:, row::2, column::2] for row, column in QUARTERS[: self.groups - 1]]
+        return torch.stack(parts, 1).flatten(2)[:, :, self.order]
+
+
+def _deviation(images: Tensor, patch: int) -> Tensor:
+    mean, square = F.avg_pool2d(images, patch), F.avg_pool2d(images.square(), patch)
+    return (square - mean.square()).sum(1).clamp(min=0).sqrt()
+
 
 @torch.no_grad()
 def start_from_cells(tokenizer: TiTok, cells: Cells, images: Tensor, generator: torch.Generator) -> None:
@@ -116,30 +130,39 @@ def start_from_cells(tokenizer: TiTok, cells: Cells, images: Tensor, generator: 
             f"'data.start: cells' writes an encoder of one layer, with {cells.groups} heads here and in the decoder."
         )
     _write_encoder(tokenizer.encoder, tokenizer.latent_tokens, cells)
-    points = cells(images)
-    encoder = tokenizer.encoder
-    states = inputs_of(encoder.conv_out, lambda: tokenizer.latents(images))
-    fit_by_least_squares(encoder.conv_out, states.flatten(2).transpose(1, 2).flatten(0, 1), points.flatten(0, 1))
-    told = F.normalize(tokenizer.latents(images)[:, :, 0], dim=1).unflatten(2, (cells.groups, -1))
-    kinds = [told[:, :, :1], told[:, :, 1:]][: min(cells.groups, 2)]
-    share = config.codebook_size // len(kinds)
+    head = tokenizer.encoder.conv_out
+    states = inputs_of(head, lambda: tokenizer.latents(images))
+    fit_by_least_squares(head, states.flatten(2).transpose(1, 2).flatten(0, 1), cells(images).flatten(0, 1))
+    told = F.normalize(head(states).flatten(2), dim=1).unflatten(2, (cells.groups, -1))  # [B, D, groups, cells]
+    codes = _codes(told, cells.contrast(images) + FLAT, config.codebook_size, generator)
+    tokenizer.quantize.embedding.weight[: len(codes)].copy_(codes)
+    _write_painter(tokenizer.decoder, cells)
+    _fit_painter(tokenizer, images)
+
+
+def _codes(told: Tensor, weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """The k-means of the points that tokens tell, one half for wholes and one for quarters.
+
+    Objects show at edges, and most of a picture has none: points [B, D, groups, cells] weigh ``weights``
+    [B, groups, cells].
+    """
+    kinds = [slice(0, 1), slice(1, None)][: min(told.shape[2], 2)]
+    share = count // len(kinds)
     codes = []
     for kind in kinds:
-        points = rearrange(kind, "b d g n -> (b g n) d")
+        points = rearrange(told[:, :, kind], "b d g n -> (b g n) d")
         if len(points) < share:
             raise VistokError(
                 f"{share} codes cannot be the k-means of {len(points)} cells: draw more pictures "
                 "('data.start_pictures'), or make 'model.codebook_size' smaller."
             )
-        chosen = torch.randperm(len(points), generator=generator)[:POINTS]
+        chosen = torch.multinomial(weights[:, kind].flatten(), POINTS, replacement=True, generator=generator)
         codes.append(spherical_kmeans(points[chosen], share, generator))
-    tokenizer.quantize.embedding.weight[: share * len(kinds)].copy_(torch.cat(codes))
-    _write_painter(tokenizer.decoder, cells)
-    _fit_painter(tokenizer, images)
+    return torch.cat(codes)
 
 
 def _write_encoder(encoder: Encoder, latents: Tensor, cells: Cells) -> None:
-    grid, groups, width = encoder_grid(encoder), cells.groups, latents.shape[1]
+    grid, groups, width = cells.grid, cells.groups, latents.shape[1]
     weight, bias = cells.functionals()
     count = weight.shape[1]
     content, place = groups * count, groups * count
@@ -176,7 +199,7 @@ def _write_encoder(encoder: Encoder, latents: Tensor, cells: Cells) -> None:
 
 
 def _write_painter(decoder: Decoder, cells: Cells) -> None:
-    grid, groups = decoder.grid, cells.groups
+    grid, groups = cells.grid, cells.groups
     width, size_of_code = decoder.decoder_embed.weight.shape
     place = size_of_code
     group = place + 2 * grid
@@ -218,11 +241,6 @@ def _fit_painter(tokenizer: TiTok, images: Tensor) -> None:
         for count in kept
     ]
     fit_by_least_squares(decoder.ffn[0], torch.cat(states).flatten(0, 1), pixels.repeat(len(kept), 1))
-
-
-def encoder_grid(encoder: Encoder) -> int:
-    """Returns the number of patches along a side."""
-    return round(encoder.patches**0.5)
 
 
 def _places(part: nn.Module, order: Tensor, place: int, grid: int, groups: int) -> tuple[Tensor, Tensor]:
