@@ -18,6 +18,7 @@ from vistok.errors import VistokError
 from vistok.eval.captions import read_captions
 from vistok.eval.geneval import paint, read_folders, write_prompt_folder
 from vistok.eval.geneval.metadata import colors
+from vistok.pipelines import pipeline
 from vistok.samplers import SamplingParams
 
 
@@ -75,6 +76,17 @@ def test_every_report_on_scenes_has_the_ceiling(tmp_path, monkeypatch):
     assert 0.8 <= summary["ceiling"]["overall"] <= 1
     failures = (tmp_path / "failures.txt").read_text().splitlines()
     assert all("expected" in line for line in failures) and (tmp_path / "failures.png").exists() == bool(failures)
+
+
+@pytest.mark.parametrize(("model", "drawn"), [("llamagen", 256), ("llamagen-one-d-piece-mini", 64)])
+def test_the_ceiling_is_that_of_the_tokens_that_are_drawn(model, drawn, tmp_path, monkeypatch):
+    pipe, decoded = pipeline(model), []
+    decode = pipe.tokenizer.decode
+    monkeypatch.setattr(pipe.tokenizer, "decode", lambda tokens: decoded.append(tokens) or decode(tokens))
+    monkeypatch.setattr(paint, "paint_set", lambda *_: None)
+    monkeypatch.setattr(paint, "reconstruction_ceiling", functools.partial(paint.reconstruction_ceiling, count=24))
+    assert paint.paint_for_eval(tmp_path, pipe, None, 1, 1, {}, "ar", 0, 1, ceiling=True) is not None
+    assert {tokens[0].numel() for tokens in decoded} == {drawn}
 
 
 def test_a_model_paints_by_the_parameters_that_are_asked_for(tmp_path, monkeypatch):

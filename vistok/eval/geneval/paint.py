@@ -24,7 +24,7 @@ from vistok.runtime import processes
 if TYPE_CHECKING:
     from vistok.pipelines import Pipeline
     from vistok.samplers import Sampler, SamplingParams
-    from vistok.tokenizers.vq import VQTokenizer
+    from vistok.tokenizers.interface import Tokenizer
 
 RELATION_WORDS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
@@ -111,13 +111,16 @@ def scene_records(count: int, seed: int) -> Iterator[tuple[dict, int]]:
 
 
 @torch.inference_mode()
-def reconstruction_ceiling(tokenizer: VQTokenizer, side: int, count: int = 500) -> GenEvalSummary:
+def reconstruction_ceiling(
+    tokenizer: Tokenizer, side: int, count: int = 500, length: int | None = None
+) -> GenEvalSummary:
     """Returns what perfect pictures score after a tokenizer's reconstruction: no generator can be expected to beat it.
 
     Args:
         tokenizer: encodes and decodes.
         side: of the scenes in pixels.
         count: scenes that are looked at.
+        length: how many first tokens of a picture are decoded; all if None.
     """
     from vistok.data.scenes import render, sample_scenes
     from vistok.data.scenes.splits import GENEVAL_CEILING
@@ -127,7 +130,7 @@ def reconstruction_ceiling(tokenizer: VQTokenizer, side: int, count: int = 500) 
     pictures = []
     for start in range(0, count, 64):
         images = render(scenes[start : start + 64], side).to(device)
-        pictures += to_pil(tokenizer.decode(tokenizer.encode(images)))
+        pictures += to_pil(tokenizer.decode(tokenizer.encode(images)[:, :length]))
     detector, colours = load_detector("scenes")
     read = [(record, pictures[number], f"scene {number}") for record, number in scene_records(count, GENEVAL_CEILING)]
     return summarise(list(score_images(read, detector, colours)))
@@ -169,4 +172,7 @@ def paint_for_eval(
     rank, world = state.process_index, state.num_processes
     paint_set(root, records, pipe, per_prompt, chosen, pipe.sampling_params(**params), seed, batch_size, rank, world)
     state.wait_for_everyone()
-    return reconstruction_ceiling(pipe.tokenizer, pipe.size) if ceiling and state.is_main_process else None
+    if not ceiling or not state.is_main_process:
+        return None
+    drawn = pipe.model.tokens.length if pipe.tokenizer.capabilities.layout == "sequence" else None
+    return reconstruction_ceiling(pipe.tokenizer, pipe.size, length=drawn)
