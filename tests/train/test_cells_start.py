@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vistok.data.scenes import render, sample_scenes
 from vistok.errors import VistokError
@@ -63,9 +64,19 @@ def test_a_token_tells_its_own_cell_alone(tokenizer):
     assert differ[:, cells == 6].float().mean() > 0.5
 
 
+def test_the_encoder_gives_what_is_told(tokenizer):
+    """Weak components count as much as strong ones: without them, a cross has the codes of a diamond."""
+    images = render(sample_scenes(48, 5), 32)
+    cells = Cells(CONFIG, images)
+    wanted = cells(images).flatten(0, 1)
+    given = F.normalize(tokenizer.latents(images)[:, :, 0], dim=1).transpose(1, 2).flatten(0, 1)
+    gain = (given * wanted).sum(0) / wanted.square().sum(0)
+    assert gain.min() > 0.8 and gain.max() < 1.2
+
+
 def test_wholes_and_quarters_have_codes_of_their_own(tokenizer):
     tokens = tokenizer.encode(render(sample_scenes(8, 7), 32))
-    assert (tokens[:, :16] < 64).all() and (tokens[:, 16:] >= 64).all()
+    assert (tokens[:, :16] < 96).all() and (tokens[:, 16:] >= 96).all()
 
 
 def test_contrast_is_of_what_a_token_tells():

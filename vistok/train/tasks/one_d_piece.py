@@ -55,6 +55,7 @@ class OneDPieceData(PictureData, AdversarialData, RevivalData):
         law: of the number of kept tokens, see ``sample_lengths``.
         stage: of the published training, where ``init.proxy`` names the codes that stage 1 predicts.
         perceptual_weight: of the perceptual term.
+        absolute: weight of the absolute error of pixels, which keeps edges sharp where tokens leave them open.
         anchor: weight of the term that draws tokens to the points of patches, see ``starts.one_d_piece``; new weights
             then start there.
         start: ``cells``: the encoder and the codes are written in closed form, see ``starts.cells``, and what paints is
@@ -67,6 +68,7 @@ class OneDPieceData(PictureData, AdversarialData, RevivalData):
     law: str = "uniform"
     stage: Literal[1, 2] = 1
     perceptual_weight: float = 0.1
+    absolute: float = 0.0
     anchor: float = 0.0
     start: Literal["patches", "cells"] = "patches"
     start_pictures: int = 512
@@ -95,6 +97,7 @@ class OneDPieceObjective(nn.Module):
         adversary: trained against the tokenizer; none if None.
         perceptual: distance [B] of two batches of pictures; none if None.
         perceptual_weight: of its mean.
+        absolute: weight of the absolute error of pixels, beside the squared one.
         anchor: what latents are drawn to; nothing if None.
         anchor_weight: of the squared distance.
     """
@@ -106,12 +109,13 @@ class OneDPieceObjective(nn.Module):
         adversary: Adversary | None = None,
         perceptual: nn.Module | None = None,
         perceptual_weight: float = 0.1,
+        absolute: float = 0.0,
         anchor: OrderedPatches | None = None,
         anchor_weight: float = 0.0,
     ):
         super().__init__()
         self.tokenizer, self.proxy, self.adversary, self.perceptual = tokenizer, proxy, adversary, perceptual
-        self.perceptual_weight = perceptual_weight
+        self.perceptual_weight, self.absolute = perceptual_weight, absolute
         self.anchor, self.anchor_weight = anchor, anchor_weight
 
     def forward(
@@ -126,6 +130,8 @@ class OneDPieceObjective(nn.Module):
             return loss + quantized.loss, metrics | {"proxy_loss": loss.detach()}
         loss = F.mse_loss(out.float(), images)
         metrics["pixel_loss"] = loss.detach()
+        if self.absolute:
+            loss = loss + self.absolute * F.l1_loss(out.float(), images)
         if self.anchor is not None:
             distance = distance_to_points(latents[:, :, 0], self.anchor(images))
             loss, metrics["anchor_loss"] = loss + self.anchor_weight * distance, distance.detach()
@@ -188,7 +194,14 @@ class OneDPieceTask(PictureTask):
                 self.tokenizer, proxy = with_pixel_decoder(self.tokenizer, proxy), None
         adversary, perceptual = build_adversary(self.data), perceptual_distance(init)
         self.model = OneDPieceObjective(
-            self.tokenizer, proxy, adversary, perceptual, self.data.perceptual_weight, anchor, self.data.anchor
+            self.tokenizer,
+            proxy,
+            adversary,
+            perceptual,
+            self.data.perceptual_weight,
+            self.data.absolute,
+            anchor,
+            self.data.anchor,
         )
 
     def _start_from_cells(self, new: bool) -> None:

@@ -31,6 +31,8 @@ QUARTERS = ((1, 1), (0, 1), (1, 0))
 PLACE, OTHER = 24.0, 14.0  # logits: of the right cell, half for its row or column; of the right kind of token
 POINTS = 1 << 15  # that a codebook is the k-means of
 FLAT = 0.06  # beside a patch's contrast: how much one of a single colour weighs in that k-means
+WHOLES = 0.75  # share of the codes that tell whole cells, where others tell quarters
+EXACT = 1e-7  # ridge of the encoder's last map: weak components count as much as strong ones
 KEPT = (16, 64, 256)  # tokens from which the painter's first map is fitted
 
 
@@ -132,24 +134,25 @@ def start_from_cells(tokenizer: TiTok, cells: Cells, images: Tensor, generator: 
     _write_encoder(tokenizer.encoder, tokenizer.latent_tokens, cells)
     head = tokenizer.encoder.conv_out
     states = inputs_of(head, lambda: tokenizer.latents(images))
-    fit_by_least_squares(head, states.flatten(2).transpose(1, 2).flatten(0, 1), cells(images).flatten(0, 1))
+    fit_by_least_squares(head, states.flatten(2).transpose(1, 2).flatten(0, 1), cells(images).flatten(0, 1), EXACT)
     told = F.normalize(head(states).flatten(2), dim=1).unflatten(2, (cells.groups, -1))  # [B, D, groups, cells]
     codes = _codes(told, cells.contrast(images) + FLAT, config.codebook_size, generator)
-    tokenizer.quantize.embedding.weight[: len(codes)].copy_(codes)
+    tokenizer.quantize.embedding.weight.copy_(codes)
     _write_painter(tokenizer.decoder, cells)
     _fit_painter(tokenizer, images)
 
 
 def _codes(told: Tensor, weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """The k-means of the points that tokens tell, one half for wholes and one for quarters.
+    """The k-means of the points that tokens tell, of wholes and of quarters.
 
     Objects show at edges, and most of a picture has none: points [B, D, groups, cells] weigh ``weights``
     [B, groups, cells].
     """
-    kinds = [slice(0, 1), slice(1, None)][: min(told.shape[2], 2)]
-    share = count // len(kinds)
+    wholes = round(WHOLES * count)
+    alone = told.shape[2] == 1
+    kinds = [(slice(None), count)] if alone else [(slice(0, 1), wholes), (slice(1, None), count - wholes)]
     codes = []
-    for kind in kinds:
+    for kind, share in kinds:
         points = rearrange(told[:, :, kind], "b d g n -> (b g n) d")
         if len(points) < share:
             raise VistokError(
