@@ -5,8 +5,10 @@ is trained on these. It describes the others, finds its descriptions again, and 
 with what agrees, without, and with the true expressions of all boxes, which is the most that bootstrapping could give.
 
     python benchmarks/pink_bootstrapping.py --out runs/pink-bootstrapping
+    python benchmarks/pink_bootstrapping.py --start runs/pink-mini --scale 0.7 --seed 1 --out runs/pink-smaller
 
-Found are boxes of held-out phrases with an overlap above 0.5. A run that was stopped goes on.
+The second goes on from a run of the recipe, in pictures that it has not seen and whose objects are smaller. Found are
+boxes of held-out phrases with an overlap above 0.5. A run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ from torch import Tensor
 
 from vistok.data.boxes import AGREES, box_text, overlap, parse_box
 from vistok.data.images import to_pil
-from vistok.data.scenes import COLOURS, SHAPES, SIZES, Scenes, render, sample_scenes
+from vistok.data.scenes import COLOURS, SHAPES, SIZES, Scenes, render, sample_scenes, shrink
 from vistok.data.scenes.box_tasks import draw_box_tasks
 from vistok.data.scenes.language import groups
 from vistok.data.scenes.referring import phrases
 from vistok.data.scenes.render import boxes
 from vistok.data.scenes.splits import HELD_OUT
+from vistok.errors import VistokError
 from vistok.eval.decoding.estimate import ratio_estimate
 from vistok.ops.noise import derive_seed
 from vistok.projectors.grounding.pink import Pink, bootstrap
@@ -65,10 +68,15 @@ def annotate(scenes: Scenes) -> list[list[Referred]]:
     return out
 
 
-def different(count: int, seed: int) -> Scenes:
+def scaled(scenes: Scenes, scale: float) -> Scenes:
+    """Returns scenes whose objects' radii are so many times what they were."""
+    return shrink(scenes, torch.full((len(scenes),), scale, dtype=torch.float64))
+
+
+def different(count: int, seed: int, scale: float = 1.0) -> Scenes:
     """Returns scenes of a seed, the first in which no two objects are alike."""
     scenes = sample_scenes(3 * count, seed)
-    return scenes[scenes.group.amax(1) + 1 == scenes.present.sum(1)][:count]
+    return scaled(scenes[scenes.group.amax(1) + 1 == scenes.present.sum(1)][:count], scale)
 
 
 def halves(everything: list[list[Referred]]) -> tuple[list[list[Referred]], list[list[Referred]]]:
@@ -128,17 +136,19 @@ def train(recipe: Recipe, images: Tensor, pool: list[list[Referred]], folder: Pa
     """Returns a Pink trained on a pool, from the averaged weights of the run in ``start`` if one is named."""
     task = PooledPink(recipe, images, pool)
     if start is not None:
-        task.model.load_state_dict(torch.load(start / "checkpoint.pt", weights_only=True)["average"], strict=False)
+        weights = torch.load(start / "checkpoint.pt", weights_only=True)["average"]
+        if task.model.load_state_dict(weights, strict=False).unexpected_keys:
+            raise VistokError(f"'{start}' is no run of this recipe: name the folder of one.")
     Trainer(recipe, task, folder).train()
     return Pink.from_pretrained(folder / "export")
 
 
-def find(model: Pink, pictures: int) -> list[float]:
+def find(model: Pink, pictures: int, scale: float) -> list[float]:
     """Returns the overlap of what a model finds with what is meant, of a phrase about each of so many held-out pictures
     that have one."""
     out = []
     for start in range(0, pictures, BATCH):
-        scenes = sample_scenes(min(BATCH, pictures - start), HELD_OUT, start)
+        scenes = scaled(sample_scenes(min(BATCH, pictures - start), HELD_OUT, start), scale)
         drawn = [row[0] for row in draw_box_tasks(scenes, 1, ("grounding",), model.wording.decimals)]
         rows = [b for b, entry in enumerate(drawn) if entry.task == "grounding"]
         said = model.say_all(
@@ -187,6 +197,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of the training on half of the boxes")
     parser.add_argument("--more", type=int, default=500, help="steps that follow")
     parser.add_argument("--eval-pictures", type=int, default=1536)
+    parser.add_argument("--start", type=Path, help="folder of a run of pink-mini.yaml to go on from")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the objects' radii")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -196,12 +208,12 @@ def main() -> None:
     first = replace(recipe, seed=options.seed, steps=options.steps, data=data)
     slower = replace(recipe.optimization, lr=recipe.optimization.lr / 2)
     following = replace(first, steps=options.more, optimization=slower)
-    scenes = different(options.pictures, data["seed"])
+    scenes = different(options.pictures, data["seed"], options.scale)
     images, everything = render(scenes, SIDE), annotate(scenes)
     half, withheld = halves(everything)
 
-    model = train(first, images, half, options.out / "half")
-    tell("half", find(model, options.eval_pictures))
+    model = train(first, images, half, options.out / "half", options.start)
+    tell("half", find(model, options.eval_pictures, options.scale))
     kept = bootstrapped(model, images, withheld)
     told = {"boxes": sum(map(len, half)), "withheld": sum(map(len, withheld)), "kept": sum(map(len, kept))}
     print(json.dumps(told | {"true": share_true(kept, withheld)}), flush=True)
@@ -213,7 +225,7 @@ def main() -> None:
     found: dict[str, list[float]] = {}
     for name, pool in pools.items():
         model = train(following, images, pool, options.out / name, options.out / "half")
-        found[name] = find(model, options.eval_pictures)
+        found[name] = find(model, options.eval_pictures, options.scale)
         tell(name, found[name], found["without"])
 
 

@@ -36,6 +36,14 @@ def test_files(tmp_path, name):
 def test_other_kinds_of_files_do_not_become_folders(tmp_path, name):
     with pytest.raises(VistokError, match=rf"{name}.*\.png"):
         is_folder_target(tmp_path / name)
+    with pytest.raises(VistokError, match=f"{name}.*leave"):
+        check_writable(tmp_path / name, folder=True)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.TIF", "a.pdf"])
+def test_pictures_are_other_files_where_no_pictures_are_written(tmp_path, name):
+    with pytest.raises(VistokError, match=rf"{name}.*\.vtok"):
+        is_folder_target(tmp_path / name, {".vtok"})
 
 
 def test_a_file_that_is_no_picture_is_no_folder(tmp_path):
@@ -108,3 +116,17 @@ def test_a_damaged_manifest_is_named(tmp_path, content):
     (tmp_path / "manifest.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(VistokError, match=r"manifest\.json"):
         ShardedJob(tmp_path, {"model": "x"}, 2, ".png")
+
+
+@pytest.mark.parametrize("name", ["000001.png", "metadata.jsonl"])
+def test_files_that_no_job_is_known_of_are_no_part_of_a_new_one(tmp_path, name):
+    """Neither taken for done, as pictures of a camera or of another tool would be, nor replaced."""
+    (tmp_path / name).write_text("of somebody else")
+    with pytest.raises(VistokError, match=name):
+        ShardedJob(tmp_path, {"model": "x"}, 2, ".png", ["metadata.jsonl"])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    (tmp_path / name).rename(tmp_path / "other.png")
+    for _ in range(2):  # a job goes on among its own
+        job = ShardedJob(tmp_path, {"model": "x"}, 2, ".png", ["metadata.jsonl"])
+        (tmp_path / name).write_text("of the job")
+    assert job.path(0) not in tmp_path.iterdir()

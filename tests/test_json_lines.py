@@ -75,6 +75,8 @@ def test_captions_are_one_text_each(tmp_path, caption):
     [
         ({"prediction": None, "answer": "yes"}, "None"),
         ({"prediction": "yes", "answers": None}, "None"),
+        ({"prediction": float("nan"), "answer": "yes"}, "nan"),
+        ({"prediction": "yes", "answers": [float("inf")]}, "inf"),
         ({"prediction": "yes", "answers": [{"answer": "yes"}]}, "one text"),
         ({"prediction": ["yes"], "answer": "yes"}, "one text"),
         ({"prediction": "yes", "answers": []}, "no answers"),

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,11 +71,31 @@ def test_samples_are_numbered_by_prompt_and_repetition():
         (["a red dragon"], "never saw 'dragon'; it knows: "),
         (["  "], "the prompt is empty"),
         ([7], "paints prompts, not classes"),
+        ([], "nothing to draw"),
+        (None, "prompts or of numbers of classes"),
+        (2.5, "prompts or of numbers of classes"),
     ],
 )
 def test_conditions_that_cannot_be_followed_are_refused(pipe, prompts, message):
     with pytest.raises(VistokError, match=message):
         pipe(prompts)
+
+
+@pytest.mark.parametrize(
+    "classes", [np.int64(3), np.array([3]), [np.int32(3)], torch.tensor(3), torch.tensor([3]), (3,)]
+)
+def test_classes_are_numbers_of_any_kind(classes):
+    pipe = vistok.pipeline("xar")
+    wanted = pipe(3, output_type="latent").tokens
+    assert torch.equal(pipe(classes, output_type="latent").tokens, wanted)
+
+
+@pytest.mark.parametrize("picture", [np.zeros((64, 64, 3), np.uint8), torch.zeros(3, 64, 64), None])
+def test_pictures_are_paths_or_of_pillow(picture):
+    with pytest.raises(VistokError, match="path or as an image of Pillow"):
+        vistok.pipeline("xar").with_image(picture, picture)
+    with pytest.raises(VistokError, match="path or as an image of Pillow"):
+        vistok.pipeline("llamagen-mini-control").with_control(picture, "canny")
 
 
 def test_force_goes_on(pipe):

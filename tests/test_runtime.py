@@ -23,7 +23,7 @@ def gpus(monkeypatch):
     return set_count
 
 
-@pytest.mark.parametrize("name", ["mps", "gpu", "", "cuda:", "cuda:-1", "CUDA", "cpu:1", "xpu:0", "cuda:12345"])
+@pytest.mark.parametrize("name", ["mps", "gpu", "", "cuda:", "cuda:-1", "CUDA", "cpu:1", "xpu:0", "cuda:12345", 0])
 @pytest.mark.parametrize("count", [0, 2])
 def test_other_device_names_are_refused(gpus, name, count):
     gpus(count)

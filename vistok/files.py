@@ -44,12 +44,17 @@ def is_folder_target(path: str | Path, suffixes: Collection[str] = IMAGE_SUFFIXE
     if suffix in suffixes:
         return False
     known = [each for each in (".png", ".jpg", ".webp") if each in suffixes] or sorted(suffixes)
-    if _OTHER_FILES.fullmatch(suffix) or path.is_file():
+    if _names_file(path) or path.is_file():
         raise VistokError(
             f"'{path}' cannot be written as a {suffix or 'file without a suffix'}: end the name in "
             f"{' or '.join(known)}, or name a folder."
         )
     return True
+
+
+def _names_file(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    return suffix in IMAGE_SUFFIXES or _OTHER_FILES.fullmatch(suffix) is not None
 
 
 @contextmanager
@@ -96,13 +101,15 @@ def check_writable(path: str | Path, folder: bool | None = None) -> None:
         folder: which of the two it must be; either if None.
 
     Raises:
-        VistokError: it cannot be made or written, or is the other of the two.
+        VistokError: it cannot be made or written, or is the other of the two, or a folder to be is named like a file.
     """
     path = Path(path)
     if folder is False and path.is_dir():
         raise VistokError(f"'{path}' is a folder: name a file in it.")
     if folder and path.exists() and not path.is_dir():
         raise VistokError(f"'{path}' is a file: name a folder.")
+    if folder and not path.exists() and _names_file(path):
+        raise VistokError(f"'{path}' is to be a folder, and its name is that of a file: leave {path.suffix} out.")
     place = path
     while not place.exists() and place != place.parent:
         place = place.parent

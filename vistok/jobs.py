@@ -11,12 +11,15 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from vistok.errors import VistokError
 from vistok.files import atomic_path
+
+MANIFEST = "manifest.json"  # of a job's folder
 
 
 class ShardedJob:
@@ -27,14 +30,16 @@ class ShardedJob:
         identity: everything that the content of the shards depends on, JSON-able.
         shards: how many there are.
         suffix: of the shard files.
+        others: names of what else the job writes into its folder, or takes for done.
 
     Raises:
-        VistokError: if the folder holds another job.
+        VistokError: if the folder holds another job, or files of these names that no job is known of.
     """
 
-    def __init__(self, folder: str | Path, identity: dict, shards: int, suffix: str):
+    def __init__(self, folder: str | Path, identity: dict, shards: int, suffix: str, others: Iterable[str] = ()):
         self.folder, self.shards, self.suffix = Path(folder), shards, suffix
-        manifest = self.folder / "manifest.json"
+        manifest = self.folder / MANIFEST
+        foreign = self._first_of(others)  # looked for before the manifest, which comes before all of them
         text = json.dumps({**identity, "shards": shards}, indent=1, sort_keys=True)
         if manifest.exists():
             stored, wanted = _read(manifest), json.loads(text)
@@ -44,9 +49,21 @@ class ShardedJob:
                     f"'{self.folder}' holds another job (its {', '.join(sorted(changed))} differ): "
                     "choose another folder or remove this one."
                 )
+        elif foreign is not None:
+            raise VistokError(
+                f"'{self.folder}' holds '{foreign}', and no manifest says what made it: choose another folder, or move "
+                "it away."
+            )
         else:
             with atomic_path(manifest) as temporary:
                 temporary.write_text(text)
+
+    def _first_of(self, others: Iterable[str]) -> str | None:
+        """Name of a file in the folder that the job would replace or take for its own."""
+        if not self.folder.is_dir():
+            return None
+        names = chain((self.path(shard).name for shard in range(self.shards)), others)
+        return next((name for name in names if (self.folder / name).exists()), None)
 
     def path(self, shard: int) -> Path:
         return self.folder / f"{shard:06d}{self.suffix}"

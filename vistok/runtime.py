@@ -35,7 +35,7 @@ def resolve_device(name: str | torch.device | None = None) -> torch.device:
         return name
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    match = _DEVICE.fullmatch(name)
+    match = _DEVICE.fullmatch(str(name))
     if match is None:
         raise VistokError(f"unknown device '{name}': use cpu, cuda or cuda:N.")
     if name == "cpu":

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vistok.samplers import Sampler, SamplingParams
 
 Part = tuple[int, Stats | None]  # images that a process drew, and the statistics of their batches
+METADATA = "metadata.jsonl"
 CODES = ".npy"  # suffix of files of codes, where there is no decoder
 NO_DECODER = (
     "transformers has no decoder for this model's codes, so codes are saved: give --tokenizer vqgan.ckpt for pictures."
@@ -222,9 +223,9 @@ def _folder_job(
     if pipe.known is not None:
         parts = (pipe.known.tokens, pipe.known.mask)
         identity["known"] = hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in parts)).hexdigest()
-    job = ShardedJob(out, identity, len(samples), CODES if pipe.tokenizer is None else ".png")
+    job = ShardedJob(out, identity, len(samples), CODES if pipe.tokenizer is None else ".png", [METADATA])
     if rank == 0:
-        with atomic_path(out / "metadata.jsonl") as path, path.open("w", encoding="utf-8") as file:
+        with atomic_path(out / METADATA) as path, path.open("w", encoding="utf-8") as file:
             for s in samples:
                 line = {
                     "file": job.path(s.index).name,

@@ -23,7 +23,9 @@ def test_every_policy_has_its_figures(tmp_path):
     assert all(row["kept"] < 0.5 for name, row in rows.items() if name in ("CCA", "StreamingLLM", "SnapKV"))
 
 
-@pytest.mark.parametrize("options", [["--lengths", "many"], ["--lengths", "0"], ["--policies", "Tydal"]])
+@pytest.mark.parametrize(
+    "options", [["--lengths", "many"], ["--lengths", "0"], ["--policies", "Tydal"], ["--width", "65"]]
+)
 def test_what_is_wrong_is_said_in_a_sentence(options):
     done = vistok("bench", "context", *SHAPE, *options)
     assert done.returncode == 2

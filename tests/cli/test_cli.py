@@ -119,7 +119,8 @@ def test_scenes_are_written(tmp_path):
         (("--prompt", "a red circle", "--model", "lamagn"), "did you mean"),
         (("--prompt", "a red circle", "--size", "7"), "not a multiple of 4"),
         (("--class", "3"), "paints prompts, not classes"),
-        (("--prompts", "nowhere.txt"), "cannot read the prompts"),
+        (("--prompts", "nowhere.txt"), "cannot read the prompts in 'nowhere.txt': No such file"),
+        (("--prompts", "/dev/null"), "there is no prompt in '/dev/null'"),
         (("--prompt", "a red circle", "--checkpoint", "nowhere/x.pt"), "no file or folder"),
     ],
 )

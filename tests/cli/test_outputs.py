@@ -85,6 +85,11 @@ UNREAD = [
     (("eval", "vqa", "--model", "nowhere", "--questions", "q.jsonl"), ("--scene-split", "hard")),
     (("bench", "text", "--model", "nowhere", "--spec-bench", "q.jsonl"), ("--prompt-tokens", "3")),
     (("tokenize", "w.png"), ("--lpips-net", "vgg")),
+    (("compress", "--model", "nowhere", "--image", "w.png", "-q", "x", "--method", "fastv"), ("--overlay", "o.png")),
+    (
+        ("compress", "--model", "nowhere", "--image", "w.png", "-q", "x", "--method", "sparsevlm"),
+        ("--overlay", "o.png"),
+    ),
     (("models", "llamagen-mini"), ("--task", "draft")),
 ]
 

@@ -56,7 +56,7 @@ def apart(a: Any, b: Any) -> float:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "phi", "glm", "smollm3"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "phi", "glm", "smollm3", "jetmoe"])
 def test_a_budget_above_the_length_gives_plain_logits_of_ragged_batches(name, kind):
     model, inputs = tiny(kind), ragged()
     plain = run(model, inputs)
@@ -198,6 +198,8 @@ REFUSED = {
     "state": (lambda: tiny("mamba"), "linear attention"),
     "softcap": (lambda: tiny("gemma2"), "sliding|softcap"),
     "own attention": (lambda: tiny("diffllama"), "of its own"),
+    "attention of no registry": (lambda: tiny("doge"), "computes its attention itself"),
+    "no text model": (lambda: tiny("modernbert-decoder", layer_types=["full_attention"] * 5), "no text model"),
     "encoder": (lambda: seq2seq(), "encoder-decoder"),
     "no model": (lambda: torch.nn.Linear(2, 2), "transformers"),
 }

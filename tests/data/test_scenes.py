@@ -138,6 +138,17 @@ def test_written_scenes_can_be_read(tmp_path):
     assert all(1 <= len(line["objects"]) <= 4 for line in lines)
 
 
+@pytest.mark.parametrize("stays", ["manifest.json", "000003.png"])
+def test_scenes_are_not_mixed_with_another_set(tmp_path, stays):
+    for seed in (1, 2):  # replacing all of an older set is fine
+        write_scenes(tmp_path, 3, 32, seed)
+    (tmp_path / stays).write_text("of a larger set, or of a job")
+    before = (tmp_path / "000000.png").read_bytes()
+    with pytest.raises(VistokError, match=stays):
+        write_scenes(tmp_path, 3, 32, 3)
+    assert (tmp_path / "000000.png").read_bytes() == before
+
+
 @pytest.mark.parametrize(("count", "side"), [(0, 64), (4, 8)])
 def test_nonsense_numbers_are_refused(tmp_path, count, side):
     with pytest.raises(VistokError, match="at least"):

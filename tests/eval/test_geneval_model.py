@@ -56,6 +56,9 @@ def test_a_set_is_painted_once_and_never_mixed(tmp_path):
     for other in ({"pipe": StubPipe("another")}, {"seed": 1}, {"records": RECORDS[:2]}):
         with pytest.raises(VistokError, match="another job"):
             paint.paint_set(**{"root": tmp_path, "records": RECORDS, "pipe": pipe, "per_prompt": 2} | other)
+    (tmp_path / "manifest.json").unlink()  # as if another tool had painted the set
+    with pytest.raises(VistokError, match="00000"):
+        paint.paint_set(tmp_path, RECORDS, pipe, per_prompt=2)
 
 
 def test_every_report_on_scenes_has_the_ceiling(tmp_path, monkeypatch):

@@ -73,10 +73,12 @@ def test_an_answer_without_seg_has_no_region(read_parts):
     assert found.answer == "no" and found.regions == ()
 
 
-@pytest.mark.parametrize("text", ["", "  ", "?"])
-def test_no_text_is_refused(read_parts, pink_parts, text):
+@pytest.mark.parametrize(
+    ("text", "said"), [("", "no text"), ("  ", "no text"), ("?", "no text"), ("a <image>", "<image>")]
+)
+def test_what_is_no_text_is_refused(read_parts, pink_parts, text, said):
     for grounder in (read(read_parts), Pink(*pink_parts)):
-        with pytest.raises(VistokError, match="no text"):
+        with pytest.raises(VistokError, match=said):
             grounder.ground(Image.new("RGB", (64, 64)), text)
 
 

@@ -74,6 +74,25 @@ def test_a_class_that_wants_a_mask_of_every_sequence():
             assert torch.equal(generate(model, inputs, drafter, **options).sequences, expected)
 
 
+def test_ids_of_32_bits_are_read():
+    model, inputs = tiny(), {name: part.int() for name, part in ragged().items()}
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    found = generate(model, inputs, TokenRecycling(SMALL_TREE), **options).sequences
+    assert torch.equal(found, model.generate(**inputs, **options))
+
+
+@pytest.mark.parametrize("drafter", ["lookup", PromptLookup, 3])
+def test_what_is_no_drafter_is_told(drafter):
+    with pytest.raises(VistokError, match="PromptLookup"):
+        generate(tiny(), prompt(), drafter, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("inputs", ["a text", ["a text"], [[1, 2, 3]], None])
+def test_what_is_no_tokens_is_told(inputs):
+    with pytest.raises(VistokError, match="tokenize"):
+        generate(tiny(), inputs, PromptLookup(), max_new_tokens=2)
+
+
 @pytest.mark.parametrize("name", drafters())
 def test_greedy_tokens_with_every_drafter(name):
     model, drafter = tiny(), drafters()[name]

@@ -175,6 +175,18 @@ def test_paths_that_cannot_be_are_refused(pictures, tmp_path):
     assert pair_paths([pictures / "0.png"], None, PICTURES, ".vtok") == [(pictures / "0.png", pictures / "0.vtok")]
 
 
+def test_the_picture_that_tokens_were_made_of_is_not_replaced_unasked(pictures, tmp_path):
+    _run("tokenize", pictures / "0.png")
+    before = (pictures / "0.png").read_bytes()
+    with pytest.raises(VistokError, match="give -o"):
+        _run("detokenize", pictures / "0.vtok")
+    assert (pictures / "0.png").read_bytes() == before
+    _run("detokenize", pictures / "0.vtok", "-o", tmp_path / "back.png")
+    _run("detokenize", pictures / "0.vtok", "-o", tmp_path / "back.png")  # what is named is replaced
+    with pytest.raises(VistokError, match="257 tokens, since the picture holds 256"):
+        _run("detokenize", pictures / "0.vtok", "--tokens", 257, "-o", tmp_path / "back.png")
+
+
 def test_free_sizes_are_cropped_to_multiples_and_fixed_ones_resized(pictures):
     image = load_image(pictures / "0.png").resize((70, 50))
     assert prepare(image, Capabilities(8, "grid", multiple=16), None).shape == (3, 48, 64)

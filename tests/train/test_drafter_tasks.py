@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from tests.train.tiny import pure_batch, texts, tiny
+from vistok.cli.main import app
 from vistok.errors import VistokError
 from vistok.models.heads.clover import Clover
 from vistok.models.heads.hidden_transfer import HiddenTransfer
@@ -27,6 +29,7 @@ from vistok.samplers import (
     SortedDraft,
 )
 from vistok.samplers.speculation import generate
+from vistok.samplers.text_drafters import TRAINED, trained_kind
 from vistok.train.tasks import build_task, text
 from vistok.train.tasks.extra_rows import rows_forward
 from vistok.train.tasks.judge import syntax
@@ -142,3 +145,37 @@ def test_every_exit_learns_and_drafts(tmp_path):
     recipe = tiny("text-mini-sorted-draft")
     with pytest.raises(VistokError, match="rise to 3"):
         build_task(replace(recipe, init=recipe.init | {"exits": [1, 2]}))
+
+
+def written(*words: str) -> dict:
+    found = CliRunner().invoke(app, ["write", "def read(self):\n", "--new-tokens", "8", *words, "--json"])
+    assert found.exit_code == 0, found.exception
+    return json.loads(found.stdout)
+
+
+@pytest.mark.parametrize("name", ["text-mini-clover", "text-mini-medusa", "text-mini-transfer", "text-mini-ppd"])
+def test_trained_weights_draft_by_the_folder_they_are_in(tmp_path, name):
+    trained(name, tmp_path)
+    kind = trained_kind(str(tmp_path))
+    assert TRAINED[kind].family == json.loads((tmp_path / "card.json").read_text())["family"]
+    assert written("--drafter", kind, "--draft", str(tmp_path))["text"] == written("--drafter", "none")["text"]
+    words = f"bench text --prompts 1 --new-tokens 4 --head {tmp_path} --methods {tmp_path}".split()
+    found = CliRunner().invoke(app, [*words, "--json"])
+    assert found.exit_code == 0, found.exception
+    row = next(row for row in json.loads(found.stdout)["rows"] if row["kind"] == "all" and kind in row["name"])
+    assert row["lossless"] and row["same"] == 1
+    other = next(each for each in TRAINED if each not in (kind, "eagle"))
+    error = CliRunner().invoke(app, ["write", "a", "--drafter", other, "--draft", str(tmp_path)]).exception
+    assert isinstance(error, VistokError) and str(tmp_path) in str(error)
+
+
+def test_a_sorted_draft_and_lexical_units_go_by_what_their_models_say(tmp_path):
+    trained("text-mini-sorted-draft", tmp_path / "s2d")
+    plain = written("--drafter", "none")["text"]
+    assert written("--drafter", "s2d", "--draft", str(tmp_path / "s2d"))["text"] == plain
+    trained("text-mini-lud", tmp_path / "lud")
+    taught = ["--model", str(tmp_path / "lud"), "--drafter"]
+    assert written(*taught, "lexical-units")["text"] == written(*taught, "none")["text"]
+    for words in (["s2d"], ["lexical-units"]):
+        error = CliRunner().invoke(app, ["write", "a", "--drafter", *words]).exception
+        assert isinstance(error, VistokError) and words[0] in str(error)

@@ -100,6 +100,12 @@ def test_measured_worlds_are_not_trained_on():
         ({"optimization": {"lr": "1e-3"}}, ["'optimization.lr'", "1.0e-3"]),
         ({"optimization": {"betas": [0.9]}}, ["'optimization.betas'", "list of 2"]),
         ({"optimization": {"momentum": 0.9}}, ["'optimization'", "momentum"]),
+        ({"optimization": {"lr": float("nan")}}, ["'optimization.lr'", "0 or more"]),
+        ({"optimization": {"muon_lr": -1.0}}, ["'optimization.muon_lr'", "0 or more"]),
+        ({"optimization": {"warmup": -1}}, ["'optimization.warmup'", "0 or more"]),
+        ({"optimization": {"betas": [0.9, 1.0]}}, ["'optimization.betas'", "[0, 1)"]),
+        ({"optimization": {"ema": 1.5}}, ["'optimization.ema'", "[0, 1)"]),
+        ({"seed": 1 << 64}, ["seed", "64 bits"]),
         ({"optimization": 3}, ["'optimization'"]),
         ({"data": [1]}, ["'data'"]),
         ({"aliases": "vq"}, ["'aliases'", "list"]),
@@ -136,6 +142,30 @@ def test_a_checkpoint_of_another_recipe_is_told(tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"half")
     with pytest.raises(VistokError, match=r"checkpoint\.pt' is not of this recipe"):
         Trainer(recipe, build_task(recipe), tmp_path)
+
+
+def test_a_run_that_goes_on_by_another_recipe_says_so(tmp_path, capsys):
+    model, _, data = TOKENIZERS["vq"]
+    recipe = Recipe("mine", "vq", steps=1, batch_size=2, model=model, data=data | {"eval_pictures": 2})
+    Trainer(recipe, build_task(recipe), tmp_path).train()
+    again = replace(recipe, save_every=1)  # which changes nothing of what was learnt
+    Trainer(again, build_task(again), tmp_path).train()
+    assert "changed" not in capsys.readouterr().err
+    others = {
+        "optimization.lr": {"optimization": replace(recipe.optimization, lr=2e-4)},
+        "data.seed": {"data": recipe.data | {"seed": 99}},
+        "seed": {"seed": 5},
+        "batch_size": {"batch_size": 4},
+    }
+    for name, change in others.items():
+        other = replace(recipe, **change)
+        with pytest.raises(VistokError, match=rf"trained to step 1.*\(its {name}\).*--out"):
+            Trainer(other, build_task(other), tmp_path)
+    more = replace(recipe, steps=2, **others["optimization.lr"])
+    Trainer(more, build_task(more), tmp_path).train()
+    assert "its optimization.lr" in capsys.readouterr().err
+    with pytest.raises(VistokError, match="trained to step 2, and the recipe asks for 1"):
+        Trainer(replace(more, steps=1), build_task(more), tmp_path)
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,12 @@ def compress(
     check_outputs(overlay, json)
     from vistok.eval.answers.ask import ask, build_compressor, kept_overlay, load, parse_keep
     from vistok.progress import working
+    from vistok.projectors import LayerCompressor
     from vistok.projectors.apply.compress import active
 
     compressor = build_compressor(method or DEFAULT, None if keep is None else parse_keep(keep))
+    if overlay is not None and isinstance(compressor, LayerCompressor):
+        raise VistokError(f"{method} does not tell which patches it kept: leave --overlay out.")
     with working("load the model"):
         network, processor = load(model, device, dtype)
     own = active(network)

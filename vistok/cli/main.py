@@ -64,5 +64,8 @@ def main() -> None:
         print(f"vistok: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("vistok: interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        print(
+            "vistok: interrupted; folders, runs and caches go on where they stopped, by the same command.",
+            file=sys.stderr,
+        )
         sys.exit(130)

@@ -244,12 +244,17 @@ def _conditions(prompt: list[str] | None, prompts: Path | None, classes: list[in
     if prompts is not None:
         try:
             text = prompts.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise VistokError(f"cannot read the prompts in '{prompts}': {error.strerror}.") from error
+        except UnicodeDecodeError as error:
             raise VistokError(
                 f"cannot read the prompts in '{prompts}': give a text file in UTF-8, one prompt a line."
             ) from error
         # A line ends where editors end it: str.splitlines would also cut at separators inside a caption.
-        texts += [line.strip() for line in text.split("\n") if line.strip()]
+        lines = [line.strip() for line in text.split("\n") if line.strip()]
+        if not lines and not texts:
+            raise VistokError(f"there is no prompt in '{prompts}': write one a line.")
+        texts += lines
     if bool(texts) == bool(classes):
         seen = "both" if texts else "neither"
         raise VistokError(f'say what to paint by --prompt "a red circle" or by --class 207; got {seen}.')

@@ -16,12 +16,13 @@ def write(
     drafter: Annotated[
         str,
         typer.Option(
-            help="What proposes tokens: none, lookup, recycling, draft, eagle, pearl, ppd, medusa, aded, rasd, "
-            "hidden-transfer, or a name that another package adds."
+            help="What proposes tokens: none, lookup, recycling, draft, eagle, pearl, ppd, medusa, clover, aded, rasd, "
+            "hidden-transfer, s2d, lexical-units, or a name that another package adds."
         ),
     ] = "recycling",
     draft: Annotated[
-        str | None, typer.Option(help="The small model, or the EAGLE head. [default: its own for text-mini]")
+        str | None,
+        typer.Option(help="The small model, or the drafter's trained weights. [default: their own for text-mini]"),
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that are written at most.")] = 100,
     temperature: Annotated[float, typer.Option(min=0, help="0 decodes greedily.")] = 0.0,
@@ -46,7 +47,7 @@ def write(
     from vistok.ops.noise import check_seed
     from vistok.progress import working
     from vistok.samplers.named import TEXT_DRAFTERS
-    from vistok.samplers.writing import OWN, UNREAD, draft_tree, drafter_of, written
+    from vistok.samplers.writing import OWN, SMALL, UNREAD, draft_tree, drafter_of, written
     from vistok.zoo.transformers import load_causal_lm
 
     check_outputs(json)
@@ -55,7 +56,7 @@ def write(
     check_drawing(temperature, top_p)
     check_seed(seed)
     if draft is not None and drafter in UNREAD:
-        raise VistokError(f"the drafter '{drafter}' reads no --draft: leave it out, or take draft or rasd.")
+        raise VistokError(f"the drafter '{drafter}' reads no --draft: leave it out, or take another one.")
     if "" in (stop or []):
         raise VistokError("--stop is empty, which stands in every text: name the text behind which writing ends.")
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -63,15 +64,19 @@ def write(
         target, tokenizer = load_causal_lm(model, device, dtype)
     ids = tokenizer(text, return_tensors="pt").input_ids.to(target.device)
     check_reads(target, ids.shape[1] + new_tokens, model)
-    if draft is None and model == "text-mini" and drafter != "eagle":
+    if draft is None and model == "text-mini" and drafter in SMALL:
         draft = "text-mini-draft"
     speculation, watched = drafter_of(drafter, target, tokenizer, draft, device, dtype, tree)
     torch.manual_seed(seed)
     quiet = json is not None and str(json) == "-"
     options = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
     found = written(target, tokenizer, ids, speculation, new_tokens, options, stop or [], None if quiet else sys.stdout)
-    lines = [] if watched is None else draft_tree(watched, tokenizer)
     settings = {"model": model, "drafter": drafter, "draft": draft, "seed": seed}
+    try:
+        lines = [] if watched is None else draft_tree(watched, tokenizer)
+    except VistokError:  # the text is there, whatever became of its tree
+        output_json(settings | found, json)
+        raise
     if output_json(settings | found | ({} if watched is None else {"tree": lines}), json):
         return
     if lines:

@@ -20,7 +20,7 @@ from vistok.context.cache import ContextCache
 from vistok.context.forward import Blocked, Call
 from vistok.context.interface import Fill, Full, Policy, Report
 from vistok.context.rotary import Rotary
-from vistok.context.support import check_model
+from vistok.context.support import attentions, check_model
 from vistok.errors import VistokError
 from vistok.models.attach import Attachment, attached, unwrapped
 from vistok.models.huggingface import cache_argument, given_cache
@@ -57,7 +57,7 @@ class Context(Attachment):
         self._rotary: Rotary | None = None
         super().__init__(model)
         self._earlier = self.config._attn_implementation
-        self._modules = [m for m in self.decoder.modules() if hasattr(m, "layer_idx") and hasattr(m, "is_causal")]
+        self._modules = attentions(self.decoder)
         self.before(self.decoder, self._before_forward)
         self.after(self.decoder, self._after_forward)
         self._switch(on=True)
@@ -239,10 +239,10 @@ class Context(Attachment):
             step.cache.restore(step.start)
         if call.cache is None or (policy.learns and self.model.training):
             out = policy.attend(step, module.layer_idx, call.flush(q), call.flush(k), call.flush(v), scale)
-            return call.back(out).transpose(1, 2)
+            return call.back(out).transpose(1, 2).contiguous()  # as transformers' own, of which JetMoe takes views
         with torch.no_grad():
             out = policy.attend(step, module.layer_idx, call.flush(q), call.flush(k), call.flush(v), scale)
-            out = call.back(out).transpose(1, 2)
+            out = call.back(out).transpose(1, 2).contiguous()
         return Blocked.apply(out, q) if q.requires_grad and torch.is_grad_enabled() else out
 
 

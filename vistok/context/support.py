@@ -30,5 +30,13 @@ def check_model(model: nn.Module) -> None:
         )
     if getattr(whole, "model_type", "") in BIDIRECTIONAL:
         raise VistokError(f"{name} lets tokens of a picture see one another: a policy needs causal attention.")
-    if not getattr(model, "_supports_attention_backend", False):
+    decoder = model.get_decoder()
+    if not hasattr(decoder, "config"):  # ModernBertDecoder calls its output layer so
+        raise VistokError(f"{name} names no text model: no policy can work in it.")
+    if not getattr(model, "_supports_attention_backend", False) or not attentions(decoder):
         raise VistokError(f"{name} computes its attention itself: no policy can change it.")
+
+
+def attentions(decoder: nn.Module) -> list[nn.Module]:
+    """The attention modules of a text model that ask transformers' registry for their function."""
+    return [module for module in decoder.modules() if hasattr(module, "layer_idx") and hasattr(module, "is_causal")]

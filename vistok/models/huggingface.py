@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+_PLACEHOLDERS = ("image_token", "video_token", "boi_token", "eoi_token", "image_start_token", "image_end_token")
+
 
 def given_cache(arguments: Mapping[str, Any]) -> Any | None:
     """Returns the KV cache among the keyword arguments of a forward, or in its output; None without one."""
@@ -25,3 +27,10 @@ def cache_argument(model: nn.Module) -> str:
 def head_width(config: Any) -> int:
     """Returns the width of an attention head by a text model's configuration, which may leave it to be told."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def placeholder_in(processor: Any, text: str) -> str | None:
+    """Returns a token of a text that stands for a picture to a model's processor, None where there is none."""
+    named = {getattr(processor, name, None) for name in _PLACEHOLDERS}
+    tokens = {"<image>", *(token for token in named if isinstance(token, str) and token)}
+    return next((token for token in sorted(tokens) if token in text), None)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import PIL.Image
 import torch
 from torch import Tensor
 
@@ -19,6 +20,23 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from vistok.pipelines.generation import Pipeline
+
+
+def listed(conditions: Any) -> list[str | int]:
+    """Returns prompts or classes as a list: of one, of several, or of an array or tensor of classes.
+
+    Raises:
+        VistokError: it is neither, or there is none.
+    """
+    given = conditions.tolist() if hasattr(conditions, "tolist") else conditions  # also numpy's numbers
+    if isinstance(given, str | int):
+        return [given]
+    if not isinstance(given, Iterable):
+        raise VistokError(f"images are drawn of prompts or of numbers of classes, got {given!r}: give one or several.")
+    found = [each.item() if hasattr(each, "item") else each for each in given]
+    if not found:
+        raise VistokError("there is nothing to draw: give at least one prompt or class.")
+    return found
 
 
 def check_conditions(pipe: Pipeline, conditions: Sequence[str | int], force: bool) -> None:
@@ -123,4 +141,11 @@ def with_image(pipe: Pipeline, picture: Image | str | Path, mask: Image | str | 
 
 
 def _as_image(picture: Image | str | Path) -> Image:
-    return load_image(picture) if isinstance(picture, str | Path) else picture
+    if isinstance(picture, str | Path):
+        return load_image(picture)
+    if not isinstance(picture, PIL.Image.Image):
+        raise VistokError(
+            f"a picture is given by its path or as an image of Pillow, got {type(picture).__name__}: "
+            "PIL.Image.fromarray makes one of an array."
+        )
+    return picture

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError, unknown_name
 from vistok.models.generators import GENERATORS
 from vistok.models.interface import Condition, Control, Known
-from vistok.pipelines.conditioning import check_conditions, encode_conditions, with_control, with_image
+from vistok.pipelines.conditioning import check_conditions, encode_conditions, listed, with_control, with_image
 from vistok.pipelines.decoding import OUTPUT_TYPES, as_type, decode_images, preview_images
 from vistok.pipelines.interface import Output, Sample, expand
 from vistok.pipelines.resolve import DEFAULT_MODEL
@@ -327,7 +327,7 @@ class Pipeline(Pushable):
         """Draws ``n`` images of each condition.
 
         Args:
-            conditions: a prompt or a class, or several.
+            conditions: a prompt or a class, or several; also classes in an array or a tensor.
             n: images of each.
             sampler, params, batch_size: see :meth:`iterate`.
             seed: the same seed gives the same images.
@@ -354,7 +354,7 @@ class Pipeline(Pushable):
             n = num_images_per_prompt
         if generator is not None:
             seed = _drawn_seed(generator, seed)
-        conditions = [conditions] if isinstance(conditions, str | int) else list(conditions)
+        conditions = listed(conditions)
         self.check(conditions, force)
         samples = expand(conditions, n)
         watch = None if callback_on_step_end is None else functools.partial(_call_back, self, callback_on_step_end)

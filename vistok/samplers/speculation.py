@@ -57,6 +57,9 @@ class Speculation:
         tokenizer: the model's, for stop strings, and for drafters that compare it with their own.
         stopping: stop strings and stopping criteria of transformers, one or several, beside those of ``generate``.
 
+    Raises:
+        VistokError: what is given as drafter is none.
+
     Attributes:
         stats: of the last call.
     """
@@ -72,6 +75,8 @@ class Speculation:
         tokenizer: Any | None = None,
         stopping: Any | None = None,
     ):
+        if drafter is not None and (isinstance(drafter, type) or not hasattr(drafter, "bind")):
+            raise VistokError(f"a drafter is an object such as PromptLookup(), got {drafter!r}: make one.")
         self.drafter, self.verifier = drafter, verifier
         self.streamer, self.tokenizer, self.stopping = streamer, tokenizer, stopping
 
@@ -89,6 +94,7 @@ class Speculation:
         Raises:
             VistokError: the call asks for something that speculation cannot do.
         """
+        input_ids = input_ids.long()  # plain generate takes 32 bits too
         given = given_to_generate()
         streamer = given.get("streamer")
         if streamer is None and self.streamer is not None:
@@ -178,6 +184,11 @@ def generate(
         VistokError: drafter and verifier do not go together, the model or a prompt does not fit, or an option is not
             understood.
     """
+    if not isinstance(inputs, (Tensor, Mapping)):
+        raise VistokError(
+            f"inputs are what the model's tokenizer returns with return_tensors='pt', or ids [B, L], got "
+            f"{type(inputs).__name__}: tokenize the text first."
+        )
     if options.get("assistant_tokenizer") is not None:  # which transformers would drop
         raise VistokError(
             "assistant_tokenizer is for transformers' own assisted decoding: leave it out, or use DraftModel."

@@ -7,33 +7,94 @@ is a row of ``vistok bench text``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
+from vistok.models.heads.clover import Clover
 from vistok.models.heads.hidden_transfer import HiddenTransfer
 from vistok.models.heads.medusa import Medusa
 from vistok.models.heads.prompt_tokens import PromptTokens
 from vistok.samplers.drafters.aded import Aded
+from vistok.samplers.drafters.clover import CloverHead
 from vistok.samplers.drafters.draft_model import DraftModel
 from vistok.samplers.drafters.eagle_head import EagleHead, load_head
 from vistok.samplers.drafters.extra_rows import ExtraRowDrafter
+from vistok.samplers.drafters.lexical_units import PLACEHOLDER, LexicalUnits
 from vistok.samplers.drafters.lookup import PromptLookup
 from vistok.samplers.drafters.medusa import MedusaHeads
 from vistok.samplers.drafters.rasd import Rasd
 from vistok.samplers.drafters.recycling import TokenRecycling
+from vistok.samplers.drafters.sorted_draft import SortedDraft
 from vistok.samplers.policies.chains import Chain
 from vistok.zoo import cards
+from vistok.zoo.registry import card, card_of_folder, is_embedded
 
 if TYPE_CHECKING:
     from vistok.samplers.drafters.text import TextDrafter
+    from vistok.zoo.pretrained import Pretrained
+
+
+class Trained(NamedTuple):
+    """A drafter of weights that are trained for one target.
+
+    Attributes:
+        family: of the cards of such weights.
+        load: from their name, folder or hub id, and the target.
+    """
+
+    family: str
+    load: Callable[[str, nn.Module], TextDrafter]
+
+
+def _fitted(network: type[Pretrained], name: str, model: nn.Module) -> Any:
+    """Weights in the format of a target's, where these are."""
+    weight = model.get_input_embeddings().weight
+    return network.from_pretrained(name).to(weight.device, weight.dtype).requires_grad_(False)
+
+
+TRAINED = {
+    "eagle": Trained("eagle3", lambda name, model: EagleHead(load_head(name, model), "auto")),
+    "clover": Trained("clover", lambda name, model: CloverHead(_fitted(Clover, name, model), "auto")),
+    "medusa": Trained("medusa", lambda name, model: MedusaHeads(_fitted(Medusa, name, model))),
+    "ppd": Trained("prompt-tokens", lambda name, model: ExtraRowDrafter(_fitted(PromptTokens, name, model))),
+    "hidden-transfer": Trained(
+        "hidden-transfer", lambda name, model: ExtraRowDrafter(_fitted(HiddenTransfer, name, model))
+    ),
+}
 
 
 def trained_for(model: nn.Module, family: str) -> str | None:
     """Returns the name of embedded weights of a family that were trained for a target; None if there are none."""
     target = Path(getattr(model, "name_or_path", "") or "-").name
     return next((card.name for card in cards() if card.family == family and card.parts.get("target") == target), None)
+
+
+def trained_kind(name: str) -> str | None:
+    """Returns which drafter of ``TRAINED`` weights are of, as their card says; None without a card of such a drafter.
+
+    Args:
+        name: of embedded weights, a folder, or a hub id.
+    """
+    known = card(name) if is_embedded(name) else card_of_folder(name)
+    return next((kind for kind, trained in TRAINED.items() if known and known.family == trained.family), None)
+
+
+def _embedded(name: str) -> Callable[..., TextDrafter | None]:
+    """The drafter of ``TRAINED`` with this name, with the target's embedded weights; None where there are none."""
+
+    def build(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None = None) -> TextDrafter | None:
+        family, load = TRAINED[name]
+        weights = trained_for(model, family)
+        return None if weights is None else load(weights, model)
+
+    return build
+
+
+eagle, clover, medusa = map(_embedded, ("eagle", "clover", "medusa"))
+prompt_tokens, hidden_transfer = map(_embedded, ("ppd", "hidden-transfer"))
 
 
 def lookup(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None = None) -> TextDrafter:
@@ -51,28 +112,16 @@ def draft_model(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None
     return None if draft is None else DraftModel(draft, Chain(4))
 
 
-def eagle(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None = None) -> TextDrafter | None:
-    """An EAGLE-3 head that drafts chains of three."""
-    name = trained_for(model, "eagle3")
-    return None if name is None else EagleHead(load_head(name, model), Chain(3))
+def sorted_draft(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None = None) -> TextDrafter | None:
+    """Returns S2D with the draft model's exits, the entry ``exits`` of its config; None where it has none."""
+    exits = getattr(getattr(draft, "config", None), "exits", None)
+    return None if exits is None else SortedDraft(draft, tuple(exits))
 
 
-def prompt_tokens(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None = None) -> TextDrafter | None:
-    """Returns parallel prompt decoding with the embedded prompt tokens of the target; None if there are none."""
-    name = trained_for(model, "prompt-tokens")
-    return None if name is None else ExtraRowDrafter(PromptTokens.from_pretrained(name))
-
-
-def medusa(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None = None) -> TextDrafter | None:
-    """Returns the embedded Medusa heads of the target; None if there are none."""
-    name = trained_for(model, "medusa")
-    return None if name is None else MedusaHeads(Medusa.from_pretrained(name))
-
-
-def hidden_transfer(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None = None) -> TextDrafter | None:
-    """Returns the embedded hidden-transfer rows of the target; None if there are none."""
-    name = trained_for(model, "hidden-transfer")
-    return None if name is None else ExtraRowDrafter(HiddenTransfer.from_pretrained(name))
+def lexical_units(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None = None) -> TextDrafter | None:
+    """Returns lexical units of the target's own placeholders; None of a target that was taught none."""
+    vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
+    return LexicalUnits(vocabulary[PLACEHOLDER]) if PLACEHOLDER in vocabulary else None
 
 
 def aded(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None = None) -> TextDrafter:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.samplers.drafters.draft_model import DraftModel
-from vistok.samplers.drafters.eagle_head import EagleHead, load_head
 from vistok.samplers.drafters.rasd import Rasd
 from vistok.samplers.drafters.recycling import TokenRecycling
 from vistok.samplers.drafters.text import TextDrafter, Undrafted
@@ -18,12 +17,14 @@ from vistok.samplers.pearl import Pearl
 from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.speculation import Speculation
 from vistok.samplers.stats import Stats
+from vistok.samplers.text_drafters import TRAINED, trained_kind
 from vistok.samplers.tree import TokenTree
 from vistok.zoo.transformers import load_causal_lm
 
 LAST = -1  # instead of the number of a step
 OWN = ("none", "pearl")  # names beside those of TEXT_DRAFTERS
-UNREAD = ("none", "lookup", "recycling", "ppd", "hidden-transfer", "medusa", "aded")  # those that no draft model serves
+SMALL = ("draft", "rasd", "s2d", "pearl")  # those of a small model
+UNREAD = ("none", "lookup", "recycling", "lexical-units", "aded")  # those that no other weights serve
 
 
 class Watched:
@@ -60,9 +61,11 @@ def _drafter(
         return Undrafted()
     if name == "recycling":
         return TokenRecycling("auto")
-    if name == "eagle" and draft is not None:
-        return EagleHead(load_head(draft, model), "auto")
-    small = load_causal_lm(draft, device, dtype)[0] if draft is not None and name in ("draft", "rasd") else None
+    if name in TRAINED and draft is not None:
+        if (kind := trained_kind(draft)) not in (name, None):
+            raise VistokError(f"the weights '{draft}' are of the drafter '{kind}', not of '{name}': name that one.")
+        return TRAINED[name].load(draft, model)
+    small = None if draft is None else load_causal_lm(draft, device, dtype)[0]
     if name == "draft":
         return DraftModel(small, "auto")
     if name == "rasd":
@@ -78,29 +81,37 @@ def drafter_of(
     Args:
         name: none, pearl, or one of ``TEXT_DRAFTERS``.
         model, tokenizer: the target's.
-        draft: where the draft model, or the EAGLE head, is; None for the embedded head of the target.
+        draft: where the draft model is, or weights of a drafter of ``TRAINED``; None for embedded ones of the latter.
         device, dtype: of a draft model.
         step: whose tree is wanted, ``LAST`` for the last one's; None for none.
 
     Raises:
         VistokError: no such name; or it needs what is not given, or has no trees to show.
     """
-    if name in ("draft", "pearl", "rasd") and draft is None:
+    if name in SMALL and draft is None:
         raise VistokError(f"the drafter '{name}' needs a small model with the target's tokenizer: name one as --draft.")
     if name == "pearl":
         if step is not None:
             raise VistokError("PEARL drafts no trees: leave --tree out, or take another drafter.")
         return Pearl(load_causal_lm(draft, device, dtype)[0]), None
     drafter = _drafter(name, model, tokenizer, draft, device, dtype)
-    if drafter is None and name == "eagle":
-        raise VistokError("the drafter 'eagle' needs an EAGLE head of this target: name it with --draft.")
     if drafter is None:
-        raise VistokError(
-            f"the drafter '{name}' needs weights that were trained for this target, and none are embedded: "
-            "train them by their recipe (docs/text.md), or take another drafter."
-        )
+        raise VistokError(_missing(name))
     watched = None if step is None else Watched(drafter, step)
     return Speculation(watched or drafter), watched
+
+
+def _missing(name: str) -> str:
+    """What a drafter needs that is not there."""
+    if name in TRAINED:
+        needs = "weights that were trained for this target, and none are embedded: name their folder as --draft"
+    elif name == "s2d":
+        needs = "a small model whose config names its 'exits', and this one's does not: name one as --draft"
+    elif name == "lexical-units":
+        needs = "a target with placeholders of its own, which this one was not taught: name one as --model"
+    else:
+        needs = "what this target has not"
+    return f"the drafter '{name}' needs {needs}, or take another drafter."
 
 
 def continued(

@@ -59,7 +59,8 @@ def pair_paths(inputs: list[Path], out: Path | None, suffixes: frozenset[str], s
         suffix: of the outputs.
 
     Raises:
-        VistokError: an input is absent or empty, two outputs would be the same file, or ``out`` is a file for many.
+        VistokError: an input is absent or empty, two outputs would be the same file, ``out`` is a file for many, or a
+            picture beside its tokens is there already: it may be the one that they were made of.
     """
     pairs: list[tuple[Path, Path]] = []
     for given in inputs:
@@ -80,6 +81,8 @@ def pair_paths(inputs: list[Path], out: Path | None, suffixes: frozenset[str], s
     for source, target in pairs:
         if target in seen:
             raise VistokError(f"'{seen[target]}' and '{source}' would both become '{target}': rename one.")
+        if out is None and suffix in IMAGE_SUFFIXES and target.exists():
+            raise VistokError(f"'{target}' exists, and the picture of '{source}' would replace it: give -o.")
         seen[target] = source
     return pairs
 
@@ -249,12 +252,18 @@ def detokenize_files(
         How many pictures were written.
 
     Raises:
-        VistokError: a file is damaged or of another tokenizer, or cannot be decoded to this length.
+        VistokError: a file is damaged or of another tokenizer, or cannot be decoded to this length, or none is so long.
     """
     tokenizer = loaded.tokenizer
     # Headers are cheap: a wrong file is refused before the first picture is written.
+    most = 0
     for source, _ in pairs:
-        read_vtok(source).check_tokenizer(loaded.name, loaded.sha256, f"'{source}'")
+        content = read_vtok(source)
+        content.check_tokenizer(loaded.name, loaded.sha256, f"'{source}'")
+        most = max(most, len(content.tokens) // (1 if content.tiling is None else content.tiling.count))
+    if length is not None and length > most:
+        held = "the picture holds" if len(pairs) == 1 else "no picture holds more than"
+        raise VistokError(f"cannot decode {length} tokens, since {held} {most}: ask for fewer.")
     contents = ((read_vtok(source), target) for source, target in pairs)
     for same in _batches(contents, batch_size, key=lambda item: (item[0].shape, item[0].tiling is not None)):
         files = [content for content, _ in same]

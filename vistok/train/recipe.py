@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +11,12 @@ from typing import Any, Literal
 import yaml
 
 from vistok.errors import VistokError
+from vistok.files import to_json
+from vistok.ops.noise import check_seed
 from vistok.train.options import read_options
+
+# Entries that change how a run is watched or how long it is, and not what it learns by then.
+_FREE = ("aliases", "compile", "steps", "log_every", "eval_every", "save_every", "guidance", "temperature", "sampling")
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,15 @@ class Optimization:
     final_lr: float = 0.1
     clip: float = 1.0
     ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "muon_lr", "weight_decay", "warmup", "final_lr", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:  # false of NaN as well
+                raise VistokError(f"'optimization.{name}' must be 0 or more, got {getattr(self, name)}.")
+        if not all(0 <= each < 1 for each in (*self.betas, self.ema)):
+            raise VistokError(
+                f"'optimization.betas' and 'optimization.ema' lie in [0, 1), got {list(self.betas)} and {self.ema}."
+            )
 
 
 @dataclass(frozen=True)
@@ -81,6 +97,7 @@ class Recipe:
         for name in ("steps", "batch_size", "log_every", "eval_every", "save_every"):
             if getattr(self, name) < 1:
                 raise VistokError(f"'{name}' must be at least 1, got {getattr(self, name)}.")
+        check_seed(self.seed)
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
@@ -108,3 +125,24 @@ class Recipe:
     def to_dict(self) -> dict:
         """Returns the recipe as plain JSON values."""
         return asdict(self)
+
+    def to_json(self) -> str:
+        """Returns the recipe as one line of JSON."""
+        return to_json(self.to_dict())
+
+    def changed_from(self, earlier: str) -> list[str]:
+        """Returns which entries that count for the weights are others than in an earlier recipe's JSON, such as
+        ``optimization.lr``.
+        """
+        old, new = (_flat(json.loads(text)) for text in (earlier, self.to_json()))
+        return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+
+
+def _flat(entries: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in entries.items():
+        if isinstance(value, dict) and name not in _FREE:
+            found |= {f"{name}.{inner}": each for inner, each in value.items()}
+        elif name not in _FREE:
+            found[name] = value
+    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -144,6 +145,20 @@ class Trainer:
             ) from None
         self.average = state["average"]
         self.step, self.seconds = state["step"], state["seconds"]
+        self._check_earlier(state.get("recipe"))
+
+    def _check_earlier(self, earlier: str | None) -> None:
+        """Tells how the recipe of an earlier run differs; refuses where nothing of this one would be done."""
+        changed = [] if earlier is None else self.recipe.changed_from(earlier)
+        differ = f"the recipe has changed since (its {', '.join(changed)})" if changed else None
+        if self.step > self.recipe.steps or (self.step == self.recipe.steps and differ):
+            why = differ or f"the recipe asks for {self.recipe.steps}"
+            raise VistokError(
+                f"'{self.directory}' is trained to step {self.step}, and {why}: name another folder as --out, or ask "
+                "for more steps."
+            )
+        if differ and self.accelerator.is_main_process:
+            print(f"vistok: '{self.directory}' goes on from step {self.step}, and {differ}.", file=sys.stderr)
 
     def _save(self) -> None:
         if not self.accelerator.is_main_process:
@@ -154,6 +169,7 @@ class Trainer:
             "average": self.average,
             "step": self.step,
             "seconds": self.seconds,
+            "recipe": self.recipe.to_json(),
         }
         with atomic_path(self.checkpoint) as path:
             torch.save(state, path)

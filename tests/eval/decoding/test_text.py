@@ -105,6 +105,7 @@ def test_spec_bench_questions(tmp_path):
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(turn, ensure_ascii=False).encode() + b"\r\n\r\n")
     assert spec_bench_prompts(path, Letters(), 2)[0].ids.shape == (1, 7)
     lines = (b'{"question": 1}', b'{"category": 1, "turns": ["a"]}', b'{"category": "a", "turns": []}', b"\xff", b"")
+    lines = (*lines, b'{"category": "a", "turns": [" "]}')
     for wrong in lines:
         path.write_bytes(wrong)
         with pytest.raises(VistokError, match=r"question\.jsonl"):

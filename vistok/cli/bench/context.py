@@ -42,6 +42,8 @@ def context(
         raise VistokError("--lengths must be 1 or more.")
     if heads % kv_heads:
         raise VistokError(f"--heads is {heads}: take a multiple of --kv-heads, which is {kv_heads}.")
+    if width % heads:
+        raise VistokError(f"--width is {width}: take a multiple of --heads, which is {heads}.")
     from vistok.cli.bench.report import write_report
     from vistok.eval.decoding.comparison import choose_entries, table
     from vistok.eval.decoding.context import COLUMNS, EDITS, random_model, standard_policies, time_edit, time_steps

@@ -24,7 +24,8 @@ def text(
     head: Annotated[
         str | None,
         typer.Option(
-            help="An EAGLE head (1, 2 or 3) of the target: a folder, or a hub id. [default: its own for text-mini]"
+            help="Weights of a drafter that were trained for the target, an EAGLE head (1, 2 or 3) or any that "
+            "vistok write takes: a folder, or a hub id. [default: its own for text-mini]"
         ),
     ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts of each kind.")] = 8,
@@ -58,10 +59,10 @@ def text(
     from vistok.eval.decoding.comparison import choose_entries, table
     from vistok.eval.decoding.prompts import held_out_prompts, spec_bench_prompts
     from vistok.eval.decoding.text import COLUMNS, continue_in_turn, summarise
-    from vistok.eval.decoding.text_entries import standard_entries
+    from vistok.eval.decoding.text_entries import standard_entries, trained_entry
     from vistok.progress import progress
     from vistok.samplers.drafters.eagle_head import load_head
-    from vistok.samplers.text_drafters import trained_for
+    from vistok.samplers.text_drafters import trained_for, trained_kind
     from vistok.zoo.transformers import load_causal_lm
 
     if draft is None and model == "text-mini":
@@ -74,9 +75,12 @@ def text(
         check_reads(target, prompt_tokens + new_tokens, model)
         texts = held_out_prompts(tokenizer, prompts, prompt_tokens, seed)
     sampling = temperature > 0
-    head = head or trained_for(target, "eagle3")
-    network = None if head is None else load_head(head, target)
+    kind = "eagle" if head is None else trained_kind(head) or "eagle"
+    eagle = head if head is not None and kind == "eagle" else trained_for(target, "eagle3")
+    network = None if eagle is None else load_head(eagle, target)
     entries = standard_entries(target, small, sampling, tokenizer, network)
+    if kind != "eagle":
+        entries.append(trained_entry(kind, head, target))
     if methods is not None:
         entries = choose_entries(entries, [word.strip() for word in methods.split(",")], "method")
     options = {"max_new_tokens": new_tokens, "do_sample": sampling, "pad_token_id": tokenizer.pad_token_id}

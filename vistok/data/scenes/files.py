@@ -12,7 +12,8 @@ from vistok.data.scenes.language import captions, groups, questions
 from vistok.data.scenes.render import boxes, render
 from vistok.data.scenes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scenes, sample_scenes
 from vistok.errors import VistokError, unknown_name
-from vistok.files import atomic_path
+from vistok.files import atomic_path, check_writable
+from vistok.jobs import MANIFEST
 from vistok.progress import progress
 
 BATCH = 256
@@ -67,13 +68,21 @@ def write_scenes(folder: str | Path, count: int, side: int = 64, seed: int = 0, 
         controls: kinds of control pictures, see ``vistok.data.scenes.controls.RENDERERS``.
 
     Raises:
-        VistokError: a number out of range, an unknown kind, or a folder that cannot be written to.
+        VistokError: a number out of range, an unknown kind, or a folder that cannot be written to or that holds
+            pictures of another set, which would stay among these.
     """
     if strange := [kind for kind in controls if kind not in RENDERERS]:
         raise unknown_name("kind of scenes' control pictures", strange[0], list(RENDERERS))
     if count < 1 or side < 32:
         raise VistokError(f"scenes need a number of at least 1 and a size of at least 32, got {count} and {side}.")
     folder = Path(folder)
+    check_writable(folder, folder=True)
+    stays = next((name for name in (MANIFEST, f"{count:06d}.png") if (folder / name).exists()), None)
+    if stays is not None:
+        raise VistokError(
+            f"'{folder}' holds another set, whose '{stays}' would stay among these scenes: choose another folder, or "
+            "remove this one."
+        )
     with (
         atomic_path(folder / "metadata.jsonl") as path,
         path.open("w", encoding="utf-8") as file,

@@ -5,6 +5,7 @@ MME lines also need ``category`` and ``question_id`` (the picture). Values are s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ def answer_texts(record: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _texts(values: Sequence[Any], where: str) -> list[str]:
-    if strange := [each for each in values if not isinstance(each, (str, int, float))]:
+    # A number that is none, such as the NaN that pandas writes for a missing answer, is no answer either.
+    if strange := [each for each in values if not (isinstance(each, str) or _is_number(each))]:
         raise VistokError(f"{where} has {strange[0]!r} where a text is expected: give each answer as one text.")
     return [str(each) for each in values]
 
@@ -99,3 +101,7 @@ def score_answers(path: str | Path, benchmark: str) -> dict[str, float]:
         return {"f1": score.f1, **score._asdict()}
     scores = [SCORERS[benchmark](r["prediction"], r["answers"]) for r in records]
     return {"anls" if benchmark == "docvqa" else "accuracy": sum(scores) / len(scores)}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

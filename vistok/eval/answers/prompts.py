@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 from vistok.errors import VistokError
-
-_PLACEHOLDERS = ("image_token", "video_token", "boi_token", "eoi_token", "image_start_token", "image_end_token")
+from vistok.models.huggingface import placeholder_in
 
 
 def prompt_for(processor: Any, question: str) -> str:
@@ -34,13 +33,12 @@ def check_question(processor: Any, question: str) -> None:
     """
     if not question.strip():
         raise VistokError("the question is empty: ask something about the picture.")
-    tokens = {"<image>", *(getattr(processor, name, None) for name in _PLACEHOLDERS)}
-    for token in sorted(token for token in tokens if isinstance(token, str) and token):
-        if token in question:
-            raise VistokError(
-                f"the question '{_short(question)}' contains '{token}', which stands for a picture: leave it out, the "
-                "picture's place is before the question."
-            )
+    token = placeholder_in(processor, question)
+    if token is not None:
+        raise VistokError(
+            f"the question '{_short(question)}' contains '{token}', which stands for a picture: leave it out, the "
+            "picture's place is before the question."
+        )
 
 
 def model_inputs(

@@ -69,6 +69,8 @@ def spec_bench_prompts(path: Path, tokenizer: PreTrainedTokenizerBase, count: in
             raise VistokError(
                 f"line {number} of '{path}' is no question of Spec-Bench: each line needs 'category' and 'turns'."
             )
+        if not turns[0].strip():
+            raise VistokError(f"line {number} of '{path}' asks nothing: its first turn is empty.")
         texts = taken.setdefault(category, [])
         if len(texts) < count:
             texts.append(Text(category, _chat(tokenizer, turns[0])))

@@ -36,9 +36,10 @@ from vistok.samplers.policies.rsd import Branching, StochasticBeam
 from vistok.samplers.policies.trees import best_tree
 from vistok.samplers.policies.trigrams import Trigrams
 from vistok.samplers.speculation import Speculation, TextDrafter
-from vistok.samplers.text_drafters import trained_for
+from vistok.samplers.text_drafters import TRAINED, lexical_units, trained_for
 from vistok.samplers.tree import LawKind
 from vistok.samplers.verifiers.candidates import SampleMatch, TreeVerifier
+from vistok.samplers.verifiers.confidence import KeepAll
 from vistok.samplers.verifiers.exact import ExactChain
 from vistok.samplers.verifiers.judge import Judge
 from vistok.samplers.verifiers.relaxed import RelaxedTree, nearest_codes
@@ -80,6 +81,9 @@ def standard_entries(
         found.append(_speculative("head, auto", EagleHead(head, "auto")))
     found += _sized_entries(model, draft)
     found += named_entries(model, tokenizer, draft)
+    units = lexical_units(model, tokenizer)
+    if units is not None:
+        found.append(_speculative("lexical-units, unchecked", units, KeepAll()))
     if tokenizer is not None:
         found += corpus_entries(tokenizer, draft)
     if draft is not None:
@@ -160,6 +164,11 @@ def named_entries(model: nn.Module, tokenizer: Any | None, draft: nn.Module | No
         if drafter is not None:
             found.append(Entry(name, {"custom_generate": Speculation(drafter)}))
     return found
+
+
+def trained_entry(name: str, weights: str, model: nn.Module) -> Entry:
+    """Returns an entry that drafts with weights that were trained for the target, see ``TRAINED``."""
+    return _speculative(f"{name}, {weights}", TRAINED[name].load(weights, model))
 
 
 def corpus_entries(tokenizer: Any, draft: nn.Module | None) -> list[Entry]:

@@ -73,7 +73,7 @@ def paint_set(
         "per_prompt": per_prompt,
         "prompts": hashlib.sha256(json.dumps(records).encode()).hexdigest(),
     }
-    ShardedJob(root, identity, len(records), "")
+    ShardedJob(root, identity, len(records), "", (f"{i:05d}" for i in range(len(records))))
     todo = [i for i in range(rank, len(records), world) if not (Path(root) / f"{i:05d}" / "metadata.jsonl").exists()]
     samples = [PromptSample(i * per_prompt + j, records[i]["prompt"]) for i in todo for j in range(per_prompt)]
     waiting: list = []

@@ -23,7 +23,7 @@ from vistok.errors import VistokError
 from vistok.eval.sets.extractors import Extractor
 from vistok.eval.sets.pictures import Pictures
 from vistok.eval.sets.statistics import FeatureStatistics, check_finite
-from vistok.files import atomic_path
+from vistok.files import atomic_path, check_writable
 from vistok.jobs import ShardedJob
 from vistok.progress import progress
 from vistok.runtime import processes
@@ -182,6 +182,7 @@ def extract_features(
 def work_folder(cache: str | Path | None, name: str) -> Iterator[Path]:
     """Yields where the shards of a set live: kept under ``cache``, or in a temporary folder of all processes."""
     if cache is not None:
+        check_writable(cache, folder=True)
         yield Path(cache) / name
         return
     from accelerate.utils import broadcast_object_list

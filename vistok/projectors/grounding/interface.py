@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vistok.errors import VistokError
 from vistok.models.extension import read_extension
+from vistok.models.huggingface import placeholder_in
 from vistok.projectors.grounding.points import Points
 from vistok.registry import Registry
 
@@ -69,12 +70,19 @@ def load_grounder(name: str | Path, device: Any = "cpu") -> Grounder:
     return GROUNDERS[read_extension(name)[0].kind].from_pretrained(name, device)
 
 
-def check_text(text: str) -> str:
+def check_text(text: str, processor: Any | None = None) -> str:
     """Returns a text without blanks and marks at its end.
 
+    Args:
+        text: what to look for.
+        processor: of the model, whose placeholders of pictures are no part of a text.
+
     Raises:
-        VistokError: nothing is left.
+        VistokError: nothing is left, or there is a placeholder in it.
     """
+    token = placeholder_in(processor, text)
+    if token is not None:
+        raise VistokError(f"the text contains '{token}', which stands for a picture: leave it out.")
     if not text.strip(" ?."):
         raise VistokError("there is no text to look for: give a phrase such as 'the red circle'.")
     return text.strip().rstrip("?. ")

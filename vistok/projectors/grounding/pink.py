@@ -111,9 +111,9 @@ class Pink:
             text: such as ``the red circle``.
 
         Raises:
-            VistokError: the text is empty.
+            VistokError: the text is empty or holds a placeholder of a picture.
         """
-        answer = self.say(picture, self.wording.where.format(text=check_text(text)))
+        answer = self.say(picture, self.wording.where.format(text=check_text(text, self.processor)))
         box = parse_box(answer, picture.size, self.wording.decimals)
         if box is None or box[0] >= box[2] or box[1] >= box[3]:
             return Grounding(answer)

@@ -113,9 +113,10 @@ class Read:
             sam: makes the masks in place of the small decoder.
 
         Raises:
-            VistokError: the text is empty, the model has no mask decoder and no SAM is given, or it sees no grid.
+            VistokError: the text is empty or holds a placeholder of a picture, the model has no mask decoder and no SAM
+                is given, or it sees no grid.
         """
-        text = check_text(text)
+        text = check_text(text, self.processor)
         if self.head is None and sam is None:
             raise VistokError("this model has no mask decoder of its own: name a SAM checkpoint.")
         prompt = self.template.format(text=text)

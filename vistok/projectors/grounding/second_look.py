@@ -90,10 +90,10 @@ class SecondLook:
             The answer, and the regions that were looked at.
 
         Raises:
-            VistokError: the text is empty, or the model asks for more regions than allowed, or for an encoder that it
-                does not have.
+            VistokError: the text is empty or holds a placeholder of a picture, or the model asks for more regions than
+                allowed, or for an encoder that it does not have.
         """
-        question = f"{check_text(text)}?"
+        question = f"{check_text(text, self.processor)}?"
         prompt = self.turn.format(text=question)
         said = self._say([picture], prompt)
         asked = [name for name in ACTIONS if action_tokens(name)[1] in said]

@@ -22,6 +22,8 @@ from vistok.samplers.run import Run, Scores, Verdict
 from vistok.samplers.tree import TokenTree, TreeShape
 from vistok.samplers.verifiers.confidence import confidence_span
 
+PLACEHOLDER = "<|placeholder|>"  # what the token is called where this package teaches it
+
 
 class LexicalUnits(TextDrafter):
     """Chains of the tokens that the target's own placeholders are sure of.

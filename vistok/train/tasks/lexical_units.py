@@ -18,13 +18,12 @@ from transformers import LlamaForCausalLM
 
 from vistok.data.text import CORPUS
 from vistok.models.heads.extra_rows import Placeholders
+from vistok.samplers.drafters.lexical_units import PLACEHOLDER
 from vistok.train.export import write_training_card
 from vistok.train.options import check_entries, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import text
 from vistok.train.tasks.extra_rows import rows_forward
-
-PLACEHOLDER = "<|placeholder|>"
 
 
 class LexicalUnitsObjective(nn.Module):

@@ -74,6 +74,7 @@ class SortedTextTask(TextTask):
         if not init.exits or list(init.exits) != sorted(set(init.exits)) or init.exits[-1] != layers:
             raise VistokError(f"'init.exits' are numbers of layers that rise to {layers}, not {list(init.exits)}.")
         self.model = SortedObjective(self.model.lm, self.model.teacher, init.exits)
+        self.model.lm.config.exits = list(init.exits)  # by which the exported model is known as one of exits
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
