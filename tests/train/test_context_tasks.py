@@ -68,13 +68,17 @@ def test_a_coprocessor_learns_beside_a_frozen_model_and_loads(tmp_path, repeats)
     assert all(torch.equal(value, state[name]) for name, value in task.model.lm.state_dict().items())
 
 
-def test_sources_of_packages_are_learnt_from_and_never_evaluated_on():
+def test_sources_of_packages_are_learnt_from_and_evaluated_on_apart():
     recipe = tiny("text-mini-augmentation")
     alone, both = (
         build_task(replace(recipe, data=recipe.data | {"packages": names})) for names in ([], ["accelerate"])
     )
     assert len(both.tokens) > len(alone.tokens)
-    assert both.evaluate() == pytest.approx(alone.evaluate(), abs=1e-5)
+    both.model.eval(), alone.model.eval()
+    found, plain = both.evaluate(), alone.evaluate()
+    assert {name: found[name] for name in plain} == pytest.approx(plain, abs=1e-5)
+    assert set(found) - set(plain) == {"held_out_loss_accelerate", "held_out_gain_accelerate"}
+    assert found["held_out_gain_accelerate"] == pytest.approx(0, abs=1e-4)  # nothing is learnt, and nothing lost
 
 
 @pytest.mark.parametrize(

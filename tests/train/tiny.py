@@ -29,7 +29,7 @@ SMALL = {
     "passages": 4,
     "swaps": 2,
     "needles": 4,
-    "packages": ["accelerate"],
+    "packages": [],
 }
 LONG = "runs/text-mini-long/export"  # where another recipe writes
 STAGES = [{"length": 64, "needles": 2, "steps": 2}, {"length": 96, "needles": 3, "steps": 1}]

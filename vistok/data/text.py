@@ -26,6 +26,11 @@ HELD_OUT_SHARE = 16  # one module in so many
 SPLITS = ("train", "held-out")
 
 
+def is_held_out(name: str) -> bool:
+    """Returns whether a source of that name is held out: one in so many, whatever else there is."""
+    return hashlib.sha256(name.encode()).digest()[0] % HELD_OUT_SHARE == 0
+
+
 @dataclass(frozen=True)
 class Module:
     """One source file.
@@ -41,7 +46,7 @@ class Module:
     @property
     def held_out(self) -> bool:
         """Whether no model of this package may train on it."""
-        return hashlib.sha256(self.name.encode()).digest()[0] % HELD_OUT_SHARE == 0
+        return is_held_out(self.name)
 
     @property
     def documentation(self) -> str:
@@ -50,6 +55,12 @@ class Module:
         nodes = [node for node in ast.walk(ast.parse(self.source)) if isinstance(node, owners)]
         strings = [ast.get_docstring(node) for node in nodes]
         return "\n\n".join(inspect.cleandoc(string) for string in strings if string)
+
+
+def check_split(split: str) -> None:
+    """Raises VistokError if there is no such split."""
+    if split not in SPLITS:
+        raise VistokError(f"the corpus has the splits {' and '.join(SPLITS)}, not '{split}'.")
 
 
 def modules(split: str) -> Iterator[Module]:
@@ -61,8 +72,7 @@ def modules(split: str) -> Iterator[Module]:
     Raises:
         VistokError: unknown split, or this Python came without the sources of its library.
     """
-    if split not in SPLITS:
-        raise VistokError(f"the corpus has the splits {' and '.join(SPLITS)}, not '{split}'.")
+    check_split(split)
     root = Path(sysconfig.get_path("stdlib"))
     paths = [path for path in root.rglob("*.py") if not LEFT_OUT & set(path.relative_to(root).parts)]
     if not paths:
@@ -82,23 +92,26 @@ def documents(split: str) -> list[str]:
     return [text for module in modules(split) for text in (module.source, module.documentation) if text]
 
 
-def package_documents(name: str) -> list[str]:
-    """Returns the sources of an installed package, in the order of their paths: Python that no corpus here has.
+def package_documents(name: str, split: str) -> list[str]:
+    """Returns the sources of a split of an installed package, in the order of their paths: Python beside the corpus.
 
     Raises:
-        VistokError: it is not installed, or came without sources.
+        VistokError: unknown split, or the package is not installed, or came without sources.
     """
+    check_split(split)
     try:
         found = importlib.util.find_spec(name)
     except (ImportError, ValueError):
         found = None
-    roots = list(found.submodule_search_locations or []) if found is not None else []
     texts = []
-    for path in sorted(path for root in roots for path in Path(root).rglob("*.py")):
-        try:
-            texts.append(path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError:
-            continue
+    for root in map(Path, (found and found.submodule_search_locations) or []):
+        for path in sorted(root.rglob("*.py")):
+            if is_held_out(path.relative_to(root.parent).as_posix()) != (split == "held-out"):
+                continue
+            try:
+                texts.append(path.read_text(encoding="utf-8"))
+            except UnicodeDecodeError:
+                continue
     if not any(texts):
-        raise VistokError(f"there are no sources of a package '{name}': install it, or name another one.")
+        raise VistokError(f"there are no {split} sources of a package '{name}': install it, or name another one.")
     return [text for text in texts if text]

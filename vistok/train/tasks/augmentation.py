@@ -120,8 +120,11 @@ class AugmentationTask(text.PassageTask):
         self.tokenizer, lm = text.load_lm(self.init.target)
         torch.manual_seed(recipe.seed)
         self.model = AugmentationObjective(lm, Coprocessor(lm, shape.latents, shape.repeats), self.data.ahead)
-        more = [text.joined(self.tokenizer, package_documents(name)) for name in self.data.packages]
-        self.tokens = torch.cat([text.encoded(self.tokenizer, "train"), *more])
+        self.tokens = torch.cat([text.encoded(self.tokenizer, "train"), *self._packages("train")])
+
+    def _packages(self, split: str) -> list[Tensor]:
+        """Returns the tokens of each package's split."""
+        return [text.joined(self.tokenizer, package_documents(name, split)) for name in self.data.packages]
 
     def samples(self, tokens: Tensor, count: int, seed: int) -> dict[str, Tensor]:
         """Returns passages of the corpus, and the places that all of them share."""
@@ -130,6 +133,14 @@ class AugmentationTask(text.PassageTask):
         places = torch.randperm(data.length - data.ahead - self.first, generator=generator)
         points = places[: data.points].sort().values + self.first
         return {"input_ids": ids, "points": points.expand(count, -1)}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Returns loss and gain on held-out modules, and on held-out sources of each package."""
+        figures = super().evaluate()
+        for name, tokens in zip(self.data.packages, self._packages("held-out"), strict=True):
+            figures |= {f"{key}_{name}": value for key, value in self.held_out(tokens).items()}
+        return figures
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Writes the coprocessor in half precision, the shape of its latents, and a card."""

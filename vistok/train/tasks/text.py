@@ -182,7 +182,12 @@ class PassageTask(Task):
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Returns the loss and metrics of the objective on held-out modules."""
-        samples = self.samples(encoded(self.tokenizer, "held-out"), self.data.eval_samples, 1)
+        return self.held_out(encoded(self.tokenizer, "held-out"))
+
+    @torch.no_grad()
+    def held_out(self, tokens: Tensor) -> dict[str, float]:
+        """Returns the loss and metrics of the objective on passages of tokens [n]."""
+        samples = self.samples(tokens, self.data.eval_samples, 1)
         parts = [value.to(self.model.lm.device).split(16) for value in samples.values()]
         batches = (dict(zip(samples, part, strict=True)) for part in zip(*parts, strict=True))
         return held_out_figures(self.model, batches)
