@@ -22,7 +22,7 @@ from vistok.train.trainer import Trainer
 
 TASKS = {"vq", "vq-upscaled", "kl", "one-d-piece", "flextok", "tokenflow", "seed"}
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if Recipe.load(path).task in TASKS)
-QUICK = ("vq-mini", "one-d-piece-cells")
+QUICK = ("vq-mini", "one-d-piece-mini")
 SLOW = pytest.mark.slow(reason="all recipes together take two minutes")
 
 

@@ -19,7 +19,7 @@ SMALL = {
     "eval_rooms": 8,
     "pictures": 16,
     "anchor_pictures": 16,
-    "start_pictures": 16,
+    "start_pictures": 24,
     "vocabulary": 512,
     "own": {"share": 0.5, "count": 4, "every": 2, "iterations": 4},
     "eval_samples": 2,
@@ -41,7 +41,6 @@ FROM_NOTHING = {  # what the recipes' comments say, where new weights take anoth
         "model": {"channels": 32, "channel_mult": [1, 1, 2], "res_blocks": 1, "z_channels": 5}
         | {"encoder_attention": [2], "decoder_attention": []},
     },
-    "one-d-piece-mini": {"init": {}},
     "flextok-mini": {"init": {"kl": "kl-mini"}},
     "llamagen-mini": {"init": {"vq": "vq-mini", "text_encoder": "llamagen-mini"}},
     "mar-mini": {"init": {"kl": "kl-mini"}},
