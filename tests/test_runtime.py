@@ -102,4 +102,4 @@ def test_processes_part_before_they_end(tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     ended = subprocess.run([sys.executable, *launch], capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.split() == ["left", "left"]
+    assert ended.stdout.count("left") == 2  # lines of two processes may run into one another
