@@ -17,7 +17,7 @@ from vistok.tokenizers.vq import VQConfig
 from vistok.zoo import cards, resolve
 
 EMBEDDED = [card for card in cards() if card.embedded and card.task == "image-tokenizer"]
-NAMING = {"vq-mini-128"}  # written since folders name their family
+NAMING = {"vq-mini-128", "one-d-piece-mini"}  # written since folders name their family
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def compress(
 
     compressor = build_compressor(method or DEFAULT, None if keep is None else parse_keep(keep))
     if overlay is not None and isinstance(compressor, LayerCompressor):
-        raise VistokError(f"{method} does not tell which patches it kept: leave the overlay out.")
+        raise VistokError(f"{method} tells no patches that --overlay could paint: leave the overlay out.")
     with working("load the model"):
         network, processor = load(model, device, dtype)
     own = active(network)
