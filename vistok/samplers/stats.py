@@ -47,6 +47,11 @@ class Stats:
         return self.step_of.amax(1)
 
     @property
+    def passes(self) -> float:
+        """Passes of the network that a sample waited for on average, guidance not counted twice."""
+        return float(self.forwards.double().mean())
+
+    @property
     def accepted(self) -> Tensor:
         """Draft tokens that were accepted for each sample, int64 [B]: every step decides one token more."""
         return self.lengths - 1 - self.forwards

@@ -22,8 +22,6 @@ from vistok.eval.decoding.images import Watched, stats_of, timed
 from vistok.eval.decoding.objects import object_scores
 from vistok.eval.decoding.operations import count_operations
 from vistok.eval.geneval.metadata import colors
-from vistok.samplers.continuous.stats import ContinuousStats
-from vistok.samplers.stats import Stats
 
 if TYPE_CHECKING:
     from vistok.pipelines import Output, Pipeline, Sample
@@ -129,20 +127,13 @@ def run(
     return trials, counts
 
 
-def forwards(stats: Stats) -> float:
-    """Returns the passes of the network that a picture waited for on average, guidance not counted twice."""
-    if isinstance(stats, ContinuousStats) and not stats.draft_calls:  # an entity of xAR takes many
-        return stats.target_prefixes / len(stats.step_of)
-    return float(stats.forwards.double().mean())
-
-
 def summarise(trials: Sequence[Trial], operations: Sequence[float], samples: Sequence[Sample]) -> list[Row]:
     """Returns the figures of all trials against the first's."""
     rows = []
     for trial, count, scores in zip(trials, operations, object_scores(trials, samples), strict=True):
         figures: dict[str, Figure] = {
             "parameters": trial.entry.method.parameters,
-            "forwards": forwards(stats_of(trial)),
+            "forwards": stats_of(trial).passes,
             "gflop": count / 1e9,
         }
         figures |= time_figures(trials[0], trial) | scores

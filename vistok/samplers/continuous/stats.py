@@ -56,6 +56,11 @@ class ContinuousStats(Stats):
         return torch.zeros_like(self.proposed) if self.accepted_drafts is None else self.accepted_drafts
 
     @property
+    def passes(self) -> float:
+        """Passes of the network that a sample waited for on average; without drafts an entity may take many."""
+        return super().passes if self.draft_calls else self.target_prefixes / len(self.step_of)
+
+    @property
     def mean_accepted_length(self) -> float:
         """Tokens decided by a target forward on average."""
         return int((self.step_of > 0).sum()) / max(1, int(self.forwards.sum()))
