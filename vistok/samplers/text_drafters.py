@@ -28,13 +28,12 @@ from vistok.samplers.drafters.medusa import MedusaHeads
 from vistok.samplers.drafters.rasd import Rasd
 from vistok.samplers.drafters.recycling import TokenRecycling
 from vistok.samplers.drafters.sorted_draft import SortedDraft
+from vistok.samplers.drafters.text import fitted
 from vistok.samplers.policies.chains import Chain
-from vistok.zoo import cards
-from vistok.zoo.registry import card, card_of_folder, is_embedded
+from vistok.zoo import card, card_of_folder, cards, is_embedded
 
 if TYPE_CHECKING:
     from vistok.samplers.drafters.text import TextDrafter
-    from vistok.zoo.pretrained import Pretrained
 
 
 class Trained(NamedTuple):
@@ -49,19 +48,15 @@ class Trained(NamedTuple):
     load: Callable[[str, nn.Module], TextDrafter]
 
 
-def _fitted(network: type[Pretrained], name: str, model: nn.Module) -> Any:
-    """Weights in the format of a target's, where these are."""
-    weight = model.get_input_embeddings().weight
-    return network.from_pretrained(name).to(weight.device, weight.dtype).requires_grad_(False)
-
-
 TRAINED = {
     "eagle": Trained("eagle3", lambda name, model: EagleHead(load_head(name, model), "auto")),
-    "clover": Trained("clover", lambda name, model: CloverHead(_fitted(Clover, name, model), "auto")),
-    "medusa": Trained("medusa", lambda name, model: MedusaHeads(_fitted(Medusa, name, model))),
-    "ppd": Trained("prompt-tokens", lambda name, model: ExtraRowDrafter(_fitted(PromptTokens, name, model))),
+    "clover": Trained("clover", lambda name, model: CloverHead(fitted(Clover.from_pretrained(name), model), "auto")),
+    "medusa": Trained("medusa", lambda name, model: MedusaHeads(fitted(Medusa.from_pretrained(name), model))),
+    "ppd": Trained(
+        "prompt-tokens", lambda name, model: ExtraRowDrafter(fitted(PromptTokens.from_pretrained(name), model))
+    ),
     "hidden-transfer": Trained(
-        "hidden-transfer", lambda name, model: ExtraRowDrafter(_fitted(HiddenTransfer, name, model))
+        "hidden-transfer", lambda name, model: ExtraRowDrafter(fitted(HiddenTransfer.from_pretrained(name), model))
     ),
 }
 
@@ -69,7 +64,9 @@ TRAINED = {
 def trained_for(model: nn.Module, family: str) -> str | None:
     """Returns the name of embedded weights of a family that were trained for a target; None if there are none."""
     target = Path(getattr(model, "name_or_path", "") or "-").name
-    return next((card.name for card in cards() if card.family == family and card.parts.get("target") == target), None)
+    return next(
+        (known.name for known in cards() if known.family == family and known.parts.get("target") == target), None
+    )
 
 
 def trained_kind(name: str) -> str | None:
@@ -120,7 +117,7 @@ def sorted_draft(model: nn.Module, tokenizer: Any = None, draft: nn.Module | Non
 
 def lexical_units(model: nn.Module, tokenizer: Any = None, draft: nn.Module | None = None) -> TextDrafter | None:
     """Returns lexical units of the target's own placeholders; None of a target that was taught none."""
-    vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
+    vocabulary = {} if tokenizer is None else tokenizer.get_added_vocab()
     return LexicalUnits(vocabulary[PLACEHOLDER]) if PLACEHOLDER in vocabulary else None
 
 

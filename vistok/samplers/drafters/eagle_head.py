@@ -21,7 +21,7 @@ from vistok.models.heads.eagle import EagleNetwork
 from vistok.models.heads.eagle3 import Eagle3Network
 from vistok.models.heads.eagle3_config import Eagle3Config
 from vistok.samplers.drafters.head import HeadDrafter
-from vistok.samplers.drafters.text import TextDrafter
+from vistok.samplers.drafters.text import TextDrafter, fitted
 from vistok.samplers.interface import DraftPolicy
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.policies.dynamic import DynamicTree
@@ -155,5 +155,4 @@ def load_head(name: str | Path, model: nn.Module) -> EagleNetwork | Eagle3Networ
     files = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model.bin")]
     third = any("lm_head.weight" in read_state_dict(file) for file in files)
     network = (Eagle3Network if third else EagleNetwork).from_pretrained(name)
-    weight = model.get_input_embeddings().weight
-    return network.to(weight.device, weight.dtype).requires_grad_(False)
+    return fitted(network, model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from vistok.samplers.tree import LawKind, TokenTree
 
 if TYPE_CHECKING:
     from vistok.samplers.targets.causal_lm import Prompt
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class TextDrafter:
@@ -95,3 +97,9 @@ class TextSoFar:
         places = self.size[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
         self.tokens.scatter_(1, places.clamp(max=self.tokens.shape[1] - 1), tokens)
         self.size = self.size + count
+
+
+def fitted(network: Network, model: nn.Module) -> Network:
+    """Returns a draft network, frozen, with a target's dtype and on its device."""
+    weight = model.get_input_embeddings().weight
+    return network.to(weight.device, weight.dtype).requires_grad_(False)
