@@ -62,8 +62,9 @@ class ShardedJob:
         """Name of a file in the folder that the job would replace or take for its own."""
         if not self.folder.is_dir():
             return None
+        there = {path.name for path in self.folder.iterdir()}  # one look, however many shards
         names = chain((self.path(shard).name for shard in range(self.shards)), others)
-        return next((name for name in names if (self.folder / name).exists()), None)
+        return next((name for name in names if name in there), None)
 
     def path(self, shard: int) -> Path:
         return self.folder / f"{shard:06d}{self.suffix}"
