@@ -35,6 +35,7 @@ from vistok.errors import VistokError
 from vistok.eval.decoding.estimate import ratio_estimate
 from vistok.ops.noise import derive_seed
 from vistok.projectors.grounding.pink import Pink, bootstrap
+from vistok.projectors.grounding.second_look import TURN
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.pink import PinkTask
 from vistok.train.trainer import Trainer
@@ -68,15 +69,10 @@ def annotate(scenes: Scenes) -> list[list[Referred]]:
     return out
 
 
-def scaled(scenes: Scenes, scale: float) -> Scenes:
-    """Returns scenes whose objects' radii are so many times what they were."""
-    return shrink(scenes, torch.full((len(scenes),), scale, dtype=torch.float64))
-
-
 def different(count: int, seed: int, scale: float = 1.0) -> Scenes:
     """Returns scenes of a seed, the first in which no two objects are alike."""
     scenes = sample_scenes(3 * count, seed)
-    return scaled(scenes[scenes.group.amax(1) + 1 == scenes.present.sum(1)][:count], scale)
+    return shrink(scenes[scenes.group.amax(1) + 1 == scenes.present.sum(1)][:count], scale)
 
 
 def halves(everything: list[list[Referred]]) -> tuple[list[list[Referred]], list[list[Referred]]]:
@@ -148,12 +144,10 @@ def find(model: Pink, pictures: int, scale: float) -> list[float]:
     that have one."""
     out = []
     for start in range(0, pictures, BATCH):
-        scenes = scaled(sample_scenes(min(BATCH, pictures - start), HELD_OUT, start), scale)
+        scenes = shrink(sample_scenes(min(BATCH, pictures - start), HELD_OUT, start), scale)
         drawn = [row[0] for row in draw_box_tasks(scenes, 1, ("grounding",), model.wording.decimals)]
         rows = [b for b, entry in enumerate(drawn) if entry.task == "grounding"]
-        said = model.say_all(
-            to_pil(render(scenes[rows], SIDE)), [f"USER: <image>\n{drawn[b].question} ASSISTANT:" for b in rows]
-        )
+        said = model.say_all(to_pil(render(scenes[rows], SIDE)), [TURN.format(text=drawn[b].question) for b in rows])
         meant = (parse_box(drawn[b].answer, (1, 1), model.wording.decimals) for b in rows)
         boxes_said = (parse_box(text, (1, 1), model.wording.decimals) or (0.0,) * 4 for text in said)
         pair = (torch.tensor(list(part)) for part in (boxes_said, meant))
