@@ -141,8 +141,10 @@ class Recipe:
 def _flat(entries: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in entries.items():
-        if isinstance(value, dict) and name not in _FREE:
+        if name in _FREE:
+            continue
+        if isinstance(value, dict):
             found |= {f"{name}.{inner}": each for inner, each in value.items()}
-        elif name not in _FREE:
+        else:
             found[name] = value
     return found

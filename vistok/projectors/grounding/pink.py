@@ -173,7 +173,7 @@ def bootstrap(
 def _asked(
     pictures: Iterable[tuple[Image.Image, Sequence[Sequence[float]]]], most: int, least_area: float
 ) -> Iterator[tuple[int, Image.Image, tuple[float, ...]]]:
-    """Returns boxes that are described, each with its picture and the number of that."""
+    """Yields boxes that are described, each with its picture and the number of that."""
     for number, (picture, boxes) in enumerate(pictures):
         for box in boxes:
             check_box(box, picture.size)

@@ -40,7 +40,7 @@ class GrowingText:
                 self._ends.setdefault(tuple(self.tokens[end - size :]), []).append(end)
 
     def earlier(self, count: int, length: int) -> tuple[list[tuple[int, ...]], int]:
-        """What followed the longest n-gram that ends the text where it stood before, the latest first, and its size n.
+        """Returns what followed the longest n-gram that ends the text where it stood before, latest first, and its n.
 
         Args:
             count: most continuations, no two of which are equal.
@@ -89,7 +89,7 @@ class Datastore:
         return Datastore(tokens, sorted_suffixes(tokens), digest)
 
     def behind(self, text: Sequence[int], ngram: int, count: int, length: int) -> list[tuple[int, ...]]:
-        """What follows the longest n-gram that ends a text, the most frequent first.
+        """Returns what follows the longest n-gram that ends a text, the most frequent first.
 
         Args:
             text: tokens.

@@ -134,7 +134,6 @@ class AugmentationTask(text.PassageTask):
         points = places[: data.points].sort().values + self.first
         return {"input_ids": ids, "points": points.expand(count, -1)}
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Returns loss and gain on held-out modules, and on held-out sources of each package."""
         figures = super().evaluate()

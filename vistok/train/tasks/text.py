@@ -179,7 +179,6 @@ class PassageTask(Task):
         first = step * self.recipe.batch_size + rows.start
         return self.samples(self.tokens, rows.stop - rows.start, self.data.seed * 1_000_003 + first)
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Returns the loss and metrics of the objective on held-out modules."""
         return self.held_out(encoded(self.tokenizer, "held-out"))
