@@ -7,7 +7,7 @@ import math
 import torch
 
 from vistok.data.scenes import groups, relation, sample_scenes, statements
-from vistok.train.tasks.scenes.contrast import ROWS, contrast_loss, first_rows, untrue
+from vistok.train.tasks.scenes.contrast import ROWS, contrast_loss, decisive, untrue
 
 
 def holds(statement, scene):
@@ -49,11 +49,19 @@ def test_a_caption_with_two_groups_of_one_colour_cannot_be_made_untrue_by_colour
 
 def test_the_rows_in_which_the_first_object_begins():
     begins = torch.tensor([[30, 10, -1, 25], [-1, -1, -1, -1], [35, -1, -1, -1]], dtype=torch.int16)
-    rows = first_rows(begins, 6)
+    rows = decisive(begins, 36, 6)
     assert ROWS == 3
     assert rows[0].nonzero().flatten().tolist() == list(range(10, 24))  # from 10, in row 1, to the end of row 3
     assert not rows[1].any()
     assert rows[2].nonzero().flatten().tolist() == [35]
+
+
+def test_half_of_the_lattices_from_the_first_object_on():
+    begins = torch.tensor([[30, 10, -1, 25], [-1, -1, -1, -1], [35, -1, -1, -1]], dtype=torch.int16)
+    telling = decisive(begins, 36, 6, raster=False)
+    assert telling[0].nonzero().flatten().tolist() == list(range(10, 18))
+    assert not telling[1:].any()
+    assert decisive(begins, 9, 6, raster=False).shape == (3, 9)
 
 
 def test_the_contrast_is_the_posterior_of_the_right_caption():

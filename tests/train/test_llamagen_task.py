@@ -14,7 +14,7 @@ from vistok.models.llamagen import LlamaGen
 from vistok.train.recipe import Recipe
 from vistok.train.sources import ScenesSource
 from vistok.train.tasks.llamagen import captioned_states, take_blocks
-from vistok.train.tasks.scenes.contrast import contrast_loss, first_rows, untrue
+from vistok.train.tasks.scenes.contrast import contrast_loss, decisive, untrue
 from vistok.train.tasks.scenes.llamagen import SupervisedLlamaGenTask, choose_binding
 from vistok.train.tasks.scenes.plans import plan
 from vistok.train.tasks.scenes.reader import code_colours, colour_loss
@@ -91,7 +91,7 @@ def test_the_objective_contrasts_the_likelihoods_of_the_first_object(task, batch
         for ids, mask in (("input_ids", "attention_mask"), ("other_ids", "other_mask")):
             states = captioned_states(model.gpt, model.text_encoder, batch[ids][:6], batch[mask][:6], tokens)
             logits = model.gpt.head(model.gpt.norm(states[-1])).transpose(1, 2)
-            shown = first_rows(batch["begins"][:6], 16)
+            shown = decisive(batch["begins"][:6], 256, 16)
             likely.append(-(F.cross_entropy(logits, tokens, reduction="none") * shown).sum(1))
     expected = contrast_loss(*likely, batch["contrasted"])
     torch.testing.assert_close(metrics["contrast"], expected, rtol=1e-4, atol=1e-4)

@@ -63,6 +63,8 @@ class OneDPieceData(PictureData, AdversarialData, RevivalData):
         start_pictures: that codes in closed form are the k-means of.
         keep: whether the number of kept tokens is drawn for each picture, or for each step, as the reference does,
             which is faster.
+        often: this many tokens are kept in every second draw, for a generator that draws so many; ``law`` alone if
+            None.
     """
 
     law: str = "uniform"
@@ -73,6 +75,7 @@ class OneDPieceData(PictureData, AdversarialData, RevivalData):
     start: Literal["patches", "cells"] = "patches"
     start_pictures: int = 512
     keep: Literal["picture", "step"] = "picture"
+    often: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +182,8 @@ class OneDPieceTask(PictureTask):
         torch.manual_seed(recipe.seed)
         self.tokenizer = start_network(TiTok, init.tokenizer, recipe.model, free=("pixel_decoder",))
         self.source = open_source(self.data, self.tokenizer.config.image_size)
+        if self.data.often is not None:
+            self.tokenizer.capabilities.check_length(self.data.often, self.tokenizer.config.num_tokens)
         anchor = None
         if self.data.anchor:
             images = self.first_pictures(ANCHOR_PICTURES)
@@ -222,6 +227,8 @@ class OneDPieceTask(PictureTask):
         generator = torch.Generator().manual_seed(derive_seed(self.data.seed, step))
         count = 1 if self.data.keep == "step" else self.recipe.batch_size
         keep = sample_lengths(self.data.law, self.tokenizer.config.num_tokens, count, generator)
+        if self.data.often is not None:
+            keep = keep.where(torch.rand(count, generator=generator) < 0.5, self.data.often)
         keep = keep[0] if self.data.keep == "step" else keep[rows]
         return {"images": self.draw_pictures(step, rows), "keep": keep} | adversarial_weight(self.data, step)
 

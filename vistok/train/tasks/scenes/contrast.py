@@ -6,9 +6,10 @@ with a frozen reference model, this asks for the posterior of two captions that 
 score, so the true law is its best as it is that of the cross-entropy, but all of it is about what is bound to what,
 which is next to nothing of a picture's nats.
 
-Only the rows count in which the first object begins. There the picture still agrees with both captions. Behind them it
-contradicts the other one, and a model can tell the two apart without drawing any better, by spreading its
-probabilities wherever it notices the contradiction; given whole pictures, it does.
+Only the tokens count that paint the first half of an object: the rows in which the first one begins, or, where tokens
+lie in lattices, half of the lattices. There the picture still agrees with both captions. Behind them it contradicts the
+other one, and a model can tell the two apart without drawing any better, by spreading its probabilities wherever it
+notices the contradiction; given whole pictures, it does.
 """
 
 from __future__ import annotations
@@ -48,16 +49,20 @@ def untrue(statement: Statement, variant: int = 0) -> Statement | None:
     return replace(statement, **random.Random(f"{statement.text} {variant}").choice(changes))
 
 
-def first_rows(begins: Tensor, grid: int) -> Tensor:
-    """Returns the tokens from a picture's first object to the end of the ``ROWS`` rows it begins, bool [B, grid^2].
+def decisive(begins: Tensor, count: int, grid: int, raster: bool = True) -> Tensor:
+    """Returns the tokens from a picture's first object to the end of the ``ROWS`` rows it begins, or, of tokens that
+    lie in lattices, those among the first half of the grid; bool [B, count].
 
     Args:
-        begins: first cell of each object, -1 where there is no object, [B, 4].
-        grid: tokens in a row.
+        begins: first token of each object, -1 where there is no object, [B, 4].
+        count: tokens of a picture.
+        grid: side of the grid of their cells.
+        raster: they come row by row.
     """
-    cells = torch.arange(grid**2, device=begins.device)
-    first = torch.where(begins < 0, grid**2, begins.long()).amin(1, keepdim=True)
-    return (cells >= first) & (cells // grid < first // grid + ROWS)
+    tokens = torch.arange(count, device=begins.device)
+    first = torch.where(begins < 0, count, begins.long()).amin(1, keepdim=True)
+    end = (first // grid + ROWS) * grid if raster else grid**2 // 2
+    return (tokens >= first) & (tokens < end)
 
 
 def contrast_loss(own: Tensor, other: Tensor, counts: Tensor) -> Tensor:

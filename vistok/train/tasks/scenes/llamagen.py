@@ -16,8 +16,8 @@ from vistok.models.text_encoder import TextEncoder
 from vistok.train.sources import Draw, ScenesSource
 from vistok.train.tasks.llamagen import LlamaGenData, LlamaGenObjective, LlamaGenTask, captioned_states
 from vistok.train.tasks.scenes.captions import facts
-from vistok.train.tasks.scenes.contrast import contrast_loss, first_rows, untrue
-from vistok.train.tasks.scenes.plans import plan
+from vistok.train.tasks.scenes.contrast import contrast_loss, decisive, untrue
+from vistok.train.tasks.scenes.plans import Plan, plan
 from vistok.train.tasks.scenes.reader import COUNTED, SceneReader, code_colours, colour_loss
 
 TERMS = ("now", "left", "next", "told", "colour", "contrast")
@@ -47,12 +47,22 @@ class SupervisedLlamaGen(LlamaGenObjective):
         text: the caption encoder.
         colours: what each code shows, see ``code_colours``.
         supervision: see SupervisedLlamaGenData.
+        grid: side of the grid of tokens.
+        order: cells of the tokens, [n]; raster order if None.
     """
 
-    def __init__(self, gpt: LlamaGen, text: TextEncoder, colours: Tensor, supervision: dict[str, float]):
+    def __init__(
+        self,
+        gpt: LlamaGen,
+        text: TextEncoder,
+        colours: Tensor,
+        supervision: dict[str, float],
+        grid: int,
+        order: Tensor | None = None,
+    ):
         super().__init__(gpt, text)
-        self.reader = SceneReader(gpt.config.dim, gpt.config.grid)
-        self.supervision = supervision
+        self.reader = SceneReader(gpt.config.dim, grid, order)
+        self.supervision, self.raster = supervision, order is None
         self.register_buffer("colours", colours, persistent=False)
 
     def forward(
@@ -90,8 +100,8 @@ class SupervisedLlamaGen(LlamaGenObjective):
         loss = losses[:count].mean()
         read = self.reader(states[len(states) // 2][:count], **scene)
         read["colour"] = colour_loss(logits[:count], tokens, self.colours)
-        decisive = first_rows(scene["begins"][:pairs], self.gpt.config.grid)
-        own, other = (-x.where(decisive, 0).sum(1) for x in (losses[:pairs], losses[count:]))
+        telling = decisive(scene["begins"][:pairs], tokens.shape[1], self.reader.grid, self.raster)
+        own, other = (-x.where(telling, 0).sum(1) for x in (losses[:pairs], losses[count:]))
         read["contrast"] = contrast_loss(own, other, contrasted & ~dropped[:pairs])
         metrics = {"codes": loss.detach(), **{name: x.detach() for name, x in read.items()}}
         return loss + sum(weight * read[name] for name, weight in self.supervision.items()), metrics
@@ -123,11 +133,21 @@ class SupervisedLlamaGenTask(LlamaGenTask):
             raise VistokError(
                 f"'data.pictures' ({len(self.source)}) must be a multiple of the {self.drawn} drawn for a batch."
             )
-        scenes = sample_scenes(COUNTED, self.data.seed)
+        self.grid, self.order = self.lattice(gpt)
+        tokens = gpt.config.block_size
+        scenes = sample_scenes(COUNTED // tokens, self.data.seed)
         with torch.no_grad():
             codes = torch.cat([self.vq.encode(part) for part in render(scenes, self.data.size).split(64)]).flatten(1)
-        colours = code_colours(codes, plan(scenes, gpt.config.grid).cells, gpt.config.vocab_size)
-        return SupervisedLlamaGen(gpt, text, colours, self.data.supervision)
+        colours = code_colours(codes[:, :tokens], self.plan(scenes).cells, gpt.config.vocab_size)
+        return SupervisedLlamaGen(gpt, text, colours, self.data.supervision, self.grid, self.order)
+
+    def lattice(self, gpt: LlamaGen) -> tuple[int, Tensor | None]:
+        """Returns the side of the grid of tokens, and the cells of the tokens if they are not in raster order."""
+        return gpt.config.grid, None
+
+    def plan(self, scenes: Scenes) -> Plan:
+        """Returns where the objects of scenes are among the tokens."""
+        return plan(scenes, self.grid, self.data.size, self.order)
 
     def told(self, scenes: Scenes, said: list[Statement], variant: int, pairs: int) -> dict[str, Tensor]:
         """Returns what the objective is told about scenes: what is said of them and its facts, other captions of the
@@ -142,7 +162,7 @@ class SupervisedLlamaGenTask(LlamaGenTask):
             "other_ids": words[len(said) :],
             "other_mask": mask[len(said) :],
             "contrasted": torch.tensor([other is not None for other in others], dtype=torch.bool),
-        } | plan(scenes, self.model.gpt.config.grid)._asdict()
+        } | self.plan(scenes)._asdict()
 
     def condition(self, source: ScenesSource, draw: Draw) -> dict[str, Tensor]:
         """Returns what the objective is told about scenes, all captions contrasted."""

@@ -65,10 +65,12 @@ class SupervisedMaskGITTask(MaskGITTask):
 
     def term(self) -> ColourTerm:
         """Returns the loss of what codes show, counted in some scenes."""
-        can, scenes = self.tokenizer.capabilities, sample_scenes(COUNTED, self.data.seed)
+        can = self.tokenizer.capabilities
+        grid = self.data.size // can.multiple
+        scenes = sample_scenes(COUNTED // grid**2, self.data.seed)
         with torch.no_grad():
             parts = [self.tokenizer.encode(part) for part in render(scenes, self.data.size).split(64)]
-        cells = plan(scenes, self.data.size // can.multiple, self.data.size).cells
+        cells = plan(scenes, grid, self.data.size).cells
         return ColourTerm(code_colours(torch.cat(parts).flatten(1), cells, can.codebook_size), self.data.supervision)
 
     def draw(self, step: int, rows: slice) -> Draw:

@@ -16,7 +16,7 @@ from vistok.data.scenes import COLOURS, NUM_CLASSES
 from vistok.data.scenes.world import MAX_OBJECTS
 from vistok.train.tasks.scenes.captions import FACT_SIZES
 
-COUNTED = 256  # scenes in which is counted what codes show
+COUNTED = 1 << 16  # tokens of scenes, in which is counted what codes show
 
 
 def code_colours(tokens: Tensor, cells: Tensor, count: int) -> Tensor:

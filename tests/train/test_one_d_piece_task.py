@@ -1,0 +1,32 @@
+"""The ``one-d-piece`` task: how many tokens it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.train.tiny import tiny
+from vistok.errors import VistokError
+from vistok.train.tasks import build_task
+from vistok.train.tasks.one_d_piece import OneDPieceTask
+
+
+def keeping(often: int) -> OneDPieceTask:
+    recipe = tiny("one-d-piece-mini")
+    return build_task(
+        replace(recipe, init={"tokenizer": "one-d-piece-mini"}, model={}, data=recipe.data | {"often": often})
+    )
+
+
+def test_every_second_draw_keeps_what_a_generator_draws(monkeypatch):
+    task = keeping(64)
+    monkeypatch.setattr(task, "draw_pictures", lambda *_: None)
+    kept = [int(task.batch(step, slice(0, 4))["keep"]) for step in range(200)]
+    assert 70 < kept.count(64) < 130
+    assert len(set(kept)) > 50
+
+
+def test_more_tokens_than_there_are_cannot_be_kept_often():
+    with pytest.raises(VistokError, match="257"):
+        keeping(257)
