@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from vistok.data.scenes import captions, sample_scenes
+from vistok.models.vision.scenes import DIM
+from vistok.tokenizers.seed import Seed
+from vistok.tokenizers.seed_config import SeedConfig
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import build_task
 from vistok.train.trainer import Trainer
@@ -31,7 +36,7 @@ SMALL = {
     "needles": 4,
     "packages": [],
 }
-LONG = "runs/text-mini-long/export"  # where another recipe writes
+LONG, SEED = "runs/text-mini-long/export", "runs/seed-mini/export"  # where other recipes write
 STAGES = [{"length": 64, "needles": 2, "steps": 2}, {"length": 96, "needles": 3, "steps": 1}]
 NEW_VQ = {"codebook_size": 64, "codebook_dim": 16, "channels": 32, "channel_mult": [1, 1, 2], "res_blocks": 1}
 FROM_NOTHING = {  # what the recipes' comments say, where new weights take another way through a task
@@ -48,6 +53,21 @@ FROM_NOTHING = {  # what the recipes' comments say, where new weights take anoth
 CASES = [*sorted(path.stem for path in RECIPES.glob("*.yaml")), *(f"{name} from nothing" for name in FROM_NOTHING)]
 
 
+@functools.cache
+def seed_folder() -> str:
+    """Returns the folder of an untrained SEED of the shape of seed-mini."""
+    torch.manual_seed(0)
+    folder = tempfile.mkdtemp()
+    Seed(SeedConfig(**Recipe.load(RECIPES / "seed-mini.yaml").model, embed_dim=DIM)).save_pretrained(folder)
+    return folder
+
+
+def init_of(recipe: Recipe) -> dict[str, str]:
+    """Returns where a recipe starts, with what is here in the place of what other recipes write."""
+    here = {LONG: "text-mini", SEED: seed_folder()} if SEED in recipe.init.values() else {LONG: "text-mini"}
+    return {name: here.get(value, value) for name, value in recipe.init.items()}
+
+
 def tiny(case: str, steps: int = 3) -> Recipe:
     """Returns a recipe of the repository by its case, for ``steps`` steps of four pictures."""
     name, _, new = case.partition(" ")
@@ -60,7 +80,7 @@ def tiny(case: str, steps: int = 3) -> Recipe:
     data = recipe.data | {key: value for key, value in small.items() if key in recipe.data}
     return replace(
         recipe,
-        init={name: "text-mini" if value == LONG else value for name, value in recipe.init.items()},
+        init=init_of(recipe),
         steps=steps,
         batch_size=4,
         precision="fp32",

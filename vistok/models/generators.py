@@ -13,6 +13,7 @@ GENERATORS = Registry(
         "janus": "vistok.models.codes.load:JANUS",
         "emu3": "vistok.models.codes.load:EMU3",
         "chameleon": "vistok.models.codes.load:CHAMELEON",
+        "seed-llama": "vistok.models.codes.load:SEED_LLAMA",
         "xar": "vistok.models.xar:FAMILY",
         "enat": "vistok.models.enat:FAMILY",
         "maskgit": "vistok.models.maskgit:FAMILY",

@@ -15,13 +15,16 @@ from vistok.models.codes.emu3 import Emu3Generator
 from vistok.models.codes.generator import CodeGenerator, PromptCondition
 from vistok.models.codes.janus import JanusGenerator
 from vistok.models.codes.janus_vq import TOKENIZER_PREFIX, janus_vq_state
+from vistok.models.codes.seed_llama import BEGIN, SeedLlamaGenerator
 from vistok.tokenizers.interface import Capabilities
+from vistok.tokenizers.load import load_tokenizer
+from vistok.tokenizers.seed import Seed
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.zoo import card_of_folder, resolve
 from vistok.zoo.checkpoint import load_strict, read_state_dict
 from vistok.zoo.pretrained import WEIGHTS_FILE
 from vistok.zoo.registry import is_embedded
-from vistok.zoo.transformers import load_config, load_image_text, load_processor
+from vistok.zoo.transformers import load_causal_lm, load_config, load_image_text, load_processor
 
 if TYPE_CHECKING:
     from vistok.models.interface import LoadRequest
@@ -182,6 +185,28 @@ class ChameleonFamily(CodeFamily):
         return generator, tokenizer
 
 
+class SeedLlamaFamily(CodeFamily):
+    """SEED-LLaMA, which draws the tokens of a SEED: that of its card, or one that is named."""
+
+    name = "seed-llama"
+
+    def load(self, request: LoadRequest) -> tuple[CodeGenerator, Tokenizer]:
+        """Returns the generator and its tokenizer."""
+        network, vocabulary = load_causal_lm(request.source)
+        seed = load_tokenizer(str(request.tokenizer_source)).tokenizer
+        if not isinstance(seed, Seed):
+            raise VistokError(
+                f"a SEED-LLaMA draws tokens of a SEED, and '{request.tokenizer_source}' is none: name one."
+            )
+        generator = SeedLlamaGenerator(network, vocabulary, seed)
+
+        def read(texts: list[str]) -> Any:
+            return vocabulary([text + BEGIN for text in texts], padding=True, return_tensors="pt")
+
+        generator.reader = PromptReader(vocabulary, read)
+        return generator, seed
+
+
 def load_janus(source: str | Path) -> nn.Module:
     """Returns a network in float32 that was exported without its tokenizer of pictures, with the one its card names.
 
@@ -218,4 +243,4 @@ def _local(source: str | Path) -> bool:
     return is_embedded(source) or Path(source).expanduser().exists()
 
 
-JANUS, EMU3, CHAMELEON = JanusFamily(), Emu3Family(), ChameleonFamily()
+JANUS, EMU3, CHAMELEON, SEED_LLAMA = JanusFamily(), Emu3Family(), ChameleonFamily(), SeedLlamaFamily()

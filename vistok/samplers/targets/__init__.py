@@ -25,6 +25,7 @@ TARGETS = Registry(
         "janus": _CODES,
         "emu3": _CODES,
         "chameleon": _CODES,
+        "seed-llama": _CODES,
         "controlar": "vistok.samplers.targets.controlar:ControlTarget",
     },
     "vistok.targets",

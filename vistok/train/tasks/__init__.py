@@ -44,6 +44,7 @@ TASKS = Registry(
         "read": f"{_HERE}.scenes.read:ReadTask",
         "scenes-features": f"{_HERE}.scenes.features:SceneFeaturesTask",
         "seed": f"{_HERE}.seed:SeedTask",
+        "seed-llama": f"{_HERE}.scenes.seed_llama:SeedLlamaTask",
         "sorted-text": f"{_HERE}.sorted_text:SortedTextTask",
         "text": f"{_HERE}.text:TextTask",
         "tokenflow": f"{_HERE}.tokenflow:TokenFlowTask",
