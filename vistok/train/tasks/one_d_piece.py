@@ -40,11 +40,12 @@ from vistok.train.tasks.adversary import (
 )
 from vistok.train.tasks.pictures import PictureTask
 from vistok.train.tasks.revival import RevivalData
-from vistok.train.tasks.starts.cells import Cells, start_from_cells
+from vistok.train.tasks.starts.cells import FLAT, Cells, deviation, start_from_cells
 from vistok.train.tasks.starts.one_d_piece import OrderedPatches, start_spatially
 from vistok.train.tasks.starts.patch_codes import distance_to_points
 
 ANCHOR_PICTURES = 256
+AROUND = 4  # pixels along a side, in which contrast is measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ class OneDPieceData(PictureData, AdversarialData, RevivalData):
         law: of the number of kept tokens, see ``sample_lengths``.
         stage: of the published training, where ``init.proxy`` names the codes that stage 1 predicts.
         perceptual_weight: of the perceptual term.
-        absolute: weight of the absolute error of pixels, which keeps edges sharp where tokens leave them open.
+        contrast: weigh squared errors by the contrast around them: objects show at edges, and most of a picture has
+            none.
         anchor: weight of the term that draws tokens to the points of patches, see ``starts.one_d_piece``; new weights
             then start there.
         start: ``cells``: the encoder and the codes are written in closed form, see ``starts.cells``, and what paints is
@@ -70,7 +72,7 @@ class OneDPieceData(PictureData, AdversarialData, RevivalData):
     law: str = "uniform"
     stage: Literal[1, 2] = 1
     perceptual_weight: float = 0.1
-    absolute: float = 0.0
+    contrast: bool = False
     anchor: float = 0.0
     start: Literal["patches", "cells"] = "patches"
     start_pictures: int = 512
@@ -100,7 +102,7 @@ class OneDPieceObjective(nn.Module):
         adversary: trained against the tokenizer; none if None.
         perceptual: distance [B] of two batches of pictures; none if None.
         perceptual_weight: of its mean.
-        absolute: weight of the absolute error of pixels, beside the squared one.
+        contrast: weigh squared errors by the contrast around them, see ``contrast_weights``.
         anchor: what latents are drawn to; nothing if None.
         anchor_weight: of the squared distance.
     """
@@ -112,13 +114,13 @@ class OneDPieceObjective(nn.Module):
         adversary: Adversary | None = None,
         perceptual: nn.Module | None = None,
         perceptual_weight: float = 0.1,
-        absolute: float = 0.0,
+        contrast: bool = False,
         anchor: OrderedPatches | None = None,
         anchor_weight: float = 0.0,
     ):
         super().__init__()
         self.tokenizer, self.proxy, self.adversary, self.perceptual = tokenizer, proxy, adversary, perceptual
-        self.perceptual_weight, self.absolute = perceptual_weight, absolute
+        self.perceptual_weight, self.contrast = perceptual_weight, contrast
         self.anchor, self.anchor_weight = anchor, anchor_weight
 
     def forward(
@@ -131,10 +133,9 @@ class OneDPieceObjective(nn.Module):
         if self.proxy is not None:
             loss = F.cross_entropy(out.float(), self.proxy.encode(images))
             return loss + quantized.loss, metrics | {"proxy_loss": loss.detach()}
-        loss = F.mse_loss(out.float(), images)
-        metrics["pixel_loss"] = loss.detach()
-        if self.absolute:
-            loss = loss + self.absolute * F.l1_loss(out.float(), images)
+        errors = (out.float() - images).square()
+        metrics["pixel_loss"] = errors.mean().detach()
+        loss = ((errors * contrast_weights(images)) if self.contrast else errors).mean()
         if self.anchor is not None:
             distance = distance_to_points(latents[:, :, 0], self.anchor(images))
             loss, metrics["anchor_loss"] = loss + self.anchor_weight * distance, distance.detach()
@@ -146,6 +147,13 @@ class OneDPieceObjective(nn.Module):
             loss = loss + adversarial * fooled + told * (adversarial > 0)
             metrics |= {"adversarial_loss": fooled.detach(), "discriminator_loss": told.detach()}
         return loss + quantized.loss, metrics
+
+
+def contrast_weights(images: Tensor) -> Tensor:
+    """Returns weights of the pixels of pictures [B, 3, H, W] whose mean is one, [B, 1, H, W]: the contrast of the
+    ``AROUND`` x ``AROUND`` pixels that each lies among, and a little for those without."""
+    contrast = F.interpolate(deviation(images, AROUND)[:, None], images.shape[-2:]) + FLAT
+    return contrast / contrast.mean()
 
 
 def with_pixel_decoder(tokenizer: TiTok, proxy: MaskGITVQGAN) -> TiTok:
@@ -204,7 +212,7 @@ class OneDPieceTask(PictureTask):
             adversary,
             perceptual,
             self.data.perceptual_weight,
-            self.data.absolute,
+            self.data.contrast,
             anchor,
             self.data.anchor,
         )

@@ -30,7 +30,7 @@ LATTICES = ((0, 0), (1, 1), (0, 1), (1, 0))
 QUARTERS = ((1, 1), (0, 1), (1, 0))
 PLACE, OTHER = 24.0, 14.0  # logits: of the right cell, half for its row or column; of the right kind of token
 POINTS = 1 << 15  # that a codebook is the k-means of
-FLAT = 0.06  # beside a patch's contrast: how much one of a single colour weighs in that k-means
+FLAT = 0.06  # beside a patch's contrast: how much one of a single colour weighs, in that k-means for one
 WHOLES = 0.75  # share of the codes that tell whole cells, where others tell quarters
 EXACT = 1e-7  # ridge of the encoder's last map: weak components count as much as strong ones
 KEPT = (16, 64, 256)  # tokens from which the painter's first map is fitted
@@ -105,13 +105,17 @@ class Cells(nn.Module):
     def contrast(self, images: Tensor) -> Tensor:
         """Returns how far the pixels of what each token tells are from their mean (the root of the mean square),
         [B, groups, cells]."""
-        parts = [_deviation(images, self.whole.patch)]
-        quarters = _deviation(images, self.quarter.patch)
+        parts = [deviation(images, self.whole.patch)]
+        quarters = deviation(images, self.quarter.patch)
         parts += [quarters[:, row::2, column::2] for row, column in QUARTERS[: self.groups - 1]]
         return torch.stack(parts, 1).flatten(2)[:, :, self.order]
 
 
-def _deviation(images: Tensor, patch: int) -> Tensor:
+def deviation(images: Tensor, patch: int) -> Tensor:
+    """Returns how far the pixels of each patch of pictures [B, 3, H, W] are from their mean, [B, H / patch, W / patch].
+
+    It is the root of their mean square distance.
+    """
     mean, square = F.avg_pool2d(images, patch), F.avg_pool2d(images.square(), patch)
     return (square - mean.square()).sum(1).clamp(min=0).sqrt()
 
