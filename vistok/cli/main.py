@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from pathlib import Path
 
 import typer
 
@@ -56,8 +58,20 @@ app.add_typer(eval.app, name="eval")
 app.add_typer(bench.app, name="bench")
 
 
+_PACKAGE = str(Path(__file__).parents[1])
+_format_warning = warnings.formatwarning
+
+
+def _one_sentence(message, category, filename, lineno, line=None) -> str:
+    """What is printed of a warning: the package's own without the line of source that gave it."""
+    if issubclass(category, UserWarning) and filename.startswith(_PACKAGE):
+        return f"vistok: {message}\n"
+    return _format_warning(message, category, filename, lineno, line)
+
+
 def main() -> None:
     """Entry point: a user's mistake becomes one sentence on standard error and exit code 2."""
+    warnings.formatwarning = _one_sentence
     try:
         app()
     except VistokError as error:
