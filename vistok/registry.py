@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -53,14 +55,16 @@ class Registry(Mapping[str, Any]):
         kind: what the objects are, for sentences, e.g. ``"sampler"``.
         table: the package's own, ``name -> "module:attribute"``; they come first and in this order.
         group: entry-point group in which other packages name theirs.
+        needs: attributes that an object must have, by which a plugin that is none of the kind is told.
+        made: a name leads to what makes an object, such as its class, and not to the object itself.
 
     Example:
         ``SAMPLERS["sjd"]`` imports ``vistok.samplers.drafters.jacobi`` and returns its ``SpeculativeJacobi``. A package
         adds a sampler with ``[project.entry-points."vistok.samplers"]`` and ``mine = "my_package:MySampler"``.
     """
 
-    def __init__(self, kind: str, table: Mapping[str, str], group: str):
-        self.kind, self.table, self.group = kind, dict(table), group
+    def __init__(self, kind: str, table: Mapping[str, str], group: str, needs: Sequence[str] = (), made: bool = True):
+        self.kind, self.table, self.group, self.needs, self.made = kind, dict(table), group, needs, made
 
     @cached_property
     def plugins(self) -> dict[str, EntryPoint]:
@@ -83,20 +87,38 @@ class Registry(Mapping[str, Any]):
         """The object of a name.
 
         Raises:
-            VistokError: no object has this name (the sentence names the nearest), or a plugin cannot be imported.
+            VistokError: no object has this name (the sentence names the nearest), or a plugin cannot be imported or is
+                nothing of this kind.
         """
         if name in self.table:
             module, _, attribute = self.table[name].partition(":")
             return getattr(import_module(module), attribute)
         if name not in self.plugins:
             raise unknown_name(self.kind, name, list(self))
+        what = f"the {self.kind} '{name}' of '{self.plugins[name].value}'"
         try:
-            return self.plugins[name].load()
-        except (ImportError, AttributeError) as error:
-            raise VistokError(
-                f"the {self.kind} '{name}' of '{self.plugins[name].value}' cannot be imported ({error}): "
-                "repair or uninstall that package."
-            ) from error
+            found = self.plugins[name].load()
+        except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise VistokError(f"{what} cannot be imported ({said}): repair or uninstall that package.") from error
+        if isinstance(found, type) if not self.made else not callable(found):
+            seen, meant = ("an object", "its class") if self.made else ("a class", "an object of it")
+            raise VistokError(f"{what} is {seen}: name {meant} as the entry point.")
+        return require(what, found, self.needs)
+
+    def usable(self) -> dict[str, Any]:
+        """Returns all objects by name; a plugin that is not to be had is told by a warning, and left out.
+
+        Raises:
+            VistokError: a plugin takes a name that is taken.
+        """
+        found = {}
+        for name in self:
+            try:
+                found[name] = self[name]
+            except VistokError as error:
+                warnings.warn(str(error), stacklevel=2)
+        return found
 
     def options(self, name: str) -> dict[str, Option]:
         """Returns the options of the dataclass of a name that a text can give.
@@ -125,7 +147,8 @@ class Registry(Mapping[str, Any]):
             own: options that suit the occasion; those of them that the object has take the place of its defaults.
 
         Raises:
-            VistokError: an unknown name or option (the sentence names the nearest), or a value of another type.
+            VistokError: an unknown name or option (the sentence names the nearest), a value of another type, or none
+                where one must be given.
         """
         name, *rest = re.split(r":(?=[\w-]+=)", text)
         if ":" in name:
@@ -145,7 +168,12 @@ class Registry(Mapping[str, Any]):
                 told = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}
                 kinds = " or ".join(told[each] for each in known[key].types)
                 raise VistokError(f"{key} of the {self.kind} '{name}' is {kinds}, not '{value}'.") from None
-        return self[name](**options)
+        kind = self[name]
+        try:
+            inspect.signature(kind).bind(**options)
+        except TypeError as error:  # "missing a required argument: 'size'"
+            raise VistokError(f"the {self.kind} '{name}' cannot be made of '{text}': {error}.") from None
+        return kind(**options)
 
     def __iter__(self) -> Iterator[str]:
         return iter((*self.table, *self.plugins))
@@ -155,6 +183,24 @@ class Registry(Mapping[str, Any]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.table or name in self.plugins
+
+
+def require(what: str, found: Any, needs: Sequence[str]) -> Any:
+    """Returns an object of another package, if it has the attributes that it needs.
+
+    Args:
+        what: it is, for the sentence.
+        found: the object or its class.
+        needs: names of attributes.
+
+    Raises:
+        VistokError: it lacks some, or its base leaves methods to it that it does not have.
+    """
+    absent = [name for name in needs if not hasattr(found, name)]
+    absent += sorted(getattr(found, "__abstractmethods__", ()))
+    if absent:
+        raise VistokError(f"{what} has no {', '.join(absent)}: repair or uninstall that package.")
+    return found
 
 
 def lazy_attributes(package: str, table: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 import typer
@@ -121,3 +124,32 @@ def test_doctor_names_the_command_to_type(monkeypatch):
     assert any("pip install transformers" in line for line in found.advice)
     assert "vistok[studio]" in found.packages["gradio"]
     assert json.loads(vistok("doctor", "--json").stdout)["packages"]["gradio"] == found.packages["gradio"]
+
+
+STOPPED = """
+import os, sys, time
+from vistok.cli import samplers
+from vistok.cli.main import main
+from vistok.files import atomic_path
+
+target, number = sys.argv[1:]
+
+def work(*_):
+    with atomic_path(target) as path:
+        path.write_text("half")
+        os.kill(os.getpid(), int(number))
+        time.sleep(60)
+
+samplers.check_outputs = work
+sys.argv = ["vistok", "samplers"]
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_command_with_a_sentence_and_nothing_half_written(tmp_path, number):
+    command = [sys.executable, "-c", STOPPED, str(tmp_path / "out.png"), str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 128 + number
+    assert done.stderr.startswith("vistok: interrupted; ") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -106,12 +108,14 @@ def test_an_option_that_nothing_would_read_is_refused(mistake, tmp_path, command
     [
         ("write", "def", "--new-tokens", "99999"),
         ("bench", "text", "--prompt-tokens", "99999"),
+        ("bench", "text", "--spec-bench", "long.jsonl", "--draft", "text-mini-draft"),
         ("eval", "needle", "--lengths", "99999"),
         ("eval", "edits", "--length", "99999"),
     ],
-    ids=lambda command: " ".join(command[:2]),
+    ids=lambda command: " ".join(command[:3]),
 )
-def test_texts_of_more_tokens_than_the_model_reads_are_refused(mistake, command):
+def test_texts_of_more_tokens_than_the_model_reads_are_refused(mistake, tmp_path, command):
+    (tmp_path / "long.jsonl").write_text(json.dumps({"category": "writing", "turns": ["def " * 9999]}))
     told = mistake(*command, "--model", "text-mini-draft")
     assert "'text-mini-draft' reads" in told and "shorter" in told
 

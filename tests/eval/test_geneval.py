@@ -392,6 +392,16 @@ def test_clipscore_of_pictures_with_captions(clip_folder, tmp_path):
     outcome = CliRunner().invoke(app, ["clipscore", *map(str, folders), "--json", "-"])
     assert outcome.exit_code == 0, outcome.output
     assert json.loads(outcome.stdout)[0]["value"] == pytest.approx(2.5 * plain.mean().item(), rel=1e-5)
+    assert "left out" not in outcome.stderr
+
+    for name in ("b.png", "c.jpe"):  # a folder of one's own, of which one picture has a caption
+        image.save(tmp_path / "pictures" / name, format="png")
+    outcome = CliRunner().invoke(app, ["clipscore", *map(str, folders), "--json", "-"])
+    assert json.loads(outcome.stdout)[0]["protocol"]["samples"] == 2
+    assert "pictures: left out 2 pictures without a caption (b.png, c.jpe)" in outcome.stderr
+    for weight in ("nan", "-1", "0", "inf"):
+        refused = CliRunner().invoke(app, ["clipscore", *map(str, folders), "--weight", weight])
+        assert isinstance(refused.exception, VistokError) and "weight of the cosine" in str(refused.exception)
 
 
 @pytest.mark.slow  # imports transformers' Mask2Former and runs it at 800 pixels

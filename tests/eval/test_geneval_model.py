@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from vistok.cli.eval import app
 from vistok.data.images import to_pil
 from vistok.data.scenes import render, sample_scenes
 from vistok.errors import VistokError
-from vistok.eval.captions import read_captions
+from vistok.eval.captions import read_captions, without_caption
 from vistok.eval.geneval import paint, read_folders, write_prompt_folder
 from vistok.eval.geneval.metadata import colors
 from vistok.pipelines import pipeline
@@ -122,3 +123,23 @@ def test_captions_come_with_the_pictures_of_sample(tmp_path):
     with pytest.raises(VistokError, match="line 1"):
         (tmp_path / "metadata.jsonl").write_text('{"file": "000000.png", "class": 3}\n')
         read_captions(tmp_path)
+
+
+def test_captions_of_a_folder_of_ones_own(tmp_path):
+    folder = tmp_path / "own"
+    with pytest.raises(VistokError, match="no folder"):
+        read_captions(folder, tmp_path / "a.jsonl")
+    folder.mkdir()
+    with pytest.raises(VistokError, match=r"no captions with the pictures.*--captions"):
+        read_captions(folder)
+    (folder / "sub").mkdir()
+    for name in ("sub/ü.png", "a.png"):
+        Image.new("RGB", (4, 4)).save(folder / name)
+    for keys in itertools.product(("image", "file", "file_name"), ("caption", "text")):
+        (folder / "metadata.jsonl").write_text(json.dumps(dict(zip(keys, ("sub/ü.png", "a dog"), strict=True))))
+        found = read_captions(folder)
+        assert found == [(folder / "sub/ü.png", "a dog")] and without_caption(folder, found) == ["a.png"]
+    for empty in ("", "  "):
+        (folder / "metadata.jsonl").write_text(json.dumps({"image": "a.png", "caption": empty}))
+        with pytest.raises(VistokError, match=r"caption of .a\.png. is empty"):
+            read_captions(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import subprocess
 import sys
@@ -23,7 +24,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 
     ``install(source, group, entry)`` writes the module ``toy`` with this source and an entry point such as
     ``"mine = toy:Mine"`` in the group; the command's arguments are those of ``vistok``. It runs in this process, which
-    spares each command the imports, in the folder of the test.
+    spares each command the imports, in the folder of the test. Another call puts another package in its place.
     """
 
     def run(*arguments: str | Path) -> subprocess.CompletedProcess:
@@ -39,15 +40,17 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
     def installed(source: str, group: str, entry: str) -> Run:
         site = tmp_path / "site"
         information = site / "toy-1.0.dist-info"
-        information.mkdir(parents=True)
+        information.mkdir(parents=True, exist_ok=True)
         (site / "toy.py").write_text(source, encoding="utf-8")
         (information / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n", encoding="utf-8")
         (information / "entry_points.txt").write_text(f"[{group}]\n{entry}\n", encoding="utf-8")
         monkeypatch.syspath_prepend(site)
-        monkeypatch.setattr(Registry, "plugins", property(Registry.plugins.func))  # looked up anew each time
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a package that is installed anew is read anew
+        importlib.invalidate_caches()
         monkeypatch.delitem(sys.modules, "toy", raising=False)
         monkeypatch.chdir(tmp_path)
         return run
 
+    monkeypatch.setattr(Registry, "plugins", property(Registry.plugins.func))  # looked up anew each time
     yield installed
     sys.modules.pop("toy", None)

@@ -24,6 +24,7 @@ OPTIONS = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
         ({"assistant_model": tiny(seed=1)}, "assistant_model"),
         ({"inputs_embeds": torch.zeros(1, 7, 16, dtype=torch.float64)}, "inputs_embeds"),
         ({"position_ids": torch.arange(7)[None] + 3}, "position_ids"),
+        ({"attention_mask": torch.ones(1, 4, dtype=torch.int64)}, r"attention mask is \[1, 4\]"),
         ({"output_scores": True, "return_dict_in_generate": True}, "output_scores"),
         ({"cache_implementation": "quantized"}, "cache"),
         ({"synced_gpus": True}, "synced_gpus"),

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+import warnings
+from pathlib import Path
+from types import FrameType
 
 import typer
 
@@ -56,16 +62,62 @@ app.add_typer(eval.app, name="eval")
 app.add_typer(bench.app, name="bench")
 
 
+INTERRUPTED = 130  # what typer exits with at a KeyboardInterrupt
+_PACKAGE = str(Path(__file__).parents[1])
+_format_warning = warnings.formatwarning
+
+
+def _one_sentence(message, category, filename, lineno, line=None) -> str:
+    """What is printed of a warning: the package's own without the line of source that gave it."""
+    if issubclass(category, UserWarning) and filename.startswith(_PACKAGE):
+        return f"vistok: {message}\n"
+    return _format_warning(message, category, filename, lineno, line)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where Ctrl-C would be a KeyboardInterrupt."""
+
+
+def _interrupt_on_sigterm() -> None:
+    """Lets SIGTERM, as schedulers and containers send it, unwind the command as Ctrl-C does, so that nothing is left
+    half-written; not of one process among several, which would wait for the others.
+    """
+    command = os.getpid()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() != command:  # of a process that was forked
+            os.kill(os.getpid(), number)
+        raise Terminated
+
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    if alone and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
+
+
+def _signal_of(stop: BaseException | None) -> signal.Signals:
+    """The signal behind an exception, which typer has made an exit of."""
+    while stop is not None and not isinstance(stop, KeyboardInterrupt):
+        stop = stop.__cause__ or stop.__context__
+    return signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+
+
 def main() -> None:
-    """Entry point: a user's mistake becomes one sentence on standard error and exit code 2."""
+    """Entry point: a user's mistake becomes one sentence on standard error and exit code 2, an interruption another one
+    and 128 and the signal's number.
+    """
+    warnings.formatwarning = _one_sentence
+    _interrupt_on_sigterm()
     try:
         app()
     except VistokError as error:
         print(f"vistok: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
+            raise
         print(
             "vistok: interrupted; folders, runs and caches go on where they stopped, by the same command.",
             file=sys.stderr,
         )
-        sys.exit(130)
+        sys.exit(128 + _signal_of(stop))

@@ -15,7 +15,7 @@ def samplers(
     from vistok.samplers import SAMPLERS, sampler_options
 
     check_outputs(json)
-    found = [(name, sampler, sampler_options(name)) for name, sampler in SAMPLERS.items()]
+    found = [(name, sampler, sampler_options(name)) for name, sampler in SAMPLERS.usable().items()]
     rows = [
         {
             "name": name,

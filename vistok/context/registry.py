@@ -18,4 +18,5 @@ POLICIES = Registry(
         "snapkv": f"{_HERE}.snapkv:SnapKV",
     },
     "vistok.policies",
+    needs=("name", "keeps_all", "prepare", "reset", "reorder", "rows", "attend", "settings"),
 )

@@ -74,7 +74,7 @@ class ClipModel:
             warnings.warn(
                 f"the caption '{texts[counts.index(longest)][:60]}...' has {longest} tokens, of which CLIP reads the "
                 f"first {length}: its end is cut off; shorten it",
-                stacklevel=2,
+                stacklevel=3,  # behind inference_mode
             )
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
         with full_precision():

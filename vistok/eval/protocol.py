@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 
 from vistok.errors import VistokError
@@ -63,7 +64,7 @@ class Result:
         details: further figures of the same measurement (per task accuracies, interval bounds...).
 
     Raises:
-        VistokError: a figure is NaN.
+        VistokError: a figure is NaN, or no number.
     """
 
     name: str
@@ -74,6 +75,11 @@ class Result:
 
     def __post_init__(self) -> None:
         for what, figure in {"value": self.value, "spread": self.std, **self.details}.items():
+            if figure is not None and not isinstance(figure, Real):
+                raise VistokError(
+                    f"the {what} of {self.protocol.metric} for '{self.name}' is of type {type(figure).__name__}: give "
+                    "a number, such as float(value)."
+                )
             if figure is not None and math.isnan(figure):
                 raise VistokError(
                     f"the {what} of {self.protocol.metric} for '{self.name}' is not a number: check the pictures and "

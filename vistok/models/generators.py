@@ -20,4 +20,6 @@ GENERATORS = Registry(
         "titok-maskgit": "vistok.models.titok_generator:FAMILY",
     },
     "vistok.generators",
+    needs=("name", "interface", "plain", "options", "load"),
+    made=False,
 )

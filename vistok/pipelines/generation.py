@@ -23,6 +23,7 @@ from vistok.pipelines.resolve import DEFAULT_MODEL
 from vistok.pipelines.saving import save_pipeline
 from vistok.samplers import SAMPLERS, Noise, SamplingParams, parse_sampler
 from vistok.samplers.interface import Partial, Watch, shows_steps
+from vistok.samplers.stats import Stats
 from vistok.zoo.hub import Pushable
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ class Pipeline(Pushable):
             sampler = parse_sampler(sampler or family.plain, self.sampling)
         chosen: Sampler = sampler
         if chosen.interface != family.interface:
-            fitting = [name for name, kind in SAMPLERS.items() if kind.interface == family.interface]
+            fitting = [name for name, kind in SAMPLERS.usable().items() if kind.interface == family.interface]
             raise VistokError(
                 f"the sampler {type(chosen).__name__} does not draw the {self.model.tokens.kind} of '{self.name}': "
                 f"use one of {', '.join(fitting)}."
@@ -288,7 +289,10 @@ class Pipeline(Pushable):
         noise = Noise(seed, torch.tensor(indices, device=self.device))
         report = None if progress is None else lambda gained: progress(gained * len(batch))
         shown = {} if watch is None else {"watch": watch}
-        tokens, stats = sampler.sample(self.model, condition, params, noise, report, **shown)
+        drawn = sampler.sample(self.model, condition, params, noise, report, **shown)
+        if not isinstance(drawn, tuple) or len(drawn) != 2 or not isinstance(drawn[1], Stats):
+            raise VistokError(f"{type(sampler).__name__} must give tokens and Stats, got {type(drawn).__name__}.")
+        tokens, stats = drawn
         if self.tokenizer is None:
             return Output([], self.model.image_tokens(tokens).cpu(), stats)
         if not decode:

@@ -14,6 +14,7 @@ from vistok.models.interface import LoadRequest
 from vistok.ops.linear import Int8Linear, PackedLinear, pack_linears
 from vistok.pipelines.generation import Pipeline
 from vistok.pipelines.resolve import resolve_generator
+from vistok.registry import require
 from vistok.runtime import resolve_device, resolve_dtype
 from vistok.zoo import card_of_folder, resolve
 
@@ -76,7 +77,7 @@ def pipeline(
             f"'{found.name}' draws no token behind the other, so --dtype int8 is not for it: leave it out."
         )
     request = LoadRequest(found, checkpoint, tokenizer, size, preset, tokens)
-    model, image_tokenizer = family.load(request)
+    model, image_tokenizer = _loaded(family.load(request), found.family)
     encoder = _text_encoder(model, request, text_encoder)
     model = model.to(target, number_format)
     if target.type == "cpu":
@@ -90,6 +91,17 @@ def pipeline(
     if isinstance(image_tokenizer, nn.Module):
         image_tokenizer = image_tokenizer.to(target)
     return Pipeline(model, image_tokenizer, encoder, found.name, products=products, **suits)
+
+
+def _loaded(parts: Any, family: str) -> tuple[Any, Any]:
+    """What a family loaded: a generator and its tokenizer, if they are these."""
+    what = f"the generator family '{family}'"
+    if not isinstance(parts, tuple) or len(parts) != 2:
+        raise VistokError(f"{what} must load a generator and its tokenizer, got {type(parts).__name__}.")
+    require(f"the generator of {what}", parts[0], ("family", "tokens", "conditional_on", "image_tokens", "parameters"))
+    if parts[1] is not None:
+        require(f"the tokenizer of {what}", parts[1], ("capabilities", "decode"))
+    return parts
 
 
 def _text_encoder(model: Any, request: LoadRequest, given: str | Path | None) -> TextReader | None:

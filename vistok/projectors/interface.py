@@ -7,6 +7,7 @@ drops tokens between two layers of the language model.
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 
-class Compressor:
+class Compressor(ABC):
     """Base of all compressors: subclass it, name it, and write :meth:`select`.
 
     Attributes:
@@ -53,11 +54,11 @@ class Compressor:
         """Returns what :meth:`select` reads of a vision tower with this many layers beyond its output."""
         return Needs()
 
+    @abstractmethod
     def select(self, image: ImageTokens) -> list[Kept] | Tensor:
         """Returns the tokens to keep of each view, or finished features [n, D] that go to the language model as they
         are.
         """
-        raise NotImplementedError
 
     def select_frames(self, frames: list[ImageTokens]) -> list[list[Kept] | Tensor]:
         """Returns the tokens to keep of each frame of a video; each frame as a picture, unless a method looks along

@@ -34,6 +34,7 @@ COMPRESSORS = Registry(
         "random": f"{_METHODS}.baselines:Random",
     },
     "vistok.compressors",
+    needs=("trained", "temporal", "select"),
 )
 
 

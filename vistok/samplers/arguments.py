@@ -66,6 +66,11 @@ def check_arguments(
     cache = given_cache(model_kwargs)
     if cache is not None and int(cache.get_seq_length()) > 0:
         raise VistokError("speculation keeps a cache of its own: pass the whole prompt and no past_key_values.")
+    mask = given.get("kwargs", {}).get("attention_mask")  # as the caller gave it: generate drops one of ones alone
+    if isinstance(mask, Tensor) and mask.shape[-1] != ids.shape[1]:
+        raise VistokError(
+            f"the attention mask is {list(mask.shape)}, but the prompts are {list(ids.shape)}: give an entry a token."
+        )
     modes = [name for name in MODES if _asked(config, name)]
     if modes:
         raise VistokError(

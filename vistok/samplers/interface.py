@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from vistok.errors import VistokError
 from vistok.models.interface import Condition
 from vistok.samplers.drafters.planned import Planned
 from vistok.samplers.loop import Drafter, Verifier, decode
@@ -140,7 +142,7 @@ class Sampler(Protocol):
         """
 
 
-class AutoregressiveSampler:
+class AutoregressiveSampler(ABC):
     """Base of the samplers that are a drafter and a verifier on the draft-verify loop: they only name these two."""
 
     interface = "autoregressive"
@@ -151,9 +153,9 @@ class AutoregressiveSampler:
         """Returns the sampler itself: by default nothing needs to be fetched."""
         return self
 
+    @abstractmethod
     def parts(self, model: Any, params: SamplingParams, batch: int) -> tuple[Drafter, Verifier]:
         """Returns the drafter and the verifier of a run of ``batch`` images."""
-        raise TypeError(f"{type(self).__name__} does not say its parts")
 
     @torch.inference_mode()
     def sample(
@@ -166,7 +168,10 @@ class AutoregressiveSampler:
         watch: Watch | None = None,
     ) -> tuple[Tensor, Stats]:
         """Draws a batch of images; see ``Sampler``."""
-        drafter, verifier = self.parts(model, params, len(condition))
+        parts = self.parts(model, params, len(condition))
+        if not isinstance(parts, tuple) or len(parts) != 2:
+            raise VistokError(f"{type(self).__name__} must name a drafter and a verifier, got {type(parts).__name__}.")
+        drafter, verifier = parts
         if model.tokens.special:
             drafter = Planned(drafter, model.plan.places)
         target = target_of(model, condition, params, drafter.nodes)

@@ -25,6 +25,7 @@ SAMPLERS = Registry(
         "masked": "vistok.samplers.masked:Masked",
     },
     "vistok.samplers",
+    needs=("interface", "honours", "prepare", "sample"),
 )
 
 TEXT_DRAFTERS = Registry(

@@ -40,7 +40,9 @@ class Painted:
 def samplers_of(pipe: Pipeline) -> list[str]:
     """Returns samplers to choose from for a pipeline, its plain one first."""
     family = pipe.family
-    fitting = [name for name, kind in SAMPLERS.items() if kind.interface == family.interface and name != family.plain]
+    fitting = [
+        name for name, kind in SAMPLERS.usable().items() if kind.interface == family.interface and name != family.plain
+    ]
     named = [text for text in SUGGESTED if text.partition(":")[0] in fitting]
     rest = [name for name in fitting if name not in {text.partition(":")[0] for text in named}]
     return [family.plain, *named, *rest]

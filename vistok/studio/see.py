@@ -43,7 +43,7 @@ class Seen:
 
 def methods() -> list[str]:
     """Returns the training-free compression methods."""
-    return [name for name, kind in COMPRESSORS.items() if not kind.trained]
+    return [name for name, kind in COMPRESSORS.usable().items() if not kind.trained]
 
 
 def see(model: Any, processor: Any, picture: Image.Image | None, question: str, method: str, keep: int) -> Seen:

@@ -54,7 +54,10 @@ class _Told(io.StringIO):
 
 def drafters_of(model: Any, tokenizer: Any, draft: Any) -> list[str]:
     """Returns the names of text drafters that a model has what they need for; ``none`` comes last."""
-    return [*(name for name in TEXT_DRAFTERS if TEXT_DRAFTERS[name](model, tokenizer, draft) is not None), "none"]
+    return [
+        *(name for name, build in TEXT_DRAFTERS.usable().items() if build(model, tokenizer, draft) is not None),
+        "none",
+    ]
 
 
 def write(

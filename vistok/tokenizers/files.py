@@ -191,6 +191,7 @@ def _encode(
 ) -> tuple[Tensor, list[int], list[bool]]:
     """Tokens of pictures, how many of each are kept, and whether that is good enough."""
     tokens = tokenizer.encode(images)
+    tokenizer.capabilities.check_tokens(tokens)
     every = tokens[0].numel()
     if reached is not None:
         found, good = fewest_tokens(tokenizer, images, tokens, reached)

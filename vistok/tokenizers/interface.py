@@ -105,6 +105,8 @@ class Capabilities:
             VistokError: another shape or number format, indices outside the codebook, or values that are no numbers.
         """
         layout = {"grid": "[B, h, w]"}.get(self.layout, "[B, N]")
+        if not isinstance(tokens, Tensor):
+            raise VistokError(f"tokens are a tensor {layout}, got {type(tokens).__name__}.")
         if self.codebook_size is None:
             layout = {"grid": f"[B, {width or 'D'}, h, w]"}.get(self.layout, f"[B, N, {width or 'D'}]")
         axis = 1 if self.layout == "grid" else -1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,9 @@ from typing import Any
 import torch
 
 from vistok.errors import VistokError, unknown_name
-from vistok.registry import Registry
+from vistok.registry import Registry, require
 from vistok.runtime import resolve_device
-from vistok.tokenizers.interface import Tokenizer
+from vistok.tokenizers.interface import Capabilities, Tokenizer
 from vistok.zoo import card_of_file, cards, is_embedded, resolve, sha256
 from vistok.zoo.checkpoint import shard_files, weights_file
 from vistok.zoo.pretrained import CONFIG_FILE, FAMILY, read_entries
@@ -71,7 +73,7 @@ def load_tokenizer(name: str, preset: str | None = None, device: torch.device | 
     """
     place = resolve_device(device)
     if not is_embedded(name) and name in TOKENIZERS.plugins:
-        tokenizer = _on(TOKENIZERS[name](), place)
+        tokenizer = _of_plugin(name, TOKENIZERS[name], place)
         return LoadedTokenizer(name, _digest(name, tokenizer), tokenizer)
     path = resolve(name)
     if path.is_dir():
@@ -81,12 +83,31 @@ def load_tokenizer(name: str, preset: str | None = None, device: torch.device | 
     found = TOKENIZERS[family]
     if not hasattr(found, "from_pretrained"):
         raise VistokError(f"the tokenizer family '{family}' reads no folders or files: name it as '{family}'.")
-    tokenizer = _on(found.from_pretrained(path, preset), place)
     if family in TOKENIZERS.plugins:
+        tokenizer = _of_plugin(family, found.from_pretrained, place, path, preset)
         digest = _digest(family, tokenizer)
     else:
+        tokenizer = _on(found.from_pretrained(path, preset), place)
         digest = _sha256(weights_file(path) if weights is None else weights)
     return LoadedTokenizer(_identifier(name, path), digest, tokenizer)
+
+
+def _of_plugin(family: str, make: Callable[..., Any], device: torch.device, *source: Any) -> Any:
+    """Makes a tokenizer of another package, from a folder and a preset or without arguments.
+
+    Raises:
+        VistokError: it is not made of these, or is no tokenizer.
+    """
+    what = f"the tokenizer family '{family}' of '{TOKENIZERS.plugins[family].value}'"
+    try:
+        inspect.signature(make).bind(*source)
+    except TypeError as error:  # "missing a required argument: 'levels'"
+        of = "a folder and a preset" if source else "its name alone"
+        raise VistokError(f"{what} is not made of {of}: {error}.") from None
+    tokenizer = require(what, make(*source), ("capabilities", "encode", "decode"))
+    if not isinstance(tokenizer.capabilities, Capabilities):
+        raise VistokError(f"{what} must state its capabilities as vistok.tokenizers.Capabilities.")
+    return _on(tokenizer, device)
 
 
 def _on(tokenizer: Any, device: torch.device) -> Any:
@@ -146,7 +167,8 @@ def _family_of_file(path: Path, preset: str | None) -> str:
     card = card_of_file(path)
     if preset is None and card is not None and card.family in TOKENIZERS:
         return card.family
-    presets = {known: family for family in TOKENIZERS for known in getattr(TOKENIZERS[family], "presets", {})}
+    kinds = TOKENIZERS.usable().items()
+    presets = {known: family for family, kind in kinds for known in getattr(kind, "presets", {})}
     if preset is None:
         raise VistokError(
             f"'{path.name}' is no published file name of a tokenizer: give a preset, one of {', '.join(presets)}."

@@ -71,6 +71,7 @@ def text(
     small = None if draft is None else load_causal_lm(draft, device, dtype)[0]
     if spec_bench is not None:
         texts = spec_bench_prompts(spec_bench, tokenizer, prompts)
+        check_reads(target, max(text.ids.shape[1] for text in texts) + new_tokens, model)
     else:
         check_reads(target, prompt_tokens + new_tokens, model)
         texts = held_out_prompts(tokenizer, prompts, prompt_tokens, seed)

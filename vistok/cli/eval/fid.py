@@ -125,8 +125,7 @@ def metrics(json: Json = None) -> None:
 
     check_outputs(json)
     entries = []
-    for name in METRICS:
-        kind = METRICS[name]
+    for name, kind in METRICS.usable().items():
         options = {option: known.default for option, known in METRICS.options(name).items()}
         extractors = "pixels" if not kind.outputs else ", ".join(kind.extractors) or "any"
         entries.append({"name": name, "extractors": extractors, "options": options})

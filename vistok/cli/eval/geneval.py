@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vistok.cli.eval.common import BatchSize, Json, is_main, print_results
+from vistok.cli.eval.common import BatchSize, Json, is_main, print_results, tell_left_out
 from vistok.cli.shared import refuse_given
 
 if TYPE_CHECKING:
@@ -174,13 +175,19 @@ def clipscore(
 
     from vistok.cli.output import check_outputs
     from vistok.data.images import load_image
-    from vistok.eval.captions import read_captions
+    from vistok.errors import VistokError
+    from vistok.eval.captions import read_captions, without_caption
     from vistok.eval.clip_score import ClipModel, clip_scores
     from vistok.eval.protocol import Protocol, Result
     from vistok.runtime import processes
 
     check_outputs(json)
+    if not 0 < weight < math.inf:
+        raise VistokError(f"the weight of the cosine is {weight}: give a number above 0, such as 2.5 or 1.")
     pictures = read_captions(images, captions)
+    if alone := without_caption(images, pictures):
+        many = "pictures" if len(alone) > 1 else "picture"
+        tell_left_out(images.name, [f"{len(alone)} {many} without a caption ({', '.join(alone[:3])})"])
     model = ClipModel(clip, processes().device)
     scores = []
     for start in range(0, len(pictures), batch_size):

@@ -81,8 +81,7 @@ def method_names(methods: str) -> list[str]:
         VistokError: an unknown name, or a method that must be trained.
     """
     if methods == "all":
-        kinds = {name: compressor_class(name) for name in COMPRESSORS}
-        return [name for name, kind in kinds.items() if not (kind.trained or kind.temporal)]
+        return [name for name, kind in COMPRESSORS.usable().items() if not (kind.trained or kind.temporal)]
     if methods == "none":
         return []
     names = [name.strip() for name in methods.split(",")]

@@ -157,10 +157,10 @@ def _lossy_entries(model: nn.Module, draft: nn.Module) -> list[Entry]:
 def named_entries(model: nn.Module, tokenizer: Any | None, draft: nn.Module | None) -> list[Entry]:
     """Returns an entry for every drafter that goes by a name, other packages' too, and has none of its own above."""
     found = []
-    for name in TEXT_DRAFTERS:
+    for name, build in TEXT_DRAFTERS.usable().items():
         if name in ("lookup", "recycling", "draft", "eagle"):
             continue
-        drafter = TEXT_DRAFTERS[name](model, tokenizer, draft)
+        drafter = build(model, tokenizer, draft)
         if drafter is not None:
             found.append(Entry(name, {"custom_generate": Speculation(drafter)}))
     return found

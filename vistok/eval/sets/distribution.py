@@ -15,7 +15,7 @@ from vistok.errors import VistokError
 from vistok.eval.protocol import Protocol, Result
 from vistok.eval.sets.extractors import Extractor
 from vistok.eval.sets.features import extract_features
-from vistok.eval.sets.interface import METRICS, Metric, PictureSet
+from vistok.eval.sets.interface import METRICS, Measurement, Metric, PictureSet
 from vistok.eval.sets.pictures import open_pictures
 from vistok.eval.sets.reference import load_statistics, npz_keys
 
@@ -184,13 +184,15 @@ def evaluate_sets(
         metrics: as :func:`parse_metrics` gives them.
 
     Raises:
-        VistokError: a side lacks what a metric needs, or a value is no number.
+        VistokError: a side lacks what a metric needs, or what it gives is no figure.
     """
     if extractor is not None:
         check_metrics(metrics, extractor.name)
     results = []
     for name, metric in metrics:
         found = metric.compute(reference, samples)
+        if not isinstance(found, Measurement):
+            raise VistokError(f"the metric '{name}' gives {type(found).__name__} and no Measurement: mend its compute.")
         seen = {}
         if extractor is not None and metric.outputs:
             names = ("weights", "resize", "normalisation", "precision")

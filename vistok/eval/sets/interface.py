@@ -18,6 +18,7 @@ Example:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -108,7 +109,7 @@ class Measurement:
     details: dict[str, float] = field(default_factory=dict)
 
 
-class Metric:
+class Metric(ABC):
     """A measure of pictures; subclasses are frozen dataclasses whose fields are the metric's options.
 
     Attributes:
@@ -123,16 +124,16 @@ class Metric:
     from_statistics: ClassVar[bool] = False
     reads_reference: ClassVar[bool] = True
 
-    def check(self, reference: PictureSet, samples: PictureSet) -> None:
+    def check(self, reference: PictureSet, samples: PictureSet) -> None:  # noqa: B027
         """Refuse sets that cannot be measured, before a picture is read; features are not there yet.
 
         Raises:
             VistokError: e.g. too few pictures.
         """
 
+    @abstractmethod
     def compute(self, reference: PictureSet, samples: PictureSet) -> Measurement:
         """Returns the value for samples against a reference."""
-        raise NotImplementedError
 
     def settings(self) -> tuple[str, ...]:
         """Returns the options as ``name=value``, as the protocol holds them."""
@@ -177,4 +178,5 @@ METRICS = Registry(
         "lpips": "vistok.eval.reconstruction.paired:LpipsDistance",
     },
     "vistok.metrics",
+    needs=("outputs", "extractors", "from_statistics", "reads_reference", "check", "compute", "settings", "title"),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +46,38 @@ def _kept_newlines(plan: Plan, kept: Tensor, policy: str) -> Tensor:
         survivors[plan.row[kept]] = True
         ends = ends & survivors[plan.row]
     return ends.nonzero().squeeze(1)
+
+
+def check_kept(name: str, image: ImageTokens, kept: Any, width: int) -> None:
+    """Refuses what is no choice among the tokens of a picture, nor finished features in their place.
+
+    Args:
+        name: of the compressor.
+        image: the picture.
+        kept: what the compressor gave.
+        width: of the features that the language model reads.
+
+    Raises:
+        VistokError: e.g. a view without a choice, or a token that the picture does not have.
+    """
+    if isinstance(kept, Tensor):
+        if kept.ndim != 2 or kept.shape[1] != width:
+            raise VistokError(f"{name} gives features {list(kept.shape)}, but the language model reads [n, {width}].")
+        return
+    views, tokens, channels = image.hidden.shape
+    if not isinstance(kept, list) or len(kept) != views or not all(isinstance(view, Kept) for view in kept):
+        each = "its one view" if views == 1 else f"each of {views} views"
+        raise VistokError(f"{name} must give a list with a Kept for {each} of a picture, or features [n, {width}].")
+    for view in kept:
+        if not isinstance(view.index, Tensor) or view.index.dtype != torch.int64 or view.index.ndim != 1:
+            raise VistokError(f"{name} must name the tokens that it keeps by their indices, int64 [n].")
+        index = view.index.cpu()
+        if bool(((index < TRAILING) | (index >= tokens)).any()):
+            raise VistokError(f"{name} keeps tokens that are not there: a view has the tokens 0 to {tokens - 1}.")
+        if view.tokens is None and (bool((index < 0).any()) or len(index.unique()) < len(index)):
+            raise VistokError(f"{name} keeps a token twice, or one without a place, and gives no features for it.")
+        if view.tokens is not None and view.tokens.shape != (len(index), channels):
+            raise VistokError(f"{name} must give [{len(index)}, {channels}] for the tokens of a view that it keeps.")
 
 
 def pack(image: ImageTokens, plan: Plan, kept: list[Kept] | Tensor, newlines: str) -> Packed:

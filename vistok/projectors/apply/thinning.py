@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.models.families.family import Family, Picture
 from vistok.projectors.apply.history import Turn, new_pictures
-from vistok.projectors.apply.layout import pack
+from vistok.projectors.apply.layout import check_kept, pack
 from vistok.projectors.apply.report import Report
 from vistok.projectors.apply.shrink import Shrunk, shrink_prompts
 from vistok.projectors.interface import Compressor, ImageTokens, LayerCompressor
@@ -125,9 +125,14 @@ class Thinning:
         """What the compressor keeps of a picture, or of each frame of a video.
 
         Raises:
-            VistokError: it keeps nothing of all of it.
+            VistokError: it keeps nothing of all of it, or what it gives are no tokens of it.
         """
         chosen = self.compressor.select_frames(images) if video else [self.compressor.select(images[0])]
+        if not isinstance(chosen, list) or len(chosen) != len(images):
+            raise VistokError(f"{type(self.compressor).__name__} must choose for each of {len(images)} frames.")
+        width = self.model.config.get_text_config().hidden_size
+        for image, kept in zip(images, chosen, strict=True):
+            check_kept(type(self.compressor).__name__, image, kept, width)
         if not any(isinstance(kept, Tensor) or any(len(view.index) for view in kept) for kept in chosen):
             raise VistokError("a compressor must keep at least one token of every picture and every video.")
         return chosen

@@ -58,6 +58,7 @@ GROUNDERS = Registry(
         "vpt": f"{_HERE}.second_look:SecondLook",
     },
     "vistok.grounders",
+    needs=("from_pretrained", "ground"),
 )
 
 

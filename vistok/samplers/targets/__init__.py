@@ -29,6 +29,7 @@ TARGETS = Registry(
         "controlar": "vistok.samplers.targets.controlar:ControlTarget",
     },
     "vistok.targets",
+    needs=("prefill", "forward", "commit"),
 )
 
 

@@ -7,11 +7,12 @@ or teach alone, stands in ``scenes``.
 from __future__ import annotations
 
 from vistok.errors import VistokError
-from vistok.registry import Registry
+from vistok.registry import Registry, require
 from vistok.train.recipe import Recipe
 from vistok.train.trainer import Task
 
 _HERE = "vistok.train.tasks"
+_NEEDS = ("batch", "after_step", "evaluate", "export")
 TASKS = Registry(
     "training task",
     {
@@ -61,6 +62,7 @@ TASKS = Registry(
         "xar": f"{_HERE}.xar:XARTask",
     },
     "vistok.tasks",
+    needs=_NEEDS,
 )
 SUPERVISED = Registry(
     "supervised task",
@@ -74,6 +76,7 @@ SUPERVISED = Registry(
         "xar": f"{_HERE}.scenes.xar:SupervisedXARTask",
     },
     "vistok.supervised_tasks",
+    needs=_NEEDS,
 )
 
 
@@ -84,7 +87,7 @@ def build_task(recipe: Recipe) -> Task:
         VistokError: unknown task, an entry that it does not know, or supervision of pictures that have no labels.
     """
     if "supervision" not in recipe.data or recipe.task not in SUPERVISED:
-        return TASKS[recipe.task](recipe)
+        return require(f"the training task '{recipe.task}'", TASKS[recipe.task](recipe), ("model", *_NEEDS))
     if recipe.data.get("source", "scenes") != "scenes":
         raise VistokError(
             "'data.supervision' teaches what scenes show, and of other pictures this is not known: leave it out."
