@@ -92,14 +92,13 @@ class Compression(Attachment):
         with torch.no_grad():
             kwargs, history = self._shortened(kwargs, generated=True, left=True)
         prompt = Prompt(given, kwargs["input_ids"].shape[1])
-        self._prompt_width = prompt.short
         saved = given.shape[1] - prompt.short
         if saved or bool((kwargs["input_ids"] != given).any()):
             own = self.model.generation_config
             kwargs, generation_config = shorter_limits(kwargs, generation_config, own, saved)
             kwargs = with_whole_prompts(kwargs, prompt)
         cache = given_cache(kwargs)
-        output = self._run(plain, generation_config, kwargs)
+        output = self._run(plain, generation_config, kwargs, prompt.short)
         sequences = prompt.whole(output if isinstance(output, Tensor) else output.sequences)
         cache = cache if isinstance(output, Tensor) else given_cache(output)
         history.ordered = _beams(kwargs, generation_config, self.model.generation_config) == 1
@@ -109,13 +108,14 @@ class Compression(Attachment):
         output.sequences = sequences
         return output
 
-    def _run(self, plain: Callable[..., Any], config: Any, kwargs: dict[str, Any]) -> Any:
-        self._generating = True
+    def _run(
+        self, plain: Callable[..., Any], config: Any, kwargs: dict[str, Any], prompt_width: int | None = None
+    ) -> Any:
+        self._generating, self._prompt_width = True, prompt_width
         try:
             return plain(None, config, **kwargs)
         finally:
-            self._generating = False
-            self._prompt_width = None
+            self._generating, self._prompt_width = False, None
 
     def _begin(self, kwargs: dict[str, Any]) -> None:
         """A new call: nothing of an older one is told, and what cannot be thinned is refused."""
@@ -132,9 +132,9 @@ class Compression(Attachment):
     def _before_forward(
         self, model: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
+        self._pending = None
         if self._generating:
             return None
-        self._pending = None
         kwargs = dict(zip(self._names, args, strict=False)) | kwargs
         self._begin(kwargs)
         if self._pruning is not None:
