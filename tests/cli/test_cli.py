@@ -26,6 +26,49 @@ def vistok(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
+SEEDED = (
+    ("data", "geneval", "--out", "a.jsonl"),
+    ("data", "scenes", "--out", "a"),
+    ("sample", "--prompt", "a red circle", "--out", "a.png"),
+    ("bench", "samplers"),
+    ("bench", "text"),
+    ("eval", "needle"),
+)
+
+
+@pytest.mark.parametrize("words", SEEDED, ids=" ".join)
+@pytest.mark.parametrize("seed", [1 << 64, -(1 << 63) - 1])
+def test_a_seed_of_more_than_64_bits_is_refused(words, seed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = vistok(*words, "--seed", str(seed))
+    assert done.returncode == 2 and "64 bits" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sample", "--prompt", "a red circle", "--model", "", "--out", "a.png"),
+        ("sample", "--prompt", "a red circle", "--tokenizer", "", "--out", "a.png"),
+        ("sample", "--prompt", "a red circle", "--checkpoint", "", "--out", "a.png"),
+        ("sample", "--prompt", "a red circle", "--sampler", "", "--out", "a.png"),
+        ("tokenize", "b.png", "--tokenizer", ""),
+        ("write", "x", "--model", ""),
+        ("write", "x", "--drafter", ""),
+        ("detokenize", "b.vtok", "-o", "c.png", "--tokenizer", ""),
+        ("compress", "--model", "llava", "--image", "b.png", "--question", "x", "--method", ""),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_name_is_refused(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64)).save("b.png")
+    assert vistok("tokenize", "b.png", "-o", "b.vtok").returncode == 0
+    done = vistok(*words)
+    assert done.returncode == 2 and ("''" in done.stderr or "empty" in done.stderr)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["b.png", "b.vtok"]
+
+
 def test_the_installed_command_answers_and_refuses():
     shown = subprocess.run([sys.executable, "-m", "vistok", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0

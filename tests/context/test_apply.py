@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.context.tiny import ragged, tiny
 from vistok import context
+from vistok.context.cache import ContextCache
 from vistok.errors import VistokError
+from vistok.models.huggingface import cache_argument, given_cache
 
 LARGE = 999
 WHOLE = {
@@ -141,6 +147,67 @@ def test_later_turns_continue_the_cache(name, model):
     assert torch.equal(rest.sequences, whole.sequences)
 
 
+@contextmanager
+def broken_off(module: nn.Module, error: type[BaseException]) -> Iterator[None]:
+    """Lets a module of the model raise in its forward, and expects to see it."""
+
+    def stop(*_: object) -> None:
+        raise error("stop")
+
+    handle = module.register_forward_hook(stop)
+    try:
+        with pytest.raises(error, match="stop"):
+            yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("name", ["full", *SMALL])
+@torch.no_grad()
+def test_a_forward_that_is_broken_off_is_undone(name, error, model):
+    inputs = ragged((30, 18))
+    argument = cache_argument(model)
+    mask = torch.cat([inputs["attention_mask"], torch.ones(2, 4, dtype=torch.long)], 1)
+    later = {"input_ids": ragged((4, 4), seed=1)["input_ids"], "attention_mask": mask}
+    stops = model.model.layers[2].mlp
+    with context.apply(model, ({"full": context.Full} | SMALL)[name]()) as at_work:
+        first = model(**inputs)
+        wanted = model(**later, **{argument: given_cache(first)}).logits
+        report = at_work.last
+        with broken_off(stops, error):
+            model(**inputs)
+        cache = given_cache(model(**inputs))
+        with broken_off(stops, error):
+            model(**later, **{argument: cache})
+        if cache.policy.keeps_all:
+            assert torch.allclose(model(**later, **{argument: cache}).logits, wanted, atol=1e-5)
+            assert at_work.last == report
+        else:
+            with pytest.raises(VistokError, match="broken off half-way"):
+                model(**later, **{argument: cache})
+        anew = ContextCache(5, at_work.policy)
+        with broken_off(stops, error):
+            model(**inputs, **{argument: anew})
+        assert torch.allclose(model(**inputs, **{argument: anew}).logits, first.logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_nothing_of_a_broken_forward_is_left_to_later_ones(error, model):
+    inputs, whole = ragged(), tiny()
+    with context.apply(whole, context.Full()) as at_work:
+        plain = run(whole, inputs)
+        for call in (whole, partial(whole.generate, max_new_tokens=3)):
+            with broken_off(whole.model.layers[2], error):
+                call(**inputs)
+            if error is RuntimeError or call is not whole:
+                with pytest.raises(VistokError, match="called alone"):
+                    whole.model.layers[0].self_attn(torch.zeros(1, 2, 64), [torch.zeros(1, 2, 16)] * 2)
+            with at_work.paused():
+                whole(**inputs)
+            assert torch.equal(run(whole, inputs).sequences, plain.sequences)
+
+
 @pytest.mark.parametrize("name", ["tidal", "tokenselect", "core", "heavy-hitters", "streaming", "snapkv"])
 def test_beams_follow_their_sequences(name, model):
     inputs = ragged((30, 18))
@@ -245,8 +312,6 @@ def test_a_foreign_cache_and_a_changed_mask_are_refused(model):
 
     inputs = ragged()
     with context.apply(model, context.TidalDecode(8, 1)):
-        from vistok.models.huggingface import cache_argument, given_cache
-
         argument = cache_argument(model)
         with pytest.raises(VistokError, match="DynamicCache"):
             model(**inputs, **{argument: DynamicCache()})

@@ -9,7 +9,7 @@ from tests.context.tiny import ragged, tiny
 from vistok import context
 from vistok.context import Edit
 from vistok.errors import VistokError
-from vistok.models.huggingface import given_cache
+from vistok.models.huggingface import cache_argument, given_cache
 
 KINDS = ["llama", "qwen3", "phi", "glm", "smollm3", "cohere"]
 EDITS = {
@@ -66,6 +66,26 @@ def test_texts_of_different_lengths_are_edited_each_in_its_way():
     assert edited.mask.sum(1).tolist() == [29, 24, 11]
     again = {"input_ids": edited.ids, "attention_mask": edited.mask}
     assert torch.equal(found, model.generate(**again, max_new_tokens=5, do_sample=False))
+
+
+def test_a_cache_whose_edit_was_broken_off_is_refused():
+    model, ids = tiny(), text()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with context.apply(model, context.Full()):
+        context.active(model).rotary  # noqa: B018  a first edit asks for it, before it changes anything
+        cache = given_cache(model(input_ids=ids))
+        handle = model.model.layers[1].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            context.edit(model, ids, cache, EDITS["insert"])
+        handle.remove()
+        with pytest.raises(VistokError, match="broken off half-way"):
+            context.edit(model, ids, cache, EDITS["insert"])
+        with pytest.raises(VistokError, match="broken off half-way"):
+            model(input_ids=ids[:, :1], **{cache_argument(model): cache})
+        context.edit(model, ids, given_cache(model(input_ids=ids)), EDITS["insert"])
 
 
 @torch.no_grad()

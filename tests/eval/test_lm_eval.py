@@ -75,7 +75,12 @@ def test_answers_are_those_of_plain_decoding(tmp_path, task):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"), [("drafter=recyclin", "did you mean"), ("drafter=draft", "small model")]
+    ("arguments", "told"),
+    [
+        ("drafter=recyclin", "did you mean"),
+        ("drafter=draft", "small model"),
+        ("drafter=lookup,draft=text-mini-draft", "reads no --draft"),
+    ],
 )
 def test_what_is_refused_ends_the_run_with_a_sentence(tmp_path, task, arguments, told):
     run = evaluated(tmp_path, task, f"pretrained=text-mini,{arguments}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -341,6 +342,30 @@ def test_an_error_inside_leaves_no_trace(llava):
         llava.generate(**tiny.llava_inputs(), **NEW)
     assert type(llava) is kind
     assert not any(m._forward_hooks for m in llava.model.vision_tower.modules() if hasattr(m, "weight"))
+
+
+@pytest.mark.parametrize("compressor", [VtcCls(4), FastV(4)], ids=called)
+@torch.no_grad()
+def test_a_forward_that_is_broken_off_leaves_nothing_to_later_calls(compressor):
+    model, inputs = tiny.llava(), tiny.llava_inputs()
+    text = {name: inputs[name][:, -4:] for name in ("input_ids", "attention_mask")}
+    told = {**NEW, "return_dict_in_generate": True}
+    plain = model.generate(**text, **told)
+    with compress(model, compressor):
+        wanted = model.generate(**inputs, **NEW)
+        handle = model.lm_head.register_forward_pre_hook(interrupt)
+        for call in (model, partial(model.generate, **NEW)):
+            with pytest.raises(KeyboardInterrupt):
+                call(**inputs)
+        handle.remove()
+        short = model.generate(**text, **told)
+        assert torch.equal(short.sequences, plain.sequences)
+        assert vars(given_cache(short)).keys() == vars(given_cache(plain)).keys()  # nothing of the pictures is on it
+        assert torch.equal(model.generate(**inputs, **NEW), wanted)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("compressor", [VtcCls(4), FastV(4)], ids=called)

@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 from tests.projectors import tiny
 from vistok.errors import VistokError
-from vistok.models.huggingface import cache_argument
+from vistok.models.huggingface import cache_argument, given_cache
 from vistok.ops.concentric import concentric_layout, concentric_mask, concentric_positions
 from vistok.projectors import DivPrune, FastV, SparseVLM, Uniform, compress, concentric
 from vistok.projectors.apply.concentric import concentric_of
@@ -146,6 +146,23 @@ def test_a_cache_knows_its_next_position(llava):
             token = sequences[:, length + step - 1 : length + step]
             logits = llava(input_ids=token, attention_mask=mask, **{cache_argument(llava): cache}).logits
             assert torch.equal(logits[:, -1].argmax(-1), sequences[:, length + step])
+
+
+@torch.no_grad()
+def test_a_forward_that_is_broken_off_leaves_no_position_to_later_caches(llava):
+    inputs = tiny.llava_inputs()
+    text = {name: inputs[name][:, -4:] for name in ("input_ids", "attention_mask")}
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with concentric(llava):
+        plain = llava(**text)
+        handle = llava.model.language_model.norm.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            llava(**inputs)
+        handle.remove()
+        assert vars(given_cache(llava(**text))).keys() == vars(given_cache(plain)).keys()
 
 
 def test_what_cannot_be_is_refused(llava):

@@ -75,6 +75,24 @@ def test_all_tokens_give_what_the_plain_model_gives(family):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("compressor", [Uniform(0.5), FastV(0.5)], ids=lambda method: method.name)
+def test_a_prompt_in_chunks_is_as_at_once_or_is_refused(family, compressor):
+    name, model, make = family
+    if (compressor.name, name) in HOLES:
+        return
+    inputs = make()
+    with compress(model, compressor):
+        at_once = model.generate(**inputs, **NEW, **LOGITS)
+        for size in (1, 5, inputs["input_ids"].shape[1] - 1):  # the last one parts no picture from itself
+            if compressor.name == "fastv" or (name in ("gemma3", "paligemma") and size < 9):
+                with pytest.raises(VistokError, match="leave prefill_chunk_size out"):
+                    model.generate(**inputs, **NEW, prefill_chunk_size=size)
+            else:
+                found = model.generate(**inputs, **NEW, **LOGITS, prefill_chunk_size=size).logits
+                torch.testing.assert_close(torch.stack(found), torch.stack(at_once.logits), atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
 def test_fewer_tokens_are_some_of_the_models_own(family):
     """What stands at the kept placeholders are the picture's features in order, with the levels that they have."""
     name, model, make = family

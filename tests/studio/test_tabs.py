@@ -13,6 +13,8 @@ from vistok.data.images import save_image
 from vistok.errors import VistokError
 from vistok.eval.geneval.folder import write_prompt_folder
 from vistok.pipelines import expand
+from vistok.samplers import TEXT_DRAFTERS
+from vistok.samplers.text_drafters import TRAINED
 from vistok.studio import compare, html, paint, see, tokens, write
 from vistok.studio.streaming import streamed
 from vistok.tokenizers.load import load_tokenizer
@@ -96,6 +98,15 @@ def test_encoding_is_done_once_for_a_picture(scene, monkeypatch):
     first = tokens.rendition(loaded, scene[0], 256, encoded)
     monkeypatch.setattr(loaded.tokenizer, "encode", None)
     assert tokens.rendition(loaded, scene[0], 16, encoded).psnr < first.psnr
+
+
+def test_which_drafters_there_are_is_told_without_loading_their_weights(monkeypatch):
+    model, words = load_causal_lm("text-mini")
+    built = {name for name in TEXT_DRAFTERS if TEXT_DRAFTERS[name](model, words, None) is not None}
+    for name, trained in TRAINED.items():
+        monkeypatch.setitem(TRAINED, name, trained._replace(load=None))
+    assert set(write.drafters_of(model, words, None)) == built | {"none"}
+    assert "eagle" in built
 
 
 def test_a_text_is_written_with_its_drafts_marked():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -77,6 +79,37 @@ def test_what_encode_gives_decode_takes(tokenizers, name):
     tokenizer.encode(back)  # decoded pictures are not clamped, and are pictures all the same
     if name in INDICES:
         assert torch.equal(tokenizer.decode(tokens.int()), back)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("given", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", NAMES)
+def test_real_numbers_may_have_any_format(tokenizers, name, given, own):
+    tokenizer = copy.deepcopy(tokenizers[name]).to(own)
+    images = pictures(tokenizer).to(given)
+    tokens = tokenizer.encode(images)
+    assert torch.equal(tokens, tokenizer.encode(images.to(own)))
+    if name not in INDICES:
+        vectors = tokens.to(given)
+        assert torch.equal(tokenizer.decode(vectors), tokenizer.decode(vectors.to(own)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["seed", "tokenflow"])
+def test_features_may_have_any_format(tokenizers, name):
+    tokenizer = tokenizers[name]
+    images = pictures(tokenizer)
+    features = (tokenizer.features if name == "seed" else tokenizer.backbone_features)(images).double()
+    assert torch.equal(tokenizer.encode(images, features=features), tokenizer.encode(images))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
+@pytest.mark.parametrize("name", INDICES)
+def test_indices_of_other_formats_are_refused(tokenizers, name, dtype):
+    tokenizer = tokenizers[name]
+    with pytest.raises(VistokError, match=f"indices.*{str(dtype).removeprefix('torch.')}"):
+        tokenizer.decode(torch.zeros_like(tokenizer.encode(pictures(tokenizer))).to(dtype))
 
 
 @torch.inference_mode()

@@ -13,8 +13,29 @@ from safetensors.torch import save_file
 
 from vistok import zoo
 from vistok.errors import VistokError
+from vistok.pipelines import pipeline
+from vistok.tokenizers import VQTokenizer, load_tokenizer
 from vistok.zoo import registry
 from vistok.zoo.model_card import verify_files
+from vistok.zoo.transformers import load_causal_lm
+
+
+@pytest.mark.parametrize("name", ["", " "])
+@pytest.mark.parametrize(
+    "load",
+    [
+        pipeline,
+        lambda name: pipeline(checkpoint=name),
+        lambda name: pipeline(tokenizer=name),
+        load_tokenizer,
+        VQTokenizer.from_pretrained,
+        load_causal_lm,
+        zoo.resolve,
+    ],
+)
+def test_an_empty_name_stands_for_nothing(name, load):
+    with pytest.raises(VistokError, match="name is empty"):
+        load(name)
 
 
 @pytest.fixture

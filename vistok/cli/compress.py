@@ -54,7 +54,7 @@ def compress(
     from vistok.projectors import LayerCompressor
     from vistok.projectors.apply.compress import active
 
-    compressor = build_compressor(method or DEFAULT, None if keep is None else parse_keep(keep))
+    compressor = build_compressor(DEFAULT if method is None else method, None if keep is None else parse_keep(keep))
     if overlay is not None and isinstance(compressor, LayerCompressor):
         raise VistokError(f"{method} tells no patches that --overlay could paint: leave the overlay out.")
     with working("load the model"):
@@ -65,7 +65,10 @@ def compress(
             f"'{model}' has a compressor of its own, {own.compressor.name}, at work: leave --method, --keep and "
             "--compare out."
         )
-    method, compressor = (method or DEFAULT, compressor) if own is None else (own.compressor.name, None)
+    if own is not None:
+        method, compressor = own.compressor.name, None
+    elif method is None:
+        method = DEFAULT
     answers = {}
     if compare:
         answers["all"], _ = ask(network, processor, picture, question, None, max_new_tokens)

@@ -179,9 +179,7 @@ def sample(
         pipe = pipe.with_image(image, mask)
     for given_control in controls:
         pipe = pipe.with_control(*given_control)
-    if sampler is None and spec:
-        spec = pipe.family.plain + spec
-    chosen = pipe.sampler(spec or None)
+    chosen = pipe.sampler(pipe.family.plain + spec if sampler is None else spec)
     summary = paint_to(
         out, pipe, samples, chosen, pipe.sampling_params(**given, **cut), seed, batch_size, trace, enlarged
     )

@@ -132,12 +132,17 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print results and errors o
 def shared(function: Callable[..., None], name: str) -> Callable[..., None]:
     """Returns a command with the options that every command has, under its ``name``.
 
-    It says when it is busy, and the shell completes the names that its options take.
+    It says when it is busy, refuses a ``--seed`` of more than 64 bits, and the shell completes the names that its
+    options take.
     """
 
     @functools.wraps(function)
     def command(*args: Any, quiet: bool = False, config: Path | None = None, **options: Any) -> None:
         with hushed() if quiet else busy(name):  # ``config`` was read before all other options
+            if options.get("seed"):
+                from vistok.ops.noise import check_seed
+
+                check_seed(options["seed"])
             return function(*args, **options)
 
     own = inspect.signature(function, eval_str=True)

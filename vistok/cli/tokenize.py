@@ -116,7 +116,8 @@ def detokenize(
     check_outputs(json)
     resolve_device(device)
     pairs = pair_paths(inputs, out, TOKENS, ".png")
-    loaded = load_tokenizer(tokenizer or _embedded(read_vtok(pairs[0][0]).tokenizer), preset, device)
+    name = _embedded(read_vtok(pairs[0][0]).tokenizer) if tokenizer is None else tokenizer
+    loaded = load_tokenizer(name, preset, device)
     decoding = {}
     if unclip is not None:
         _attach_unclip(loaded, unclip)

@@ -43,20 +43,14 @@ def write(
     import torch
 
     from vistok.cli.shared import check_drawing, check_reads
-    from vistok.errors import VistokError, unknown_name
-    from vistok.ops.noise import check_seed
+    from vistok.errors import VistokError
     from vistok.progress import working
-    from vistok.samplers.named import TEXT_DRAFTERS
-    from vistok.samplers.writing import OWN, SMALL, UNREAD, draft_tree, drafter_of, written
+    from vistok.samplers.writing import SMALL, check_draft, draft_tree, drafter_of, written
     from vistok.zoo.transformers import load_causal_lm
 
     check_outputs(json)
-    if drafter not in (names := [*OWN, *TEXT_DRAFTERS]):
-        raise unknown_name("drafter", drafter, names)
     check_drawing(temperature, top_p)
-    check_seed(seed)
-    if draft is not None and drafter in UNREAD:
-        raise VistokError(f"the drafter '{drafter}' reads no --draft: leave it out, or take another one.")
+    check_draft(drafter, draft)
     if "" in (stop or []):
         raise VistokError("--stop is empty, which stands in every text: name the text behind which writing ends.")
     text = sys.stdin.read() if prompt == "-" else prompt

@@ -59,7 +59,7 @@ class Context(Attachment):
         self._earlier = self.config._attn_implementation
         self._modules = attentions(self.decoder)
         self.before(self.decoder, self._before_forward)
-        self.after(self.decoder, self._after_forward)
+        self.after(self.decoder, self._after_forward, always=True)
         self._switch(on=True)
 
     def remove(self) -> None:
@@ -85,7 +85,10 @@ class Context(Attachment):
         call = Call(None, len(rows), None)
         call.step = Fill(cache.rows, sequence, rows, length)
         self._given = call
-        self.decoder(input_ids=ids[None], position_ids=rows[None], use_cache=False)
+        try:
+            self.decoder(input_ids=ids[None], position_ids=rows[None], use_cache=False)
+        finally:
+            self._given = None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -97,6 +100,7 @@ class Context(Attachment):
             self._switch(on=True)
 
     def _switch(self, on: bool) -> None:
+        self._break_off()
         self._on = on
         if on:
             _register()
@@ -128,11 +132,15 @@ class Context(Attachment):
             raise VistokError("prompts must be padded on the left: set tokenizer.padding_side = 'left'.")
         if given_cache(kwargs) is None and kwargs.get("custom_generate") is None:  # which may have a cache of its own
             kwargs[cache_argument(self.model)] = ContextCache(self.layers, self.policy)
-        return plain(inputs, generation_config, **kwargs)
+        try:
+            return plain(inputs, generation_config, **kwargs)
+        finally:
+            self._break_off()
 
     def _before_forward(
         self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
+        self._break_off()
         if not self._on:
             return None
         if self._given is not None:
@@ -188,6 +196,7 @@ class Context(Attachment):
                 f"this cache was filled under {cache.policy.name} and the model is under {self.policy.name}: "
                 "begin anew."
             )
+        cache.check()
 
     def _counts(self, mask: Tensor | None, cache: ContextCache | None, batch: int, new: int) -> Tensor | None:
         """Returns which new tokens are real, bool [B, T]; None if all are."""
@@ -205,7 +214,15 @@ class Context(Attachment):
         real = mask[:, columns:]
         return None if bool(real.all()) else real
 
+    def _break_off(self) -> None:
+        """Undoes a forward that has begun and did not end: an exception may have come from anywhere, or a key."""
+        call, self._call = self._call, None
+        if call is not None:
+            call.undo()
+
     def _after_forward(self, decoder: nn.Module, args: tuple, output: Any) -> None:
+        if output is None:
+            self._break_off()
         call, self._call = self._call, None
         if call is None:
             return

@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from vistok.context.interface import Policy
 from vistok.errors import VistokError
 from vistok.ops import KVCache
+from vistok.ops.cache import Mark
 
 ROOM = 256  # rows beyond the prompt in a new cache; it grows by doubling
 
@@ -63,6 +64,7 @@ class ContextCache(Cache):
         rows: the package's cache; None before the first forward.
         columns: tokens of the batch so far, padding included.
         tokens: real tokens of each sequence so far, int64 [B].
+        broken: whether a forward or an edit was broken off that had changed older rows.
     """
 
     def __init__(self, layers: int, policy: Policy) -> None:
@@ -72,6 +74,7 @@ class ContextCache(Cache):
         self.rows: KVCache | None = None
         self.columns = 0
         self.tokens: Tensor | None = None
+        self.broken = False
 
     def allocate(self, q: Tensor, k: Tensor) -> KVCache:
         """Makes and returns the rows, for queries and keys of the first forward [B, H, T, D]."""
@@ -113,8 +116,30 @@ class ContextCache(Cache):
     batch_select_indices = reorder_cache
 
     def reset(self) -> None:
-        self.rows, self.columns, self.tokens = None, 0, None
+        self.rows, self.columns, self.tokens, self.broken = None, 0, None, False
         self.policy.reset()
+
+    def undo(self, start: Mark | None) -> None:
+        """Forgets a forward that was broken off.
+
+        Args:
+            start: the rows in use before it; None if it has stored none.
+        """
+        if self.columns == 0:
+            self.reset()
+        elif start is not None and self.policy.keeps_all:
+            self.rows.restore(start)
+            self.policy.reset()
+        elif start is not None:
+            self.broken = True
+
+    def check(self) -> None:
+        """Raises VistokError if the rows are no longer those of the text."""
+        if self.broken:
+            raise VistokError(
+                f"a forward or an edit of this cache under {self.policy.name} was broken off half-way, and its rows "
+                "are lost: begin anew, without it."
+            )
 
     def step_tokens(self, batch: int, device: torch.device) -> Tensor:
         """Returns the real tokens so far, int64 [B]."""

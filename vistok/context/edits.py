@@ -100,6 +100,7 @@ def edit(
     _check_cache(cache, texts)
     cached, ran, changed, costs = cache.tokens.tolist(), [], [], [0.0, 0.0]
     plans = [_plan(context, text, its) for text, its in zip(texts, each, strict=True)]  # before anything is changed
+    cache.broken = True  # until all is done
     for b, (text, its) in enumerate(zip(texts, each, strict=True)):
         new, fresh = _edit_one(context, cache, b, text, cached[b], its, plans[b])
         changed.append(new)
@@ -110,6 +111,7 @@ def edit(
     cache.tokens = real.sum(1) - 1
     cache.columns = out.shape[1] - 1
     cache.rows.crop(cache.columns if bool(real.all()) else cache.tokens)
+    cache.broken = False
     return Edited(out, real.long(), cache, sum(ran), int(real.sum()), costs[0] / costs[1])
 
 
@@ -123,6 +125,7 @@ def _padded(texts: list[Tensor], pad: int) -> tuple[Tensor, Tensor]:
 def _check_cache(cache: ContextCache, texts: list[Tensor]) -> None:
     if not isinstance(cache, ContextCache) or cache.rows is None:
         raise VistokError("there is nothing to edit: give the cache that a call under the policy has filled.")
+    cache.check()
     wanted = [len(text) for text in texts]
     held = cache.tokens.tolist()
     if len(held) != len(wanted) or any(n - c not in (0, 1) for n, c in zip(wanted, held, strict=True)):

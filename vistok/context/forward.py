@@ -25,14 +25,14 @@ class Call:
     ) -> None:
         self.cache, self.new, self.real, self.positions, self.drafts = cache, new, real, positions, drafts
         self.step: Step | None = None
-        self.batch = 0
+        self.batch, self.read = 0, 0.0
         if real is not None:
             self.order = (~real).to(torch.int8).sort(dim=1, stable=True).indices  # real tokens first
             self.place = (real.long().cumsum(1) - 1).clamp(min=0)
 
     def begin(self, q: Tensor, k: Tensor, report: Report) -> None:
         """Makes the step, and the rows of a new cache, when the first layer has queries and keys."""
-        self.batch = len(q)
+        self.batch, self.read = len(q), report.read
         counts = None if self.real is None else self.real.sum(1)
         positions = self.positions
         if positions is not None and positions.dim() == 3:  # of time, height and width
@@ -45,6 +45,13 @@ class Call:
             tokens = self.cache.step_tokens(self.batch, k.device)
         options = {"mask": self.drafts, "tokens": tokens, "positions": positions, "report": report}
         self.step = Step(rows, self.new, counts, **options)
+
+    def undo(self) -> None:
+        """Forgets what the forward has stored and counted so far."""
+        if self.cache is not None:
+            self.cache.undo(None if self.step is None else self.step.start)
+        if self.step is not None and self.step.report is not None:
+            self.step.report.read = self.read
 
     def flush(self, x: Tensor) -> Tensor:
         """Returns [B, H, T, D] with the real tokens of each sequence first."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from vistok.errors import VistokError
+from vistok.models.families import FAMILIES
 from vistok.samplers.targets.cached_lm import layer_windows
-
-BIDIRECTIONAL = ("paligemma", "gemma3")  # tokens of a picture see one another, which policies do not know
 
 
 def check_model(model: nn.Module) -> None:
@@ -28,7 +27,8 @@ def check_model(model: nn.Module) -> None:
         raise VistokError(
             f"{name} has sliding windows, which forget keys by themselves: a policy needs full attention in all layers."
         )
-    if getattr(whole, "model_type", "") in BIDIRECTIONAL:
+    kind = getattr(whole, "model_type", "")
+    if kind in FAMILIES and not FAMILIES[kind].causal:
         raise VistokError(f"{name} lets tokens of a picture see one another: a policy needs causal attention.")
     decoder = model.get_decoder()
     if not hasattr(decoder, "config"):  # ModernBertDecoder calls its output layer so

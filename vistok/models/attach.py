@@ -61,9 +61,11 @@ class Attachment:
         """Registers ``hook(module, args, kwargs)`` to be called before each forward of a module."""
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
-    def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """Registers ``hook(module, args, output)`` to be called after each forward of a module."""
-        self._handles.append(module.register_forward_hook(hook))
+    def after(self, module: nn.Module, hook: Callable[..., Any], always: bool = False) -> None:
+        """Registers ``hook(module, args, output)`` to be called after each forward of a module; ``always`` also after
+        one that raises an ``Exception``, with None as its output.
+        """
+        self._handles.append(module.register_forward_hook(hook, always_call=always))
 
     def remove(self) -> None:
         """Gives the model back as it was."""

@@ -208,7 +208,7 @@ class Pipeline(Pushable):
         """
         family = self.family
         if sampler is None or isinstance(sampler, str):
-            sampler = parse_sampler(sampler or family.plain, self.sampling)
+            sampler = parse_sampler(family.plain if sampler is None else sampler, self.sampling)
         chosen: Sampler = sampler
         if chosen.interface != family.interface:
             fitting = [name for name, kind in SAMPLERS.usable().items() if kind.interface == family.interface]

@@ -9,7 +9,7 @@ from vistok.errors import VistokError
 from vistok.models.codes.families import CODE_GENERATORS
 from vistok.models.generators import GENERATORS
 from vistok.zoo import ModelCard, card, card_of_file, card_of_folder, cards, resolve
-from vistok.zoo.registry import hub_id
+from vistok.zoo.registry import check_name, hub_id
 from vistok.zoo.transformers import load_config
 
 DEFAULT_MODEL = "llamagen"
@@ -41,14 +41,17 @@ def resolve_generator(
         tokenizer: weights of the image tokenizer, or an embedded tokenizer's name.
 
     Raises:
-        VistokError: nothing has this name, or what has it does not paint.
+        VistokError: a name is empty, nothing has this name, or what has it does not paint.
     """
+    for given in (name, checkpoint, tokenizer):
+        if given is not None:
+            check_name(given)
     if name is None and checkpoint is None and tokenizer is not None:
         name = _generator_of(str(tokenizer))
-    name = name or DEFAULT_MODEL
-    given = _card_of_place(name) if checkpoint is None else None
-    if given is not None:
-        found = Resolved(given, name, True)
+    name = DEFAULT_MODEL if name is None else name
+    place = _card_of_place(name) if checkpoint is None else None
+    if place is not None:
+        found = Resolved(place, name, True)
     else:
         own = _card_of_weights(name, checkpoint)
         found = Resolved(own or _card_of_name(name, checkpoint), checkpoint, own is not None)

@@ -29,6 +29,7 @@ from vistok.samplers.drafters.rasd import Rasd
 from vistok.samplers.drafters.recycling import TokenRecycling
 from vistok.samplers.drafters.sorted_draft import SortedDraft
 from vistok.samplers.drafters.text import fitted
+from vistok.samplers.named import TEXT_DRAFTERS
 from vistok.samplers.policies.chains import Chain
 from vistok.zoo import card, card_of_folder, cards, is_embedded
 
@@ -67,6 +68,13 @@ def trained_for(model: nn.Module, family: str) -> str | None:
     return next(
         (known.name for known in cards() if known.family == family and known.parts.get("target") == target), None
     )
+
+
+def available(name: str, model: nn.Module, tokenizer: Any = None, draft: nn.Module | None = None) -> bool:
+    """Returns whether a drafter of ``TEXT_DRAFTERS`` has what it needs; weights are not loaded to tell."""
+    if name in TRAINED:
+        return trained_for(model, TRAINED[name].family) is not None
+    return TEXT_DRAFTERS[name](model, tokenizer, draft) is not None
 
 
 def trained_kind(name: str) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TextIO
 import torch
 from torch import Tensor, nn
 
-from vistok.errors import VistokError
+from vistok.errors import VistokError, unknown_name
 from vistok.samplers.drafters.draft_model import DraftModel
 from vistok.samplers.drafters.rasd import Rasd
 from vistok.samplers.drafters.recycling import TokenRecycling
@@ -71,6 +71,22 @@ def _drafter(
     if name == "rasd":
         return Rasd(DraftModel(small, "auto"))
     return TEXT_DRAFTERS[name](model, tokenizer, small)
+
+
+def check_draft(name: str, draft: str | None) -> None:
+    """Refuses a drafter before anything is loaded for it.
+
+    Args:
+        name: none, pearl, or one of ``TEXT_DRAFTERS``.
+        draft: the draft model or the weights that are given beside it, if any.
+
+    Raises:
+        VistokError: no such name, or it reads no weights and some are given.
+    """
+    if name not in (names := [*OWN, *TEXT_DRAFTERS]):
+        raise unknown_name("drafter", name, names)
+    if draft is not None and name in UNREAD:
+        raise VistokError(f"the drafter '{name}' reads no --draft: leave it out, or take another one.")
 
 
 def drafter_of(

@@ -11,6 +11,7 @@ import torch
 
 from vistok.errors import VistokError
 from vistok.samplers import TEXT_DRAFTERS, Speculation
+from vistok.samplers.text_drafters import available
 from vistok.samplers.writing import LAST, Node, Watched, continued, figures, pieces, tree_nodes
 from vistok.studio import html
 from vistok.studio.streaming import streamed
@@ -54,10 +55,8 @@ class _Told(io.StringIO):
 
 def drafters_of(model: Any, tokenizer: Any, draft: Any) -> list[str]:
     """Returns the names of text drafters that a model has what they need for; ``none`` comes last."""
-    return [
-        *(name for name, build in TEXT_DRAFTERS.usable().items() if build(model, tokenizer, draft) is not None),
-        "none",
-    ]
+    usable = TEXT_DRAFTERS.usable()
+    return [*(name for name in usable if available(name, model, tokenizer, draft)), "none"]
 
 
 def write(

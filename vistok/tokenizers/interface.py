@@ -166,7 +166,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, images: Tensor) -> Tensor:
-        """Pictures to tokens, int64 in the layout that ``capabilities`` states."""
+        """Pictures, of any real number format, to tokens, int64 in the layout that ``capabilities`` states."""
         ...
 
     def decode(self, tokens: Tensor, length: int | Tensor | None = None) -> Tensor:

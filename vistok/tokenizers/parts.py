@@ -51,6 +51,7 @@ def in_parts(method: Method) -> Method:
 
     The method takes a batch [B, ...] first and gives one tensor [B, ...], each of whose rows depends on the same row of
     the batch alone. Other tensors with B rows among its arguments are shared out alike. It draws nothing at random.
+    Real numbers come to it in the number format of the network's weights, whatever they are given in.
 
     How many rows make a part is found when such a batch first comes, from the largest activation of its first row (see
     :func:`activation_bytes`), and kept: the same batch always has the same parts.
@@ -58,6 +59,13 @@ def in_parts(method: Method) -> Method:
 
     @wraps(method)
     def run(self: torch.nn.Module, batch: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        weights = next((each.dtype for each in self.parameters() if each.is_floating_point()), None)
+
+        def real(value: Any) -> Any:
+            known = weights is not None and isinstance(value, Tensor) and value.is_floating_point()
+            return value.to(weights) if known else value
+
+        batch, args, kwargs = real(batch), tuple(map(real, args)), {name: real(x) for name, x in kwargs.items()}
         rows = len(batch) if batch.ndim else 0
         if rows < 2 or batch.device.type != "cpu" or torch.is_grad_enabled():
             return method(self, batch, *args, **kwargs)
@@ -69,7 +77,6 @@ def in_parts(method: Method) -> Method:
 
             return method(self, batch[start:end], *map(of, args), **{name: of(value) for name, value in kwargs.items()})
 
-        weights = next(self.parameters(), batch).dtype
         given = [batch, *args, *kwargs.values()]
         shapes = [(x.shape[1:], x.dtype) if isinstance(x, Tensor) else x for x in given if isinstance(x, (Tensor, int))]
         sizes = self.__dict__.setdefault("_rows_of_a_part", {})

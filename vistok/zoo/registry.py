@@ -38,6 +38,12 @@ def _find(name: str) -> ModelCard | None:
     return next((card for card in _cards() if name == card.name or name in card.aliases), None)
 
 
+def check_name(name: str | Path) -> None:
+    """Raises VistokError if a name is empty, which as a path would be the folder that one is in."""
+    if not str(name).strip():
+        raise VistokError("the name is empty: name a model of `vistok models`, a folder, a file or a hub id.")
+
+
 def is_embedded(name: str | Path) -> bool:
     """Whether a name or alias is that of a model whose weights are part of the package."""
     found = _find(str(name))
@@ -113,6 +119,7 @@ def resolve(name: str | Path, filename: str | None = None) -> Path:
     Raises:
         VistokError: the name leads nowhere, or the hub does not give the file.
     """
+    check_name(name)
     found = _find(str(name))
     path = Path(name).expanduser()
     if found is not None and found.embedded:

@@ -83,7 +83,7 @@ def _entries(names: list[str], cfg: float | None) -> list[Entry]:
         raise VistokError(f"'{','.join(names)}' lists a generator twice or an empty name: name each once.")
     pipes, entries = {}, []
     for name in names:
-        model, _, spec = name.partition("@")
+        model, at, spec = name.partition("@")
         if model not in pipes:
             pipes[model] = pipeline(model)
         pipe = pipes[model]
@@ -95,6 +95,6 @@ def _entries(names: list[str], cfg: float | None) -> list[Entry]:
             )
         if pipe.tokenizer is None:
             raise VistokError(f"'{model}' comes without a decoder, so its pictures cannot be scored: leave it out.")
-        sampler = pipe.sampler(spec or None).prepare(pipe.model, pipe.tokenizer)
+        sampler = pipe.sampler(spec if at else None).prepare(pipe.model, pipe.tokenizer)
         entries.append(Entry(name, Contestant(pipe, sampler, pipe.sampling_params(cfg)), sampler.lossless))
     return entries

@@ -15,6 +15,7 @@ import numpy as np
 
 from vistok.errors import VistokError
 from vistok.files import atomic_path, read_json_lines
+from vistok.ops.noise import check_seed
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -98,7 +99,7 @@ def draw_prompts(
         per_task: most prompts of each other task; small worlds have fewer different ones.
         uncoloured: classes that are never given a colour.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(check_seed(seed) % (1 << 64))
     coloured = [name for name in classes if name not in uncoloured]
 
     def pick(options: Sequence, count: int = 1) -> list:

@@ -14,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 
 from vistok.errors import VistokError
 from vistok.samplers import accelerate
-from vistok.samplers.writing import drafter_of
+from vistok.samplers.writing import check_draft, drafter_of
 from vistok.zoo.registry import is_embedded, resolve
 
 
@@ -28,10 +28,12 @@ class VistokHF(HFLM):
         arguments: lm-eval's own.
 
     Raises:
-        VistokError: an unknown drafter, one that does not fit, or a model that draws no text.
+        VistokError: an unknown drafter, one that does not fit or reads no draft that is given, or a model that draws no
+            text.
     """
 
     def __init__(self, pretrained: str, drafter: str = "recycling", draft: str | None = None, **arguments: Any) -> None:
+        check_draft(drafter, draft)
         source = str(resolve(pretrained)) if is_embedded(pretrained) else pretrained
         super().__init__(pretrained=source, **arguments)
         if drafter != "none":

@@ -12,6 +12,8 @@ from vistok.models.families.gemma3 import Gemma3
 class Cohere2Vision(Gemma3):
     """The family ``cohere2_vision``; tiles are pictures of their own."""
 
+    causal = True
+
     def arrangement(self, images: Any, picture: Image.Image, tiles: int) -> tuple[int, int] | None:
         if tiles == 1:
             return 1, 1

@@ -32,11 +32,13 @@ class Family:
             ``flat`` tensor.
         position_axes: 1, or 3 for models whose rotary positions are those of frame, row and column.
         whole_first: whether the whole picture is seen before its tiles; else it is seen behind them, or not at all.
+        causal: whether a token sees none behind it; else those of a picture see one another, and must come together.
     """
 
     features: ClassVar[Literal["list", "flat"]] = "list"
     position_axes: ClassVar[Literal[1, 3]] = 1
     whole_first: ClassVar[bool] = False
+    causal: ClassVar[bool] = True
 
     def backbone(self, model: nn.Module) -> nn.Module:
         """Returns the decoder, which turns embeddings [B, S, D] into normed states [B, S, D]."""

@@ -13,6 +13,8 @@ from vistok.models.families.gemma3 import Gemma3
 class FastVlm(Gemma3):
     """The family ``fast_vlm``; there is no attention among all tokens to read."""
 
+    causal = True
+
     def modules(self, base: nn.Module) -> list[nn.Module]:
         return []
 

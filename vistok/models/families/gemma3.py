@@ -15,6 +15,7 @@ class Gemma3(EncodedFamily):
     """The family ``gemma3``; crops of pan and scan are pictures of their own."""
 
     features = "flat"
+    causal = False
 
     def tiles(self, base: nn.Module, inputs: dict[str, Any]) -> list[Tile]:
         pixels = inputs["pixel_values"]

@@ -92,30 +92,49 @@ class Compression(Attachment):
         with torch.no_grad():
             kwargs, history = self._shortened(kwargs, generated=True, left=True)
         prompt = Prompt(given, kwargs["input_ids"].shape[1])
-        self._prompt_width = prompt.short
+        self._check_chunks(kwargs, generation_config, prompt.short)
         saved = given.shape[1] - prompt.short
         if saved or bool((kwargs["input_ids"] != given).any()):
             own = self.model.generation_config
             kwargs, generation_config = shorter_limits(kwargs, generation_config, own, saved)
             kwargs = with_whole_prompts(kwargs, prompt)
         cache = given_cache(kwargs)
-        output = self._run(plain, generation_config, kwargs)
+        output = self._run(plain, generation_config, kwargs, prompt.short)
         sequences = prompt.whole(output if isinstance(output, Tensor) else output.sequences)
         cache = cache if isinstance(output, Tensor) else given_cache(output)
-        history.ordered = _beams(kwargs, generation_config, self.model.generation_config) == 1
+        history.ordered = self._option("num_beams", kwargs, generation_config) in (None, 1)
         history.repeated(len(sequences) // len(given)).keep_with(cache)
         if isinstance(output, Tensor):
             return sequences
         output.sequences = sequences
         return output
 
-    def _run(self, plain: Callable[..., Any], config: Any, kwargs: dict[str, Any]) -> Any:
-        self._generating = True
+    def _option(self, name: str, kwargs: dict[str, Any], config: Any) -> Any:
+        """Returns an option of a call of ``generate``."""
+        values = (kwargs.get(name), getattr(config, name, None), getattr(self.model.generation_config, name, None))
+        return next((value for value in values if value is not None), None)
+
+    def _check_chunks(self, kwargs: dict[str, Any], config: Any, width: int) -> None:
+        """Raises VistokError if a prompt of ``width`` tokens has pictures that must be read at once, and is not."""
+        size = self._option("prefill_chunk_size", kwargs, config)
+        if size is None or size >= width or not (has_pixels(kwargs) or "mm_encoder_outputs" in kwargs):
+            return
+        if self._pruning is not None:
+            raise VistokError(f"{self.compressor.name} ranks a prompt in one piece: leave prefill_chunk_size out.")
+        if not self.family.causal:
+            raise VistokError(
+                f"tokens of a picture see one another in {self.model.config.model_type}, and chunks of {size} tokens "
+                "would part them: leave prefill_chunk_size out."
+            )
+
+    def _run(
+        self, plain: Callable[..., Any], config: Any, kwargs: dict[str, Any], prompt_width: int | None = None
+    ) -> Any:
+        self._generating, self._prompt_width = True, prompt_width
         try:
             return plain(None, config, **kwargs)
         finally:
-            self._generating = False
-            self._prompt_width = None
+            self._generating, self._prompt_width = False, None
 
     def _begin(self, kwargs: dict[str, Any]) -> None:
         """A new call: nothing of an older one is told, and what cannot be thinned is refused."""
@@ -132,9 +151,9 @@ class Compression(Attachment):
     def _before_forward(
         self, model: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
+        self._pending = None
         if self._generating:
             return None
-        self._pending = None
         kwargs = dict(zip(self._names, args, strict=False)) | kwargs
         self._begin(kwargs)
         if self._pruning is not None:
@@ -206,7 +225,7 @@ class Compression(Attachment):
         visual = visual_tokens(self.model, ids)
         if cache is not None and cache.get_seq_length() > 0:
             if ids.shape[1] > 1 and bool(visual.any()):
-                raise VistokError(f"{name} ranks a prompt in one piece: leave out prefill chunks and filled caches.")
+                raise VistokError(f"{name} ranks a prompt in one piece: begin it without a filled cache.")
             return
         if not bool(visual.any()):
             return
@@ -279,8 +298,3 @@ def _flatten_features(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
     flat = copy.copy(image)
     flat.pooler_output = torch.cat(list(image.pooler_output))[None]
     return args, kwargs | {"mm_encoder_outputs": outputs | {"image": flat}}
-
-
-def _beams(kwargs: dict[str, Any], config: Any, own: Any) -> int:
-    """Number of beams of a call of ``generate``."""
-    return next((n for n in (kwargs.get("num_beams"), getattr(config, "num_beams", None), own.num_beams) if n), 1)

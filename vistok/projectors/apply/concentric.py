@@ -118,6 +118,7 @@ class Concentric(Attachment):
     def _before_backbone(
         self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
+        self._last = None
         if not self._pictures:
             return None
         mask, cache, positions = kwargs.get("attention_mask"), given_cache(kwargs), kwargs["position_ids"]
