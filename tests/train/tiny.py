@@ -7,6 +7,7 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,6 +49,9 @@ FROM_NOTHING = {  # what the recipes' comments say, where new weights take anoth
     },
     "flextok-mini": {"init": {"kl": "kl-mini"}},
     "llamagen-mini": {"init": {"vq": "vq-mini", "text_encoder": "llamagen-mini"}},
+    "llamagen-one-d-piece-mini": {
+        "init": {"vq": "one-d-piece-mini", "blocks": "llamagen-mini", "text_encoder": "llamagen-mini"},
+    },
     "mar-mini": {"init": {"kl": "kl-mini"}},
 }
 CASES = [*sorted(path.stem for path in RECIPES.glob("*.yaml")), *(f"{name} from nothing" for name in FROM_NOTHING)]
@@ -62,10 +66,13 @@ def seed_folder() -> str:
     return folder
 
 
-def init_of(recipe: Recipe) -> dict[str, str]:
+def init_of(recipe: Recipe) -> dict[str, Any]:
     """Returns where a recipe starts, with what is here in the place of what other recipes write."""
-    here = {LONG: "text-mini", SEED: seed_folder()} if SEED in recipe.init.values() else {LONG: "text-mini"}
-    return {name: here.get(value, value) for name, value in recipe.init.items()}
+    here = {LONG: lambda: "text-mini", SEED: seed_folder}
+    return {
+        name: here[value]() if isinstance(value, str) and value in here else value
+        for name, value in recipe.init.items()
+    }
 
 
 def tiny(case: str, steps: int = 3) -> Recipe:
