@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from vistok.data.scenes import Scenes, render, sample_scenes, scenes_at, statements
-from vistok.data.scenes.language import Statement, vocabulary
+from vistok.data.scenes.language import Statement
 from vistok.data.scenes.splits import HELD_OUT, check_training_seed
 from vistok.data.scenes.world import MAX_OBJECTS
 from vistok.errors import VistokError, unknown_name
 from vistok.models.codes.janus_vq import TOKENIZER_PREFIX, janus_vq_config, janus_vq_state
 from vistok.models.codes.load import load_janus
-from vistok.models.text_encoder import PAD, UNK
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card
 from vistok.train.options import check_entries, read_options
@@ -30,33 +29,20 @@ from vistok.train.tasks.scenes.captions import facts
 from vistok.train.tasks.scenes.janus_objective import TERMS, JanusObjective
 from vistok.train.tasks.scenes.plans import plan
 from vistok.train.tasks.scenes.reader import code_colours
+from vistok.train.tasks.scenes.words import word_tokenizer
 from vistok.train.trainer import Task
 
-BEGIN, END, IMAGE, BEGIN_IMAGE, END_IMAGE = "<s>", "</s>", "<image>", "<begin_of_image>", "<end_of_image>"
-SPECIAL = (PAD, END, UNK, BEGIN, IMAGE, BEGIN_IMAGE, END_IMAGE)
+IMAGE, BEGIN_IMAGE, END_IMAGE = "<image>", "<begin_of_image>", "<end_of_image>"
 COUNTED = 256  # scenes in which is counted what codes show
 CHUNK = 32  # scenes that are encoded at a time
 
 
 def janus_processor(side: int, length: int) -> nn.Module:
     """Returns a processor of captions in words for pictures of ``side`` pixels and ``length`` codes."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import JanusImageProcessor, JanusProcessor, PreTrainedTokenizerFast
+    from transformers import JanusImageProcessor, JanusProcessor
 
-    ids = {word: i for i, word in enumerate((*SPECIAL, *vocabulary()))}
-    backend = Tokenizer(models.WordLevel(ids, unk_token=UNK))
-    backend.normalizer = normalizers.Lowercase()
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    backend.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, ids[BEGIN])])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=PAD,
-        bos_token=BEGIN,
-        eos_token=END,
-        unk_token=UNK,
-        padding_side="left",
-        extra_special_tokens={"image_token": IMAGE, "boi_token": BEGIN_IMAGE, "eoi_token": END_IMAGE},
-    )
+    own = {"image_token": IMAGE, "boi_token": BEGIN_IMAGE, "eoi_token": END_IMAGE}
+    tokenizer = word_tokenizer((IMAGE, BEGIN_IMAGE, END_IMAGE), extra_special_tokens=own)
     pictures = JanusImageProcessor(size={"height": side, "width": side}, min_size=1)
     return JanusProcessor(pictures, tokenizer, num_image_tokens=length)
 

@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.data.scenes import BACKGROUNDS, groups, relation, statements
-from vistok.data.scenes.language import OPENINGS, RELATIONS, Group, Statement, vocabulary
+from vistok.data.scenes.language import OPENINGS, RELATIONS, Group, Statement
 from vistok.errors import VistokError
 from vistok.models.codes.seed_llama import BEGIN, END, SeedLlamaGenerator, code_words
-from vistok.models.text_encoder import PAD, UNK
 from vistok.tokenizers.load import load_tokenizer
 from vistok.tokenizers.seed import Seed
 from vistok.train.options import check_entries, read_options
@@ -27,31 +26,7 @@ from vistok.train.recipe import Recipe
 from vistok.train.sources import Extracted, PictureData, Source, open_source
 from vistok.train.tasks.pictures import PictureTask
 from vistok.train.tasks.scenes.janus import SHAPE
-
-START, STOP = "<s>", "</s>"
-IGNORED = -100
-
-
-def seed_llama_vocabulary(words: Sequence[str], codes: int) -> nn.Module:
-    """Returns a tokenizer of whole words and of codes, which pads on the left."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    ids = {word: i for i, word in enumerate((PAD, STOP, UNK, START, *words))}
-    backend = Tokenizer(models.WordLevel(ids, unk_token=UNK))
-    backend.normalizer = normalizers.Lowercase()
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    backend.post_processor = processors.TemplateProcessing(single=f"{START} $A", special_tokens=[(START, ids[START])])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=PAD,
-        bos_token=START,
-        eos_token=STOP,
-        unk_token=UNK,
-        padding_side="left",
-        additional_special_tokens=[BEGIN, END, *code_words(codes)],
-    )
-    return tokenizer
+from vistok.train.tasks.scenes.words import word_tokenizer
 
 
 def truths(scene: list[Group], background: str) -> set[str]:
@@ -123,7 +98,8 @@ class SeedLlamaTask(PictureTask):
             raise VistokError(f"a SEED-LLaMA learns tokens of a SEED, and '{self.init.tokenizer}' is none: name one.")
         self.seed.requires_grad_(False)
         config = self.seed.config
-        self.vocabulary = seed_llama_vocabulary(vocabulary(), config.codebook_size)
+        added = [BEGIN, END, *code_words(config.codebook_size)]
+        self.vocabulary = word_tokenizer(additional_special_tokens=added)
         self.source = open_source(self.data, config.image_size, finite=True)
         words = self.vocabulary
         special = {"pad_token_id": words.pad_token_id, "bos_token_id": words.bos_token_id}
