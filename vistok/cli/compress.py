@@ -54,7 +54,8 @@ def compress(
     from vistok.projectors import LayerCompressor
     from vistok.projectors.apply.compress import active
 
-    compressor = build_compressor(DEFAULT if method is None else method, None if keep is None else parse_keep(keep))
+    chosen = DEFAULT if method is None else method
+    compressor = build_compressor(chosen, None if keep is None else parse_keep(keep))
     if overlay is not None and isinstance(compressor, LayerCompressor):
         raise VistokError(f"{method} tells no patches that --overlay could paint: leave the overlay out.")
     with working("load the model"):
@@ -65,10 +66,7 @@ def compress(
             f"'{model}' has a compressor of its own, {own.compressor.name}, at work: leave --method, --keep and "
             "--compare out."
         )
-    if own is not None:
-        method, compressor = own.compressor.name, None
-    elif method is None:
-        method = DEFAULT
+    method, compressor = (chosen, compressor) if own is None else (own.compressor.name, None)
     answers = {}
     if compare:
         answers["all"], _ = ask(network, processor, picture, question, None, max_new_tokens)

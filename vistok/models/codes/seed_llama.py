@@ -86,15 +86,12 @@ class SeedLlamaGenerator(CodeGenerator):
         before, *behind = prompt.split(PLACE)
         if len(behind) != 1:
             raise VistokError(f"the prompt holds {PLACE} {len(behind)} times: write it once, where the picture stands.")
-        device = self.brackets.device
-        opening = torch.tensor(self.vocabulary(before)["input_ids"], dtype=torch.long, device=device)
-        closing = self.vocabulary(behind[0], add_special_tokens=False)["input_ids"]
-        closing = torch.tensor(closing, dtype=torch.long, device=device)
-        rows = [
-            torch.cat([opening, self.brackets[:1], each, self.brackets[1:], closing])
-            for each in self.plan.ids[tokens.to(device)]
-        ]
-        ids = torch.stack(rows)
+        begin, end = self.brackets.tolist()
+        opening = [*self.vocabulary(before)["input_ids"], begin]
+        closing = [end, *self.vocabulary(behind[0], add_special_tokens=False)["input_ids"]]
+        codes = self.plan.ids[tokens.to(self.plan.ids.device)]
+        front, back = (codes.new_tensor(each).expand(len(codes), -1) for each in (opening, closing))
+        ids = torch.cat([front, codes, back], 1)
         written = self.network.generate(
             ids,
             attention_mask=torch.ones_like(ids),

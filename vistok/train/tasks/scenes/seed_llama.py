@@ -122,10 +122,9 @@ class SeedLlamaTask(PictureTask):
             said: their captions.
             before: whether the picture stands before its caption, bool [B].
         """
-        words = self.vocabulary
-        begin, end = (words.convert_tokens_to_ids(name) for name in (BEGIN, END))
-        rows = []
-        for row, text, first in zip(self.generator.plan.ids.cpu()[codes].tolist(), said, before.tolist(), strict=True):
+        words, ids_of_codes, rows = self.vocabulary, self.generator.plan.ids.cpu(), []
+        begin, end = self.generator.brackets.tolist()
+        for row, text, first in zip(ids_of_codes[codes].tolist(), said, before.tolist(), strict=True):
             caption = words(text, add_special_tokens=False)["input_ids"]
             picture = [begin, *row, end]
             body = picture + caption if first else caption + picture
@@ -133,7 +132,7 @@ class SeedLlamaTask(PictureTask):
         width = max(map(len, rows))
         ids = torch.tensor([row + [words.pad_token_id] * (width - len(row)) for row in rows])
         lengths = torch.tensor([len(row) for row in rows])
-        drawn = torch.isin(ids, self.generator.plan.ids.cpu())
+        drawn = torch.isin(ids, ids_of_codes)
         return {"input_ids": ids, "attention_mask": (torch.arange(width) < lengths[:, None]).long(), "drawn": drawn}
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
