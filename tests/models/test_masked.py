@@ -129,3 +129,17 @@ def test_every_parameter_that_computes_something_trains(name, steps) -> None:
     model(codes.masked_fill(~second, model.mask_id), labels, state).square().mean().backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None]
     assert all(n.startswith("prev_embedder.") for n in silent)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_table_of_codes_learns_from_the_head(name) -> None:
+    model = small(name)
+    model(torch.full((1, 16), model.mask_id), torch.tensor([1])).square().mean().backward()
+    assert bool((model.x_embedder.word_embeddings.weight.grad[: model.mask_id] != 0).any(1).all())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_new_network_tells_codes_apart(name) -> None:
+    kind, config, shape = KINDS[name]
+    model = kind(config(embed_dim=96, **shape))
+    assert 0.3 < model(torch.zeros(1, 256, dtype=torch.int64), torch.tensor([1])).std().item() < 3

@@ -98,7 +98,10 @@ class CaptionEmbedding(nn.Module):
 
 
 class CodeHead(nn.Module):
-    """Features to logits of codes, by the table of the embedding, which learns nothing from them."""
+    """Features to logits of codes, by the table of the embedding, which learns from them as in MaskGIT's code.
+
+    ENAT's code lets nothing from here into the table, which in a small network stays near its random start.
+    """
 
     def __init__(self, config: MaskedConfig):
         super().__init__()
@@ -108,7 +111,7 @@ class CodeHead(nn.Module):
 
     def forward(self, features: Tensor, table: Tensor) -> Tensor:
         h = self.ln(F.gelu(self.fc(features)))
-        return F.linear(h, table.detach(), self.bias.flatten())[..., :-1]  # the mask is nothing to predict
+        return F.linear(h, table, self.bias.flatten())[..., :-1]  # the mask is nothing to predict
 
 
 class Mlp(nn.Module):
@@ -147,12 +150,13 @@ class MaskedTransformer(Pretrained, nn.Module):
         self.mlm_layer = CodeHead(config)
 
     def initialise(self) -> None:
-        """Draw new weights: linear maps xavier, tables small, and modulations zero, so that blocks begin as nothing."""
+        """Draw new weights: linear maps xavier, rows of tables of norm one, and modulations zero, so that blocks begin
+        as nothing."""
         for name, parameter in self.named_parameters():
             if "adaLN_modulation" in name or name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif "embeddings.weight" in name or "embedding_table" in name:
-                nn.init.normal_(parameter, std=0.02)
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
             elif parameter.ndim == 2:
                 nn.init.xavier_uniform_(parameter)
 
