@@ -143,3 +143,12 @@ def test_a_new_network_tells_codes_apart(name) -> None:
     kind, config, shape = KINDS[name]
     model = kind(config(embed_dim=96, **shape))
     assert 0.3 < model(torch.zeros(1, 256, dtype=torch.int64), torch.tensor([1])).std().item() < 3
+
+
+def test_places_begin_as_waves_by_which_neighbours_are_found() -> None:
+    model = MaskGIT(MaskGITConfig(grid=8, codebook_size=11, embed_dim=30, num_heads=2, depth=1))
+    table = model.x_embedder.position_embeddings.weight
+    assert torch.allclose(table.norm(dim=1), torch.ones(64))
+    alike = (table @ table.T).unflatten(0, (8, 8)).unflatten(2, (8, 8))
+    assert alike[3, 3].flatten().topk(5).indices.sort().values.tolist() == [19, 26, 27, 28, 35]  # it and its neighbours
+    assert torch.allclose(alike[2, 2, 3, 5], alike[4, 1, 5, 4], atol=1e-6)  # by how far they are apart

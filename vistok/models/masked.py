@@ -5,6 +5,7 @@ Names of parameters are those of ENAT (arXiv 2411.06959), whose head and embeddi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,19 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
 
 
+def waves(grid: int, width: int) -> Tensor:
+    """Returns sines and cosines of rows and columns, [grid ** 2, width], in rows of norm one.
+
+    Waves are 4 to 4 * grid places long; what ``width`` has beyond a multiple of four is zero.
+    """
+    count = width // 4
+    frequencies = math.pi / 2 * grid ** -torch.linspace(0, 1, count)
+    angles = torch.arange(grid)[:, None] * frequencies
+    one = torch.cat([angles.sin(), angles.cos()], 1) / (2 * count) ** 0.5
+    table = torch.cat([one.repeat_interleave(grid, 0), one.repeat(grid, 1)], 1)
+    return F.pad(table, (0, width - 4 * count))
+
+
 class MaskedTransformer(Pretrained, nn.Module):
     """Base of the networks that predict hidden codes, given visible ones and a class or a caption.
 
@@ -151,7 +165,7 @@ class MaskedTransformer(Pretrained, nn.Module):
 
     def initialise(self) -> None:
         """Draw new weights: linear maps xavier, rows of tables of norm one, and modulations zero, so that blocks begin
-        as nothing."""
+        as nothing. Places begin as waves, by which a code finds its neighbours at once."""
         for name, parameter in self.named_parameters():
             if "adaLN_modulation" in name or name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -159,6 +173,9 @@ class MaskedTransformer(Pretrained, nn.Module):
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
             elif parameter.ndim == 2:
                 nn.init.xavier_uniform_(parameter)
+        with torch.no_grad():
+            places = self.x_embedder.position_embeddings.weight
+            places.copy_(waves(self.config.grid, places.shape[1]))
 
     @property
     def tokens(self) -> TokenSpec:
