@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from vistok.eval.captions import read_captions
 from vistok.eval.geneval import read_metadata
 from vistok.eval.geneval.folder import read_results
 from vistok.files import read_json_lines
+from vistok.train.sources.captions import read_captions as read_captions_to_learn
 
 SEPARATORS = "\u2028 \u2029 \x85 \x0b \x0c \x1c"
 
@@ -62,12 +64,43 @@ def test_every_reader_takes_them(tmp_path, reader):
     assert len(read(tmp_path / "a.jsonl")) == 2
 
 
-@pytest.mark.parametrize("caption", [None, ["a dog", "a cat"], {"text": "a dog"}, 3])
-def test_captions_are_one_text_each(tmp_path, caption):
+CAPTION_READERS = {
+    "to score": lambda folder: [picture.caption for picture in read_captions(folder)],
+    "to learn": lambda folder: read_captions_to_learn(folder, [folder / "a.png"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        *(
+            (json.dumps({"image": "a.png", "caption": caption}), r"line 1 .*one text")
+            for caption in (None, ["a dog", "a cat"], {"text": "a dog"}, 3)
+        ),
+        ('{"file_name": 3, "text": "a dog"}', r"line 1 .*has file_name 3 .*one text"),
+        ('{"file": "a.png", "class": 3}', r'line 1 .* is not {"image": "a.png", "caption": "..."}'),
+        ('{"caption": "a dog"}', r'line 1 .* is not {"image": "a.png", "caption": "..."}'),
+        ('{"image": "a.png", "caption": " "}', r"caption of 'a.png' is empty \(line 1 "),
+        ('{"image": "a.png", "caption": ', "line 1 .* not JSON"),
+        ("[1]", "line 1 .* no JSON object"),
+        ("", "the captions file .* is empty"),
+    ],
+)
+@pytest.mark.parametrize("reader", CAPTION_READERS)
+def test_lines_that_are_no_captions_are_told_alike(tmp_path, reader, line, message):
     (tmp_path / "a.png").write_bytes(b"")
-    (tmp_path / "a.jsonl").write_text(json.dumps({"image": "a.png", "caption": caption}))
-    with pytest.raises(VistokError, match=r"line 1 .*one text"):
-        read_captions(tmp_path, tmp_path / "a.jsonl")
+    (tmp_path / "metadata.jsonl").write_text(line)
+    with pytest.raises(VistokError, match=message) as caught:
+        CAPTION_READERS[reader](tmp_path)
+    assert "metadata.jsonl" in str(caught.value)
+
+
+@pytest.mark.parametrize("keys", list(itertools.product(("image", "file", "file_name"), ("caption", "text"))))
+@pytest.mark.parametrize("reader", CAPTION_READERS)
+def test_captions_have_the_same_keys_everywhere(tmp_path, reader, keys):
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(dict(zip(keys, ("a.png", "a dog"), strict=True))))
+    assert CAPTION_READERS[reader](tmp_path) == ["a dog"]
 
 
 @pytest.mark.parametrize(

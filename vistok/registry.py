@@ -67,34 +67,38 @@ class Registry(Mapping[str, Any]):
         self.kind, self.table, self.group, self.needs, self.made = kind, dict(table), group, needs, made
 
     @cached_property
-    def plugins(self) -> dict[str, EntryPoint]:
-        """Entry points of other packages by name.
-
-        Raises:
-            VistokError: one takes a name that is taken.
-        """
-        found: dict[str, EntryPoint] = {}
+    def claims(self) -> dict[str, list[EntryPoint]]:
+        """Entry points of other packages by the name that they ask for, which may be taken."""
+        found: dict[str, list[EntryPoint]] = {}
         for point in entry_points(group=self.group):
-            if point.name in self.table or found.get(point.name, point) != point:
-                raise VistokError(
-                    f"the package of '{point.value}' adds a {self.kind} '{point.name}', but there is one of this name: "
-                    "rename its entry point, or uninstall the package."
-                )
-            found[point.name] = point
+            points = found.setdefault(point.name, [])
+            if point not in points:  # a package may be found in two places
+                points.append(point)
         return found
+
+    @property
+    def plugins(self) -> dict[str, EntryPoint]:
+        """The first entry point of each name that is not the package's own."""
+        return {name: points[0] for name, points in self.claims.items() if name not in self.table}
 
     def __getitem__(self, name: str) -> Any:
         """The object of a name.
 
         Raises:
-            VistokError: no object has this name (the sentence names the nearest), or a plugin cannot be imported or is
-                nothing of this kind.
+            VistokError: no object has this name (the sentence names the nearest), or a plugin cannot be imported, is
+                nothing of this kind, or shares its name with another one.
         """
         if name in self.table:
             module, _, attribute = self.table[name].partition(":")
             return getattr(import_module(module), attribute)
         if name not in self.plugins:
             raise unknown_name(self.kind, name, list(self))
+        if len(self.claims[name]) > 1:
+            first, second, *_ = (f"'{point.value}'" for point in self.claims[name])
+            raise VistokError(
+                f"the packages of {first} and {second} both add a {self.kind} '{name}': rename an entry point, or "
+                "uninstall one of them."
+            )
         what = f"the {self.kind} '{name}' of '{self.plugins[name].value}'"
         try:
             found = self.plugins[name].load()
@@ -107,11 +111,15 @@ class Registry(Mapping[str, Any]):
         return require(what, found, self.needs)
 
     def usable(self) -> dict[str, Any]:
-        """Returns all objects by name; a plugin that is not to be had is told by a warning, and left out.
-
-        Raises:
-            VistokError: a plugin takes a name that is taken.
+        """Returns all objects by name; a plugin that is not to be had, or takes a name of the package's own, is told
+        by a warning, and left out.
         """
+        for point in (point for name in self.table for point in self.claims.get(name, ())):
+            warnings.warn(
+                f"the package of '{point.value}' adds a {self.kind} '{point.name}', but there is one of this name: "
+                "rename its entry point, or uninstall the package.",
+                stacklevel=2,
+            )
         found = {}
         for name in self:
             try:

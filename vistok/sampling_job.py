@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vistok.data.caption_lines import METADATA
 from vistok.data.images import Upscale, grid, save_image
 from vistok.errors import VistokError
 from vistok.files import atomic_path, is_folder_target
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from vistok.samplers import Sampler, SamplingParams
 
 Part = tuple[int, Stats | None]  # images that a process drew, and the statistics of their batches
-METADATA = "metadata.jsonl"
 CODES = ".npy"  # suffix of files of codes, where there is no decoder
 NO_DECODER = (
     "transformers has no decoder for this model's codes, so codes are saved: give --tokenizer vqgan.ckpt for pictures."

@@ -24,7 +24,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 
     ``install(source, group, entry)`` writes the module ``toy`` with this source and an entry point such as
     ``"mine = toy:Mine"`` in the group; the command's arguments are those of ``vistok``. It runs in this process, which
-    spares each command the imports, in the folder of the test. Another call puts another package in its place.
+    spares each command the imports, in the folder of the test. Another call puts another package in its place, or
+    beside it if it is given a name as ``package``; the module is one.
     """
 
     def run(*arguments: str | Path) -> subprocess.CompletedProcess:
@@ -37,12 +38,14 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
                 code = stop.code or 0
         return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
-    def installed(source: str, group: str, entry: str) -> Run:
+    def installed(source: str, group: str, entry: str, package: str = "toy") -> Run:
         site = tmp_path / "site"
-        information = site / "toy-1.0.dist-info"
+        information = site / f"{package}-1.0.dist-info"
         information.mkdir(parents=True, exist_ok=True)
         (site / "toy.py").write_text(source, encoding="utf-8")
-        (information / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n", encoding="utf-8")
+        (information / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n", encoding="utf-8"
+        )
         (information / "entry_points.txt").write_text(f"[{group}]\n{entry}\n", encoding="utf-8")
         monkeypatch.syspath_prepend(site)
         monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a package that is installed anew is read anew
@@ -51,6 +54,6 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
         monkeypatch.chdir(tmp_path)
         return run
 
-    monkeypatch.setattr(Registry, "plugins", property(Registry.plugins.func))  # looked up anew each time
+    monkeypatch.setattr(Registry, "claims", property(Registry.claims.func))  # looked up anew each time
     yield installed
     sys.modules.pop("toy", None)

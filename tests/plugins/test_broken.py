@@ -118,26 +118,53 @@ def test_a_broken_plugin_is_left_out_of_lists_by_a_warning(install, registry):
 @pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.group)
 def test_a_name_that_is_taken_is_told(install, registry):
     name = next(iter(registry.table))
+    own = registry[name]
     install("class Mine: pass", registry.group, f"{name} = toy:Mine")
-    with pytest.raises(ValueError, match=f"adds a {registry.kind} '{name}', but there is one of this name"):
-        list(registry)
+    with pytest.warns(UserWarning, match=f"'toy:Mine' adds a {registry.kind} '{name}', but there is one of this name"):
+        found = registry.usable()
+    assert list(found) == list(registry.table) and found[name] is own
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert registry[name]  # the package's own, as ever
+        assert registry[name] is own and list(registry) == list(registry.table) and len(registry) == len(found)
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.group)
+def test_a_name_that_two_packages_take_is_told(install, registry):
+    install("class Mine: pass\nclass Other: pass", registry.group, "mine = toy:Mine")
+    install("class Mine: pass\nclass Other: pass", registry.group, "mine = toy:Other", package="tin")
+    with pytest.raises(ValueError, match=f"(?=.*'toy:Mine')(?=.*'toy:Other').* both add a {registry.kind} 'mine'"):
+        registry["mine"]
+    with pytest.warns(UserWarning, match="both add"):
+        assert list(registry.usable()) == list(registry.table)
+
+
+def listed_names(command: list[str], folder) -> tuple[list[str], str]:
+    """The names that a command lists in a process of its own, as users run it, and what it says on stderr."""
+    path = os.pathsep.join([str(folder / "site"), *sys.path])
+    words = [sys.executable, "-m", "vistok", *command, "--json"]
+    listed = subprocess.run(words, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert listed.returncode == 0, listed.stderr
+    return [entry["name"] for entry in json.loads(listed.stdout)], listed.stderr
 
 
 def test_commands_that_list_or_name_others_go_on(install, tmp_path):
     vistok = install("import nowhere", "vistok.samplers", "mine = toy:Mine\n[vistok.metrics]\nmine = toy:Mine")
-    path = os.pathsep.join([str(tmp_path / "site"), *sys.path])
     for command in (["samplers"], ["eval", "metrics"]):
-        words = [sys.executable, "-m", "vistok", *command, "--json"]
-        listed = subprocess.run(words, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
-        assert listed.returncode == 0, listed.stderr
-        names = [entry["name"] for entry in json.loads(listed.stdout)]
+        names, said = listed_names(command, tmp_path)
         assert len(names) > 5 and "mine" not in names
-        assert re.fullmatch("vistok: the .*ModuleNotFoundError.*\n", listed.stderr)
+        assert re.fullmatch("vistok: the .*ModuleNotFoundError.*\n", said)
     refused = vistok("sample", "--prompt", "a red circle", "--sampler", "mine", "--out", tmp_path / "x.png")
     assert refused.returncode == 2 and "'mine' of 'toy:Mine' cannot be imported" in refused.stderr
+
+
+def test_commands_go_on_where_a_plugin_takes_a_name(install, tmp_path):
+    vistok = install("import nowhere", "vistok.samplers", "sjd = toy:Mine\n[vistok.metrics]\nfid = toy:Mine")
+    for command, name in ((["samplers"], "sjd"), (["eval", "metrics"], "fid")):
+        names, said = listed_names(command, tmp_path)
+        assert names.count(name) == 1
+        assert re.fullmatch(f"vistok: the package of 'toy:Mine' adds .* '{name}', but there is one of .*\n", said)
+    painted = vistok("sample", "--prompt", "a red circle", "--sampler", "sjd", "--out", tmp_path / "x.png")
+    assert painted.returncode == 0 and "toy:Mine" not in painted.stderr
 
 
 def test_options_that_a_plugin_needs_are_told(install):

@@ -181,7 +181,7 @@ def test_pictures_of_any_mode_are_three_channels(mode, tmp_path):
     assert source.labels(torch.tensor([0])).tolist() == [0] and source.classes == ()
 
 
-@pytest.mark.parametrize("keys", [("file", "caption"), ("file_name", "text")])
+@pytest.mark.parametrize("keys", [("file", "caption"), ("file_name", "text"), ("image", "caption")])
 def test_captions_are_read_from_lines_of_json(keys, tmp_path):
     for name in ("a.png", "b.png"):
         Image.new("RGB", (40, 40)).save(tmp_path / name)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import pickle
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vistok.errors import VistokError
-from vistok.zoo.checkpoint import load_strict, read_state_dict
+from vistok.models.extension import Extension, save_extension
+from vistok.models.heads.prompt_tokens import PromptTokens
+from vistok.projectors import TokenPacker
+from vistok.projectors.methods.pmod import PMod
+from vistok.tokenizers.vq import VQTokenizer
+from vistok.zoo.checkpoint import load_strict, read_state_dict, write_state_dict
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(1)}
 EMA = {key: value + 1 for key, value in WEIGHTS.items()}
@@ -174,3 +181,32 @@ def test_the_variant_that_a_misfit_belongs_to_is_named():
         load_strict(net(4), net(5).state_dict(), "net-4", variants=variants)
     with pytest.raises(VistokError, match="name one that belongs"):
         load_strict(net(4), net(9).state_dict(), "net-4", variants=variants)
+
+
+def test_tensors_are_written_as_they_are_read(tmp_path):
+    write_state_dict(tmp_path / "new/a.safetensors", WEIGHTS | {"c": torch.arange(6.0).view(2, 3).T})
+    assert_same(read_state_dict(tmp_path / "new/a.safetensors"), WEIGHTS | {"c": torch.arange(6.0).view(2, 3).T})
+
+
+WRITERS = {
+    "network": lambda folder: VQTokenizer.from_pretrained("vq-mini").save_pretrained(folder),
+    "p-MoD": lambda folder: PMod(8, [None, 0.5]).save_pretrained(folder),
+    "TokenPacker": lambda folder: TokenPacker(4, 16, 1, 8).save_pretrained(folder),
+    "prompt tokens": lambda folder: PromptTokens(torch.ones(3, 8)).save_pretrained(folder),
+    "extension": lambda folder: save_extension(folder, Extension("vpt", "llava-mini", ()), WEIGHTS),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_leaves_the_weights_that_were_there(tmp_path, monkeypatch, writer):
+    WRITERS[writer](tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(tensors, path, metadata=None):
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(VistokError, match="make room"):
+        WRITERS[writer](tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -92,6 +92,7 @@ def self_consistent(
         grounded: the boxes that the model finds for its own expressions [R, 4].
         told: which of these answers hold a box at all, bool [R].
         threshold: least overlap; inclusive here, where the evaluation is strict.
+        legacy: see ``overlap``.
 
     Returns:
         bool [R].

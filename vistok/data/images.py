@@ -183,14 +183,18 @@ def load_image(path: str | Path, turn: bool = True, blend: bool = True) -> Image
         raise VistokError(f"cannot read '{path}' as an image: replace or remove the file.") from error
 
 
+def _check_suffix(path: str | Path) -> None:
+    if Path(path).suffix.lower() not in IMAGE_SUFFIXES:
+        raise VistokError(f"cannot tell an image format from '{path}': end the name in .png, .jpg or .webp.")
+
+
 def check_image_target(path: str | Path) -> None:
     """Refuse a picture that could not be written, before the work that it shows.
 
     Raises:
         VistokError: the suffix names no image format, or the place cannot be written to.
     """
-    if Path(path).suffix.lower() not in IMAGE_SUFFIXES:
-        raise VistokError(f"cannot tell an image format from '{path}': end the name in .png, .jpg or .webp.")
+    _check_suffix(path)
     check_writable(path, folder=False)
 
 
@@ -200,8 +204,7 @@ def save_image(image: Image.Image, path: str | Path) -> None:
     Raises:
         VistokError: the suffix names no image format, or the file cannot be written.
     """
-    if Path(path).suffix.lower() not in IMAGE_SUFFIXES:
-        raise VistokError(f"cannot tell an image format from '{path}': end the name in .png, .jpg or .webp.")
+    _check_suffix(path)
     with atomic_path(path) as temporary:
         image.save(temporary)
 

@@ -7,13 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vistok.data.caption_lines import METADATA, read_caption_lines
 from vistok.data.folders import list_files
 from vistok.data.images import READABLE_SUFFIXES
 from vistok.errors import VistokError
-from vistok.files import read_json_lines
-
-SAMPLE_CAPTIONS = "metadata.jsonl"
-FILE_KEYS, TEXT_KEYS = ("image", "file", "file_name"), ("caption", "text")
 
 
 class CaptionedPicture(NamedTuple):
@@ -26,19 +23,18 @@ def read_captions(images: str | Path, captions: str | Path | None = None) -> lis
 
     Args:
         images: folder of the pictures.
-        captions: JSONL with ``image`` (path below the folder; also ``file`` or ``file_name``) and ``caption`` (also
-            ``text``), as the ``metadata.jsonl`` of ``vistok sample``, ``vistok data`` and image folders of ``datasets``
-            have them. None takes that file of the folder, or GenEval's layout.
+        captions: JSONL with ``image`` (path below the folder) and ``caption``, see ``read_caption_lines``. None takes
+            the ``metadata.jsonl`` of the folder, or GenEval's layout.
 
     Raises:
-        VistokError: no folder, no captions, an unreadable file, a line without the two entries, an empty caption, or a
-            picture that does not exist.
+        VistokError: no folder, no captions, a file that ``read_caption_lines`` refuses, or a picture that does not
+            exist.
     """
     images = Path(images)
     if not images.is_dir():
         raise VistokError(f"'{images}' is a file, not a folder." if images.exists() else f"no folder '{images}'.")
-    if captions is None and (images / SAMPLE_CAPTIONS).is_file():
-        captions = images / SAMPLE_CAPTIONS
+    if captions is None and (images / METADATA).is_file():
+        captions = images / METADATA
     if captions is None and not any(images.glob("*/samples")):
         raise VistokError(f"there are no captions with the pictures of '{images}': name a file with --captions.")
     if captions is None:
@@ -50,16 +46,7 @@ def read_captions(images: str | Path, captions: str | Path | None = None) -> lis
             for path in prompt.images
         ]
     pictures = []
-    for number, record in read_json_lines(captions, "captions file"):
-        where = f"line {number} of '{captions}'"
-        keys = [next((key for key in known if key in record), None) for known in (FILE_KEYS, TEXT_KEYS)]
-        if None in keys:
-            raise VistokError(f'{where} is not {{"image": "a.png", "caption": "..."}}.')
-        name, caption = (record[key] for key in keys)
-        if not isinstance(name, str) or not isinstance(caption, str):
-            raise VistokError(f"{where} has {keys[0]} {name!r} and {keys[1]} {caption!r}: each must be one text.")
-        if not caption.strip(" \t\r\n"):
-            raise VistokError(f"the caption of '{name}' is empty ({where}): write what it should show.")
+    for name, caption, where in read_caption_lines(captions):
         path = images / name
         if not path.is_file():
             raise VistokError(f"there is no picture '{path}' ({where}).")

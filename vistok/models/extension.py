@@ -89,13 +89,12 @@ def word_ids(tokenizer: Any, words: Sequence[str]) -> list[int]:
 
 def save_extension(folder: Path, extension: Extension, state: Mapping[str, Tensor]) -> None:
     """Writes ``extension.json``, and ``extension.safetensors`` if there are tensors; ``save_lora`` writes adapters."""
-    from safetensors.torch import save_file
+    from vistok.zoo.checkpoint import write_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG_FILE, asdict(extension))
-    kept = {key: value.detach().contiguous().cpu() for key, value in state.items()}
-    if kept:
-        save_file(kept, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    if state:
+        write_state_dict(folder / WEIGHTS_FILE, state)
 
 
 def read_extension(name: str | Path) -> tuple[Extension, Path]:

@@ -253,6 +253,10 @@ class LoadRequest:
         """Where the generator's weights come from."""
         return self.card.name if self.checkpoint is None else self.checkpoint
 
+    def wrong_size(self, side: int) -> VistokError:
+        """The error for another ``size`` than the side of a model's images."""
+        return VistokError(f"'{self.source}' draws {side}x{side} images: leave --size out, or give {side}.")
+
     @property
     def tokenizer_source(self) -> str | Path:
         """Where the tokenizer's weights come from.

@@ -130,8 +130,7 @@ def load_autoencoder(request: LoadRequest, config: LatentConfig) -> KLAutoencode
     autoencoder = KLAutoencoder.from_pretrained(source, None if resolve(source).is_dir() else "KL-16")
     own = autoencoder.config
     if request.size not in (None, config.img_size):
-        side = config.img_size
-        raise VistokError(f"'{request.source}' draws {side}x{side} images: leave --size out, or give {side}.")
+        raise request.wrong_size(config.img_size)
     if (config.vae_embed_dim, config.vae_stride) != (own.z_channels, own.downsample):
         raise VistokError(
             f"the generator draws latents of {config.vae_embed_dim} channels for {config.vae_stride} pixels but "

@@ -267,8 +267,7 @@ class MaskedFamily:
             overrides["grid"] = request.size // can.multiple
         model = self.kind.from_pretrained(request.source, request.preset, prefer_ema=True, **overrides)
         if overrides and overrides["grid"] != model.config.grid:
-            side = model.config.grid * can.multiple
-            raise VistokError(f"'{request.source}' draws {side}x{side} images: leave --size out, or give {side}.")
+            raise request.wrong_size(model.config.grid * can.multiple)
         if (model.tokens.size, "grid") != (can.codebook_size, can.layout):
             raise VistokError(
                 f"the generator knows {model.tokens.size} codes in a grid but the tokenizer has {can.codebook_size} in "

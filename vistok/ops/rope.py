@@ -61,6 +61,7 @@ def rope_1d(
         head_dim: width of one head, even.
         base: rotary base.
         prefix: all-zero rows (cos = sin = 0) put before the first position.
+        device: of the table.
 
     Returns:
         float32 [prefix + length, head_dim // 2, 2], (cos, sin) last.
@@ -90,6 +91,7 @@ def rope_2d(
         head_dim: width of one head, a multiple of 4.
         base: rotary base.
         prefix: all-zero rows (cos = sin = 0) put before the first token, one for each conditioning token.
+        device: of the table.
 
     Returns:
         float32 [prefix + grid_h * grid_w, head_dim // 2, 2], (cos, sin) last.

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from vistok.ops import KVCache
 from vistok.samplers.noise import DRAW, PURPOSES, Noise
 from vistok.samplers.params import SamplingParams
 from vistok.samplers.tree import TokenTree
@@ -42,6 +43,20 @@ class Verdict(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # a tuple's own ``count`` is not missed
     path: Tensor | None = None
     probs: Tensor | None = None
+
+    def keep_rows(self, cache: KVCache, rows: int | None, copies: int = 1) -> None:
+        """Keeps the rows of the accepted path in a cache that the tree was written to, and drops the others.
+
+        Args:
+            cache: of ``copies`` times B sequences; with guidance there are two.
+            rows: how many nodes every sequence keeps, where it is the same number; else None.
+            copies: see ``cache``.
+        """
+        count = self.count if copies == 1 else self.count.repeat(copies)
+        if self.path is not None:
+            cache.commit(self.path if copies == 1 else self.path.repeat(copies, 1), count)
+        else:
+            cache.advance(count if rows is None else rows)
 
 
 class Processing(Protocol):

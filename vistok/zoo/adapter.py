@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from vistok.errors import VistokError
@@ -55,15 +54,15 @@ def save_lora(folder: Path, model: Any, base: str) -> None:
         base: name of the model below.
     """
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
+
+    from vistok.zoo.checkpoint import write_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)
     config = model.peft_config["default"]
     entries = {"peft_type": "LORA", "base_model_name_or_path": base, "r": config.r, "lora_alpha": config.lora_alpha}
     write_json(folder / LORA_CONFIG, entries | {"target_modules": config.target_modules, "task_type": "CAUSAL_LM"})
-    state = {key: value.detach().to("cpu", torch.bfloat16) for key, value in get_peft_model_state_dict(model).items()}
-    metadata = {"format": "pt", HASHES: ",".join(base_hashes(base))}
-    save_file({key: value.contiguous() for key, value in state.items()}, folder / LORA_WEIGHTS, metadata=metadata)
+    state = {key: value.bfloat16() for key, value in get_peft_model_state_dict(model).items()}
+    write_state_dict(folder / LORA_WEIGHTS, state, {HASHES: ",".join(base_hashes(base))})
 
 
 def save_adapter(folder: Path, model: Any, base: str) -> None:

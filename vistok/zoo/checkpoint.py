@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.files import atomic_path
 
 _WRAPPERS = ("model", "module", "state_dict", "model_state_dict", "weights", "params", "net", "network")
 _AVERAGES = ("ema", "model_ema", "ema_model", "ema_state_dict", "model_ema_state_dict", "state_dict_ema", "params_ema")
@@ -97,6 +98,21 @@ def read_state_dict(path: str | Path, prefer_ema: bool = False) -> dict[str, Ten
         raise VistokError(f"cannot read '{path}' ({error.strerror}).") from error
     checkpoint = _read(path, mmap=magic == _ZIP_MAGIC)
     return _without_prefixes(_unwrap(checkpoint, path, prefer_ema))
+
+
+def write_state_dict(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes tensors as safetensors, for :func:`read_state_dict`; the file is whole or absent.
+
+    Args:
+        path: where to.
+        state: the tensors, on any device.
+        metadata: entries of the file's head beside the format, which transformers asks for.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {key: value.detach().contiguous().cpu() for key, value in state.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError, unknown_name
-from vistok.files import atomic_path, write_json
-from vistok.zoo.checkpoint import load_strict, read_state_dict, weights_file
+from vistok.files import write_json
+from vistok.zoo.checkpoint import load_strict, read_state_dict, weights_file, write_state_dict
 from vistok.zoo.hub import Pushable
 from vistok.zoo.model_card import ModelCard, write_card
 from vistok.zoo.registry import card_of_file, card_of_folder, resolve
@@ -192,17 +192,14 @@ class Pretrained(Pushable, nn.Module):
             dtype: of the floating-point weights in the file; unchanged if None.
             without: entries of weights that stand in the files of the card's ``base``.
         """
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         family = {} if self.family is None else {FAMILY: self.family}
         write_json(folder / CONFIG_FILE, family | asdict(self.config))
         state = {
-            key: (value.to(dtype) if dtype and value.is_floating_point() else value).contiguous().cpu()
+            key: value.to(dtype) if dtype and value.is_floating_point() else value
             for key, value in self.state_dict().items()
             if key not in without
         }
-        with atomic_path(folder / WEIGHTS_FILE) as path:
-            save_file(state, path, metadata={"format": "pt"})
+        write_state_dict(folder / WEIGHTS_FILE, state)
         if self.card is not None:  # not how it was trained and measured: the weights may have changed since
             write_card(folder, replace(self.card, aliases=(), recipe=None, seed=None, steps=None, metrics={}))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from vistok.data.caption_lines import METADATA
 from vistok.data.images import save_image, to_pil
 from vistok.data.scenes.controls import RENDERERS
 from vistok.data.scenes.language import captions, groups, questions
@@ -84,7 +85,7 @@ def write_scenes(folder: str | Path, count: int, side: int = 64, seed: int = 0, 
             "remove this one."
         )
     with (
-        atomic_path(folder / "metadata.jsonl") as path,
+        atomic_path(folder / METADATA) as path,
         path.open("w", encoding="utf-8") as file,
         progress("scenes", count) as advance,
     ):

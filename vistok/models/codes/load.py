@@ -161,7 +161,7 @@ class ChameleonFamily(CodeFamily):
             generator, opening = ChameleonGenerator.anole(network), [begin_of_picture(network)]
             side = generator.plan.columns * PIXELS["lumina"]
             if request.size not in (None, side):
-                raise VistokError(f"'{request.source}' draws {side}x{side} images: leave --size out, or give {side}.")
+                raise request.wrong_size(side)
         words = processor.tokenizer
 
         def read(texts: list[str]) -> Any:

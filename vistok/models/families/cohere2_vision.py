@@ -6,13 +6,11 @@ from typing import Any
 
 from PIL import Image
 
-from vistok.models.families.gemma3 import Gemma3
+from vistok.models.families.encoded import SquareTiles
 
 
-class Cohere2Vision(Gemma3):
+class Cohere2Vision(SquareTiles):
     """The family ``cohere2_vision``; tiles are pictures of their own."""
-
-    causal = True
 
     def arrangement(self, images: Any, picture: Image.Image, tiles: int) -> tuple[int, int] | None:
         if tiles == 1:

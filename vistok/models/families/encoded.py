@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.models.families.attention import LayerAttention
 from vistok.models.families.capture import Seen, attention_layers, check_layers, seen_by
-from vistok.models.families.family import Ask, Family, Picture
+from vistok.models.families.family import Ask, Family, Picture, square
 from vistok.models.families.plan import single_view_plan
 from vistok.models.families.tokens import ImageTokens
 
@@ -84,6 +84,16 @@ class EncodedFamily(Family):
 
     def arrangement(self, images: Any, picture: Image.Image, tiles: int) -> tuple[int, int] | None:
         return 1, 1
+
+
+class SquareTiles(EncodedFamily):
+    """Base of families whose pictures and tiles are squares of one size, in one tensor of features [V, N, D]."""
+
+    features = "flat"
+
+    def tiles(self, base: nn.Module, inputs: dict[str, Any]) -> list[Tile]:
+        views = base.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
+        return [Tile(view, square(len(view))) for view in views]
 
 
 def block_pool(patches: int, grid: tuple[int, int]) -> Any:

@@ -7,13 +7,11 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from vistok.models.families.gemma3 import Gemma3
+from vistok.models.families.encoded import SquareTiles
 
 
-class FastVlm(Gemma3):
+class FastVlm(SquareTiles):
     """The family ``fast_vlm``; there is no attention among all tokens to read."""
-
-    causal = True
 
     def modules(self, base: nn.Module) -> list[nn.Module]:
         return []

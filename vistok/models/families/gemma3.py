@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from vistok.models.families.encoded import EncodedFamily, Tile
-from vistok.models.families.family import square
+from vistok.models.families.encoded import SquareTiles
 
 
-class Gemma3(EncodedFamily):
+class Gemma3(SquareTiles):
     """The family ``gemma3``; crops of pan and scan are pictures of their own."""
 
-    features = "flat"
     causal = False
-
-    def tiles(self, base: nn.Module, inputs: dict[str, Any]) -> list[Tile]:
-        pixels = inputs["pixel_values"]
-        tokens = base.get_image_features(pixels, return_dict=True).pooler_output
-        return [Tile(view, square(len(view))) for view in tokens]
 
 
 class PaliGemma(Gemma3):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from vistok.models.families.family import Family
-from vistok.models.families.qwen2_vl import Qwen2VL
+from vistok.models.families.qwen2_vl import MergedPatches
 
 
-class Glm4v(Qwen2VL):
+class Glm4v(MergedPatches):
     """The family ``glm4v``: tower and positions are laid as Qwen2-VL's; its videos fill placeholders of pictures."""
-
-    videos = Family.videos

@@ -12,22 +12,17 @@ from torch import Tensor, nn
 
 from vistok.models.families.attention import LayerAttention
 from vistok.models.families.capture import Seen
-from vistok.models.families.encoded import EncodedFamily, Tile
+from vistok.models.families.encoded import SquareTiles, Tile
 from vistok.models.families.family import square
 
 
-class PerceptionLM(EncodedFamily):
+class PerceptionLM(SquareTiles):
     """The family ``perception_lm``; tiles are pictures of their own."""
 
-    features = "flat"
     whole_first = True
 
     def modules(self, base: nn.Module) -> list[nn.Module]:
         return [block.attn for block in base.vision_tower.timm_model.blocks]
-
-    def tiles(self, base: nn.Module, inputs: dict[str, Any]) -> list[Tile]:
-        tokens = base.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
-        return [Tile(view, square(len(view))) for view in tokens]
 
     def attention(
         self, base: nn.Module, seen: Seen, tile: int, tiles: list[Tile], inputs: dict[str, Any]

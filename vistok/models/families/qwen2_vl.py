@@ -16,24 +16,14 @@ from vistok.models.families.encoded import EncodedFamily, Tile, group_mean
 from vistok.models.families.family import Ask, Picture
 
 
-class Qwen2VL(EncodedFamily):
-    """The family ``qwen2_vl``."""
+class MergedPatches(EncodedFamily):
+    """Base of families whose tower merges the patches of a token, as Qwen2-VL's, with positions of three axes."""
 
     position_axes = 3
 
-    def position_offset(self, model: nn.Module) -> Tensor | int:
-        delta = model.base_model.rope_deltas
-        return 0 if delta is None else delta
-
-    def videos(self, model: nn.Module, inputs: dict[str, Any], ask: Ask) -> Iterator[list[Picture]]:
-        """Yields the frames of videos: to the tower each frame (two of the film) is a picture."""
-        grids = inputs["video_grid_thw"]
-        frames = grids.repeat_interleave(grids[:, 0], 0)
-        frames[:, 0] = 1
-        pixels = {"pixel_values": inputs["pixel_values_videos"], "image_grid_thw": frames}
-        pictures = self.pictures(model, pixels, ask)
-        for count in grids[:, 0].tolist():
-            yield list(islice(pictures, count))
+    def position_offset(self, model: nn.Module, batch: int) -> Tensor | int:
+        delta = model.base_model.rope_deltas  # [prompts, 1]
+        return 0 if delta is None else delta.repeat_interleave(batch // len(delta), 0)
 
     def modules(self, base: nn.Module) -> list[nn.Module]:
         return [block.attn for block in base.visual.blocks]
@@ -55,6 +45,20 @@ class Qwen2VL(EncodedFamily):
     def in_order(self, base: nn.Module, seen: Seen, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Returns queries and keys of all pictures, with the patches of a token together and tokens in raster order."""
         return seen.queries_and_keys()
+
+
+class Qwen2VL(MergedPatches):
+    """The family ``qwen2_vl``."""
+
+    def videos(self, model: nn.Module, inputs: dict[str, Any], ask: Ask) -> Iterator[list[Picture]]:
+        """Yields the frames of videos: to the tower each frame (two of the film) is a picture."""
+        grids = inputs["video_grid_thw"]
+        frames = grids.repeat_interleave(grids[:, 0], 0)
+        frames[:, 0] = 1
+        pixels = {"pixel_values": inputs["pixel_values_videos"], "image_grid_thw": frames}
+        pictures = self.pictures(model, pixels, ask)
+        for count in grids[:, 0].tolist():
+            yield list(islice(pictures, count))
 
 
 class Qwen25VL(Qwen2VL):
@@ -79,12 +83,6 @@ class Qwen25VL(Qwen2VL):
         return tuple(x.unflatten(1, (-1, block))[:, back].flatten(1, 2) for x in seen.queries_and_keys())
 
 
-def _grids(base: nn.Module, grids: Tensor) -> list[tuple[int, int]]:
-    """Rows and columns of tokens of each picture."""
-    merge = base.visual.spatial_merge_size
-    return [(t * h // merge, w // merge) for t, h, w in grids.tolist()]
-
-
 class Qwen3VL(Qwen2VL):
     """The family ``qwen3_vl``: further levels of the tower are added to the tokens after the decoder's first layers."""
 
@@ -106,3 +104,9 @@ class Qwen3VL(Qwen2VL):
 
         by_level = [list(level) for level in zip(*levels, strict=True)]
         return BaseModelOutputWithDeepstackFeatures(pooler_output=features, deepstack_features=by_level)
+
+
+def _grids(base: nn.Module, grids: Tensor) -> list[tuple[int, int]]:
+    """Rows and columns of tokens of each picture."""
+    merge = base.visual.spatial_merge_size
+    return [(t * h // merge, w // merge) for t, h, w in grids.tolist()]

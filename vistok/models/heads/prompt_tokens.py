@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError, unknown_name
-from vistok.files import atomic_path, write_json
+from vistok.files import write_json
 from vistok.models.heads.extra_rows import RowNetwork
-from vistok.zoo.checkpoint import read_state_dict
+from vistok.zoo.checkpoint import read_state_dict, write_state_dict
 from vistok.zoo.pretrained import read_entries
 from vistok.zoo.registry import resolve
 
@@ -119,8 +119,6 @@ class PromptTokens(RowNetwork):
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes the published layout."""
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         entries = {
             "num_special_tokens": self.ahead,
@@ -133,9 +131,8 @@ class PromptTokens(RowNetwork):
             "task_type": "CAUSAL_LM",
         }
         write_json(folder / CONFIG, entries)
-        weights = self.prompt_embeddings.detach().to(dtype or self.prompt_embeddings.dtype).contiguous().cpu()
-        with atomic_path(folder / WEIGHTS[0]) as path:
-            save_file({KEY: weights}, path, metadata={"format": "pt"})
+        weights = self.prompt_embeddings.to(dtype or self.prompt_embeddings.dtype)
+        write_state_dict(folder / WEIGHTS[0], {KEY: weights})
 
 
 def _value(entry: Any) -> str:

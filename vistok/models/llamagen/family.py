@@ -35,8 +35,7 @@ class LlamaGenFamily:
         model = self.kind.from_pretrained(request.source, request.preset, **overrides)
         own = model.tokens
         if request.size is not None and own.length != overrides["block_size"]:
-            side = can.image_size or own.line * can.multiple
-            raise VistokError(f"'{request.source}' draws {side}x{side} images: leave --size out, or give {side}.")
+            raise request.wrong_size(can.image_size or own.line * can.multiple)
         if (own.size, own.layout) != (can.codebook_size, can.layout):
             raise VistokError(
                 f"the generator knows {own.size} codes in a {own.layout} but the tokenizer has {can.codebook_size} in "

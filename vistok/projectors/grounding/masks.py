@@ -86,6 +86,7 @@ def mask_losses(logits: Tensor, targets: Tensor, eps: float = 1e-6) -> tuple[Ten
 
     Args:
         logits, targets: [P, H, W]; targets in [0, 1].
+        eps: added above and below the fraction of the Dice loss, for masks without a pixel.
     """
     bce = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").flatten(1).mean(1).mean()
     said, true = logits.sigmoid().flatten(1), targets.flatten(1)

@@ -79,6 +79,7 @@ class Read:
     Args:
         model, processor: a LLaVA whose vocabulary has <SEG>, and its processor.
         head: see ReadHead; without one, only SAM makes masks.
+        template: prompt of a text, which stands in it as ``{text}``.
 
     Raises:
         VistokError: the processor does not know <SEG>.

@@ -20,6 +20,7 @@ from vistok.data.scenes.vqa import ASSISTANT, BEGIN, END, PAD, USER
 from vistok.data.scenes3d import locations, mean_colours
 from vistok.data.scenes3d.language import NOTHING, named, token_ids, vocabulary
 from vistok.errors import VistokError
+from vistok.files import write_json
 from vistok.models.extension import Extension, is_extension, load_extended, save_extension
 from vistok.models.vision.pointnet import PointNet
 from vistok.projectors.learned.objects import AttributeRelationTokens, interleave
@@ -190,14 +191,11 @@ class Chat3D(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes ``chat3d.json`` and the weights, all of them."""
-        from safetensors.torch import save_file
+        from vistok.zoo.checkpoint import write_state_dict
 
-        Path(folder).mkdir(parents=True, exist_ok=True)
         text = {entry: getattr(self.language.config, entry) for entry in _TEXT}
-        config = json.dumps(asdict(replace(self.config, text=text)), indent=2) + "\n"
-        (Path(folder) / CONFIG_FILE).write_text(config, encoding="utf-8")
-        state = {key: value.contiguous().cpu() for key, value in self.state_dict().items()}
-        save_file(state, Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_json(Path(folder) / CONFIG_FILE, replace(self.config, text=text))
+        write_state_dict(Path(folder) / WEIGHTS_FILE, self.state_dict())
 
     def save_difference(self, folder: str | Path, base: str) -> None:
         """Writes what a model on a LLaVA adds to it, in bfloat16, but for adapters, which ``save_lora`` writes.

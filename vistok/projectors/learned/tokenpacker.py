@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.files import write_json
 from vistok.projectors.interface import Compressor, ImageTokens, Needs
 
 PREFIX = "model.mm_projector."  # of the projector in a full LLaVA checkpoint
@@ -98,7 +99,7 @@ class TokenPacker(nn.Module, Compressor):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``tokenpacker.json`` and ``tokenpacker.safetensors``, beside the model that it belongs to."""
-        from safetensors.torch import save_file
+        from vistok.zoo.checkpoint import write_state_dict
 
         config = {
             "raw_grid": self.raw_grid,
@@ -108,9 +109,8 @@ class TokenPacker(nn.Module, Compressor):
             "scale_factor": self.scale_factor,
             "states": self.states,
         }
-        (Path(folder) / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        state = {key: value.contiguous().cpu() for key, value in self.state_dict().items()}
-        save_file(state, Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_json(Path(folder) / CONFIG_FILE, config)
+        write_state_dict(Path(folder) / WEIGHTS_FILE, self.state_dict())
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> TokenPacker:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.files import write_json
 from vistok.projectors.interface import LayerCompressor
 
 CONFIG_FILE, WEIGHTS_FILE = "pmod.json", "pmod.safetensors"
@@ -200,11 +201,10 @@ class PMod(nn.Module, LayerCompressor):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``pmod.json`` and ``pmod.safetensors``, beside the model that they belong to."""
-        from safetensors.torch import save_file
+        from vistok.zoo.checkpoint import write_state_dict
 
-        (Path(folder) / CONFIG_FILE).write_text(json.dumps(self.options(), indent=2) + "\n", encoding="utf-8")
-        state = {key: value.contiguous().cpu() for key, value in self.state_dict().items()}
-        save_file(state, Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_json(Path(folder) / CONFIG_FILE, self.options())
+        write_state_dict(Path(folder) / WEIGHTS_FILE, self.state_dict())
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> PMod:

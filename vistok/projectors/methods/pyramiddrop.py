@@ -9,6 +9,8 @@ different counts.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from vistok.errors import VistokError
@@ -52,7 +54,24 @@ def check_layers(layers: tuple[int, ...], total: int, earliest: int, name: str) 
     return layers
 
 
-class PyramidDrop(LayerCompressor):
+class StagedCompressor(LayerCompressor):
+    """Base of methods that drop tokens in stages.
+
+    Attributes:
+        stages: where they begin, as fractions of the depth, ascending.
+        chosen: the first layer of each stage, as a user chose them; None for those of ``stages``.
+    """
+
+    stages: ClassVar[tuple[float, ...]]
+    chosen: tuple[int, ...] | None
+
+    def layers(self, total: int, earliest: int) -> tuple[int, ...]:
+        if self.chosen is not None:
+            return check_layers(self.chosen, total, earliest, self.name)
+        return stages_in(self.stages, total, earliest, self.name)
+
+
+class PyramidDrop(StagedCompressor):
     """Drops visual tokens inside the language model, in three stages.
 
     Args:
@@ -62,18 +81,14 @@ class PyramidDrop(LayerCompressor):
     """
 
     name = "pyramiddrop"
+    stages = STAGES
 
     def __init__(self, keep: int | float = 0.125, layers: tuple[int, ...] | None = None) -> None:
         self.keep = check_keep(keep)
         self.chosen = None if layers is None else tuple(layers)
 
-    def layers(self, total: int, earliest: int) -> tuple[int, ...]:
-        if self.chosen is not None:
-            return check_layers(self.chosen, total, earliest, self.name)
-        return stages_in(STAGES, total, earliest, self.name)
-
     def select(self, view: LayerView) -> Tensor:
-        steps = 1 - view.later / len(STAGES if self.chosen is None else self.chosen)
+        steps = 1 - view.later / len(self.stages if self.chosen is None else self.chosen)
         shares = [
             min(1.0, self.keep / whole) if isinstance(self.keep, int) and whole else self.keep for whole in view.whole
         ]

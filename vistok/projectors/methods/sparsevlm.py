@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from vistok.errors import VistokError
-from vistok.projectors.interface import LayerCompressor, LayerView, check_keep
+from vistok.projectors.interface import LayerView, check_keep
 from vistok.projectors.methods.density_peaks import means, owners, peak_scores
 from vistok.projectors.methods.fastv import attention_rows, best_visual
-from vistok.projectors.methods.pyramiddrop import check_layers, stages_in
+from vistok.projectors.methods.pyramiddrop import StagedCompressor
 
 STAGES = (3 / 32, 7 / 32, 16 / 32)  # of the depth: the layers behind 2, 6 and 15 of 32
 TOKENS = 576  # of the pictures that the budgets were published for
@@ -89,7 +89,7 @@ def budget_shares(share: float, version: int) -> tuple[float, float, float]:
     return table[1.0]
 
 
-class SparseVLM(LayerCompressor):
+class SparseVLM(StagedCompressor):
     """Lets the question's words rank the visual tokens, in three stages.
 
     Args:
@@ -99,6 +99,7 @@ class SparseVLM(LayerCompressor):
     """
 
     name = "sparsevlm"
+    stages = STAGES
 
     def __init__(self, keep: int | float = 1 / 3, version: int = 2, layers: tuple[int, int, int] | None = None) -> None:
         self.keep = check_keep(keep)
@@ -108,11 +109,6 @@ class SparseVLM(LayerCompressor):
             raise VistokError(f"layers are {layers!r}: the budgets of SparseVLM are of three stages.")
         self.version = version
         self.chosen = None if layers is None else tuple(layers)
-
-    def layers(self, total: int, earliest: int) -> tuple[int, ...]:
-        if self.chosen is not None:
-            return check_layers(self.chosen, total, earliest, self.name)
-        return stages_in(STAGES, total, earliest, self.name)
 
     def raters(self, states: Tensor, visual: Tensor, present: Tensor) -> Tensor:
         columns = torch.arange(visual.shape[1], device=visual.device)

@@ -115,6 +115,7 @@ def paint_step(
     """Draw the chosen tokens in place.
 
     Args:
+        guided: the model.
         tokens: [B, L, D].
         mask, chosen: bool [B, L].
         scale: of guidance.

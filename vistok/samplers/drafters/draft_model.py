@@ -205,6 +205,18 @@ def same_tokenizer(drafter: DraftModel, target: nn.Module, tokenizer: Any | None
         )
 
 
+def same_vocabulary(drafter: Any, target: nn.Module, tokenizer: Any | None) -> None:
+    """Checks that a drafter's ``model`` has the tokenizer of its target, and as many tokens.
+
+    Raises:
+        VistokError: they give tokens other numbers, or the sizes differ.
+    """
+    same_tokenizer(drafter, target, tokenizer)
+    drafted, known = (model.get_input_embeddings().weight.shape[0] for model in (drafter.model, target))
+    if drafted != known:
+        raise VistokError(f"the draft model has {drafted} tokens and the target {known}: take one of its size.")
+
+
 def _tokenizer_of(model: nn.Module) -> Any | None:
     """The tokenizer in the folder that a model was loaded from; None if there is none."""
     from transformers import AutoTokenizer

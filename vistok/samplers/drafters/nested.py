@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.samplers.drafters.draft_model import same_tokenizer
+from vistok.samplers.drafters.draft_model import same_vocabulary
 from vistok.samplers.drafters.sorted_draft import Reader
 from vistok.samplers.drafters.text import TextDrafter, TextSoFar
 from vistok.samplers.loop import decode
@@ -71,10 +71,7 @@ class NestedDraft(TextDrafter):
         Raises:
             VistokError: the draft model or its drafter does not fit.
         """
-        same_tokenizer(self, model, tokenizer)
-        sizes = [each.get_input_embeddings().weight.shape[0] for each in (self.model, model)]
-        if sizes[0] != sizes[1]:
-            raise VistokError(f"the draft model has {sizes[0]} tokens and the target {sizes[1]}: take one of its size.")
+        same_vocabulary(self, model, tokenizer)
         check_model(self.model, 1)
         self.inner.bind(self.model, prompt, GREEDY, self.drafts, self.tokenizer)
         if self.inner.features or self.inner.reads_prompt:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.ops import draw
 from vistok.ops.tree import PADDING
-from vistok.samplers.drafters.draft_model import same_tokenizer
+from vistok.samplers.drafters.draft_model import same_vocabulary
 from vistok.samplers.drafters.text import TextDrafter, TextSoFar
 from vistok.samplers.noise import DRAFT
 from vistok.samplers.params import SamplingParams
@@ -138,10 +138,7 @@ class SortedDraft(TextDrafter):
         Raises:
             VistokError: the draft model cannot run behind a tree's mask, or has another tokenizer or vocabulary.
         """
-        same_tokenizer(self, model, tokenizer)
-        sizes = [each.get_input_embeddings().weight.shape[0] for each in (self.model, model)]
-        if sizes[0] != sizes[1]:
-            raise VistokError(f"the draft model has {sizes[0]} tokens and the target {sizes[1]}: take one of its size.")
+        same_vocabulary(self, model, tokenizer)
         check_model(self.model, 1)
         self.kind = kind_of(params, LawKind.INDEPENDENT)
         end = prompt.ids.shape[1] + length

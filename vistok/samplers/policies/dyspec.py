@@ -56,7 +56,7 @@ def grow_by_budget(law: Tensor, gumbel: Tensor, expand: Expand, drafts: int) -> 
     """Fill the slot of the largest value, again and again.
 
     Args:
-        params, gumbel: behind the root, [B, V].
+        law, gumbel: behind the root, [B, V].
         expand: the draft model; called with one node of each tree at a time.
         drafts: nodes below the root.
     """
@@ -104,7 +104,7 @@ def grow_by_layers(
     """Fill every slot that is worth the threshold, level by level.
 
     Args:
-        params, gumbel: behind the root, [B, V].
+        law, gumbel: behind the root, [B, V].
         expand: the draft model; called with all nodes of a level.
         threshold: least value of a slot.
         nodes: most nodes, the root included.

@@ -58,8 +58,7 @@ def beam_step(logprob: Tensor, perturbed: Tensor, law: Tensor, gumbel: Tensor, w
 
     Args:
         logprob, perturbed: of the beams, [B, M].
-        params: behind each beam, [B, M, V].
-        gumbel: [B, M, V].
+        law, gumbel: behind each beam, [B, M, V].
         width: beams that are kept.
     """
     reach = logprob[..., None] + law.log()

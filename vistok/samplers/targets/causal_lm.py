@@ -110,8 +110,4 @@ class TextTarget:
 
     def commit(self, verdict: Verdict, least: int, rows: int | None) -> None:
         """Keep the accepted path of every sequence."""
-        cache = self.lm.cache
-        if verdict.path is not None:
-            cache.commit(verdict.path, verdict.count)
-        else:
-            cache.advance(verdict.count if rows is None else rows)
+        verdict.keep_rows(self.lm.cache, rows)

@@ -78,8 +78,4 @@ class CodeTarget:
 
     def commit(self, verdict: Verdict, least: int, rows: int | None) -> None:
         """Keep the accepted path of every sequence, in both halves."""
-        cache, twice = self.lm.cache, 2 if self.guided else 1
-        if verdict.path is not None:
-            cache.commit(verdict.path.repeat(twice, 1), verdict.count.repeat(twice))
-        else:
-            cache.advance(verdict.count.repeat(twice) if rows is None else rows)
+        verdict.keep_rows(self.lm.cache, rows, copies=2 if self.guided else 1)

@@ -81,12 +81,7 @@ class ImageTarget:
 
     def commit(self, verdict: Verdict, least: int, rows: int | None) -> None:
         """Keep the accepted path of every sequence, in both halves."""
-        cache = self.state.cache
-        twice = 2 if self.guided else 1
-        if verdict.path is not None:
-            cache.commit(verdict.path.repeat(twice, 1), verdict.count.repeat(twice))
-        else:
-            cache.advance(verdict.count.repeat(twice) if rows is None else rows)
+        verdict.keep_rows(self.state.cache, rows, copies=2 if self.guided else 1)
         if self.guided and self.params.guided_tokens is not None and least >= self.params.guided_tokens:
             self.state = self.state.narrow(self.batch)
             self.guided = False

@@ -127,11 +127,11 @@ class PictureTarget(TextTarget):
                 self.holes[index] = real & ~self._flush(there[..., None])[..., 0]
         count = prompt.count
         self.lm.cache.advance(width if int(count.min()) == width else count)
-        offset = self.family.position_offset(self.model)
+        offset = self.family.position_offset(self.model, self.batch)
         positions = self.inputs.get("position_ids")
         if self.family.position_axes == 1 and positions is not None:  # a compressor may let tokens keep their numbers
             offset = positions[:, -1:] + 1 - count[:, None]
-        self.lm.offset = offset if isinstance(offset, int) else offset.clone()
+        self.lm.offset = offset
 
     def _spread(self, rows: Tensor, pruned: Pruned | None, layer: int) -> Tensor:
         """Rows of a layer [B, S', C] at their columns of the prompt, [B, S, C]; zeros where it has none."""

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -58,6 +59,32 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def codes(self, indices: Tensor) -> Tensor:
         """Codes of indices [...], [..., D]."""
+
+
+class NearestCode(Quantizer):
+    """Base of quantizers that give a latent the nearest of K codes.
+
+    Attributes:
+        codebook: the codes as they are compared and looked up, [K, D].
+        spherical: latents and codes are compared on the unit sphere.
+    """
+
+    codebook: Tensor
+    spherical: bool
+
+    def _flatten(self, z: Tensor) -> Tensor:
+        """Latents [B, D, ...] as they are compared, [B, ..., D]."""
+        z = z.movedim(1, -1)
+        return F.normalize(z, dim=-1) if self.spherical else z
+
+    def indices(self, z: Tensor) -> Tensor:
+        """Nearest codes of latents [B, D, ...] (lowest index on ties), int64 [B, ...]."""
+        z = self._flatten(z.float())
+        return squared_distances(z, self.codebook.float()).argmin(1).view(z.shape[:-1])
+
+    def codes(self, indices: Tensor) -> Tensor:
+        """Codes of indices [...], [..., D]."""
+        return F.embedding(indices, self.codebook)
 
 
 def squared_distances(z: Tensor, codebook: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from vistok.tokenizers.quantizers.base import Quantized, Quantizer, squared_distances
+from vistok.tokenizers.quantizers.base import NearestCode, Quantized, squared_distances
 from vistok.tokenizers.quantizers.gradient import estimator
 
 
-class EMAQuantizer(Quantizer):
+class EMAQuantizer(NearestCode):
     """Codes are running means of the latents that chose them, so the codebook needs no gradient and no optimizer.
 
     Indices and codes of a batch are those before its update. Counts and sums are summed over all processes before they
@@ -44,25 +44,12 @@ class EMAQuantizer(Quantizer):
     ):
         super().__init__()
         self.size, self.dim = size, dim
-        self.decay, self.cosine, self.commitment, self.smoothing = decay, cosine, commitment, smoothing
+        self.decay, self.spherical, self.commitment, self.smoothing = decay, cosine, commitment, smoothing
         self.estimate = estimator(gradient)
         codebook = torch.randn(size, dim)
         self.register_buffer("codebook", F.normalize(codebook, dim=-1) if cosine else codebook)
         self.register_buffer("counts", torch.ones(size))
         self.register_buffer("sums", self.codebook.clone())
-
-    def _flatten(self, z: Tensor) -> Tensor:
-        z = z.movedim(1, -1)
-        return F.normalize(z, dim=-1) if self.cosine else z
-
-    def indices(self, z: Tensor) -> Tensor:
-        """Nearest codes of latents [B, D, ...] (lowest index on ties), int64 [B, ...]."""
-        z = self._flatten(z.float())
-        return squared_distances(z, self.codebook.float()).argmin(1).view(z.shape[:-1])
-
-    def codes(self, indices: Tensor) -> Tensor:
-        """Codes of indices [...], [..., D]."""
-        return F.embedding(indices, self.codebook)
 
     def _quantize(self, z: Tensor) -> Quantized:
         z, codebook = self._flatten(z), self.codebook.float()
@@ -89,7 +76,7 @@ class EMAQuantizer(Quantizer):
         smoothed = (self.counts + self.smoothing) / (total + self.size * self.smoothing) * total
         means = self.sums / smoothed[:, None]
         # A new tensor: autograd may still hold the codes of this batch.
-        self.codebook = F.normalize(means, dim=-1) if self.cosine else means
+        self.codebook = F.normalize(means, dim=-1) if self.spherical else means
 
     @torch.no_grad()
     def revive(self, z: Tensor, threshold: float, generator: torch.Generator) -> int:

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.tokenizers.quantizers.base import Quantized, Quantizer, entropy_gap, squared_distances
+from vistok.tokenizers.quantizers.base import NearestCode, Quantized, entropy_gap, squared_distances
 from vistok.tokenizers.quantizers.gradient import estimator
 
 USAGE_WINDOW = 65536  # recent indices that the published usage figure looks back over
 
 
-class VectorQuantizer(Quantizer):
+class VectorQuantizer(NearestCode):
     """Nearest-neighbour vector quantization trained by gradient (van den Oord et al., arXiv 1711.00937), as in
     LlamaGen.
 
@@ -45,7 +45,7 @@ class VectorQuantizer(Quantizer):
     ):
         super().__init__()
         self.size, self.dim = size, dim
-        self.l2_norm = l2_norm
+        self.spherical = l2_norm
         self.commitment, self.codebook_weight = commitment, codebook
         self.entropy = entropy
         self.estimate = estimator(gradient)
@@ -61,20 +61,7 @@ class VectorQuantizer(Quantizer):
     def codebook(self) -> Tensor:
         """Codes as they are compared and looked up, [K, D]."""
         weight = self.embedding.weight
-        return F.normalize(weight, dim=-1) if self.l2_norm else weight
-
-    def _flatten(self, z: Tensor) -> Tensor:
-        z = z.movedim(1, -1)
-        return F.normalize(z, dim=-1) if self.l2_norm else z
-
-    def indices(self, z: Tensor) -> Tensor:
-        """Nearest codes of latents [B, D, ...] (lowest index on ties), int64 [B, ...]."""
-        z = self._flatten(z.float())
-        return squared_distances(z, self.codebook.float()).argmin(1).view(z.shape[:-1])
-
-    def codes(self, indices: Tensor) -> Tensor:
-        """Codes of indices [...], [..., D]."""
-        return F.embedding(indices, self.codebook)
+        return F.normalize(weight, dim=-1) if self.spherical else weight
 
     def _quantize(self, z: Tensor) -> Quantized:
         z = self._flatten(z)

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from vistok.data.caption_lines import METADATA, read_caption_lines
 from vistok.errors import VistokError
-
-METADATA = "metadata.jsonl"
-FILE_KEYS, TEXT_KEYS = ("file", "file_name"), ("caption", "text")
 
 
 def read_captions(root: Path, paths: Sequence[Path]) -> list[str]:
     """Returns the caption of each picture.
 
-    ``metadata.jsonl`` in the folder names pictures by ``file`` (or ``file_name``) and holds ``caption`` (or ``text``),
-    as ``vistok data scenes`` and image folders of ``datasets`` have it. Without that file ``cat.txt`` stands beside
-    ``cat.jpg``.
+    They stand in ``metadata.jsonl`` in the folder, see ``read_caption_lines``; without that file ``cat.txt`` stands
+    beside ``cat.jpg``. White space is joined to single spaces.
 
     Raises:
         VistokError: a picture has no caption, or the file cannot be read.
     """
     listed = root / METADATA
-    known = _from_lines(listed) if listed.exists() else None
+    known = None
+    if listed.exists():
+        known = {Path(line.name).as_posix(): _joined(line.caption) for line in read_caption_lines(listed)}
     captions = []
     for path in paths:
         caption = known.get(path.relative_to(root).as_posix()) if known is not None else _beside(path)
@@ -40,31 +38,10 @@ def read_captions(root: Path, paths: Sequence[Path]) -> list[str]:
 def _beside(path: Path) -> str | None:
     text = path.with_suffix(".txt")
     try:
-        return " ".join(text.read_text(encoding="utf-8-sig").split()) if text.exists() else None
+        return _joined(text.read_text(encoding="utf-8-sig")) if text.exists() else None
     except (OSError, UnicodeDecodeError) as error:
         raise VistokError(f"cannot read the caption '{text}' as UTF-8 text ({error}): replace the file.") from None
 
 
-def _from_lines(path: Path) -> dict[str, str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise VistokError(f"cannot read '{path}' as UTF-8 text ({error}): replace the file.") from None
-    captions = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            file = next(entry[key] for key in FILE_KEYS if key in entry)
-            caption = next(entry[key] for key in TEXT_KEYS if key in entry)
-        except (ValueError, TypeError, StopIteration):
-            raise VistokError(
-                f"line {number} of '{path}' is no JSON object with 'file' and 'caption': mend the line."
-            ) from None
-        if not isinstance(file, str) or not isinstance(caption, str):
-            raise VistokError(
-                f"line {number} of '{path}' must hold texts as file and caption, got {file!r}, {caption!r}."
-            )
-        captions[Path(file).as_posix()] = " ".join(caption.split())
-    return captions
+def _joined(text: str) -> str:
+    return " ".join(text.split())

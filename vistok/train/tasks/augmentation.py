@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
@@ -22,6 +21,7 @@ from vistok.train.export import write_training_card
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import text
+from vistok.zoo.checkpoint import write_state_dict
 
 
 class AugmentationObjective(nn.Module):
@@ -143,11 +143,9 @@ class AugmentationTask(text.PassageTask):
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Writes the coprocessor in half precision, the shape of its latents, and a card."""
-        directory.mkdir(parents=True, exist_ok=True)
         coprocessor = self.model.coprocessor
-        save_file(
-            {k: v.half().contiguous() for k, v in coprocessor.state_dict().items()}, directory / "model.safetensors"
-        )
+        state = {key: value.half() for key, value in coprocessor.state_dict().items()}
+        write_state_dict(directory / "model.safetensors", state)
         shape = {"latents": len(coprocessor.soft), "repeats": coprocessor.change is not None}
         write_json(directory / "config.json", shape)
         corpus = ", ".join([CORPUS, *(f"sources of {name}" for name in self.data.packages), f"seed {self.data.seed}"])

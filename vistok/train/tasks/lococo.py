@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
@@ -25,6 +24,7 @@ from vistok.train.export import write_training_card
 from vistok.train.options import read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import text
+from vistok.zoo.checkpoint import write_state_dict
 
 
 class LoCoCoObjective(nn.Module):
@@ -131,9 +131,8 @@ class LoCoCoTask(text.PassageTask):
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the convolutions under their published names, their shape, and a card."""
-        directory.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.half().contiguous() for name, tensor in saver_state(self.model.savers).items()}
-        save_file(state, directory / "model.safetensors")
+        state = {name: tensor.half() for name, tensor in saver_state(self.model.savers).items()}
+        write_state_dict(directory / "model.safetensors", state)
         write_json(directory / "config.json", asdict(self.mixing))
         corpus = f"{CORPUS}, seed {self.data.seed}"
         write_training_card(

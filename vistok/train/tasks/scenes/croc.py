@@ -37,6 +37,7 @@ from vistok.train.tasks.scenes.extension import ExtensionInit, slots
 from vistok.train.tasks.scenes.llava import load_llava
 from vistok.train.tasks.scenes.tower import tower_states
 from vistok.train.trainer import Task
+from vistok.zoo.checkpoint import write_state_dict
 
 SLOT = 28  # tokens of the longest caption
 CROC_FILE = "croc.safetensors"
@@ -215,16 +216,11 @@ class CrocTask(Task):
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Writes the LLaVA with its processor, and pool and head under their published names."""
-        from safetensors.torch import save_file
-
         self.model.bfloat16()
         self.model.llava.save_pretrained(directory)
         llava_processor(self.side, self.patch).save_pretrained(directory)
         if self.model.options.reconstruct:
-            state = {
-                key: value.contiguous().cpu() for key, value in croc_state(self.model.pool, self.model.head).items()
-            }
-            save_file(state, directory / CROC_FILE, metadata={"format": "pt"})
+            write_state_dict(directory / CROC_FILE, croc_state(self.model.pool, self.model.head))
         parts = {"tower": self.init.llava}
         write_training_card(
             directory, self.recipe, self.model.llava, "captioning", "llava", metrics, steps, parts, "2410.14332"

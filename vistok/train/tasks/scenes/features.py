@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from vistok.data.scenes.splits import HELD_OUT, check_training_seed
-from vistok.files import atomic_path
 from vistok.models.vision.inception import fold_batch_norms
 from vistok.models.vision.scenes import SceneFeatures
 from vistok.train.export import write_training_card
@@ -18,6 +17,7 @@ from vistok.train.options import NoEntries, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.features_objective import SceneFeaturesObjective, training_batch
 from vistok.train.trainer import Task
+from vistok.zoo.checkpoint import write_state_dict
 
 STATISTICS_BATCHES = 8  # from which the batch norms of the averaged weights are estimated
 
@@ -78,10 +78,7 @@ class SceneFeaturesTask(Task):
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Writes the network without its heads, its batch norms folded into its convolutions, in half precision."""
-        from safetensors.torch import save_file
-
         network = fold_batch_norms(copy.deepcopy(self.model.network).eval())
-        state = {key: value.half().cpu().contiguous() for key, value in network.state_dict().items()}
-        with atomic_path(directory / "model.safetensors") as path:
-            save_file(state, path)
+        state = {key: value.half() for key, value in network.state_dict().items()}
+        write_state_dict(directory / "model.safetensors", state)
         write_training_card(directory, self.recipe, network, "image-features", "scenes-features", metrics, steps)
