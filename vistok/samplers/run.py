@@ -52,11 +52,10 @@ class Verdict(NamedTuple):
             rows: how many nodes every sequence keeps, where it is the same number; else None.
             copies: see ``cache``.
         """
-        count = self.count if copies == 1 else self.count.repeat(copies)
         if self.path is not None:
-            cache.commit(self.path if copies == 1 else self.path.repeat(copies, 1), count)
+            cache.commit(self.path.repeat(copies, 1), self.count.repeat(copies))
         else:
-            cache.advance(count if rows is None else rows)
+            cache.advance(self.count.repeat(copies) if rows is None else rows)
 
 
 class Processing(Protocol):
