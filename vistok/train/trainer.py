@@ -98,7 +98,7 @@ class Trainer:
     """
 
     def __init__(self, recipe: Recipe, task: Task, directory: Path):
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
 
         self.recipe, self.task, self.directory = recipe, task, directory
         check_writable(directory, folder=True)
@@ -108,6 +108,8 @@ class Trainer:
             mixed_precision="bf16" if recipe.precision == "bf16" else "no",
             log_with="tensorboard",  # where it is installed (extra ``dev``)
             project_dir=directory,
+            # Some steps leave weights out, such as those of a stage, or that published files have and nothing reads.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         if recipe.batch_size % self.accelerator.num_processes:
             raise VistokError(
@@ -133,8 +135,9 @@ class Trainer:
     def _resume(self) -> None:
         if not self.checkpoint.exists():
             return
+        device = self.accelerator.device  # cpu:0 among several processes, where torch.load knows only cpu
         try:
-            state = torch.load(self.checkpoint, map_location=self.accelerator.device, weights_only=True)
+            state = torch.load(self.checkpoint, "cpu" if device.type == "cpu" else device, weights_only=True)
             self.task.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
