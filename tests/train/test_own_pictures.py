@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,7 +66,9 @@ GENERATORS = {
 }
 EAGLE = ({"intermediate_size": 64}, {"vq": "vq-mini", "gpt": "llamagen-mini"})
 EAGLE += ({"size": 64, "guidance": 2.0, "token_weight": 1.0, "noise": 1.0},)
-EVERY = TOKENIZERS | GENERATORS | {"eagle": EAGLE}
+READ = {"tokenizer": "vq-mini", "text_encoder": "llamagen-mini"}
+MASKED_OF_CAPTIONS = (MASKED | {"depth": 1}, READ, {"size": 32})
+EVERY = TOKENIZERS | GENERATORS | {"eagle": EAGLE, "maskgit of captions": MASKED_OF_CAPTIONS}
 
 
 def draw_pictures(root: Path, count: int = 6) -> Path:
@@ -218,6 +222,9 @@ def broken(folder: Path, fault: str) -> None:
         ("vq", "empty", {}, ["no image", "mine"]),
         ("vq", "", {"path": "nowhere"}, ["nowhere"]),
         ("vq", "", {"path": None}, ["data.path"]),
+        ("vq", "", {"path": ""}, ["data.path", "empty"]),
+        ("vq", "", {"held_out": ""}, ["data.held_out", "empty"]),
+        ("eagle", "", {"size": 32}, ["block_size 256", "64"]),
         ("vq", "unreadable", {}, [".png", "replace or remove"]),
         ("vq", "", {"size": 30}, ["data.size", "30", "multiple of 4"]),
         ("vq", "", {"size": -4}, ["data.size", "-4"]),
@@ -244,6 +251,71 @@ def test_what_is_wrong_with_a_folder_is_told_in_a_sentence(case, fault, data, cu
             build_task(mine).batch(step, slice(0, 2))
     assert all(culprit in str(told.value) for culprit in culprits), told.value
     assert str(told.value).count("\n") == 0
+
+
+CAPTIONED = ("llamagen", "llamagen-sequence", "maskgit of captions", "eagle", "seed")
+OF_CLASSES = ("llamagen of classes", "mar", "xar", "enat", "maskgit")
+
+
+def held_out_apart(tmp_path: Path) -> tuple[Path, Path]:
+    return draw_pictures(tmp_path / "mine"), draw_pictures(tmp_path / "others", 4)
+
+
+@pytest.mark.parametrize("case", CAPTIONED)
+@pytest.mark.parametrize("fault", ["no captions", "strange words"])
+def test_captions_are_checked_before_anything_is_trained(case, fault, tmp_path):
+    folder, others = held_out_apart(tmp_path)
+    for wrong in (folder, others) if case != "seed" else (folder,):  # which evaluates pictures alone
+        broken(wrong, fault)
+        with pytest.raises(VistokError, match=r"no caption in|aardvark"):
+            build_task(recipe(case, folder, held_out=str(others)))
+        draw_pictures(wrong, 4 if wrong is others else 6)
+
+
+@pytest.mark.parametrize("case", OF_CLASSES)
+def test_classes_are_checked_before_anything_is_trained(case, tmp_path):
+    folder, others = held_out_apart(tmp_path)
+    build_task(recipe(case, folder, held_out=str(others)))
+    (others / "cats").rename(others / "birds")
+    with pytest.raises(VistokError, match=r"birds.* is in none of the class folders cats, dogs"):
+        build_task(recipe(case, folder, held_out=str(others)))
+    broken(folder, "no class")
+    with pytest.raises(VistokError, match=r"mine.* is in none of the class folders dogs"):
+        build_task(recipe(case, folder))
+
+
+def test_what_nothing_is_learnt_of_is_told(tmp_path):
+    folder = draw_pictures(tmp_path / "mine")
+    for name in ("birds", ".git", "cats/._1.png"):
+        (folder / name).mkdir()
+    (folder / "cats" / "7.heic").write_bytes(b"a kind that is not read")
+    with pytest.warns(UserWarning) as told:
+        build_task(recipe("mar", folder, pictures=1))
+    told = " ".join(str(each.message) for each in told)
+    assert "2 hidden folders" in told and ".heic" in told and ".txt" not in told
+    assert "birds': it holds no picture, and is no class" in told
+    assert re.search(r"(cats|dogs)': all of its pictures are kept for evaluation", told)
+    (folder / "cats" / "1.txt").write_text("a red circle " * 40)
+    with pytest.warns(UserWarning, match=r"1 of 6 captions .*cut off.*'a red circle"):
+        build_task(recipe("llamagen", folder))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("inner", ["val", "deep/val"])
+def test_held_out_pictures_within_the_folder_are_not_trained_on(inner, tmp_path):
+    folder = draw_pictures(tmp_path / "mine")
+    held_out = draw_pictures(folder / inner, 2)
+    source = open_source(
+        PictureData(source="folder", path=str(folder), held_out=str(held_out)), 32, by_class=inner == "val"
+    )
+    assert len(source) == 6 and source.classes == ("cats", "dogs") and len(source.held_out()) == 2
+    assert not set(source.paths) & set(source.held_out().paths)
+    around = opened(held_out, held_out=str(folder))
+    assert (len(around), len(around.held_out())) == (2, 6)
+    for path in (folder / "cats", folder / "dogs"):
+        shutil.rmtree(path)
+    with pytest.raises(VistokError, match="name folders of different pictures"):
+        opened(folder, held_out=str(held_out))
 
 
 def test_one_picture_is_too_few(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 from vistok.errors import VistokError
 
 METADATA = "metadata.jsonl"
+SUFFIXES = frozenset({".txt", ".jsonl"})  # of files that captions stand in
 FILE_KEYS, TEXT_KEYS = ("file", "file_name"), ("caption", "text")
 
 
