@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,14 +15,17 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
+import vistok
 from vistok import zoo
 from vistok.cli.main import app
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen
 from vistok.tokenizers.load import load_tokenizer
+from vistok.train.export import located
 from vistok.train.options import read_options
 from vistok.train.recipe import Optimization, Recipe
 from vistok.train.sources import FolderSource, PictureData, open_source
+from vistok.train.sources.captions import read_captions
 from vistok.train.tasks import SUPERVISED, TASKS, build_task
 from vistok.train.trainer import Trainer
 
@@ -162,6 +167,19 @@ def test_a_killed_run_goes_on(folder, tmp_path):
     assert whole == broken
 
 
+def test_a_generator_finds_its_tokenizer_from_any_folder(folder, tmp_path, monkeypatch):
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xfe"))  # no UTF-8; the card tells the name of the folder
+    shutil.copytree(folder, strange)
+    monkeypatch.chdir(tmp_path)
+    run("vq", strange, Path("runs/vq"))
+    mine = replace(recipe("llamagen of classes", folder), init={"vq": "runs/vq/export"})
+    Trainer(mine, build_task(mine), Path("gpt")).train()
+    monkeypatch.chdir("runs")
+    assert vistok.pipeline(checkpoint=str(tmp_path / "gpt" / "export"))(0).images[0].size == (32, 32)
+    Path("vq-mini").mkdir()
+    assert [located(name) for name in ("vq-mini", "owner/name")] == ["vq-mini", "owner/name"]
+
+
 def opened(folder: Path, **entries):
     return open_source(read_options(PictureData, {"source": "folder", "path": str(folder), **entries}, "data"), 32)
 
@@ -174,6 +192,18 @@ def test_each_pass_sees_every_training_picture_once_and_none_of_the_held_out(fol
     assert all(sorted(draw.index.tolist()) == list(range(len(source))) for draw in draws)
     assert len({tuple(draw.index.tolist()) for draw in draws}) > 1
     assert not torch.equal(source.augmented(draws[0]._replace(index=draws[1].index)), source.augmented(draws[1]))
+
+
+def test_a_picture_that_goes_moves_no_other_from_training_to_evaluation(tmp_path):
+    for i in range(48):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    before, held_out = opened(tmp_path), {*opened(tmp_path).held_out().paths}
+    assert len(held_out) == 3 and held_out != {*opened(tmp_path, seed=1).held_out().paths}
+    for gone in before.paths[::9]:
+        gone.unlink()
+        assert {*opened(tmp_path).held_out().paths} <= held_out
+    some = opened(tmp_path, pictures=9).paths
+    assert some == opened(tmp_path).paths[:9]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -195,6 +225,20 @@ def test_captions_are_read_from_lines_of_json(keys, tmp_path):
     (tmp_path / "metadata.jsonl").write_text("\ufeff" + "\n\n".join(lines) + "\n", encoding="utf-8")
     source = opened(tmp_path)
     assert source.captions(source.draw(0, 1)) == [f"it is {source.paths[0].stem}"]
+
+
+def test_captions_that_are_not_read_are_told(tmp_path):
+    lines = [{"file": f"{name}.png", "caption": said} for name, said in ("a1", "b2", "a3", "a3", "c4", "d5")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for name in "ab":
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{name}.png")
+    with pytest.warns(UserWarning) as told:
+        captions = read_captions(tmp_path, [tmp_path / "a.png"])
+    assert captions == ["3"]
+    several, absent = sorted((str(each.message) for each in told), key=lambda text: "not there" in text)
+    assert several.endswith("1 pictures, the last is read: a.png") and absent.endswith(
+        "2 files that are not there: c.png, d.png"
+    )
 
 
 def broken(folder: Path, fault: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from vistok.errors import VistokError
 
 METADATA = "metadata.jsonl"
+SHOWN = 3  # names that a sentence gives
 SUFFIXES = frozenset({".txt", ".jsonl"})  # of files that captions stand in
 FILE_KEYS, TEXT_KEYS = ("file", "file_name"), ("caption", "text")
 
@@ -18,13 +20,18 @@ def read_captions(root: Path, paths: Sequence[Path]) -> list[str]:
 
     ``metadata.jsonl`` in the folder names pictures by ``file`` (or ``file_name``) and holds ``caption`` (or ``text``),
     as ``vistok data scenes`` and image folders of ``datasets`` have it. Without that file ``cat.txt`` stands beside
-    ``cat.jpg``.
+    ``cat.jpg``. What of the file is not read is told by a warning: pictures that are not there, and all captions of a
+    picture but the last.
 
     Raises:
         VistokError: a picture has no caption, or the file cannot be read.
     """
     listed = root / METADATA
     known = _from_lines(listed) if listed.exists() else None
+    if absent := [file for file in known or () if not (root / file).exists()]:
+        warnings.warn(
+            f"'{listed}' has captions of {len(absent)} files that are not there: {_some(absent)}", stacklevel=2
+        )
     captions = []
     for path in paths:
         caption = known.get(path.relative_to(root).as_posix()) if known is not None else _beside(path)
@@ -51,7 +58,8 @@ def _from_lines(path: Path) -> dict[str, str]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise VistokError(f"cannot read '{path}' as UTF-8 text ({error}): replace the file.") from None
-    captions = {}
+    captions: dict[str, str] = {}
+    repeated: dict[str, None] = {}  # a set in order
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -67,5 +75,17 @@ def _from_lines(path: Path) -> dict[str, str]:
             raise VistokError(
                 f"line {number} of '{path}' must hold texts as file and caption, got {file!r}, {caption!r}."
             )
-        captions[Path(file).as_posix()] = " ".join(caption.split())
+        file, caption = Path(file).as_posix(), " ".join(caption.split())
+        if captions.get(file, caption) != caption:
+            repeated[file] = None
+        captions[file] = caption
+    if repeated:
+        warnings.warn(
+            f"'{path}' has several captions of {len(repeated)} pictures, the last is read: {_some([*repeated])}",
+            stacklevel=3,
+        )
     return captions
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
