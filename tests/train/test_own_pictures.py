@@ -155,6 +155,18 @@ def test_a_batch_is_a_function_of_step_and_rows(case, folder):
             torch.testing.assert_close(half[name].float(), value[1:].float(), atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("case", EVERY)
+def test_an_evaluation_is_a_function_of_the_weights(case, folder):
+    task = build_task(recipe(case, folder))
+    task.model.eval()
+    figures = []
+    for seed in (1, 2):  # as after other steps
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            figures.append(task.evaluate())
+    assert figures[0] == figures[1]
+
+
 def test_a_killed_run_goes_on(folder, tmp_path):
     mine = recipe("vq", folder)
     Trainer(mine, build_task(mine), tmp_path / "whole").train()

@@ -180,10 +180,11 @@ class Trainer:
     def _is_settled(self, line: str) -> bool:
         try:
             entry = json.loads(line)
-        except ValueError:  # half a line of a machine that went down
+            step = int(entry["step"])
+        except (ValueError, TypeError, KeyError):  # half a line of a machine that went down
             return False
         evaluated_again = self.step == self.recipe.steps and "loss" not in entry
-        return entry["step"] < self.step + (not evaluated_again)
+        return step < self.step or (step == self.step and not evaluated_again)
 
     def _save(self) -> None:
         if not self.accelerator.is_main_process:
