@@ -97,9 +97,7 @@ class FolderSource(Source):
         """
         held_out = self.held_out()
         held_out.labels(torch.arange(len(held_out)))
-        learnt = (
-            {self.classes[i] for i in set(self.labels(torch.arange(len(self))).tolist())} if self.classes else set()
-        )
+        learnt = {self.classes[i] for i in set(self.labels(torch.arange(len(self))).tolist()) if self.classes}
         inside = os.path.realpath(held_out.root)
         for path in sorted(self.root.iterdir()):
             if path.name in learnt or path.name.startswith(".") or not path.is_dir():
