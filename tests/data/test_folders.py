@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 
 from vistok.data.folders import list_files
 from vistok.data.images import READABLE_SUFFIXES, ImageFolder
 from vistok.errors import VistokError
 from vistok.eval.sets.pictures import FolderPictures
-from vistok.tokenizers.files import PICTURES, pair_paths
+from vistok.tokenizers.files import PICTURES, TOKENS, pair_paths
 
 
 def touch(root, *names):
@@ -47,6 +49,18 @@ def test_every_reader_of_folders_has_the_rule(tmp_path):
     source = FolderPictures(tmp_path)
     assert [source.path(i) for i in range(len(source))] == ImageFolder(tmp_path).paths == expected
     assert [pair[0] for pair in pair_paths([tmp_path], tmp_path / "out", PICTURES, ".vtok")] == expected
+
+
+def test_what_is_left_out_is_told_but_for_what_belongs_there(tmp_path):
+    touch(tmp_path, "1.png", "1.vtok", "1.heic", ".git/2.png")
+    for suffixes, suffix in ((PICTURES, ".vtok"), (TOKENS, ".png")):
+        with pytest.warns(UserWarning) as told:
+            pair_paths([tmp_path], tmp_path / "out", suffixes, suffix)
+        (told,) = (str(each.message) for each in told)
+        assert "1 hidden folder (.git); 1 file of other kinds (.heic)" in told
+    touch(tmp_path, "plain/1.png", "plain/1.vtok")
+    with warnings.catch_warnings(action="error"):
+        pair_paths([tmp_path / "plain"], tmp_path / "out", PICTURES, ".vtok")
 
 
 def test_no_folder_and_a_file_are_told_apart(tmp_path):

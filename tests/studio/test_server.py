@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import importlib.metadata
+import re
 import socket
-import sys
+import threading
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
 from tests.cli.test_cli import vistok
 from vistok.errors import VistokError
-from vistok.studio.server import OwnOnly, check_port
+from vistok.studio import server
+from vistok.studio.server import LEAST_GRADIO, OwnOnly, address_of, check_port
 
 
 @pytest.fixture
@@ -22,20 +26,55 @@ def taken():
         yield held.getsockname()[1]
 
 
-def test_a_missing_extra_names_what_to_install(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+def install(monkeypatch, version):
+    """Lets this version of gradio seem to be installed; None for none."""
+
+    def found(name):
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(importlib.metadata, "version", found)
+
+
+@pytest.mark.parametrize("version", [None, "5.50.0", "6.0.0", "6.23.1"])
+def test_a_missing_or_older_extra_names_what_to_install(version, monkeypatch):
+    install(monkeypatch, version)
     refused = vistok("studio")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
-    assert "pip install 'vistok[studio]'" in refused.stderr
+    assert "pip install 'vistok[studio]'" in refused.stderr and (version or "not installed") in refused.stderr
+
+
+def test_the_extra_asks_for_what_the_studio_needs():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    (least,) = re.findall(r'studio = \["gradio>=([\d.]+)"\]', text)
+    assert tuple(map(int, least.split("."))) == LEAST_GRADIO
 
 
 def test_a_port_in_use_names_one_that_is_free(taken, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: sys)
+    install(monkeypatch, "6.24.0")
     refused = vistok("studio", "--port", str(taken))
     assert refused.returncode == 2 and str(taken) in refused.stderr
     free = int(refused.stderr.split("--port ")[1].rstrip(".\n"))
     assert free != taken
     check_port("127.0.0.1", free)
+
+
+def test_ctrl_c_is_how_it_ends(monkeypatch, capsys):
+    class Interrupted(threading.Event):
+        def wait(self, timeout=None):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading, "Event", Interrupted)
+    monkeypatch.setattr(server, "served", lambda options, host, port: nullcontext(address_of(host, port)))
+    server.serve(None, "127.0.0.1", 7861)
+    told = capsys.readouterr()
+    assert "http://localhost:7861/" in told.out and not told.err
+
+
+@pytest.mark.parametrize(("host", "name"), [("127.0.0.1", "localhost"), ("::1", "[::1]"), ("0.0.0.0", "0.0.0.0")])
+def test_the_address_is_one_of_a_browser(host, name):
+    assert address_of(host, 7860) == f"http://{name}:7860/"
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,8 @@ def test_measured_worlds_are_not_trained_on():
         ({"optimization": {"betas": [0.9, 1.0]}}, ["'optimization.betas'", "[0, 1)"]),
         ({"optimization": {"ema": 1.5}}, ["'optimization.ema'", "[0, 1)"]),
         ({"seed": 1 << 64}, ["seed", "64 bits"]),
+        ({"name": ""}, ["'name'"]),
+        ({"name": "../mine"}, ["'name'", "../mine"]),
         ({"optimization": 3}, ["'optimization'"]),
         ({"data": [1]}, ["'data'"]),
         ({"aliases": "vq"}, ["'aliases'", "list"]),

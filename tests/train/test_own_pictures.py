@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +15,17 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
+import vistok
 from vistok import zoo
 from vistok.cli.main import app
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen
 from vistok.tokenizers.load import load_tokenizer
+from vistok.train.export import located
 from vistok.train.options import read_options
 from vistok.train.recipe import Optimization, Recipe
 from vistok.train.sources import FolderSource, PictureData, open_source
+from vistok.train.sources.captions import read_captions
 from vistok.train.tasks import SUPERVISED, TASKS, build_task
 from vistok.train.trainer import Trainer
 
@@ -64,7 +71,9 @@ GENERATORS = {
 }
 EAGLE = ({"intermediate_size": 64}, {"vq": "vq-mini", "gpt": "llamagen-mini"})
 EAGLE += ({"size": 64, "guidance": 2.0, "token_weight": 1.0, "noise": 1.0},)
-EVERY = TOKENIZERS | GENERATORS | {"eagle": EAGLE}
+READ = {"tokenizer": "vq-mini", "text_encoder": "llamagen-mini"}
+MASKED_OF_CAPTIONS = (MASKED | {"depth": 1}, READ, {"size": 32})
+EVERY = TOKENIZERS | GENERATORS | {"eagle": EAGLE, "maskgit of captions": MASKED_OF_CAPTIONS}
 
 
 def draw_pictures(root: Path, count: int = 6) -> Path:
@@ -146,6 +155,18 @@ def test_a_batch_is_a_function_of_step_and_rows(case, folder):
             torch.testing.assert_close(half[name].float(), value[1:].float(), atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("case", EVERY)
+def test_an_evaluation_is_a_function_of_the_weights(case, folder):
+    task = build_task(recipe(case, folder))
+    task.model.eval()
+    figures = []
+    for seed in (1, 2):  # as after other steps
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            figures.append(task.evaluate())
+    assert figures[0] == figures[1]
+
+
 def test_a_killed_run_goes_on(folder, tmp_path):
     mine = recipe("vq", folder)
     Trainer(mine, build_task(mine), tmp_path / "whole").train()
@@ -156,6 +177,19 @@ def test_a_killed_run_goes_on(folder, tmp_path):
     Trainer(mine, build_task(mine), tmp_path / "broken").train()
     whole, broken = (load_tokenizer(str(tmp_path / run / "export")).sha256 for run in ("whole", "broken"))
     assert whole == broken
+
+
+def test_a_generator_finds_its_tokenizer_from_any_folder(folder, tmp_path, monkeypatch):
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xfe"))  # no UTF-8; the card tells the name of the folder
+    shutil.copytree(folder, strange)
+    monkeypatch.chdir(tmp_path)
+    run("vq", strange, Path("runs/vq"))
+    mine = replace(recipe("llamagen of classes", folder), init={"vq": "runs/vq/export"})
+    Trainer(mine, build_task(mine), Path("gpt")).train()
+    monkeypatch.chdir("runs")
+    assert vistok.pipeline(checkpoint=str(tmp_path / "gpt" / "export"))(0).images[0].size == (32, 32)
+    Path("vq-mini").mkdir()
+    assert [located(name) for name in ("vq-mini", "owner/name")] == ["vq-mini", "owner/name"]
 
 
 def opened(folder: Path, **entries):
@@ -170,6 +204,18 @@ def test_each_pass_sees_every_training_picture_once_and_none_of_the_held_out(fol
     assert all(sorted(draw.index.tolist()) == list(range(len(source))) for draw in draws)
     assert len({tuple(draw.index.tolist()) for draw in draws}) > 1
     assert not torch.equal(source.augmented(draws[0]._replace(index=draws[1].index)), source.augmented(draws[1]))
+
+
+def test_a_picture_that_goes_moves_no_other_from_training_to_evaluation(tmp_path):
+    for i in range(48):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    before, held_out = opened(tmp_path), {*opened(tmp_path).held_out().paths}
+    assert len(held_out) == 3 and held_out != {*opened(tmp_path, seed=1).held_out().paths}
+    for gone in before.paths[::9]:
+        gone.unlink()
+        assert {*opened(tmp_path).held_out().paths} <= held_out
+    some = opened(tmp_path, pictures=9).paths
+    assert some == opened(tmp_path).paths[:9]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -191,6 +237,20 @@ def test_captions_are_read_from_lines_of_json(keys, tmp_path):
     (tmp_path / "metadata.jsonl").write_text("\ufeff" + "\n\n".join(lines) + "\n", encoding="utf-8")
     source = opened(tmp_path)
     assert source.captions(source.draw(0, 1)) == [f"it is {source.paths[0].stem}"]
+
+
+def test_captions_that_are_not_read_are_told(tmp_path):
+    lines = [{"file": f"{name}.png", "caption": said} for name, said in ("a1", "b2", "a3", "a3", "c4", "d5")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for name in "ab":
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{name}.png")
+    with pytest.warns(UserWarning) as told:
+        captions = read_captions(tmp_path, [tmp_path / "a.png"])
+    assert captions == ["3"]
+    several, absent = sorted((str(each.message) for each in told), key=lambda text: "not there" in text)
+    assert several.endswith("1 pictures, the last is read: a.png") and absent.endswith(
+        "2 files that are not there: c.png, d.png"
+    )
 
 
 def broken(folder: Path, fault: str) -> None:
@@ -218,6 +278,9 @@ def broken(folder: Path, fault: str) -> None:
         ("vq", "empty", {}, ["no image", "mine"]),
         ("vq", "", {"path": "nowhere"}, ["nowhere"]),
         ("vq", "", {"path": None}, ["data.path"]),
+        ("vq", "", {"path": ""}, ["data.path", "empty"]),
+        ("vq", "", {"held_out": ""}, ["data.held_out", "empty"]),
+        ("eagle", "", {"size": 32}, ["block_size 256", "64"]),
         ("vq", "unreadable", {}, [".png", "replace or remove"]),
         ("vq", "", {"size": 30}, ["data.size", "30", "multiple of 4"]),
         ("vq", "", {"size": -4}, ["data.size", "-4"]),
@@ -244,6 +307,71 @@ def test_what_is_wrong_with_a_folder_is_told_in_a_sentence(case, fault, data, cu
             build_task(mine).batch(step, slice(0, 2))
     assert all(culprit in str(told.value) for culprit in culprits), told.value
     assert str(told.value).count("\n") == 0
+
+
+CAPTIONED = ("llamagen", "llamagen-sequence", "maskgit of captions", "eagle", "seed")
+OF_CLASSES = ("llamagen of classes", "mar", "xar", "enat", "maskgit")
+
+
+def held_out_apart(tmp_path: Path) -> tuple[Path, Path]:
+    return draw_pictures(tmp_path / "mine"), draw_pictures(tmp_path / "others", 4)
+
+
+@pytest.mark.parametrize("case", CAPTIONED)
+@pytest.mark.parametrize("fault", ["no captions", "strange words"])
+def test_captions_are_checked_before_anything_is_trained(case, fault, tmp_path):
+    folder, others = held_out_apart(tmp_path)
+    for wrong in (folder, others) if case != "seed" else (folder,):  # which evaluates pictures alone
+        broken(wrong, fault)
+        with pytest.raises(VistokError, match=r"no caption in|aardvark"):
+            build_task(recipe(case, folder, held_out=str(others)))
+        draw_pictures(wrong, 4 if wrong is others else 6)
+
+
+@pytest.mark.parametrize("case", OF_CLASSES)
+def test_classes_are_checked_before_anything_is_trained(case, tmp_path):
+    folder, others = held_out_apart(tmp_path)
+    build_task(recipe(case, folder, held_out=str(others)))
+    (others / "cats").rename(others / "birds")
+    with pytest.raises(VistokError, match=r"birds.* is in none of the class folders cats, dogs"):
+        build_task(recipe(case, folder, held_out=str(others)))
+    broken(folder, "no class")
+    with pytest.raises(VistokError, match=r"mine.* is in none of the class folders dogs"):
+        build_task(recipe(case, folder))
+
+
+def test_what_nothing_is_learnt_of_is_told(tmp_path):
+    folder = draw_pictures(tmp_path / "mine")
+    for name in ("birds", ".git", "cats/._1.png"):
+        (folder / name).mkdir()
+    (folder / "cats" / "7.heic").write_bytes(b"a kind that is not read")
+    with pytest.warns(UserWarning) as told:
+        build_task(recipe("mar", folder, pictures=1))
+    told = " ".join(str(each.message) for each in told)
+    assert "2 hidden folders" in told and ".heic" in told and ".txt" not in told
+    assert "birds': it holds no picture, and is no class" in told
+    assert re.search(r"(cats|dogs)': all of its pictures are kept for evaluation", told)
+    (folder / "cats" / "1.txt").write_text("a red circle " * 40)
+    with pytest.warns(UserWarning, match=r"1 of 6 captions .*cut off.*'a red circle"):
+        build_task(recipe("llamagen", folder))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("inner", ["val", "deep/val"])
+def test_held_out_pictures_within_the_folder_are_not_trained_on(inner, tmp_path):
+    folder = draw_pictures(tmp_path / "mine")
+    held_out = draw_pictures(folder / inner, 2)
+    source = open_source(
+        PictureData(source="folder", path=str(folder), held_out=str(held_out)), 32, by_class=inner == "val"
+    )
+    assert len(source) == 6 and source.classes == ("cats", "dogs") and len(source.held_out()) == 2
+    assert not set(source.paths) & set(source.held_out().paths)
+    around = opened(held_out, held_out=str(folder))
+    assert (len(around), len(around.held_out())) == (2, 6)
+    for path in (folder / "cats", folder / "dogs"):
+        shutil.rmtree(path)
+    with pytest.raises(VistokError, match="name folders of different pictures"):
+        opened(folder, held_out=str(held_out))
 
 
 def test_one_picture_is_too_few(tmp_path):

@@ -75,6 +75,12 @@ class Killed(Exception):
     """Stands for a kill between two steps."""
 
 
+def told(directory: Path) -> list[list]:
+    """Returns the step and the names of figures of each line of a run's log."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [[line["step"], *sorted(line)] for line in lines]
+
+
 def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch):
     Trainer(VQ, build_task(VQ), tmp_path / "whole").train()
     task = build_task(VQ)
@@ -88,7 +94,12 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch):
     monkeypatch.setattr(task, "after_step", dies)
     with pytest.raises(Killed):
         Trainer(VQ, task, tmp_path / "broken").train()
+    with (tmp_path / "broken" / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 5, "loss": 0.1}\n{"step": 5, "lo')
     Trainer(VQ, build_task(VQ), tmp_path / "broken").train()
+    assert told(tmp_path / "broken") == told(tmp_path / "whole")
+    Trainer(VQ, build_task(VQ), tmp_path / "broken").train()  # which evaluates and exports once more
+    assert told(tmp_path / "broken") == told(tmp_path / "whole")
     whole, broken = (VQTokenizer.from_pretrained(tmp_path / run / "export").state_dict() for run in ("whole", "broken"))
     assert whole.keys() == broken.keys()
     for key in whole:

@@ -117,7 +117,8 @@ def main() -> None:
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
             raise
         print(
-            "vistok: interrupted; folders, runs and caches go on where they stopped, by the same command.",
+            "vistok: interrupted; no file is half-written, and sampling jobs, training runs and caches go on where "
+            "they stopped, by the same command.",
             file=sys.stderr,
         )
         sys.exit(128 + _signal_of(stop))

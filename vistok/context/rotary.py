@@ -19,8 +19,8 @@ from vistok.ops.rope import Layout, rotate
 
 FAR = 7  # positions between the two trials
 MEND = "take a policy that turns no keys, such as TidalDecode, and read an edited text anew"
-TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
-HALF_TOLERANCE = 0.1
+TURNED = 1e-3  # share of the largest key by which keys may differ that were turned likewise
+STILL = 1e-5  # or not at all
 
 
 @dataclass
@@ -81,12 +81,14 @@ class Rotary:
             limit = _options(config).get("original_max_position_embeddings")
             limit = limit or getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
         near, far = (_keys(model, position) for position in (1, 1 + FAR))
+        rounding = torch.finfo(near[0].dtype).eps  # above both shares in half precision
+        likewise, not_at_all = max(TURNED, 4 * rounding), max(STILL, rounding)
         frequencies = frequencies.detach().float().clone()
         for layout in ("half", "interleaved"):
             rotary = Rotary(frequencies, layout, [], limit)
             shift = torch.tensor([FAR], device=frequencies.device)
-            turned = [_close(rotary.turn(a, shift), b) for a, b in zip(near, far, strict=True)]
-            still = [_close(a, b) for a, b in zip(near, far, strict=True)]
+            turned = [_close(rotary.turn(a, shift), b, likewise) for a, b in zip(near, far, strict=True)]
+            still = [_close(a, b, not_at_all) for a, b in zip(near, far, strict=True)]
             if all(t or s for t, s in zip(turned, still, strict=True)) and not all(still):
                 rotary.turns = [not s for s in still]
                 return rotary
@@ -111,6 +113,6 @@ def _keys(model: nn.Module, position: int) -> list[Tensor]:
     return [layer.keys for layer in given_cache(output).layers]
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def _close(a: Tensor, b: Tensor, share: float) -> bool:
     a, b = a.float(), b.float()
-    return float((a - b).abs().max()) <= TOLERANCE.get(a.dtype, HALF_TOLERANCE) * float(b.abs().max() + 1e-6)
+    return float((a - b).abs().max()) <= share * float(b.abs().max() + 1e-6)

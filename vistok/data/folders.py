@@ -7,6 +7,7 @@ folder that several of them lead to is entered once, so a link to a parent does 
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -30,12 +31,13 @@ class Listing:
     left_out: tuple[str, ...]
 
 
-def list_files(root: str | Path, suffixes: Collection[str]) -> Listing:
+def list_files(root: str | Path, suffixes: Collection[str], beside: Collection[str] = ()) -> Listing:
     """Returns the files under a folder, at any depth, that end in one of the suffixes.
 
     Args:
         root: the folder.
         suffixes: in lower case, with their dots; the case of names does not matter.
+        beside: suffixes of files that belong to those, such as captions, and are not counted as left out.
 
     Raises:
         VistokError: there is no such folder, or one in it cannot be read.
@@ -72,7 +74,7 @@ def list_files(root: str | Path, suffixes: Collection[str]) -> Listing:
                 else:
                     (linked if entry.is_symlink() else real).append(name)
             elif suffix not in suffixes:
-                if not entry.name.startswith("."):
+                if not entry.name.startswith(".") and suffix not in beside:
                     others[suffix or entry.name] += 1
             elif entry.name.startswith("."):
                 hidden_files.append(name)
@@ -93,6 +95,14 @@ def list_files(root: str | Path, suffixes: Collection[str]) -> Listing:
     if count := others.total():
         parts.append(f"{count} {'file' if count == 1 else 'files'} of other kinds ({_some(sorted(others))})")
     return Listing(sorted(names, key=_path_order), tuple(parts))
+
+
+def warn_left_out(root: str | Path, left_out: Collection[str]) -> None:
+    """Warns, in one process of several, of what of a folder was passed over, if anything was."""
+    from vistok.runtime import process_rank
+
+    if left_out and process_rank()[0] == 0:
+        warnings.warn(f"of '{root}' was left out: {'; '.join(left_out)}", stacklevel=2)
 
 
 def _path_order(name: str) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,14 +215,20 @@ class ImageFolder(Dataset):
     Args:
         root: the folder.
         transform: what is done to each RGB picture; by default the tensor [3, H, W] in [-1, 1].
+        beside: see :func:`vistok.data.folders.list_files`.
 
     Raises:
         VistokError: there is no such folder, or no picture in it; on access, a picture cannot be read.
     """
 
-    def __init__(self, root: str | Path, transform: Callable[[Image.Image], Any] = to_tensor) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        transform: Callable[[Image.Image], Any] = to_tensor,
+        beside: Collection[str] = (),
+    ) -> None:
         root = Path(root)
-        listing = list_files(root, READABLE_SUFFIXES)
+        listing = list_files(root, READABLE_SUFFIXES, beside)
         self.paths = [root / name for name in listing.names]
         self.left_out = listing.left_out
         if not self.paths:

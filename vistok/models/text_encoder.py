@@ -80,11 +80,14 @@ class TextEncoder(nn.Module):
         Shape:
             B captions -> features [B, max_length, dim] in the encoder's dtype, mask [B, max_length] bool.
         """
-        if self.clean_captions:
-            captions = [clean_caption(caption) for caption in captions]
-        self._warn_of_cuts(captions)
+        for caption, length in self.cut_captions(captions):
+            warnings.warn(
+                f"the prompt '{shorten(caption)}' has {length} tokens, of which the text encoder reads the first "
+                f"{self.max_length}: its end is cut off; shorten it",
+                stacklevel=1,  # frames of torch lie between the caller and here
+            )
         tokens = self.tokenizer(
-            list(captions),
+            self._cleaned(captions),
             max_length=self.max_length,
             padding="max_length",
             truncation=True,
@@ -94,16 +97,14 @@ class TextEncoder(nn.Module):
         features = self.encoder(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state
         return left_pad(features, mask.bool())
 
-    def _warn_of_cuts(self, captions: Sequence[str]) -> None:
-        lengths = [len(ids) for ids in self.tokenizer(list(captions), verbose=False)["input_ids"]]
-        for caption, length in zip(captions, lengths, strict=True):
-            if length > self.max_length:
-                start = caption if len(caption) <= SHOWN else f"{caption[:SHOWN]}..."
-                warnings.warn(
-                    f"the prompt '{start}' has {length} tokens, of which the text encoder reads the first "
-                    f"{self.max_length}: its end is cut off; shorten it",
-                    stacklevel=4,
-                )
+    def cut_captions(self, captions: Sequence[str]) -> list[tuple[str, int]]:
+        """Returns the captions whose end is cut off, as the encoder reads them, each with its number of tokens."""
+        captions = self._cleaned(captions)
+        lengths = [len(ids) for ids in self.tokenizer(captions, verbose=False)["input_ids"]]
+        return [each for each in zip(captions, lengths, strict=True) if each[1] > self.max_length]
+
+    def _cleaned(self, captions: Sequence[str]) -> list[str]:
+        return [clean_caption(caption) for caption in captions] if self.clean_captions else list(captions)
 
     @property
     def known_words(self) -> list[str] | None:
@@ -211,6 +212,11 @@ def word_level_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
         if _split(tokenizer, word) != [word]:
             raise VistokError(f"'{word}' is not one lower-case word, so it cannot be in a word-level vocabulary.")
     return tokenizer
+
+
+def shorten(caption: str) -> str:
+    """Returns a caption for a sentence, of which a long one is shown by its start."""
+    return caption if len(caption) <= SHOWN else f"{caption[:SHOWN]}..."
 
 
 def known_words(tokenizer: PreTrainedTokenizerBase | WordTokenizer) -> list[str] | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import os
 import socket
 import sys
 import tempfile
 import webbrowser
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from vistok.errors import VistokError
@@ -18,6 +18,7 @@ from vistok.progress import at_rest
 if TYPE_CHECKING:
     from vistok.studio.page import Options
 
+LEAST_GRADIO = (6, 24)  # the first whose launch knows run_history
 PORT = 7860
 LOCALHOST = "127.0.0.1"
 LARGEST_UPLOAD = "10mb"
@@ -29,9 +30,16 @@ POLICY = (
 
 
 def check_gradio() -> None:
-    """Raises VistokError where the studio's own packages are not installed."""
-    if importlib.util.find_spec("gradio") is None:
-        raise VistokError("the studio needs gradio, which is not installed: type pip install 'vistok[studio]'.")
+    """Raises VistokError where gradio is not installed, or is older than the studio needs."""
+    try:
+        found = importlib.metadata.version("gradio")
+    except importlib.metadata.PackageNotFoundError:
+        raise VistokError(
+            "the studio needs gradio, which is not installed: type pip install 'vistok[studio]'."
+        ) from None
+    if tuple(map(int, found.split(".")[:2])) < LEAST_GRADIO:
+        least = ".".join(map(str, LEAST_GRADIO))
+        raise VistokError(f"the studio needs gradio {least} or newer, not {found}: type pip install 'vistok[studio]'.")
 
 
 def check_port(host: str, port: int) -> None:
@@ -61,6 +69,12 @@ def _is_free(host: str, port: int) -> bool:
     except (OSError, OverflowError):
         return False
     return True
+
+
+def address_of(host: str, port: int) -> str:
+    """Returns what to type into a browser."""
+    name = "localhost" if host == LOCALHOST else f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}/"
 
 
 class OwnOnly:
@@ -116,13 +130,13 @@ def served(options: Options, host: str = LOCALHOST, port: int = PORT) -> Iterato
                 css_paths=CSS,
                 app_kwargs={"middleware": [Middleware(OwnOnly)]},
             )
-            yield f"http://{'localhost' if host == LOCALHOST else host}:{port}/"
+            yield address_of(host, port)
         finally:
             page.close(verbose=False)
 
 
 def serve(options: Options, host: str = LOCALHOST, port: int = PORT, browser: bool = False) -> None:
-    """Serves the page until it is interrupted.
+    """Serves the page until Ctrl-C or SIGTERM, which are how it is meant to end.
 
     Args:
         options, host, port: see :func:`served`.
@@ -140,4 +154,5 @@ def serve(options: Options, host: str = LOCALHOST, port: int = PORT, browser: bo
             print("vistok: whoever reaches this address can use the studio and read pictures here.", file=sys.stderr)
         if browser and not webbrowser.open(address):
             print(f"vistok: no browser was found here: open {address} in yours.", file=sys.stderr)
-        threading.Event().wait()
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()

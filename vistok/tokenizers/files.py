@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vistok.data.folders import list_files
+from vistok.data.folders import list_files, warn_left_out
 from vistok.data.images import READABLE_SUFFIXES, center_crop, load_image, save_image, to_pil, to_tensor
 from vistok.data.tiles import Tiling
 from vistok.data.vtok import SUFFIX, TokenFile, read_vtok, write_vtok
@@ -68,7 +68,9 @@ def pair_paths(inputs: list[Path], out: Path | None, suffixes: frozenset[str], s
             raise VistokError(f"there is no file or folder '{given}': check the path.")
         files = [given]
         if given.is_dir():
-            files = [given / name for name in list_files(given, suffixes).names]
+            listing = list_files(given, suffixes, PICTURES | TOKENS)
+            warn_left_out(given, listing.left_out)
+            files = [given / name for name in listing.names]
             if not files:
                 raise VistokError(f"the folder '{given}' holds no file that ends in {' '.join(sorted(suffixes))}.")
         root = given if given.is_dir() else given.parent

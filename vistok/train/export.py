@@ -9,6 +9,7 @@ from torch import nn
 
 from vistok.train.recipe import Recipe
 from vistok.zoo.model_card import ModelCard, write_card
+from vistok.zoo.registry import resolve
 
 
 def write_training_card(
@@ -29,7 +30,8 @@ def write_training_card(
         directory: where the weights were written.
         recipe: what trained them.
         module: the trained network, for its size.
-        task, family, parts, paper: as in ModelCard.
+        task, family, paper: as in ModelCard.
+        parts: as in ModelCard; of relative paths the whole ones are written.
         metrics: held-out figures.
         steps: optimizer steps that were taken.
         data: what it was trained on; by default the scenes of the recipe's seed.
@@ -43,7 +45,7 @@ def write_training_card(
         source=str(directory),
         licence="Apache-2.0",
         aliases=recipe.aliases,
-        parts=parts or {},
+        parts={role: located(name) for role, name in (parts or {}).items()},
         recipe=f"recipes/{recipe.name}.yaml",
         seed=recipe.seed,
         steps=steps,
@@ -55,3 +57,9 @@ def write_training_card(
         paper=paper,
     )
     return write_card(directory, card)
+
+
+def located(name: str) -> str:
+    """Returns a name of weights that leads to the same ones from any folder: paths are made whole, others stay."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() and resolve(name) == path else name

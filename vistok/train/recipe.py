@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -97,6 +98,8 @@ class Recipe:
         for name in ("steps", "batch_size", "log_every", "eval_every", "save_every"):
             if getattr(self, name) < 1:
                 raise VistokError(f"'{name}' must be at least 1, got {getattr(self, name)}.")
+        if self.name in ("", ".", "..") or re.search(r"[/\\]", self.name):
+            raise VistokError(f"'name' is that of a model and of its folder, got {self.name!r}: write a word.")
         check_seed(self.seed)
 
     @classmethod

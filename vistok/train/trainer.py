@@ -6,6 +6,7 @@ draw of a step is seeded by it, so a run that was killed goes on from its last c
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import sys
@@ -123,6 +124,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self._resume()
+        self._trim_log()
         self.model, *self.optimizers = self.accelerator.prepare(task.model, *self.optimizers)
         if recipe.compile:
             self.model = torch.compile(self.model)
@@ -163,6 +165,30 @@ class Trainer:
         if differ and self.accelerator.is_main_process:
             print(f"vistok: '{self.directory}' goes on from step {self.step}, and {differ}.", file=sys.stderr)
 
+    @property
+    def log(self) -> Path:
+        """The file that metrics are written to, a line of JSON each."""
+        return self.directory / "metrics.jsonl"
+
+    def _trim_log(self) -> None:
+        """Drops the lines of an earlier run whose steps, or whose last evaluation, this one does and logs again."""
+        if not self.accelerator.is_main_process or not self.log.exists():
+            return
+        lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if self._is_settled(line)]
+        if kept != lines:
+            with atomic_path(self.log) as path:
+                path.write_text("".join(kept), encoding="utf-8")
+
+    def _is_settled(self, line: str) -> bool:
+        try:
+            entry = json.loads(line)
+            step = int(entry["step"])
+        except (ValueError, TypeError, KeyError):  # half a line of a machine that went down
+            return False
+        evaluated_again = self.step == self.recipe.steps and "loss" not in entry
+        return step < self.step or (step == self.step and not evaluated_again)
+
     def _save(self) -> None:
         if not self.accelerator.is_main_process:
             return
@@ -179,7 +205,7 @@ class Trainer:
 
     def _log(self, entry: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            with self.log.open("a", encoding="utf-8") as file:
                 file.write(to_json({"step": self.step, **entry}) + "\n")
         self.accelerator.log(entry, self.step)
 

@@ -115,7 +115,8 @@ def write_card(folder: str | Path, card: ModelCard) -> ModelCard:
     # The source is where a card is read from, so it is not written down; what is empty or not known is left out.
     entries = {key: value for key, value in asdict(card).items() if key != "source" and value not in (None, (), {})}
     with atomic_path(folder / CARD_FILE) as temporary:
-        temporary.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of folders may be any bytes
     return card
 
 

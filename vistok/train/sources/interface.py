@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from vistok.errors import VistokError
 from vistok.ops.noise import derive_seed
 
 
@@ -31,6 +32,10 @@ class PictureData:
     seed: int = 0
     pictures: int | None = field(default=None, metadata={"was": "scenes"})
     eval_pictures: int = field(default=256, metadata={"was": "eval_scenes"})
+
+    def __post_init__(self) -> None:
+        if empty := [name for name in ("path", "held_out") if getattr(self, name) == ""]:
+            raise VistokError(f"'data.{empty[0]}' is empty: name a folder, or leave it out.")
 
 
 class Draw(NamedTuple):

@@ -16,7 +16,8 @@ def open_source(data: PictureData, size: int, finite: bool = False, by_class: bo
         data: its entries.
         size: side of the pictures in pixels.
         finite: the task keeps something of each picture, so their number must be known.
-        by_class: a class must say all about a picture: of the embedded world, scenes with one object.
+        by_class: a class must say all about a picture: of the embedded world, scenes with one object; of a folder,
+            every picture must have one.
 
     Raises:
         VistokError: entries that do not fit together, a seed that is not to be trained on, or an unusable folder.
@@ -26,7 +27,10 @@ def open_source(data: PictureData, size: int, finite: bool = False, by_class: bo
     if size < 1:
         raise VistokError(f"'data.size' must be at least 1 pixel, got {size}.")
     if data.source == "folder":
-        return open_folder(data, size)
+        folder = open_folder(data, size)
+        if by_class:
+            folder.check_classes()
+        return folder
     if strange := [name for name in ("path", "held_out") if getattr(data, name) is not None]:
         raise VistokError(f"'data.{strange[0]}' is for folders: add 'source: folder' to 'data', or leave it out.")
     if finite and data.pictures is None:

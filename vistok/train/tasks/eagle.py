@@ -22,7 +22,7 @@ from vistok.models.text_encoder import TextEncoder
 from vistok.ops import combine_guidance
 from vistok.samplers import Autoregressive, Noise, SamplingParams
 from vistok.tokenizers.vq import VQTokenizer
-from vistok.train.options import read_options
+from vistok.train.options import check_shape, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw, PictureData, Source, open_source
 from vistok.train.tasks.pictures import PictureTask, check_size
@@ -143,7 +143,13 @@ class EagleTask(PictureTask):
         check_size(self.vq.capabilities, self.data.size)
         self.gpt = LlamaGen.from_pretrained(self.init.gpt).requires_grad_(False).eval()
         self.text = TextEncoder.from_pretrained(resolve(self.init.gpt) / "text_encoder", torch.float32).eval()
+        self.check_captions(self.text)
         target = self.gpt.config
+        codes = {
+            "vocab_size": self.vq.config.codebook_size,
+            "block_size": (self.data.size // self.vq.config.downsample) ** 2,
+        }
+        check_shape(target, codes, self.init.gpt)
         shape = {
             "vocab_size": target.vocab_size,
             "hidden_size": target.dim,

@@ -129,6 +129,7 @@ class KLTask(PictureTask):
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Returns PSNR in dB of the means and of samples (clamped to [-1, 1]), nats and spread of a latent."""
+        torch.manual_seed(self.recipe.seed)
         psnr, drawn, kl, latents = [], [], [], []
         for images, posterior in self._posteriors():
             for values, z in ((psnr, posterior.mean), (drawn, posterior.sample())):

@@ -164,8 +164,8 @@ class LlamaGenTask(PictureTask):
         if self._captioned():
             text = caption_encoder(self.init).requires_grad_(self.data.tune_captions)
         self.source = open_source(self.data, self.data.size, finite=True, by_class=text is None)
-        if text is not None and self.data.source == "folder":
-            self._check_captions(text)
+        if text is not None:
+            self.check_captions(text)
         gpt = self._generator(self._condition_shape(text) | self.tokens_shape())
         self.codes = Extracted(len(self.source), self._extract_own, torch.int32)
         self.model = self.objective(gpt, text)
@@ -174,16 +174,6 @@ class LlamaGenTask(PictureTask):
         if self.init.gpt is None:
             return self.recipe.model.get("model_type", "t2i") != "c2i"
         return self.init.text_encoder is not None or (resolve(self.init.gpt) / "text_encoder").is_dir()
-
-    def _check_captions(self, text: TextEncoder) -> None:
-        held_out = self.source.held_out()
-        every = [*self.source.captions(self.source.draw(0, len(self.source)))]
-        every += held_out.captions(held_out.draw(0, len(held_out)))
-        if unknown := text.unknown_words(every):
-            raise VistokError(
-                f"the caption encoder does not know the words {', '.join(map(repr, unknown[:5]))}: name another "
-                "'init.text_encoder', such as a T5, or reword the captions."
-            )
 
     def _condition_shape(self, text: TextEncoder | None) -> dict[str, Any]:
         if text is None:

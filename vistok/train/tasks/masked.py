@@ -181,6 +181,8 @@ class MaskGITTask(PictureTask):
         self.text = None if self.init.text_encoder is None else load_caption_encoder(self.init.text_encoder)
         captioned = self.text is not None
         self.source = self.open()
+        if captioned:
+            self.check_captions(self.text)
         shape = {"grid": self.data.size // can.multiple, "codebook_size": can.codebook_size}
         if captioned:
             shape["caption_dim"] = self.text.requires_grad_(False).eval().dim

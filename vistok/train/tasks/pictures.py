@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.models.text_encoder import TextEncoder, shorten
 from vistok.tokenizers.interface import Capabilities
 from vistok.train.export import write_training_card
 from vistok.train.recipe import Recipe
@@ -50,6 +52,33 @@ class PictureTask(Task):
         held_out = self.source.held_out()
         for index in self.held_out_index().split(batch):
             yield held_out.pictures(index)
+
+    def check_captions(self, encoder: TextEncoder, held_out: bool = True) -> None:
+        """Refuses captions of a folder that are absent or that the encoder cannot read, before anything is trained, and
+        warns of those that it reads in part.
+
+        Args:
+            encoder: of the captions.
+            held_out: those of held-out pictures are read as well.
+
+        Raises:
+            VistokError: a picture has no caption, or one with words that the encoder does not know.
+        """
+        if self.data.source != "folder":
+            return
+        sources = [self.source, self.source.held_out()] if held_out else [self.source]
+        captions = [text for source in sources for text in source.captions(source.draw(0, len(source)))]
+        if unknown := encoder.unknown_words(captions):
+            raise VistokError(
+                f"the caption encoder does not know the words {', '.join(map(repr, unknown[:5]))}: name another "
+                "'init.text_encoder', such as a T5, or reword the captions."
+            )
+        if cut := encoder.cut_captions(captions):
+            warnings.warn(
+                f"{len(cut)} of {len(captions)} captions have more than the {encoder.max_length} tokens that the text "
+                f"encoder reads, and their ends are cut off, as of '{shorten(cut[0][0])}'",
+                stacklevel=2,
+            )
 
     def write_card(self, directory: Path, network: nn.Module, *entries: Any, **more: Any) -> None:
         """Writes the card of an exported network that was trained on the source; see ``write_training_card``."""

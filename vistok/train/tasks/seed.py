@@ -178,6 +178,8 @@ class SeedTask(PictureTask):
             self.painter = VQTokenizer.from_pretrained(self.tokenizer.config.pixels).requires_grad_(False)
         self.text = self._captions(init)
         self.source = open_source(self.data, self.tokenizer.config.image_size)
+        if self.text is not None:
+            self.check_captions(self.text, held_out=False)
         width = self.text.dim if self.text is not None else 0
         self.model = SeedObjective(self.tokenizer, teacher.requires_grad_(False), width, self.data.pixels)
 
