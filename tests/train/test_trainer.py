@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from tests.train.tiny import tiny
 from vistok import zoo
 from vistok.errors import VistokError
 from vistok.tokenizers.vq import VQTokenizer
@@ -106,25 +107,38 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch):
         torch.testing.assert_close(whole[key], broken[key], atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.slow(reason="starts Python three times")
-def test_two_processes_train_what_one_trains(tmp_path):
-    recipe = tmp_path / "r.yaml"
-    recipe.write_text(yaml.safe_dump(VQ.to_dict() | {"aliases": [], "log_every": 1, "steps": 3}))
-    shares = {}
-    for count in (1, 2):
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "vistok", "--"]
-        command = [sys.executable, *launch, "train", str(recipe), "--out", str(tmp_path / str(count))]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-        assert ended.returncode == 0, ended.stderr
-        assert ended.stdout.count("psnr") == 1
-        shares[count] = [
-            json.loads(line) for line in (tmp_path / str(count) / "metrics.jsonl").read_text().splitlines()
-        ]
-    assert len(shares[1]) == len(shares[2])
-    for one, two in zip(*shares.values(), strict=True):
-        for name in set(one) - {"seconds"}:
-            assert two[name] == pytest.approx(one[name], rel=1e-3), name
+def run_in_processes(count: int, recipe: Recipe, out: Path) -> str:
+    """What a command of so many processes prints that trains a recipe."""
+    path = out.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(recipe.to_dict() | {"aliases": []}))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "vistok", "--"]
+    command = [sys.executable, *launch, "train", str(path), "--out", str(out)]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def losses(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+# The second has weights that no step uses, and such that only some do.
+@pytest.mark.slow(reason="starts Python five times")
+@pytest.mark.parametrize("recipe", [VQ, tiny("enat-mini")], ids=lambda recipe: recipe.name)
+def test_two_processes_train_what_one_trains_and_go_on(tmp_path, recipe):
+    steady = replace(recipe.optimization, warmup=0, final_lr=1.0)  # whatever the number of steps
+    recipe = replace(recipe, steps=3, log_every=1, save_every=1, optimization=steady)
+    run_in_processes(1, recipe, tmp_path / "one")
+    for steps in (2, 3):
+        printed = run_in_processes(2, replace(recipe, steps=steps), tmp_path / "two")
+        assert sum(printed.count(name) for name in ("psnr", "held_out_loss ")) == 1
+    one, two = ([line for line in losses(tmp_path / out) if line["step"] == 3] for out in ("one", "two"))
+    assert len(one) == len(two) == 2
+    for alone, shared in zip(one, two, strict=True):
+        for name in set(alone) - {"seconds"}:
+            assert shared[name] == pytest.approx(alone[name], rel=1e-3), name
 
 
 def test_a_run_writes_metrics_and_a_card(tmp_path):
