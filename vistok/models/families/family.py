@@ -52,13 +52,8 @@ class Family:
         """Returns logits of the backbone's states, [B, S, vocabulary]."""
         return model.get_output_embeddings()(states)
 
-    def position_offset(self, model: nn.Module, batch: int) -> Tensor | int:
-        """Returns what makes a position of the number of tokens before a token since the last prefill, [B, 1].
-
-        Args:
-            model: the model.
-            batch: number of sequences B; those of one prompt (``num_return_sequences``) follow each other.
-        """
+    def position_offset(self, model: nn.Module) -> Tensor | int:
+        """Returns what makes a position of the number of tokens before a token since the last prefill, [prompts, 1]."""
         return 0
 
     def masks(self, model: nn.Module, mask: Tensor, queries: Tensor, keys: Tensor) -> Tensor | dict[str, Tensor]:

@@ -21,9 +21,9 @@ class MergedPatches(EncodedFamily):
 
     position_axes = 3
 
-    def position_offset(self, model: nn.Module, batch: int) -> Tensor | int:
-        delta = model.base_model.rope_deltas  # [prompts, 1]
-        return 0 if delta is None else delta.repeat_interleave(batch // len(delta), 0)
+    def position_offset(self, model: nn.Module) -> Tensor | int:
+        delta = model.base_model.rope_deltas
+        return 0 if delta is None else delta
 
     def modules(self, base: nn.Module) -> list[nn.Module]:
         return [block.attn for block in base.visual.blocks]

@@ -127,10 +127,12 @@ class PictureTarget(TextTarget):
                 self.holes[index] = real & ~self._flush(there[..., None])[..., 0]
         count = prompt.count
         self.lm.cache.advance(width if int(count.min()) == width else count)
-        offset = self.family.position_offset(self.model, self.batch)
+        offset = self.family.position_offset(self.model)
         positions = self.inputs.get("position_ids")
         if self.family.position_axes == 1 and positions is not None:  # a compressor may let tokens keep their numbers
             offset = positions[:, -1:] + 1 - count[:, None]
+        if not isinstance(offset, int):  # one a prompt, whose sequences (``num_return_sequences``) follow each other
+            offset = offset.repeat_interleave(self.batch // len(offset), 0)
         self.lm.offset = offset
 
     def _spread(self, rows: Tensor, pruned: Pruned | None, layer: int) -> Tensor:
