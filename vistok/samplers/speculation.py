@@ -90,6 +90,10 @@ class Speculation:
     ) -> Tensor | GenerateDecoderOnlyOutput:
         """Decode; called by ``generate``.
 
+        Returns:
+            Prompts and new tokens, padded behind a sequence's end, int64 [B, T]; with ``return_dict_in_generate`` an
+            output that holds them alone, without a cache.
+
         Raises:
             VistokError: the call asks for something that speculation cannot do.
         """
