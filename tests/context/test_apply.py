@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tests.context.tiny import ragged, tiny
+from tests.generate_options import NAMES, agrees, becomes
 from vistok import context
 from vistok.context.cache import ContextCache
 from vistok.errors import VistokError
@@ -233,6 +234,16 @@ def test_prefill_in_chunks_equals_prefill_at_once(name, model):
     with context.apply(model, WHOLE[name]()):
         chunks = run(model, inputs, prefill_chunk_size=7)
     assert torch.equal(chunks.sequences, run(model, inputs).sequences)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_of_generate_is_heeded_or_refused(name, model):
+    inputs = {"bos_token_id": {}, "forced_bos_token_id": {"input_ids": torch.tensor([[7]])}}.get(name, ragged())
+    plain = becomes(lambda **options: model.generate(**inputs, **options), name)
+    with context.apply(model, context.Full()):
+        found = becomes(lambda **options: model.generate(**inputs, **options), name)
+    assert isinstance(found, VistokError) == (name in ("use_cache", "cache_implementation", "output_attentions"))
+    assert agrees(found, plain), (found, plain)
 
 
 def test_a_peft_model_is_seen_through(model):

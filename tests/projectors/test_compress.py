@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 
+from tests.generate_options import NAMES, agrees, becomes
 from tests.projectors import tiny
 from vistok.errors import VistokError
 from vistok.models.huggingface import given_cache
@@ -284,6 +285,16 @@ def test_labels_and_gradients(llava):
     assert torch.isfinite(output.loss)
     assert llava.model.multi_modal_projector.linear_1.weight.grad.abs().sum() > 0
     llava.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_of_generate_is_heeded(name, llava):
+    inputs = tiny.llava_inputs()
+    plain = becomes(lambda **options: llava.generate(**inputs, **options), name)
+    with compress(llava, Uniform(1.0)):
+        found = becomes(lambda **options: llava.generate(**inputs, **options), name)
+    assert not isinstance(found, VistokError)
+    assert agrees(found, plain), (found, plain)
 
 
 def test_max_length_counts_the_prompt_as_given(llava):

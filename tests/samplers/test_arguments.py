@@ -4,13 +4,129 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, MaxLengthCriteria, StoppingCriteria
+from transformers.generation import EosTokenCriteria
 
-from tests.samplers.tiny import prompt, tiny
+import vistok
+from tests.generate_options import NAMES, SILENT, agrees, becomes
+from tests.generate_options import OPTIONS as EVERY
+from tests.samplers.test_speculation import SMALL_TREE, ragged
+from tests.samplers.tiny import prompt, tiny, tiny_head
 from vistok.errors import VistokError
-from vistok.samplers import PromptLookup, Speculation, generate
+from vistok.samplers import Branching, DraftModel, EagleHead, PromptLookup, Speculation, TokenRecycling, generate
+from vistok.samplers.arguments import check_arguments
+from vistok.samplers.pearl import Pearl
 
 OPTIONS = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+REFUSED = {
+    *("num_beams", "num_beam_groups", "constraints", "force_words_ids", "penalty_alpha", "dola_layers", "use_mtp"),
+    *("prompt_lookup_num_tokens", "assistant_early_exit", "is_assistant", "prefill_chunk_size"),
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "token_healing", "stop_strings"),
+}
+
+
+def test_every_option_of_this_transformers_is_in_the_table():
+    assert set(vars(GenerationConfig())) <= set(EVERY) | SILENT
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_is_heeded_or_refused(name):
+    model = tiny()
+    inputs = {"bos_token_id": {}, "forced_bos_token_id": {"input_ids": prompt(1, 1)}}.get(name, ragged())
+    plain = becomes(lambda **options: model.generate(**inputs, **options), name)
+    with vistok.accelerate(model, TokenRecycling(SMALL_TREE)):
+        found = becomes(lambda **options: model.generate(**inputs, **options), name)
+    assert isinstance(found, VistokError) == (name in REFUSED)
+    assert agrees(found, plain), (found, plain)
+
+
+class OwnEnds(EosTokenCriteria):
+    """Ends at other tokens than it says."""
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return input_ids[:, -1] % 4 == 1
+
+
+class WithEnds(StoppingCriteria):
+    """Has end tokens, for which plain ``generate`` pads behind the end."""
+
+    eos_token_id = torch.tensor([1])
+    __call__ = OwnEnds.__call__
+
+
+CALLS = {
+    "one padded prompt": (
+        {"input_ids": ragged()["input_ids"][:1], "attention_mask": ragged()["attention_mask"][:1]},
+        {},
+    ),
+    "a later limit": (ragged(), {"stopping_criteria": [MaxLengthCriteria(19)]}),
+    "a limit within the prompt": ({"input_ids": prompt()}, {"stopping_criteria": [MaxLengthCriteria(3)]}),
+    "ends of one's own": (ragged(), {"stopping_criteria": [OwnEnds([5])]}),
+    "ends that are no class of ends": (ragged(), {"stopping_criteria": [WithEnds()]}),
+    "ends in place of ends": (
+        ragged(),
+        {"eos_token_id": [1, 2], "stopping_criteria": [EosTokenCriteria(list(range(3, 12)))], "pad_token_id": None},
+    ),
+    "copies with a rule for each row": (
+        ragged(),
+        {
+            "num_return_sequences": 2,
+            "do_sample": True,
+            "top_k": 1,
+            "prefix_allowed_tokens_fn": lambda row, ids: [(int(ids[-1]) + row + i) % 23 for i in (1, 3)],
+        },
+    ),
+    "guidance without a cache": (ragged(), {"guidance_scale": 1.5, "use_cache": False}),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_drafter_heeds_what_plain_generate_heeds(name):
+    inputs, more = CALLS[name]
+    options = OPTIONS | more
+    plain = tiny().generate(**inputs, **options)
+    draft = tiny(seed=1)
+    for way in (
+        Speculation(TokenRecycling(SMALL_TREE)),
+        Speculation(DraftModel(draft, Branching((2, 1)))),
+        Speculation(EagleHead(tiny_head())),
+        Pearl(draft, 3, force=True),
+    ):
+        found = tiny().generate(**inputs, **options, custom_generate=way)
+        assert torch.equal(found, plain), way
+
+
+def test_a_model_that_is_sharded_over_processes_is_refused(monkeypatch):
+    """There plain ``generate`` keeps processes in step without being asked."""
+    for name, value in {"is_available": True, "is_initialized": True, "get_world_size": 2}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    plain = tiny().generate(prompt(), **OPTIONS)
+    assert torch.equal(generate(tiny(), prompt(), PromptLookup(), **OPTIONS).sequences, plain)
+    monkeypatch.setattr("transformers.generation.utils.is_fsdp_managed_module", lambda model: True)
+    with pytest.raises(VistokError, match="sharded"):
+        generate(tiny(), prompt(), PromptLookup(), **OPTIONS)
+
+
+def test_a_cache_that_saves_memory_is_refused_as_an_object_too():
+    class Small(DynamicCache):
+        pass
+
+    offloaded = DynamicCache(config=tiny().config)
+    offloaded.offloading = True
+    for cache in (Small(config=tiny().config), offloaded):
+        with pytest.raises(VistokError, match="would ignore this"):
+            tiny().generate(prompt(), **OPTIONS, cache=cache, custom_generate=Speculation(PromptLookup()))
+
+
+@pytest.mark.parametrize("kind", ["paged", "offloaded_static", "offloaded_hybrid_chunked"])
+def test_kinds_of_a_cache_that_save_memory_are_refused(kind):
+    with pytest.raises(VistokError, match=f"not {kind}: leave cache_implementation out"):
+        check_arguments(GenerationConfig(cache_implementation=kind), {}, prompt(), {})
+
+
+def test_a_paged_cache_is_refused_before_transformers_answers_itself():
+    with pytest.raises(VistokError, match="not paged: leave cache_implementation out"):
+        generate(tiny(), prompt(), PromptLookup(), **OPTIONS, cache_implementation="paged")
 
 
 @pytest.mark.parametrize(

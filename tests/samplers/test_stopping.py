@@ -13,6 +13,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+import vistok
 from tests.samplers.test_speculation import drafters, ragged
 from tests.samplers.tiny import prompt, tiny
 from vistok.errors import VistokError
@@ -126,6 +127,12 @@ def test_stop_strings_by_every_way():
         assert torch.equal(generate(model, inputs, PromptLookup(), **options, **more).sequences, plain), more
     way = Speculation(PromptLookup(), stopping="path to", tokenizer=tokenizer)
     assert torch.equal(model.generate(**inputs, **options, custom_generate=way), plain)
+    with vistok.accelerate(model, PromptLookup()):
+        found = model.generate(**inputs, **options, stop_strings=["path to"], tokenizer=tokenizer)
+        assert torch.equal(found, plain)
+    model.generation_config.stop_strings = ["path to"]
+    assert torch.equal(generate(model, inputs, PromptLookup(), **options, tokenizer=tokenizer).sequences, plain)
+    model.generation_config.stop_strings = None
     with pytest.raises(VistokError, match=r"'path to' .* pass tokenizer"):
         generate(model, inputs, PromptLookup(), **options, stop_strings=["path to"])
 

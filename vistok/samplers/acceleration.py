@@ -20,7 +20,7 @@ from vistok.models.attach import Attachment, unwrapped
 from vistok.models.codes.families import CODE_GENERATORS
 from vistok.models.codes.generator import Call, CodeGenerator, PromptCondition
 from vistok.models.interface import Condition
-from vistok.samplers.arguments import check_arguments
+from vistok.samplers.arguments import check_arguments, whole_options
 from vistok.samplers.drafters.text import TextDrafter
 from vistok.samplers.interface import AutoregressiveSampler
 from vistok.samplers.noise import Noise
@@ -196,11 +196,21 @@ class TextAcceleration(Acceleration):
         """Statistics of the last text."""
         return getattr(self.speculation, "stats", None)
 
-    def generate(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def generate(
+        self,
+        plain: Callable[..., Any],
+        inputs: Tensor | None = None,
+        generation_config: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """Decodes with speculation."""
+        kwargs = self.keywords(args, kwargs)
         if kwargs.get("custom_generate") is not None:
             raise VistokError("the model is accelerated already: leave custom_generate out, or remove() that first.")
-        return plain(*args, **kwargs, custom_generate=self.speculation)
+        tokenizer = kwargs.get("tokenizer") or self.speculation.tokenizer
+        kwargs = whole_options(self.model, generation_config, kwargs, tokenizer)
+        return plain(inputs, generation_config, **kwargs | {"custom_generate": self.speculation})
 
 
 class GeneratorAcceleration(Acceleration):

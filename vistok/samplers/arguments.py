@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.models.families import FAMILIES
 from vistok.models.huggingface import given_cache
+from vistok.samplers.stopping import as_criteria
 
 # Of what is left for the model's forward. ``position_ids`` and ``logits_to_keep`` are made by ``generate`` itself.
 UNDERSTOOD = frozenset(
@@ -29,7 +31,8 @@ MODES = (
     "use_mtp",
 )
 OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-CACHES = ("quantized", "offloaded", "offloaded_static", "offloaded_hybrid", "paged")
+# Kinds of a cache that say only how memory is laid out; any other one asks for less of it.
+CACHES = ("dynamic", "static", "sliding_window", "hybrid", "hybrid_chunked")
 
 
 def check_arguments(
@@ -56,16 +59,22 @@ def check_arguments(
             "assistant_model drafts for transformers' own assisted decoding: leave it out, or give it to DraftModel."
         )
     if given.get("synced_gpus"):
-        raise VistokError("speculation takes other numbers of steps on every process: leave synced_gpus out.")
+        raise VistokError(
+            "speculation takes other numbers of steps on every process, where a model that is sharded over them runs "
+            "in step: load it whole on each, and leave synced_gpus out."
+        )
     unknown = [] if whole else _unknown(model_kwargs, given.get("kwargs", {}))
     if unknown:
         raise VistokError(
             f"speculation reads the prompt's tokens alone and would ignore {', '.join(unknown)}: leave it out, "
             f"or decode without speculation (prompts with pictures are read for {', '.join(FAMILIES)})."
         )
-    cache = given_cache(model_kwargs)
-    if cache is not None and int(cache.get_seq_length()) > 0:
-        raise VistokError("speculation keeps a cache of its own: pass the whole prompt and no past_key_values.")
+    _check_cache(config, given_cache(model_kwargs))
+    if config.prefill_chunk_size is not None and config.prefill_chunk_size < ids.shape[1]:
+        raise VistokError(
+            f"speculation reads a prompt in one piece, not in chunks of {config.prefill_chunk_size} tokens: leave "
+            "prefill_chunk_size out, or decode without speculation."
+        )
     mask = given.get("kwargs", {}).get("attention_mask")  # as the caller gave it: generate drops one of ones alone
     if isinstance(mask, Tensor) and mask.shape[-1] != ids.shape[1]:
         raise VistokError(
@@ -77,16 +86,26 @@ def check_arguments(
             f"{modes[0]} chooses another way to decode, which speculation would ignore: leave it out, or decode "
             "without speculation."
         )
-    if getattr(config, "cache_implementation", None) in CACHES:
-        raise VistokError(
-            f"speculation keeps a cache of its own, which is not {config.cache_implementation}: leave "
-            "cache_implementation out."
-        )
     wanted = [name for name in OUTPUTS if getattr(config, name)]
     if wanted and config.return_dict_in_generate:
         raise VistokError(f"speculation does not return what {wanted[0]} asks for: leave it out.")
     if not whole:
         _check_positions(model_kwargs.get("position_ids"), model_kwargs.get("attention_mask"), ids)
+
+
+def _check_cache(config: Any, cache: Any | None) -> None:
+    """Refuses a cache that holds something already, or is of a kind that saves memory, by name or as an object."""
+    from transformers import DynamicCache, StaticCache
+
+    if cache is not None and int(cache.get_seq_length()) > 0:
+        raise VistokError("speculation keeps a cache of its own: pass the whole prompt and no past_key_values.")
+    kind = getattr(config, "cache_implementation", None)
+    if kind is not None and kind not in CACHES:
+        raise VistokError(f"speculation keeps a cache of its own, which is not {kind}: leave cache_implementation out.")
+    if cache is not None and (type(cache) not in (DynamicCache, StaticCache) or getattr(cache, "offloading", False)):
+        raise VistokError(
+            f"speculation keeps a cache of its own and would ignore this {type(cache).__name__}: leave it out."
+        )
 
 
 def _unknown(model_kwargs: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:
@@ -129,13 +148,61 @@ def given_to_generate() -> dict[str, Any]:
     streamer and an assistant model would be lost without a word, and the reader of a streamer would wait for ever.
 
     Returns:
-        ``streamer``, ``assistant_model``, ``synced_gpus``, and ``kwargs``, the inputs by the caller's names; empty
-        where no ``generate`` runs.
+        ``streamer``, ``assistant_model``, ``synced_gpus`` (where nothing is said, whether the model is sharded), and
+        ``kwargs``, the inputs by the caller's names; empty where no ``generate`` runs.
     """
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "generate" and "custom_generate" in frame.f_locals:
             names = ("streamer", "assistant_model", "synced_gpus", "kwargs")
-            return {name: frame.f_locals.get(name) for name in names}
+            given = {name: frame.f_locals.get(name) for name in names}
+            if given["synced_gpus"] is None:
+                given["synced_gpus"] = _sharded(frame.f_locals["self"])
+            return given
         frame = frame.f_back
     return {}
+
+
+def _sharded(model: nn.Module) -> bool:
+    """Whether a model's weights are spread over processes, so that ``generate`` keeps these in step by itself."""
+    from transformers.generation.utils import is_deepspeed_zero3_enabled, is_fsdp_managed_module
+
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return False
+    return is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)
+
+
+def whole_options(
+    model: nn.Module, config: Any | None, options: dict[str, Any], tokenizer: Any | None
+) -> dict[str, Any]:
+    """Returns options of ``generate`` that reach a ``custom_generate``.
+
+    transformers keeps the tokenizer from it, without which it knows neither stop strings, so that these become a
+    criterion, nor the healing of tokens; and it answers a call for a paged cache itself.
+
+    Args:
+        model: whose ``generate`` is called, and whose generation config may have stop strings too.
+        config: the generation config of the call, or None.
+        options: of ``generate`` by name.
+        tokenizer: the model's, or None.
+
+    Raises:
+        VistokError: stop strings and no tokenizer, or what cannot reach it.
+    """
+
+    def asked(name: str) -> Any:
+        values = (options.get(name), *(getattr(each, name, None) for each in (config, model.generation_config)))
+        return next((value for value in values if value is not None), None)
+
+    if options.get("cache_implementation") == "paged":
+        raise VistokError("speculation keeps a cache of its own, which is not paged: leave cache_implementation out.")
+    if asked("token_healing"):
+        raise VistokError(
+            "token_healing needs a tokenizer, which transformers keeps from speculation: leave it out, and give the "
+            "prompt as model.heal_tokens(input_ids, tokenizer) returns it."
+        )
+    strings = asked("stop_strings")
+    if strings is None:
+        return options
+    criteria = [*as_criteria(options.get("stopping_criteria"), None), *as_criteria(strings, tokenizer)]
+    return options | {"stop_strings": None, "stopping_criteria": criteria}

@@ -159,7 +159,7 @@ class Pearl(Speculation):
         config: Any,
         streamer: Any | None,
     ) -> Tensor:
-        limits = sort_criteria(criteria, config.max_length, prompt.ids.device)
+        limits = sort_criteria(criteria, config.max_length, prompt.ids)
         params, rest = split_processors(processors, config.do_sample)
         self.told = self._against(model, prompt, rest, limits.criteria, streamer)
         if self.told is not None:
@@ -180,16 +180,16 @@ class Pearl(Speculation):
         def ended(new: Tensor) -> bool:
             return limits.ends is not None and bool(torch.isin(new, limits.ends).any())
 
-        room = limits.length + 2 * self.gamma
-        sides = self._sides(model, params, room, vocabulary)
-        text = prompt.ids[0]
+        text = prompt.flush[0, : int(prompt.count)]
+        length = len(text) + limits.length - prompt.ids.shape[1]
+        sides = self._sides(model, params, length + 2 * self.gamma, vocabulary)
         with executors(text.device) as together:
-            found, _, self.counts = interleave(*sides, text, limits.length, self.gamma, draw, uniform, together, ended)
-        new = found[len(text) : limits.length]
+            found, _, self.counts = interleave(*sides, text, length, self.gamma, draw, uniform, together, ended)
+        new = found[len(text) : length]
         if limits.ends is not None:
             ends = torch.isin(new, limits.ends).nonzero()
             new = new if not len(ends) else new[: int(ends[0]) + 1]
-        return torch.cat([text, new])[None]
+        return torch.cat([prompt.ids[0], new])[None]
 
     def _sides(self, model: nn.Module, params: SamplingParams, length: int, vocabulary: int) -> list[Side]:
         """Both models, with empty caches."""

@@ -7,7 +7,6 @@ plain ``generate``; with sampling they follow the same law, unless a lossy verif
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.samplers.arguments import check_arguments, given_to_generate
+from vistok.samplers.arguments import check_arguments, given_to_generate, whole_options
 from vistok.samplers.drafters.text import TextDrafter, Undrafted
 from vistok.samplers.loop import Verifier, decode
 from vistok.samplers.noise import Noise
@@ -91,6 +90,10 @@ class Speculation:
     ) -> Tensor | GenerateDecoderOnlyOutput:
         """Decode; called by ``generate``.
 
+        Returns:
+            Prompts and new tokens, padded behind a sequence's end, int64 [B, T]; with ``return_dict_in_generate`` an
+            output that holds them alone, without a cache.
+
         Raises:
             VistokError: the call asks for something that speculation cannot do.
         """
@@ -127,13 +130,12 @@ class Speculation:
         streamer: Any | None,
     ) -> Tensor:
         ids = prompt.ids
-        limits = sort_criteria(criteria, config.max_length, ids.device)
-        length = max(1, limits.length - ids.shape[1])
-        pad = config.pad_token_id
-        pad = pad if pad is not None else 0 if limits.ends is None else int(limits.ends[0])
+        limits = sort_criteria(criteria, config.max_length, ids)
+        length = limits.length - ids.shape[1]
+        pad = 0 if config._pad_token_tensor is None else int(config._pad_token_tensor)  # as generate has settled it
         params, processors = split_processors(processors, config.do_sample)
         processing = TextProcessing(processors, ids, pad) if processors else None
-        stop = Stopping(limits.criteria, ids, pad, limits.ends is not None) if limits.criteria else None
+        stop = Stopping(limits.criteria, ids, pad, limits.one_by_one) if limits.criteria else None
         drafter = Undrafted() if self.drafter is None else self.drafter
         words = prompt if inputs is None or drafter.features else text_of(model, prompt)
         drafter.bind(model, words, params, length, self.tokenizer)
@@ -195,22 +197,10 @@ def generate(
         )
     if options.get("temperature") == 0:
         options = {name: value for name, value in options.items() if name != "temperature"} | {"do_sample": False}
-    strings, options = _stop_strings(options)
-    stopping = [*as_criteria(stopping, tokenizer), *as_criteria(strings, tokenizer)]
+    options = whole_options(model, options.get("generation_config"), options, tokenizer)
     speculation = Speculation(drafter, verifier, tokenizer=tokenizer, stopping=stopping)
     if streamer is not None:  # through the model's own generate, where a compressor shows it the whole prompts
         options = options | {"streamer": streamer}
     inputs = {"inputs": inputs} if isinstance(inputs, Tensor) else dict(inputs)
     sequences = model.generate(**inputs, **options, return_dict_in_generate=False, custom_generate=speculation)
     return TextOutput(sequences, speculation.stats)
-
-
-def _stop_strings(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The stop strings among options, and the options without: transformers wants a tokenizer that it then drops."""
-    config = options.get("generation_config")
-    strings = options.pop("stop_strings", None) or getattr(config, "stop_strings", None)
-    if getattr(config, "stop_strings", None) is not None:
-        config = copy.deepcopy(config)
-        config.stop_strings = None
-        options = options | {"generation_config": config}
-    return strings, options

@@ -26,18 +26,25 @@ class Limits(NamedTuple):
     """What ends a text, sorted by who sees to it.
 
     Attributes:
-        length: columns of the longest text, prompt included.
+        length: columns of the longest text, prompt included; one token is new at the least, as in plain ``generate``.
         ends: end tokens, int64 [E]; None without.
         criteria: the others.
+        one_by_one: a sequence that has ended is padded, as plain ``generate`` does where a criterion has end tokens.
     """
 
     length: int
     ends: Tensor | None
     criteria: list[StoppingCriteria]
+    one_by_one: bool
 
 
-def sort_criteria(criteria: StoppingCriteriaList, length: int, device: torch.device) -> Limits:
-    """Sort the stopping criteria of a call whose texts have at most ``length`` columns.
+def sort_criteria(criteria: StoppingCriteriaList, length: int, ids: Tensor) -> Limits:
+    """Sort the stopping criteria of a call.
+
+    Args:
+        criteria: of the call, in which a ``MaxLengthCriteria`` of the caller has taken the place of ``generate``'s own.
+        length: columns of the longest text, where no criterion says.
+        ids: prompts, int64 [B, L].
 
     Raises:
         VistokError: a criterion that needs scores.
@@ -45,17 +52,19 @@ def sort_criteria(criteria: StoppingCriteriaList, length: int, device: torch.dev
     from transformers.generation import EosTokenCriteria, MaxLengthCriteria
     from transformers.generation.stopping_criteria import ConfidenceCriteria
 
-    ends, rest = [], []
+    ends, lengths, rest = [], [], []
     for criterion in criteria:
-        if isinstance(criterion, EosTokenCriteria):
-            ends.append(criterion.eos_token_id.flatten().to(device))
+        if type(criterion) is EosTokenCriteria:
+            ends.append(criterion.eos_token_id.flatten().to(ids.device))
         elif type(criterion) is MaxLengthCriteria:
-            length = min(length, criterion.max_length)
+            lengths.append(criterion.max_length)
         elif isinstance(criterion, ConfidenceCriteria):
             raise VistokError("speculation keeps no scores, which ConfidenceCriteria stops by: leave it out.")
         else:
             rest.append(criterion)
-    return Limits(length, torch.cat(ends) if ends else None, rest)
+    one_by_one = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+    length = max(min(lengths, default=length), ids.shape[1] + 1)
+    return Limits(length, torch.cat(ends) if ends else None, rest, one_by_one)
 
 
 def as_criteria(stopping: Any, tokenizer: Any | None) -> list[StoppingCriteria]:
@@ -85,15 +94,15 @@ class Stopping:
         criteria: of transformers, or like them.
         prompt: ids, padded on the left, int64 [B, L].
         pad: stands behind the end of sequences.
-        ends: whether end tokens end sequences one by one.
+        one_by_one: see ``Limits``.
 
     Attributes:
         together: some criterion must see the batch as plain decoding shows it.
     """
 
-    def __init__(self, criteria: Sequence[StoppingCriteria], prompt: Tensor, pad: int, ends: bool):
+    def __init__(self, criteria: Sequence[StoppingCriteria], prompt: Tensor, pad: int, one_by_one: bool):
         self.criteria, self.prompt, self.pad = criteria, prompt, pad
-        self.as_one = not ends and len(prompt) > 1
+        self.as_one = not one_by_one and len(prompt) > 1
         self.together = self.as_one or not all(from_transformers(one, BY_ROW) for one in criteria)
         self._stopped = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
 
