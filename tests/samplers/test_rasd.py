@@ -51,6 +51,18 @@ def test_a_datastore_that_holds_the_answer_is_followed():
     assert fused.mean_accepted_length > 3 > alone.mean_accepted_length
 
 
+@pytest.mark.parametrize("retrieved", [8, 48])
+@pytest.mark.parametrize("policy", [Chain(1), Branching((2, 1)), "auto"], ids=str)
+def test_an_eagle_head_of_small_trees_reads_long_retrieved_paths(policy, retrieved):
+    """Rows of a batch are at different places when one takes a path that is longer than the trees of the head."""
+    options = OPTIONS | {"max_new_tokens": 60}
+    expected = tiny().generate(**ragged(), **options)
+    store = Datastore.of_texts([expected[-1].tolist()])  # what one of the texts says, to its end
+    drafter = Rasd(EagleHead(tiny_head(), policy), store, retrieved=retrieved, first=VOCABULARY)
+    out = generate(tiny(), ragged(), drafter, **options)
+    assert torch.equal(out.sequences, expected)
+
+
 def test_paths_follow_the_tree_and_leave_it():
     tokens, parents = [9, 1, 2, 3], [-1, 0, 0, 1]
     paths = [(1, 3, 5), (1, 4), (2, 6, 7), (8,)]

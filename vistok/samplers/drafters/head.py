@@ -33,6 +33,7 @@ class HeadDrafter:
         length: tokens of a sample.
 
     Attributes:
+        room: slots of the cache behind those of decided tokens.
         hidden: the predicted feature behind the last decided token, [R, 1, H]; R = 2B with guidance.
         forwards: calls of the network.
         rests: the next tree has no drafts, and the target's features are kept unread.
@@ -73,7 +74,8 @@ class HeadDrafter:
 
     def reset(self, rows: int, slots: int) -> None:
         """Begin with an empty cache of R sequences, with room for ``slots`` decided ones."""
-        self.cache = self.network.new_cache(rows, slots + self.nodes + self.policy.slots)
+        self.room = max(self.nodes + self.policy.slots, PIECE)
+        self.cache = self.network.new_cache(rows, slots + self.room)
 
     def feed(self, features: Tensor, tokens: Tensor, count: Tensor | None = None) -> Tensor:
         """Read features of the target and the tokens that followed them.
@@ -127,12 +129,14 @@ class HeadDrafter:
 
     def observe(self, run: Run, tree: TokenTree, scores: Scores, verdict: Verdict) -> None:
         """Read the features of the nodes that were kept, or keep them while it rests."""
-        kept = kept_features(tree, scores, verdict), verdict.emitted, verdict.count
+        features, tokens, count = kept_features(tree, scores, verdict), verdict.emitted, verdict.count
         if isinstance(self.policy, SizedTree):
             self.policy.learn(run, tree, verdict)
-            self._unread.append(kept)
-        else:
-            self.feed(*kept)
+            self._unread.append((features, tokens, count))
+            return
+        for start in range(0, tokens.shape[1], self.room):  # once, but for long paths of other drafters
+            piece = slice(start, start + self.room)
+            self.feed(features[:, piece], tokens[:, piece], (count - start).clamp(0, self.room))
 
     def propose(self, run: Run) -> TokenTree:
         """Grow a tree, if any."""
