@@ -138,7 +138,7 @@ def waves(grid: int, width: int) -> Tensor:
     Waves are 4 to 4 * grid places long; what ``width`` has beyond a multiple of four is zero.
     """
     count = width // 4
-    frequencies = math.pi / 2 * grid ** -torch.linspace(0, 1, count)
+    frequencies = math.pi / 2 * grid ** -(torch.arange(count) / max(count - 1, 1))
     angles = torch.arange(grid)[:, None] * frequencies
     one = torch.cat([angles.sin(), angles.cos()], 1) / (2 * count) ** 0.5
     table = torch.cat([one.repeat_interleave(grid, 0), one.repeat(grid, 1)], 1)
