@@ -23,7 +23,7 @@ from vistok.context.rotary import Rotary
 from vistok.context.support import attentions, check_model
 from vistok.errors import VistokError
 from vistok.models.attach import Attachment, attached, unwrapped
-from vistok.models.huggingface import cache_argument, given_cache
+from vistok.models.huggingface import cache_argument, generate_option, given_cache
 from vistok.samplers.targets.support import HALF_TOLERANCE, TOLERANCE
 from vistok.samplers.targets.tree_cache import TreeCache
 
@@ -120,8 +120,10 @@ class Context(Attachment):
         **kwargs: Any,
     ) -> Any:
         kwargs = self.keywords(args, kwargs)
-        configs = (generation_config, self.model.generation_config)
-        kind, used = (_option(name, kwargs, configs) for name in ("cache_implementation", "use_cache"))
+        kind, used = (
+            generate_option(self.model, name, kwargs, generation_config)
+            for name in ("cache_implementation", "use_cache")
+        )
         if kind not in (None, "dynamic"):
             raise VistokError(f"{self.policy.name} keeps a cache of its own: leave out cache_implementation='{kind}'.")
         if used is False:
@@ -261,13 +263,6 @@ class Context(Attachment):
             out = policy.attend(step, module.layer_idx, call.flush(q), call.flush(k), call.flush(v), scale)
             out = call.back(out).transpose(1, 2).contiguous()
         return Blocked.apply(out, q) if q.requires_grad and torch.is_grad_enabled() else out
-
-
-def _option(name: str, kwargs: dict[str, Any], configs: tuple[Any, ...]) -> Any:
-    """Returns an option of ``generate``, from the call, else its config, else the model's."""
-    if kwargs.get(name) is not None:
-        return kwargs[name]
-    return next((value for config in configs if (value := getattr(config, name, None)) is not None), None)
 
 
 def _wants_cache(kwargs: dict[str, Any], config: Any) -> bool:

@@ -24,6 +24,12 @@ def cache_argument(model: nn.Module) -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
+def generate_option(model: nn.Module, name: str, options: Mapping[str, Any], config: Any | None) -> Any:
+    """Returns an option of ``generate``: of the call, else of its generation config, else of the model's; or None."""
+    values = (options.get(name), *(getattr(each, name, None) for each in (config, model.generation_config)))
+    return next((value for value in values if value is not None), None)
+
+
 def head_width(config: Any) -> int:
     """Returns the width of an attention head by a text model's configuration, which may leave it to be told."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

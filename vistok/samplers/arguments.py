@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.models.families import FAMILIES
-from vistok.models.huggingface import given_cache
+from vistok.models.huggingface import generate_option, given_cache
 from vistok.samplers.stopping import as_criteria
 
 # Of what is left for the model's forward. ``position_ids`` and ``logits_to_keep`` are made by ``generate`` itself.
@@ -189,19 +189,14 @@ def whole_options(
     Raises:
         VistokError: stop strings and no tokenizer, or what cannot reach it.
     """
-
-    def asked(name: str) -> Any:
-        values = (options.get(name), *(getattr(each, name, None) for each in (config, model.generation_config)))
-        return next((value for value in values if value is not None), None)
-
     if options.get("cache_implementation") == "paged":
         raise VistokError("speculation keeps a cache of its own, which is not paged: leave cache_implementation out.")
-    if asked("token_healing"):
+    if generate_option(model, "token_healing", options, config):
         raise VistokError(
             "token_healing needs a tokenizer, which transformers keeps from speculation: leave it out, and give the "
             "prompt as model.heal_tokens(input_ids, tokenizer) returns it."
         )
-    strings = asked("stop_strings")
+    strings = generate_option(model, "stop_strings", options, config)
     if strings is None:
         return options
     criteria = [*as_criteria(options.get("stopping_criteria"), None), *as_criteria(strings, tokenizer)]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.models.attach import Attachment, attached, unwrapped
 from vistok.models.families import FAMILIES, family_of
-from vistok.models.huggingface import given_cache
+from vistok.models.huggingface import generate_option, given_cache
 from vistok.projectors.apply.concentric import concentric_of
 from vistok.projectors.apply.depths import DepthMixture
 from vistok.projectors.apply.history import History, history_of, turn_of
@@ -102,21 +102,16 @@ class Compression(Attachment):
         output = self._run(plain, generation_config, kwargs, prompt.short)
         sequences = prompt.whole(output if isinstance(output, Tensor) else output.sequences)
         cache = cache if isinstance(output, Tensor) else given_cache(output)
-        history.ordered = self._option("num_beams", kwargs, generation_config) in (None, 1)
+        history.ordered = generate_option(self.model, "num_beams", kwargs, generation_config) in (None, 1)
         history.repeated(len(sequences) // len(given)).keep_with(cache)
         if isinstance(output, Tensor):
             return sequences
         output.sequences = sequences
         return output
 
-    def _option(self, name: str, kwargs: dict[str, Any], config: Any) -> Any:
-        """Returns an option of a call of ``generate``."""
-        values = (kwargs.get(name), getattr(config, name, None), getattr(self.model.generation_config, name, None))
-        return next((value for value in values if value is not None), None)
-
     def _check_chunks(self, kwargs: dict[str, Any], config: Any, width: int) -> None:
         """Raises VistokError if a prompt of ``width`` tokens has pictures that must be read at once, and is not."""
-        size = self._option("prefill_chunk_size", kwargs, config)
+        size = generate_option(self.model, "prefill_chunk_size", kwargs, config)
         if size is None or size >= width or not (has_pixels(kwargs) or "mm_encoder_outputs" in kwargs):
             return
         if self._pruning is not None:
