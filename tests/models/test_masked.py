@@ -8,6 +8,7 @@ import torch
 from vistok.errors import VistokError
 from vistok.models.enat import ENAT, ENATConfig
 from vistok.models.maskgit import MaskGIT, MaskGITConfig
+from vistok.ops.rope import rope_places
 from vistok.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 
 SMALL = {"grid": 4, "codebook_size": 11, "num_classes": 5, "embed_dim": 16, "num_heads": 2}
@@ -17,10 +18,10 @@ KINDS = {
 }
 
 
-def small(name: str):
+def small(name: str, **overrides):
     """A network whose weights are all noise: the zeros of a new one would hide what they gate."""
     kind, config, shape = KINDS[name]
-    model = kind(config(**SMALL, **shape)).eval()
+    model = kind(config(**SMALL, **shape, **overrides)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -152,3 +153,41 @@ def test_places_begin_as_waves_by_which_neighbours_are_found() -> None:
     alike = (table @ table.T).unflatten(0, (8, 8)).unflatten(2, (8, 8))
     assert alike[3, 3].flatten().topk(5).indices.sort().values.tolist() == [19, 26, 27, 28, 35]  # it and its neighbours
     assert torch.allclose(alike[2, 2, 3, 5], alike[4, 1, 5, 4], atol=1e-6)  # by how far they are apart
+
+
+def run(model, codes, masks, order):
+    """Logits of three steps whose places, and with them all that tells places apart, are in another order."""
+    model.x_embedder.position_embeddings.weight.copy_(model.x_embedder.position_embeddings.weight[order])
+    model.rope = model.rope[order]
+    state, found = None, []
+    for visible in masks:
+        logits, state = model.predict(codes.masked_fill(~visible, model.mask_id)[:, order], torch.tensor([0, 4]), state)
+        found.append(logits)
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@torch.no_grad()
+def test_a_rotary_encoding_turns_every_code_by_its_own_place(name, steps) -> None:
+    plain, expected = (run(small(name, rope_base=base), *steps, torch.arange(16)) for base in (3.0, 100.0))
+    assert not torch.allclose(plain, expected, atol=1e-3)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(2))
+    found = run(small(name, rope_base=100.0), *steps, order)
+    assert torch.allclose(found, expected[:, :, order], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@torch.no_grad()
+def test_a_rotary_encoding_tells_how_far_codes_are_apart_and_nothing_else(name, steps) -> None:
+    model, moved = small(name, rope_base=100.0), small(name, rope_base=100.0)
+    moved.rope = rope_places(torch.cartesian_prod(torch.arange(4), torch.arange(4)) + torch.tensor([5, 2]), 8, 100.0)
+    everywhere = torch.arange(16)
+    assert torch.allclose(run(moved, *steps, everywhere), run(model, *steps, everywhere), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_rotary_encoding_stays_float32_and_is_no_part_of_the_weights(name) -> None:
+    model = small(name, rope_base=100.0)
+    assert set(model.state_dict()) == set(small(name).state_dict())
+    assert model.to(torch.bfloat16).rope.dtype == torch.float32
+    assert small(name).to(torch.bfloat16).rope is None

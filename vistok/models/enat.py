@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.models.masked import MaskedConfig, MaskedFamily, MaskedTransformer, Mlp, modulated
+from vistok.models.masked import MaskedConfig, MaskedFamily, MaskedTransformer, Mlp, attend, modulated
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,11 @@ class Attention(nn.Module):
         self.kv = nn.ModuleDict({"A": nn.Linear(width, 2 * width), "B": nn.Linear(width, 2 * width)})
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def forward(self, x: Tensor, context: Tensor | None, rope: Tensor | None) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.heads, -1))
         kv = self.kv["B"](x) if context is None else torch.cat([self.kv["A"](context), self.kv["B"](x)], 1)
-        k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        k, v = kv.unflatten(-1, (2, self.heads, -1)).unbind(2)
+        return self.proj(attend(q, k, v, None if rope is None else rope[:, -x.shape[1] :], rope))
 
 
 class Block(nn.Module):
@@ -76,20 +75,21 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * config.mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 8 * width))
 
-    def forward(self, x: Tensor, context: Tensor | None, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, condition: Tensor, rope: Tensor | None) -> Tensor:
         """The codes' features [B, n, E].
 
         Args:
             x: [B, n, E].
             context: [B, m, E], or None.
             condition: [B, 1, E].
+            rope: of the context and the codes, [B, m + n, P, 2], if the network has a rotary encoding.
         """
         shift, scale, shift_context, scale_context, gate, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(
             condition
         ).chunk(8, dim=-1)
         if context is not None:
             context = modulated(context, shift_context, scale_context)
-        x = x + gate * self.attn(modulated(x, shift, scale), context)
+        x = x + gate * self.attn(modulated(x, shift, scale), context, rope)
         return x + gate_mlp * self.mlp(modulated(x, shift_mlp, scale_mlp))
 
 
@@ -138,24 +138,31 @@ class ENAT(MaskedTransformer):
         h = self.x_embedder(codes)
         condition = self.y_embedder(values)[:, None]
         out = h
-        context, fresh = None, visible
+        context, fresh, known = None, visible, None
         if state is not None:
             known, fresh = _places(state.visible), visible & ~state.visible
             context = self.prev_proj(_at(state.features.detach(), known))
             out = _put(out, known, context)
         fresh, hidden = _places(fresh), _places(~visible)
         if fresh.shape[1]:
-            new = _at(h, fresh)
+            new, rope = _at(h, fresh), self._rope(known, fresh)
             for block in self.blocks[: self.config.enc_depth]:
-                new = block(new, context, condition)
+                new = block(new, context, condition, rope)
             out = _put(out, fresh, new)
         if hidden.shape[1]:
             unknown = _at(h, hidden)
-            context = _at(out, _places(visible)) if hidden.shape[1] < codes.shape[1] else None
+            known = _places(visible) if hidden.shape[1] < codes.shape[1] else None
+            context, rope = None if known is None else _at(out, known), self._rope(known, hidden)
             for block in self.blocks[self.config.enc_depth :]:
-                unknown = block(unknown, context, condition)
+                unknown = block(unknown, context, condition, rope)
             out = _put(out, hidden, unknown)
         return out, ReuseState(out, visible)
+
+    def _rope(self, context: Tensor | None, places: Tensor) -> Tensor | None:
+        """The rotary table of codes at ``places`` [B, n, 1] and of those before them, [B, m + n, P, 2]."""
+        if self.rope is None:
+            return None
+        return self.rope[(places if context is None else torch.cat([context, places], 1))[..., 0]]
 
 
 def _places(chosen: Tensor) -> Tensor:

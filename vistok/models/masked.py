@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.models.interface import LoadRequest, TokenSpec
+from vistok.ops import apply_rope
+from vistok.ops.rope import RotaryModule, rope_2d
 from vistok.zoo import resolve
 from vistok.zoo.pretrained import Pretrained
 
@@ -32,6 +34,8 @@ class MaskedConfig:
         num_classes: classes; one more row of the table is no class.
         caption_dim: width of the text features that it reads in the place of classes; 0 of a model of classes.
         embed_dim, num_heads, mlp_ratio: of the blocks.
+        rope_base: of a rotary encoding of rows and columns in every attention, by which a small network reads its
+            neighbours soon; 0 is none, as published.
         dropout: of the embedding, in training.
         class_dropout_prob: share of training samples without a class.
     """
@@ -43,6 +47,7 @@ class MaskedConfig:
     embed_dim: int = 768
     num_heads: int = 12
     mlp_ratio: float = 4.0
+    rope_base: float = 0.0
     dropout: float = 0.1
     class_dropout_prob: float = 0.1
 
@@ -127,6 +132,21 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, rope: Tensor | None, context_rope: Tensor | None) -> Tensor:
+    """Returns the attention of queries over keys and values, [B, n, H * D].
+
+    Args:
+        q: [B, n, H, D].
+        k, v: [B, m, H, D].
+        rope: of the queries, [n, P, 2] or [B, n, P, 2]; None turns nothing.
+        context_rope: of the keys.
+    """
+    if rope is not None and context_rope is not None:
+        q, k = apply_rope(q, rope), apply_rope(k, context_rope)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Returns normalised features [B, n, E], scaled and shifted by conditions [B, 1, E]."""
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
@@ -145,7 +165,7 @@ def waves(grid: int, width: int) -> Tensor:
     return F.pad(table, (0, width - 4 * count))
 
 
-class MaskedTransformer(Pretrained, nn.Module):
+class MaskedTransformer(Pretrained, RotaryModule):
     """Base of the networks that predict hidden codes, given visible ones and a class or a caption.
 
     Codes are int64 [B, L] in raster order; ``mask_id`` hides one. Values of a condition are classes [B], or mean text
@@ -162,6 +182,9 @@ class MaskedTransformer(Pretrained, nn.Module):
         self.y_embedder = CaptionEmbedding(config) if config.caption_dim else ClassEmbedding(config)
         self.norm = nn.LayerNorm(config.embed_dim, eps=1e-5)
         self.mlm_layer = CodeHead(config)
+        head_dim, base = config.embed_dim // config.num_heads, config.rope_base
+        table = rope_2d(config.grid, config.grid, head_dim, base) if base else None
+        self.register_buffer("rope", table, persistent=False)
 
     def initialise(self) -> None:
         """Draw new weights: linear maps xavier, rows of tables of norm one, and modulations zero, so that blocks begin

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.models.masked import MaskedConfig, MaskedFamily, MaskedTransformer, Mlp, modulated
+from vistok.models.masked import MaskedConfig, MaskedFamily, MaskedTransformer, Mlp, attend, modulated
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, rope: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        return self.proj(attend(q, k, v, rope, rope))
 
 
 class Block(nn.Module):
@@ -52,9 +51,9 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * config.mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, rope: Tensor | None) -> Tensor:
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(condition).chunk(6, dim=-1)
-        x = x + gate * self.attn(modulated(x, shift, scale))
+        x = x + gate * self.attn(modulated(x, shift, scale), rope)
         return x + gate_mlp * self.mlp(modulated(x, shift_mlp, scale_mlp))
 
 
@@ -78,7 +77,7 @@ class MaskGIT(MaskedTransformer):
         """Returns features [B, L, E] of all codes, before the last norm; a step tells the next nothing."""
         h, condition = self.x_embedder(codes), self.y_embedder(values)[:, None]
         for block in self.blocks:
-            h = block(h, condition)
+            h = block(h, condition, self.rope)
         return h, None
 
 

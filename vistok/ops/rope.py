@@ -27,12 +27,12 @@ class RotaryModule(nn.Module):
     0.004 in every cosine, whatever the position; ``.to(device)`` moves it like any other buffer.
     """
 
-    rope: Tensor  # (cos, sin), [positions, head_dim // 2, 2]
+    rope: Tensor | None  # (cos, sin), [positions, head_dim // 2, 2]; None of a network that turns nothing
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryModule:
         exact = self.rope
         super()._apply(fn, recurse)
-        if self.rope.dtype != exact.dtype:
+        if exact is not None and self.rope.dtype != exact.dtype:
             self.rope = exact.to(self.rope.device)
         return self
 
