@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,9 +72,3 @@ def _seen_by(result: Result) -> str:
 def figure_text(figure: float | None) -> str:
     """Returns a figure with four digits, zero without a sign; ``none`` stands where there is no figure."""
     return "none" if figure is None else f"{round(figure, 4) + 0.0:.4f}"
-
-
-def tell_left_out(name: str, left_out: Sequence[str]) -> None:
-    """Print a line about what of a folder was passed over, if anything was, on standard error of one process."""
-    if left_out and is_main():
-        typer.echo(f"{name}: left out {'; '.join(left_out)}", err=True)

@@ -18,7 +18,6 @@ from vistok.cli.eval.common import (
     Workers,
     is_main,
     print_results,
-    tell_left_out,
 )
 from vistok.cli.shared import refuse_given
 
@@ -53,6 +52,7 @@ def measure(
     Example: vistok eval measure originals/ reconstructions/ --metrics psnr,ssim
     """
     from vistok.cli.output import check_outputs
+    from vistok.data.folders import warn_left_out
     from vistok.eval.plots import check_plot, plot_frechet_curve
     from vistok.eval.sets import distribution
     from vistok.eval.sets.extractors import check_extractor, load_extractor
@@ -74,7 +74,7 @@ def measure(
     sides = [distribution.open_set(path) for path in (reference, samples)]
     for side in sides:
         if side.pictures is not None:
-            tell_left_out(side.name, side.pictures.left_out)
+            warn_left_out(side.name, side.pictures.left_out)
     distribution.check_sets(*sides, chosen)
     if not seen:
         print_results(distribution.evaluate_sets(*sides, None, chosen), json)
@@ -154,6 +154,7 @@ def stats(
     Example: vistok eval stats imagenet-val/ -o imagenet-val.npz --weights pt_inception-...pth
     """
     from vistok.cli.output import check_outputs
+    from vistok.data.folders import warn_left_out
     from vistok.errors import VistokError
     from vistok.eval.protocol import Protocol, Result
     from vistok.eval.sets.extractors import load_extractor
@@ -164,7 +165,7 @@ def stats(
     check_statistics_path(out)
     check_outputs(json)
     source = open_pictures(pictures)
-    tell_left_out(source.name, source.left_out)
+    warn_left_out(source.name, source.left_out)
     if len(source) < 2:
         raise VistokError(f"statistics need at least 2 pictures, and '{pictures}' has {len(source)}.")
     network = load_extractor(extractor, weights, resize, precision)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vistok.cli.eval.common import BatchSize, Json, is_main, print_results, tell_left_out
+from vistok.cli.eval.common import BatchSize, Json, is_main, print_results
 from vistok.cli.shared import refuse_given
 
 if TYPE_CHECKING:
@@ -174,6 +174,7 @@ def clipscore(
     import torch
 
     from vistok.cli.output import check_outputs
+    from vistok.data.folders import warn_left_out
     from vistok.data.images import load_image
     from vistok.errors import VistokError
     from vistok.eval.captions import read_captions, without_caption
@@ -187,7 +188,7 @@ def clipscore(
     pictures = read_captions(images, captions)
     if alone := without_caption(images, pictures):
         many = "pictures" if len(alone) > 1 else "picture"
-        tell_left_out(images.name, [f"{len(alone)} {many} without a caption ({', '.join(alone[:3])})"])
+        warn_left_out(images.name, [f"{len(alone)} {many} without a caption ({', '.join(alone[:3])})"])
     model = ClipModel(clip, processes().device)
     scores = []
     for start in range(0, len(pictures), batch_size):

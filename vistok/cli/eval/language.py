@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vistok.cli.eval.common import Json, print_results, tell_left_out
+from vistok.cli.eval.common import Json, print_results
 
 
 def language(
@@ -37,6 +37,7 @@ def language(
 
     check_outputs(plot, json)
     check_plot(plot)
+    from vistok.data.folders import warn_left_out
     from vistok.eval.language import check_split, language_results, language_statistics, plot_language
     from vistok.eval.reconstruction.pictures import PictureSource
     from vistok.runtime import resolve_device
@@ -48,7 +49,7 @@ def language(
     capabilities = loaded.tokenizer.capabilities
     source = PictureSource(capabilities, folder, count, size)
     if folder is not None:
-        tell_left_out(source.name, source.listing.left_out)
+        warn_left_out(source.name, source.listing.left_out)
     if not 0 < held_out < 1:
         raise VistokError(f"--held-out is {held_out:g}: give a share between 0 and 1.")
     source.check_count(2, "a statistic of languages")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vistok.cli.eval.common import Json, figure_text, print_results, tell_left_out
+from vistok.cli.eval.common import Json, figure_text, print_results
 from vistok.cli.shared import refuse_given
 
 if TYPE_CHECKING:
@@ -89,15 +89,17 @@ def reconstruction(
 
     metric = Lpips.from_files(lpips, lpips_head, lpips_backbone) if lpips else None
     if tokenizer is None:
+        from vistok.data.folders import warn_left_out
         from vistok.eval.reconstruction.paired import compare_pictures
         from vistok.eval.sets.pictures import FolderPictures
 
         sources = FolderPictures(originals), FolderPictures(outputs)
         for source in sources:
-            tell_left_out(source.name, source.left_out)
+            warn_left_out(source.name, source.left_out)
         print_results(compare_pictures(*sources, convention, metric), json)
         return
 
+    from vistok.data.folders import warn_left_out
     from vistok.eval.reconstruction.pictures import PictureSource
     from vistok.eval.reconstruction.rate_distortion import plot_rate_distortion
     from vistok.eval.reconstruction.report import evaluate_tokenizer
@@ -109,7 +111,7 @@ def reconstruction(
     loaded = load_tokenizer(tokenizer, preset, device)
     source = PictureSource(loaded.tokenizer.capabilities, originals, count, size)
     if originals is not None:
-        tell_left_out(source.name, source.listing.left_out)
+        warn_left_out(source.name, source.listing.left_out)
     network = None
     if rfid is not None:
         from vistok.eval.sets.extractors import load_extractor
