@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -61,6 +62,40 @@ def test_a_run_starts_from_a_llamagen_and_ends_in_a_folder_that_paints(tmp_path,
     model.save_pretrained(tmp_path / "whole")  # with all weights, beside a card that names the rest
     again = ControlAR.from_pretrained(tmp_path / "whole").state_dict()
     assert all(torch.equal(again[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_run_goes_on_from_a_controlar_and_shares_what_that_shares(tmp_path):
+    recipe = tiny("llamagen-mini-control", steps=2)
+    first = figures(recipe, tmp_path / "first")
+    export = tmp_path / "first" / "export"
+    onward = {"gpt": str(export), "text_encoder": recipe.init["text_encoder"]}
+    recipe = replace(recipe, init=recipe.init | onward)
+    task, before = build_task(recipe), ControlAR.from_pretrained(export)
+    begun, told = task.model.gpt.state_dict(), before.state_dict()
+    assert all(torch.equal(begun[key], told[key]) for key in told.keys() - set(ControlAR.idle_keys))
+    shared = LlamaGen.from_pretrained(recipe.init["text_encoder"]).state_dict().keys()
+    trained = {name: parameter.requires_grad for name, parameter in task.model.gpt.named_parameters()}
+    assert all(grows == (name not in shared) for name, grows in trained.items())
+    found = figures(recipe, tmp_path / "second")
+    assert found["held_out"]["held_out_loss"] < first["held_out"]["held_out_loss"] + 0.5
+    after = ControlAR.from_pretrained(tmp_path / "second" / "export")
+    assert after.card.parts == before.card.parts
+    after.save_pretrained(tmp_path / "alone")
+    card = json.loads((export / "card.json").read_text())
+    (tmp_path / "alone" / "card.json").write_text(json.dumps(card | {"parts": {}}))
+    with pytest.raises(VistokError, match="tune_generator: true"):
+        build_task(replace(recipe, init=recipe.init | {"gpt": str(tmp_path / "alone")}))
+
+
+def test_what_codes_show_is_taught_beside_the_codes():
+    recipe = tiny("llamagen-mini-control")
+    losses = {}
+    for weight in (0.0, 2.0):
+        task = build_task(replace(recipe, data=recipe.data | {"supervision": weight}))
+        task.model.eval()
+        with torch.no_grad():
+            losses[weight], parts = task.model(**task.batch(0, slice(0, recipe.batch_size)))
+    assert losses[2.0] - losses[0.0] == pytest.approx(parts["term"].item(), rel=1e-4) and parts["term"] > 0
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ TASKS = Registry(
 SUPERVISED = Registry(
     "supervised task",
     {
+        "controlar": f"{_HERE}.scenes.controlar:SupervisedControlARTask",
         "enat": f"{_HERE}.scenes.masked:SupervisedENATTask",
         "flextok": f"{_HERE}.scenes.flextok:SupervisedFlexTokTask",
         "llamagen": f"{_HERE}.scenes.llamagen:SupervisedLlamaGenTask",

@@ -21,11 +21,13 @@ from vistok.models.controlar import ControlAR, ControlARConfig
 from vistok.models.interface import Control
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.models.text_encoder import TextEncoder, left_pad
-from vistok.train.options import read_options
+from vistok.train.options import check_agreement, check_shape, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw, Source
 from vistok.train.tasks.llamagen import LlamaGenData, LlamaGenObjective, LlamaGenTask
+from vistok.zoo import resolve
 from vistok.zoo.pretrained import BASE
+from vistok.zoo.registry import card_of_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,21 +95,39 @@ class ControlARTask(LlamaGenTask):
         if strange := [kind for kind in self.data.controls if kind not in RENDERERS]:
             raise unknown_name("kind of 'data.controls'", strange[0], list(RENDERERS))
         shape |= {"controls": self.data.controls, "downsample": self.vq.config.downsample}
-        if self.init.gpt is None:
-            return ControlAR(read_options(ControlARConfig, self.recipe.model, "model", shape))
-        base = LlamaGen.from_pretrained(self.init.gpt)
-        shape = {field.name: getattr(base.config, field.name) for field in fields(LlamaGenConfig)} | shape
-        model = ControlAR(read_options(ControlARConfig, self.recipe.model, "model", shape))
-        model.load_state_dict(model.state_dict() | base.state_dict())  # the control's own weights are new
-        begin_control(model)
+        model, self.base = self.recipe.model, self.init.gpt
+        if self.base is None:
+            return ControlAR(read_options(ControlARConfig, model, "model", shape))
+        card = card_of_folder(resolve(self.base))
+        if card is not None and card.family == ControlAR.family:
+            gpt = ControlAR.from_pretrained(self.base)
+            check_agreement(gpt.config, model, "model")
+            check_shape(gpt.config, shape, self.base)
+            self.base = card.parts.get(BASE)
+        else:
+            base = LlamaGen.from_pretrained(self.base)
+            shape = {field.name: getattr(base.config, field.name) for field in fields(LlamaGenConfig)} | shape
+            gpt = ControlAR(read_options(ControlARConfig, model, "model", shape))
+            gpt.load_state_dict(gpt.state_dict() | base.state_dict())  # the control's own weights are new
+            begin_control(gpt)
         if not self.data.tune_generator:
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(name not in base.state_dict())
-        return model
+            if self.base is None:
+                raise VistokError(
+                    f"'{self.init.gpt}' shares its generator's weights with no other: train them as well by "
+                    "'data.tune_generator: true'."
+                )
+            shared = LlamaGen.from_pretrained(self.base).state_dict()
+            for name, parameter in gpt.named_parameters():
+                parameter.requires_grad_(name not in shared)
+        return gpt
 
     def objective(self, gpt: ControlAR, text: TextEncoder | None) -> ControlARObjective:
         """Returns what is trained."""
-        return ControlARObjective(gpt, text)
+        return ControlARObjective(gpt, text, self.term(gpt))
+
+    def term(self, gpt: ControlAR) -> nn.Module | None:
+        """Returns a loss beside the published one, see LlamaGenObjective; none."""
+        return None
 
     def condition(self, source: Source, draw: Draw) -> dict[str, Tensor]:
         """Returns what the objective is told about pictures beside their codes."""
@@ -134,13 +154,12 @@ class ControlARTask(LlamaGenTask):
         if self.data.tune_generator:
             super().export(directory, metrics, steps)
             return
-        gpt, base = self.model.gpt, LlamaGen.from_pretrained(self.init.gpt).state_dict()
-        gpt.save_pretrained(directory, torch.bfloat16, without=base.keys() | set(gpt.idle_keys))
-        own = nn.ParameterList(
-            p for name, p in gpt.named_parameters() if name not in base and name not in gpt.idle_keys
-        )
-        parts = {"tokenizer": self.init.vq, BASE: self.init.gpt}
+        gpt = self.model.gpt
+        others = LlamaGen.from_pretrained(self.base).state_dict().keys() | set(gpt.idle_keys)
+        gpt.save_pretrained(directory, torch.bfloat16, without=others)
+        parts = {"tokenizer": self.init.vq, BASE: self.base}
         task = "class-to-image"
         if self.model.text_encoder is not None:
-            task, parts["text_encoder"] = "text-to-image", self.init.text_encoder or self.init.gpt
-        self.write_card(directory, own, task, gpt.family, metrics, steps, parts, self.paper)
+            task, parts["text_encoder"] = "text-to-image", self.init.text_encoder or self.base
+        network = nn.ParameterList(p for name, p in gpt.named_parameters() if name not in others)
+        self.write_card(directory, network, task, gpt.family, metrics, steps, parts, self.paper)

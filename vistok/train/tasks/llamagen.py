@@ -80,11 +80,12 @@ class LlamaGenObjective(nn.Module):
     Args:
         gpt: the generator.
         text: the caption encoder; None for a generator of classes.
+        term: another loss of logits [B, N, V] and the codes [B, N] that they predict, if any.
     """
 
-    def __init__(self, gpt: LlamaGen, text: TextEncoder | None):
+    def __init__(self, gpt: LlamaGen, text: TextEncoder | None, term: nn.Module | None = None):
         super().__init__()
-        self.gpt, self.text_encoder = gpt, text
+        self.gpt, self.text_encoder, self.term = gpt, text, term
 
     def states(self, tokens: Tensor, **condition: Tensor) -> list[Tensor]:
         """Returns the states after each layer that tokens [B, N] are predicted from.
@@ -99,15 +100,18 @@ class LlamaGenObjective(nn.Module):
             self.gpt, self.text_encoder, condition["input_ids"], condition["attention_mask"], tokens
         )
 
-    def losses(self, states: list[Tensor], tokens: Tensor) -> Tensor:
-        """Returns the cross-entropy of each token, in nats, [B, N]."""
-        logits = self.gpt.head(self.gpt.norm(states[-1])).float()
-        return F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
+    def logits(self, states: list[Tensor]) -> Tensor:
+        """Returns the logits of tokens, float32 [B, N, V]."""
+        return self.gpt.head(self.gpt.norm(states[-1])).float()
 
     def forward(self, tokens: Tensor, **condition: Tensor):
         """Returns the loss of tokens [B, N] and its parts; the condition is as of ``states``."""
-        loss = self.losses(self.states(tokens, **condition), tokens).mean()
-        return loss, {"codes": loss.detach()}
+        logits = self.logits(self.states(tokens, **condition))
+        loss = F.cross_entropy(logits.transpose(1, 2), tokens)
+        if self.term is None:
+            return loss, {"codes": loss.detach()}
+        term = self.term(logits, tokens)
+        return loss + term, {"codes": loss.detach(), "term": term.detach()}
 
 
 def caption_encoder(init: LlamaGenInit) -> TextEncoder:

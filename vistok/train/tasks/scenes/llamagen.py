@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vistok.data.scenes import Scenes, render, sample_scenes, statements
+from vistok.data.scenes import Scenes, statements
 from vistok.data.scenes.language import Statement
 from vistok.errors import VistokError, unknown_name
 from vistok.models.llamagen import LlamaGen
@@ -18,7 +18,7 @@ from vistok.train.tasks.llamagen import LlamaGenData, LlamaGenObjective, LlamaGe
 from vistok.train.tasks.scenes.captions import facts
 from vistok.train.tasks.scenes.contrast import contrast_loss, decisive, untrue
 from vistok.train.tasks.scenes.plans import Plan, plan
-from vistok.train.tasks.scenes.reader import COUNTED, SceneReader, code_colours, colour_loss
+from vistok.train.tasks.scenes.reader import SceneReader, colour_loss, count_colours
 
 TERMS = ("now", "left", "next", "told", "colour", "contrast")
 
@@ -95,7 +95,7 @@ class SupervisedLlamaGen(LlamaGenObjective):
             painted,
             torch.cat([dropped, torch.zeros_like(contrasted)]),
         )
-        logits = self.gpt.head(self.gpt.norm(states[-1])).float()
+        logits = self.logits(states)
         losses = F.cross_entropy(logits.transpose(1, 2), painted, reduction="none")
         loss = losses[:count].mean()
         read = self.reader(states[len(states) // 2][:count], **scene)
@@ -134,11 +134,7 @@ class SupervisedLlamaGenTask(LlamaGenTask):
                 f"'data.pictures' ({len(self.source)}) must be a multiple of the {self.drawn} drawn for a batch."
             )
         self.grid, self.order = self.lattice(gpt)
-        tokens = gpt.config.block_size
-        scenes = sample_scenes(COUNTED // tokens, self.data.seed)
-        with torch.no_grad():
-            codes = torch.cat([self.vq.encode(part) for part in render(scenes, self.data.size).split(64)]).flatten(1)
-        colours = code_colours(codes[:, :tokens], self.plan(scenes).cells, gpt.config.vocab_size)
+        colours = count_colours(self.vq, self.plan, gpt.config.block_size, self.data.size, self.data.seed)
         return SupervisedLlamaGen(gpt, text, colours, self.data.supervision, self.grid, self.order)
 
     def lattice(self, gpt: LlamaGen) -> tuple[int, Tensor | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vistok.data.scenes import Scenes
@@ -44,7 +45,7 @@ class ToldSequence(LlamaGenObjective):
     def forward(self, tokens: Tensor, input_ids: Tensor, attention_mask: Tensor, facts: Tensor):
         """Returns the loss of tokens [B, N] and its parts."""
         states = self.states(tokens, input_ids=input_ids, attention_mask=attention_mask)
-        losses = self.losses(states, tokens)
+        losses = F.cross_entropy(self.logits(states).transpose(1, 2), tokens, reduction="none")
         told = self.reader(states[len(states) // 2], facts)
         metrics = {"codes": losses.mean(), "first": losses[:, 0].mean(), "last": losses[:, -1].mean(), "told": told}
         return losses.mean() + self.told * told, {name: x.detach() for name, x in metrics.items()}

@@ -6,15 +6,14 @@ Of a scene's nats few tell which code belongs to which object; see ``reader.colo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
 
-from vistok.data.scenes import render, sample_scenes
 from vistok.train.sources import Draw, Source, open_source
 from vistok.train.tasks.masked import ENATData, ENATTask, MaskedData, MaskGITTask
 from vistok.train.tasks.scenes.plans import plan
-from vistok.train.tasks.scenes.reader import COUNTED, code_colours, colour_loss
+from vistok.train.tasks.scenes.reader import ColourTerm, count_colours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,23 +35,6 @@ class SupervisedENATData(SupervisedMaskedData, ENATData):
     """Entries of ``data`` of the ``enat`` task: those of SupervisedMaskedData and ENATData."""
 
 
-class ColourTerm(nn.Module):
-    """A weighed ``colour_loss``.
-
-    Args:
-        colours: what each code shows, [V].
-        weight: of the loss.
-    """
-
-    def __init__(self, colours: Tensor, weight: float):
-        super().__init__()
-        self.weight = weight
-        self.register_buffer("colours", colours, persistent=False)
-
-    def forward(self, logits: Tensor, codes: Tensor) -> Tensor:
-        return self.weight * colour_loss(logits, codes, self.colours)
-
-
 class SupervisedMaskGITTask(MaskGITTask):
     """The ``maskgit`` task with ``data.supervision``: see SupervisedMaskedData."""
 
@@ -65,13 +47,10 @@ class SupervisedMaskGITTask(MaskGITTask):
 
     def term(self) -> ColourTerm:
         """Returns the loss of what codes show, counted in some scenes."""
-        can = self.tokenizer.capabilities
-        grid = self.data.size // can.multiple
-        scenes = sample_scenes(COUNTED // grid**2, self.data.seed)
-        with torch.no_grad():
-            parts = [self.tokenizer.encode(part) for part in render(scenes, self.data.size).split(64)]
-        cells = plan(scenes, grid, self.data.size).cells
-        return ColourTerm(code_colours(torch.cat(parts).flatten(1), cells, can.codebook_size), self.data.supervision)
+        grid = self.data.size // self.tokenizer.capabilities.multiple
+        cells = partial(plan, grid=grid, side=self.data.size)
+        colours = count_colours(self.tokenizer, cells, grid**2, self.data.size, self.data.seed)
+        return ColourTerm(colours, self.data.supervision)
 
     def draw(self, step: int, rows: slice) -> Draw:
         """Returns the pictures of a step's rows, of which ``data.single`` have one object."""

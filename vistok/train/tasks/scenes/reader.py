@@ -8,13 +8,17 @@ first two, and can plan the third. They serve training alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.data.scenes import COLOURS, NUM_CLASSES
+from vistok.data.scenes import COLOURS, NUM_CLASSES, Scenes, render, sample_scenes
 from vistok.data.scenes.world import MAX_OBJECTS
+from vistok.tokenizers.interface import Tokenizer
 from vistok.train.tasks.scenes.captions import FACT_SIZES
+from vistok.train.tasks.scenes.plans import Plan
 
 COUNTED = 1 << 16  # tokens of scenes, in which is counted what codes show
 
@@ -33,6 +37,22 @@ def code_colours(tokens: Tensor, cells: Tensor, count: int) -> Tensor:
     return torch.zeros(count, background + 1).index_add_(0, tokens.flatten(), seen).argmax(1)
 
 
+@torch.no_grad()
+def count_colours(tokenizer: Tokenizer, plan: Callable[[Scenes], Plan], length: int, size: int, seed: int) -> Tensor:
+    """Returns ``code_colours`` of a tokenizer's codes, counted in some scenes.
+
+    Args:
+        tokenizer: of pictures.
+        plan: of scenes, on the cells of ``length`` codes.
+        length: codes of a picture that are counted, from the first.
+        size: side of the pictures in pixels.
+        seed: of the scenes.
+    """
+    scenes = sample_scenes(COUNTED // length, seed)
+    codes = torch.cat([tokenizer.encode(part) for part in render(scenes, size).split(64)]).flatten(1)
+    return code_colours(codes[:, :length], plan(scenes).cells, tokenizer.capabilities.codebook_size)
+
+
 def colour_loss(logits: Tensor, tokens: Tensor, colours: Tensor) -> Tensor:
     """Returns the cross-entropy, in nats a token, of what codes show, whatever their texture.
 
@@ -46,6 +66,23 @@ def colour_loss(logits: Tensor, tokens: Tensor, colours: Tensor) -> Tensor:
     """
     other = colours != colours[tokens][..., None]
     return (logits.logsumexp(-1) - logits.masked_fill(other, -torch.inf).logsumexp(-1)).mean()
+
+
+class ColourTerm(nn.Module):
+    """A weighed ``colour_loss``.
+
+    Args:
+        colours: what each code shows, [V].
+        weight: of the loss.
+    """
+
+    def __init__(self, colours: Tensor, weight: float):
+        super().__init__()
+        self.weight = weight
+        self.register_buffer("colours", colours, persistent=False)
+
+    def forward(self, logits: Tensor, codes: Tensor) -> Tensor:
+        return self.weight * colour_loss(logits, codes, self.colours)
 
 
 class FactReader(nn.Linear):
