@@ -147,6 +147,25 @@ def test_mistakes_are_named_with_their_mend(run, folders, family, more, said):
     fails(run(family, *more), *said)
 
 
+@pytest.mark.parametrize(
+    ("family", "mistake", "mended"),
+    [
+        ("xar", ("--temperature", "0.5"), ()),  # told by the pipeline
+        ("enat", ("--sampler", "masked:steps=300"), ()),  # by the sampler, of the model
+        ("maskgit", ("--sampler", "masked:steps=200"), ("--sampler", "masked:steps=3")),  # by the draw
+    ],
+)
+def test_a_job_that_is_refused_leaves_its_folder_to_the_mended_one(run, folders, tmp_path, family, mistake, mended):
+    half = Image.new("L", (64, 64))
+    half.paste(255, (0, 0, 64, 32))
+    half.save(tmp_path / "mask.png")
+    around = ("--image", folders / "edges.png", "--mask", tmp_path / "mask.png") if family == "maskgit" else ()
+    fails(run(family, *around, *mistake, out="job"), "vistok")
+    assert not (tmp_path / "job").exists()
+    assert run(family, *around, *mended, out="job").returncode == 0
+    assert {path.name for path in (tmp_path / "job").iterdir()} == {"000000.png", "manifest.json", "metadata.jsonl"}
+
+
 def test_an_unknown_entity_is_named(folders, tmp_path, run):
     (tmp_path / "strange").mkdir()
     for path in (folders / "xar").iterdir():
