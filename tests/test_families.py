@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 
+import huggingface_hub
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from tests.models.test_masked import KINDS as MASKED
 from vistok.errors import VistokError
 from vistok.models.controlar import ControlAR, ControlARConfig
 from vistok.models.xar import XAR, XARConfig
+from vistok.pipelines.resolve import resolve_generator
 from vistok.samplers import parse_sampler
 
 WIDTH = {"embed_dim": 16, "num_heads": 2}
@@ -210,6 +212,43 @@ def test_a_family_without_weights_asks_for_them(tmp_path):
         done = command("sample", "--model", name, "--class", "1", "--out", str(tmp_path / "x.png"))
         assert done.returncode == 2, done.stderr
         assert said in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "card", "own"),
+    [
+        ({"checkpoint": "models/xAR-L.pth"}, "xar-l", True),
+        ({"checkpoint": "OliverRen/xAR:xAR-L.pth"}, "xar-l", True),
+        ({"name": "OliverRen/xAR:xAR-L.pth"}, "xar-l", True),
+        ({"checkpoint": "wondervictor/ControlAR:hed.safetensors"}, "controlar-hed", True),
+        ({"checkpoint": "yucornetto/generator_titok_l32_imagenet"}, "maskgit-titok-l-32", True),
+        ({"name": "yucornetto/generator_titok_l32_imagenet"}, "maskgit-titok-l-32", True),
+        ({"name": "maskgit-titok-l-32", "checkpoint": "generator_titok_l32"}, "maskgit-titok-l-32", True),
+        ({"name": "xar-b", "checkpoint": "renamed.pth"}, "xar-b", True),
+        ({"name": "xar", "checkpoint": "mine.pth"}, "xar-mini", False),  # an embedded model is another one
+        ({"name": "enat", "checkpoint": "mine.pth"}, "enat-l-256", False),  # a family's name says no more than that
+        ({"checkpoint": "mine.pth"}, "llamagen-mini", False),
+    ],
+)
+def test_weights_have_the_settings_of_their_card_however_they_are_named(options, card, own):
+    found = resolve_generator(**{"name": None} | options)
+    assert (found.card.name, found.own) == (card, own)
+
+
+def test_a_hub_id_alone_draws_as_its_card_says(tmp_path, monkeypatch):
+    model = build("xar")
+    monkeypatch.setitem(XAR.presets, "xAR-B", model.config)
+    torch.save(model.state_dict(), tmp_path / "xAR-B.pth")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file: str(tmp_path / file))
+    for options in ({"checkpoint": "OliverRen/xAR:xAR-B.pth"}, {"name": "OliverRen/xAR:xAR-B.pth"}):
+        pipe = vistok.pipeline(**options, tokenizer="kl-mini")
+        assert (type(pipe.model), pipe.guidance, pipe.sampler().num_steps) == (XAR, 2.7, 40)
+
+
+def test_weights_of_another_family_than_the_named_model_are_refused():
+    for name in ("xar", "xar-b", "maskgit"):
+        with pytest.raises(VistokError, match=r"c2i_B_256\.pt' is a llamagen.*leave --model out"):
+            resolve_generator(name, "c2i_B_256.pt")
 
 
 def test_samplers_are_listed_with_their_defaults():
