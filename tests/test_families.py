@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -249,6 +250,24 @@ def test_weights_of_another_family_than_the_named_model_are_refused():
     for name in ("xar", "xar-b", "maskgit"):
         with pytest.raises(VistokError, match=r"c2i_B_256\.pt' is a llamagen.*leave --model out"):
             resolve_generator(name, "c2i_B_256.pt")
+
+
+@pytest.mark.parametrize("stored", ["turned", "transparent", "16 bits"])
+def test_a_control_picture_in_memory_is_the_one_of_its_file(folders, tmp_path, stored):
+    image, more = Image.effect_mandelbrot((61, 34), (-2, -1.5, 1, 1.5), 50), {}
+    if stored == "turned":
+        more["exif"] = Image.Exif()
+        more["exif"][0x0112] = 6  # by a quarter
+    elif stored == "transparent":
+        image = Image.merge("LA", (image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
+    else:
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    image.save(tmp_path / "control.png", **more)
+    pipe = vistok.pipeline("controlar", checkpoint=folders / "controlar", tokenizer="vq-mini")
+    read = pipe.with_control(tmp_path / "control.png", "canny")
+    given = pipe.with_control(Image.open(tmp_path / "control.png"), "canny")
+    assert torch.equal(given.control[0].picture, read.control[0].picture)
+    assert given.model.shape == read.model.shape == ((16, 9) if stored == "turned" else (9, 16))
 
 
 def test_samplers_are_listed_with_their_defaults():
