@@ -9,6 +9,7 @@ from vistok.errors import VistokError
 from vistok.models.codes.families import CODE_GENERATORS
 from vistok.models.generators import GENERATORS
 from vistok.zoo import ModelCard, card, card_of_file, card_of_folder, cards, resolve
+from vistok.zoo.pretrained import family_of_folder
 from vistok.zoo.registry import check_name, hub_id
 from vistok.zoo.transformers import load_config
 
@@ -74,6 +75,11 @@ def _card_of_place(name: str) -> ModelCard | None:
     found = card_of_folder(name) if folder.is_dir() else card_of_file(name)
     if found is not None:
         return found
+    if folder.is_dir() and (family := family_of_folder(folder)) in GENERATORS:
+        raise VistokError(
+            f"'{name}' holds the weights of a {family} alone: name them by --model {family} --checkpoint {name}, and "
+            "its tokenizer by --tokenizer."
+        )
     try:
         kind = load_config(name, "image generator").model_type
     except VistokError as error:
