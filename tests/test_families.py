@@ -208,6 +208,18 @@ def test_another_control_is_another_job(run, folders):
     fails(run("controlar", *control, "--strength", "0.3", out="job"), "job")
 
 
+def test_a_folder_of_weights_alone_says_what_to_name_beside_it(folders, tmp_path):
+    for family in TOKENIZER:
+        done = command("sample", "--model", str(folders / family), "--class", "1", "--out", str(tmp_path / "x.png"))
+        fails(done, f"--model {family} --checkpoint", "--tokenizer")
+
+
+def test_a_trace_of_nothing_is_not_promised(run, tmp_path):
+    assert run("maskgit", out="job").returncode == 0
+    again = run("maskgit", "--trace", tmp_path / "trace.png", out="job")
+    assert again.returncode == 0 and "no trace" in again.stderr and not (tmp_path / "trace.png").exists()
+
+
 def test_a_family_without_weights_asks_for_them(tmp_path):
     for name, said in (("maskgit", "--checkpoint"), ("xar-b", "xAR-B.pth"), ("enat", "nnet_ema.pth")):
         done = command("sample", "--model", name, "--class", "1", "--out", str(tmp_path / "x.png"))

@@ -150,8 +150,11 @@ def paint_to(
                 save(each, job.path(sample.index))
     if job is None:
         save(np.stack(sheet) if codes_only else sheet[0] if len(sheet) == 1 else grid(sheet), out)
-    if trace is not None and traces and rank == 0:
-        save_image(grid(traces), trace)
+    if trace is not None and rank == 0:
+        if traces:
+            save_image(grid(traces), trace)
+        else:
+            print("vistok: there was nothing left to draw, and so there is no trace of it.", file=sys.stderr)
     part = (len(wanted), type(stats[0]).merged(stats) if stats else None)
     parts = [part] if world == 1 else _gathered(part)  # waits for all processes, whose pictures are counted below
     seconds = time.perf_counter() - began
