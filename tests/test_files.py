@@ -143,3 +143,11 @@ def test_a_job_claims_its_folder_once_there_is_something_to_write(tmp_path):
     with pytest.raises(VistokError, match="another job"):  # which came in between
         failed.claim()
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "window.json"]
+
+
+def test_another_job_is_told_by_what_the_user_changed(tmp_path):
+    asked = {"seed": 1, "law": {"guidance": 2.0, "top_k": 0}}
+    ShardedJob(tmp_path, asked, 2, ".png").claim()
+    with pytest.raises(VistokError, match=r"its guidance, seed, upscale differ\)"):
+        other = {"seed": 2, "law": {"guidance": 3.0, "top_k": 0}, "upscale": {"factor": 2}}
+        ShardedJob(tmp_path, other, 2, ".png")

@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,8 @@ class ShardedJob:
         if manifest.exists():
             stored, wanted = _read(manifest), json.loads(self._manifest)
             if stored != wanted:
-                changed = [k for k in {**stored, **wanted} if stored.get(k) != wanted.get(k)]
                 raise VistokError(
-                    f"'{self.folder}' holds another job (its {', '.join(sorted(changed))} differ): "
+                    f"'{self.folder}' holds another job (its {', '.join(sorted(_changed(stored, wanted)))} differ): "
                     "choose another folder or remove this one."
                 )
         elif foreign is not None:
@@ -112,6 +111,16 @@ class ShardedJob:
         """Raise VistokError if a shard is missing, e.g. because another process of the job died."""
         if missing := self.pending():
             raise VistokError(f"{len(missing)} of {self.shards} shards of '{self.folder}' are missing: run it again.")
+
+
+def _changed(stored: dict, wanted: dict) -> Iterator[str]:
+    """Names of the entries that differ; of groups of entries, those inside."""
+    for name in {**stored, **wanted}:
+        before, now = stored.get(name), wanted.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from _changed(before, now)
+        elif before != now:
+            yield name
 
 
 def _read(manifest: Path) -> dict:
