@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 
+import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +20,7 @@ from tests.models.test_masked import KINDS as MASKED
 from vistok.errors import VistokError
 from vistok.models.controlar import ControlAR, ControlARConfig
 from vistok.models.xar import XAR, XARConfig
+from vistok.pipelines.resolve import resolve_generator
 from vistok.samplers import parse_sampler
 
 WIDTH = {"embed_dim": 16, "num_heads": 2}
@@ -147,6 +150,25 @@ def test_mistakes_are_named_with_their_mend(run, folders, family, more, said):
     fails(run(family, *more), *said)
 
 
+@pytest.mark.parametrize(
+    ("family", "mistake", "mended"),
+    [
+        ("xar", ("--temperature", "0.5"), ()),  # told by the pipeline
+        ("enat", ("--sampler", "masked:steps=300"), ()),  # by the sampler, of the model
+        ("maskgit", ("--sampler", "masked:steps=200"), ("--sampler", "masked:steps=3")),  # by the draw
+    ],
+)
+def test_a_job_that_is_refused_leaves_its_folder_to_the_mended_one(run, folders, tmp_path, family, mistake, mended):
+    half = Image.new("L", (64, 64))
+    half.paste(255, (0, 0, 64, 32))
+    half.save(tmp_path / "mask.png")
+    around = ("--image", folders / "edges.png", "--mask", tmp_path / "mask.png") if family == "maskgit" else ()
+    fails(run(family, *around, *mistake, out="job"), "vistok")
+    assert not (tmp_path / "job").exists()
+    assert run(family, *around, *mended, out="job").returncode == 0
+    assert {path.name for path in (tmp_path / "job").iterdir()} == {"000000.png", "manifest.json", "metadata.jsonl"}
+
+
 def test_an_unknown_entity_is_named(folders, tmp_path, run):
     (tmp_path / "strange").mkdir()
     for path in (folders / "xar").iterdir():
@@ -186,11 +208,78 @@ def test_another_control_is_another_job(run, folders):
     fails(run("controlar", *control, "--strength", "0.3", out="job"), "job")
 
 
+def test_a_folder_of_weights_alone_says_what_to_name_beside_it(folders, tmp_path):
+    for family in TOKENIZER:
+        done = command("sample", "--model", str(folders / family), "--class", "1", "--out", str(tmp_path / "x.png"))
+        fails(done, f"--model {family} --checkpoint", "--tokenizer")
+
+
+def test_a_trace_of_nothing_is_not_promised(run, tmp_path):
+    assert run("maskgit", out="job").returncode == 0
+    again = run("maskgit", "--trace", tmp_path / "trace.png", out="job")
+    assert again.returncode == 0 and "no trace" in again.stderr and not (tmp_path / "trace.png").exists()
+
+
 def test_a_family_without_weights_asks_for_them(tmp_path):
     for name, said in (("maskgit", "--checkpoint"), ("xar-b", "xAR-B.pth"), ("enat", "nnet_ema.pth")):
         done = command("sample", "--model", name, "--class", "1", "--out", str(tmp_path / "x.png"))
         assert done.returncode == 2, done.stderr
         assert said in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "card", "own"),
+    [
+        ({"checkpoint": "models/xAR-L.pth"}, "xar-l", True),
+        ({"checkpoint": "OliverRen/xAR:xAR-L.pth"}, "xar-l", True),
+        ({"name": "OliverRen/xAR:xAR-L.pth"}, "xar-l", True),
+        ({"checkpoint": "wondervictor/ControlAR:hed.safetensors"}, "controlar-hed", True),
+        ({"checkpoint": "yucornetto/generator_titok_l32_imagenet"}, "maskgit-titok-l-32", True),
+        ({"name": "yucornetto/generator_titok_l32_imagenet"}, "maskgit-titok-l-32", True),
+        ({"name": "maskgit-titok-l-32", "checkpoint": "generator_titok_l32"}, "maskgit-titok-l-32", True),
+        ({"name": "xar-b", "checkpoint": "renamed.pth"}, "xar-b", True),
+        ({"name": "xar", "checkpoint": "mine.pth"}, "xar-mini", False),  # an embedded model is another one
+        ({"name": "enat", "checkpoint": "mine.pth"}, "enat-l-256", False),  # a family's name says no more than that
+        ({"checkpoint": "mine.pth"}, "llamagen-mini", False),
+    ],
+)
+def test_weights_have_the_settings_of_their_card_however_they_are_named(options, card, own):
+    found = resolve_generator(**{"name": None} | options)
+    assert (found.card.name, found.own) == (card, own)
+
+
+def test_a_hub_id_alone_draws_as_its_card_says(tmp_path, monkeypatch):
+    model = build("xar")
+    monkeypatch.setitem(XAR.presets, "xAR-B", model.config)
+    torch.save(model.state_dict(), tmp_path / "xAR-B.pth")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file: str(tmp_path / file))
+    for options in ({"checkpoint": "OliverRen/xAR:xAR-B.pth"}, {"name": "OliverRen/xAR:xAR-B.pth"}):
+        pipe = vistok.pipeline(**options, tokenizer="kl-mini")
+        assert (type(pipe.model), pipe.guidance, pipe.sampler().num_steps) == (XAR, 2.7, 40)
+
+
+def test_weights_of_another_family_than_the_named_model_are_refused():
+    for name in ("xar", "xar-b", "maskgit"):
+        with pytest.raises(VistokError, match=r"c2i_B_256\.pt' is a llamagen.*leave --model out"):
+            resolve_generator(name, "c2i_B_256.pt")
+
+
+@pytest.mark.parametrize("stored", ["turned", "transparent", "16 bits"])
+def test_a_control_picture_in_memory_is_the_one_of_its_file(folders, tmp_path, stored):
+    image, more = Image.effect_mandelbrot((61, 34), (-2, -1.5, 1, 1.5), 50), {}
+    if stored == "turned":
+        more["exif"] = Image.Exif()
+        more["exif"][0x0112] = 6  # by a quarter
+    elif stored == "transparent":
+        image = Image.merge("LA", (image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
+    else:
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    image.save(tmp_path / "control.png", **more)
+    pipe = vistok.pipeline("controlar", checkpoint=folders / "controlar", tokenizer="vq-mini")
+    read = pipe.with_control(tmp_path / "control.png", "canny")
+    given = pipe.with_control(Image.open(tmp_path / "control.png"), "canny")
+    assert torch.equal(given.control[0].picture, read.control[0].picture)
+    assert given.model.shape == read.model.shape == ((16, 9) if stored == "turned" else (9, 16))
 
 
 def test_samplers_are_listed_with_their_defaults():

@@ -128,5 +128,26 @@ def test_files_that_no_job_is_known_of_are_no_part_of_a_new_one(tmp_path, name):
     (tmp_path / name).rename(tmp_path / "other.png")
     for _ in range(2):  # a job goes on among its own
         job = ShardedJob(tmp_path, {"model": "x"}, 2, ".png", ["metadata.jsonl"])
+        job.claim()
         (tmp_path / name).write_text("of the job")
     assert job.path(0) not in tmp_path.iterdir()
+
+
+def test_a_job_claims_its_folder_once_there_is_something_to_write(tmp_path):
+    folder = tmp_path / "new"
+    failed, other = (ShardedJob(folder, {"model": name}, 2, ".png", ["metadata.jsonl"]) for name in "xy")
+    with pytest.raises(ZeroDivisionError):
+        failed.settle("window", lambda: 1 // 0)
+    assert not folder.exists()
+    assert other.settle("window", lambda: 8) == 8
+    with pytest.raises(VistokError, match="another job"):  # which came in between
+        failed.claim()
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "window.json"]
+
+
+def test_another_job_is_told_by_what_the_user_changed(tmp_path):
+    asked = {"seed": 1, "law": {"guidance": 2.0, "top_k": 0}}
+    ShardedJob(tmp_path, asked, 2, ".png").claim()
+    with pytest.raises(VistokError, match=r"its guidance, seed, upscale differ\)"):
+        other = {"seed": 2, "law": {"guidance": 3.0, "top_k": 0}, "upscale": {"factor": 2}}
+        ShardedJob(tmp_path, other, 2, ".png")

@@ -14,6 +14,7 @@ from tests.test_families import fails
 from vistok.errors import VistokError
 from vistok.models.interface import Condition
 from vistok.samplers import Noise, SamplingParams
+from vistok.zoo import WEIGHTS
 from vistok.zoo.model_card import ModelCard, write_card
 
 PROMPT, AVOIDED = "a red circle", "a green ring"
@@ -83,6 +84,18 @@ def test_captioned_masked_generators_paint_the_same_in_any_batch_and_fill(folder
     assert 0 < int(stays.sum()) < 256
 
 
+@pytest.mark.parametrize("encoder", ["llamagen-mini", str(WEIGHTS / "llamagen-mini" / "text_encoder")])
+def test_a_caption_encoder_is_a_folder_or_a_generator_that_has_one(folders, tmp_path, encoder):
+    kind, parts = KINDS["maskgit"][0], {"tokenizer": "vq-mini", "text_encoder": encoder}
+    kind.from_pretrained(folders / "maskgit").save_pretrained(tmp_path)
+    write_card(tmp_path, ModelCard("own", "text-to-image", "maskgit", 0, {}, "", "Apache-2.0", parts=parts))
+    expected = vistok.pipeline("llamagen").condition([PROMPT]).values
+    assert torch.equal(vistok.pipeline(str(tmp_path)).condition([PROMPT]).values, expected)  # as the card tells
+    (tmp_path / "card.json").unlink()
+    told = vistok.pipeline("maskgit", checkpoint=tmp_path, tokenizer="vq-mini", text_encoder=encoder)
+    assert torch.equal(told.condition([PROMPT]).values, expected)
+
+
 def test_the_command_guides_away_and_another_negative_is_another_job(folders, tmp_path):
     call = ("sample", "--model", str(folders / "maskgit"), "--prompt", PROMPT, "--sampler", "masked:steps=2")
     given = (*call, "--out", str(tmp_path / "job"), "--json")
@@ -111,3 +124,9 @@ def test_what_cannot_be_avoided_is_told(folders, tmp_path, model, more, said):
 def test_python_refuses_the_same(folders):
     with pytest.raises(VistokError, match="classes"):
         vistok.pipeline("mar").with_negative(AVOIDED)
+
+
+def test_a_negative_prompt_is_not_dropped_by_saving(folders, tmp_path):
+    with pytest.raises(VistokError, match="negative"):
+        load(folders, "maskgit").with_negative(AVOIDED).save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()

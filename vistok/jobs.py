@@ -2,7 +2,8 @@
 
 A shard is one file, written under a temporary name and renamed; that it exists means that it is whole. Shard ``i``
 belongs to process ``i % world``, and its content does not depend on the number of processes, so neither does the
-result. The manifest says what the job is; a folder that holds another job is refused.
+result. The manifest says what the job is; a folder that holds another job is refused. It is written when there is a
+first shard to write, so that a job that fails before leaves the folder to the next one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -38,15 +39,33 @@ class ShardedJob:
 
     def __init__(self, folder: str | Path, identity: dict, shards: int, suffix: str, others: Iterable[str] = ()):
         self.folder, self.shards, self.suffix = Path(folder), shards, suffix
+        self._manifest = json.dumps({**identity, "shards": shards}, indent=1, sort_keys=True)
+        self._others = list(others)
+        self._claimed = False
+        self._check()
+
+    def claim(self) -> None:
+        """Writes the manifest, if it is not there: before the first shard, and before the ``others``.
+
+        Raises:
+            VistokError: as the constructor, of what has come into the folder since.
+        """
+        if self._claimed:
+            return
+        self._check()
+        if not (self.folder / MANIFEST).exists():
+            with atomic_path(self.folder / MANIFEST) as temporary:
+                temporary.write_text(self._manifest)
+        self._claimed = True
+
+    def _check(self) -> None:
         manifest = self.folder / MANIFEST
-        foreign = self._first_of(others)  # looked for before the manifest, which comes before all of them
-        text = json.dumps({**identity, "shards": shards}, indent=1, sort_keys=True)
+        foreign = self._first_of(self._others)  # looked for before the manifest, which comes before all of them
         if manifest.exists():
-            stored, wanted = _read(manifest), json.loads(text)
+            stored, wanted = _read(manifest), json.loads(self._manifest)
             if stored != wanted:
-                changed = [k for k in {**stored, **wanted} if stored.get(k) != wanted.get(k)]
                 raise VistokError(
-                    f"'{self.folder}' holds another job (its {', '.join(sorted(changed))} differ): "
+                    f"'{self.folder}' holds another job (its {', '.join(sorted(_changed(stored, wanted)))} differ): "
                     "choose another folder or remove this one."
                 )
         elif foreign is not None:
@@ -54,9 +73,6 @@ class ShardedJob:
                 f"'{self.folder}' holds '{foreign}', and no manifest says what made it: choose another folder, or move "
                 "it away."
             )
-        else:
-            with atomic_path(manifest) as temporary:
-                temporary.write_text(text)
 
     def _first_of(self, others: Iterable[str]) -> str | None:
         """Name of a file in the folder that the job would replace or take for its own."""
@@ -82,8 +98,10 @@ class ShardedJob:
         """
         path = self.folder / f"{name}.json"
         if not path.exists():
+            measured = measure()
+            self.claim()
             with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=f".{name}", encoding="utf-8") as own:
-                json.dump(measure(), own)
+                json.dump(measured, own)
                 own.flush()
                 with contextlib.suppress(FileExistsError):  # another process was first
                     os.link(own.name, path)
@@ -93,6 +111,16 @@ class ShardedJob:
         """Raise VistokError if a shard is missing, e.g. because another process of the job died."""
         if missing := self.pending():
             raise VistokError(f"{len(missing)} of {self.shards} shards of '{self.folder}' are missing: run it again.")
+
+
+def _changed(stored: dict, wanted: dict) -> Iterator[str]:
+    """Names of the entries that differ; of groups of entries, those inside."""
+    for name in {**stored, **wanted}:
+        before, now = stored.get(name), wanted.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from _changed(before, now)
+        elif before != now:
+            yield name
 
 
 def _read(manifest: Path) -> dict:

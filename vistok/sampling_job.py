@@ -95,9 +95,9 @@ def paint_to(
 ) -> Summary | None:
     """Paints samples into a picture file (several make a grid), or into a folder, one PNG each.
 
-    A folder also gets ``metadata.jsonl`` and a manifest; the same call goes on where an earlier one was killed. Under
-    ``accelerate launch`` the processes share a folder job. Where a model has no decoder, codes are saved instead of
-    pictures, in the format of ``numpy.load``.
+    A folder also gets ``metadata.jsonl`` and a manifest, with its first picture and not before; the same call goes on
+    where an earlier one was killed. Under ``accelerate launch`` the processes share a folder job. Where a model has no
+    decoder, codes are saved instead of pictures, in the format of ``numpy.load``.
 
     Args:
         out: a file, or a folder.
@@ -124,7 +124,7 @@ def paint_to(
     if codes_only:
         print(f"vistok: {NO_DECODER}", file=sys.stderr)
         out = out.with_suffix(CODES) if is_file else out
-    job = None if is_file else _folder_job(out, pipe, samples, sampler, params, seed, rank, upscale)
+    job = None if is_file else _folder_job(out, pipe, samples, sampler, params, seed, upscale)
     if job is not None and getattr(sampler, "window", None) == "auto":  # one window for all processes and resumes
         settled = job.settle("window", lambda: getattr(sampler.tuned(pipe.model, params, batch_size), "window", 1))
         sampler = sampler.with_window(settled)
@@ -144,12 +144,17 @@ def paint_to(
             if job is None:
                 sheet += drawn
                 continue
+            if len(stats) == 1:
+                _begin(job, pipe, samples, seed, rank)
             for sample, each in zip(batch, drawn, strict=True):
                 save(each, job.path(sample.index))
     if job is None:
         save(np.stack(sheet) if codes_only else sheet[0] if len(sheet) == 1 else grid(sheet), out)
-    if trace is not None and traces and rank == 0:
-        save_image(grid(traces), trace)
+    if trace is not None and rank == 0:
+        if traces:
+            save_image(grid(traces), trace)
+        else:
+            print("vistok: there was nothing left to draw, and so there is no trace of it.", file=sys.stderr)
     part = (len(wanted), type(stats[0]).merged(stats) if stats else None)
     parts = [part] if world == 1 else _gathered(part)  # waits for all processes, whose pictures are counted below
     seconds = time.perf_counter() - began
@@ -195,10 +200,9 @@ def _folder_job(
     sampler: Sampler,
     params: SamplingParams,
     seed: int,
-    rank: int,
     upscale: Upscale | None,
 ) -> ShardedJob:
-    """The job of a folder, whose identity is everything that its pictures depend on; the first process names them."""
+    """The job of a folder, whose identity is everything that its pictures depend on."""
     asked = json.dumps([[s.index, s.condition] for s in samples])
     identity = {
         "model": pipe.name,
@@ -223,15 +227,15 @@ def _folder_job(
     if pipe.known is not None:
         parts = (pipe.known.tokens, pipe.known.mask)
         identity["known"] = hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in parts)).hexdigest()
-    job = ShardedJob(out, identity, len(samples), CODES if pipe.tokenizer is None else ".png", [METADATA])
-    if rank == 0:
-        with atomic_path(out / METADATA) as path, path.open("w", encoding="utf-8") as file:
-            for s in samples:
-                line = {
-                    "file": job.path(s.index).name,
-                    pipe.conditional_on: s.condition,
-                    "seed": seed,
-                    "index": s.index,
-                }
-                file.write(json.dumps(line) + "\n")
-    return job
+    return ShardedJob(out, identity, len(samples), CODES if pipe.tokenizer is None else ".png", [METADATA])
+
+
+def _begin(job: ShardedJob, pipe: Pipeline, samples: Sequence[Sample], seed: int, rank: int) -> None:
+    """Makes the folder the job's own, once there are pictures to write; the first process names them all."""
+    job.claim()
+    if rank != 0:
+        return
+    with atomic_path(job.folder / METADATA) as path, path.open("w", encoding="utf-8") as file:
+        for s in samples:
+            line = {"file": job.path(s.index).name, pipe.conditional_on: s.condition, "seed": seed, "index": s.index}
+            file.write(json.dumps(line) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.cli.test_cli import vistok as command
 from vistok.data.scenes import SHAPES, render, sample_scenes, statements
 from vistok.eval.control import edge_f1, holds, mean_iou, score
 from vistok.eval.scene_detector import detect
@@ -44,3 +45,9 @@ def test_captions_hold_of_their_own_scenes() -> None:
     objects = detect(render(SCENES, 64), 0.6)
     assert all(map(holds, SAID, objects))
     assert not holds(SAID[0], []) and not holds(SAID[0], [*objects[0], objects[0][0]])
+
+
+def test_an_impossible_strength_is_told_before_anything_is_drawn(monkeypatch) -> None:
+    monkeypatch.setattr("vistok.pipelines.Pipeline.__call__", lambda *_, **__: pytest.fail("it drew"))
+    done = command("eval", "control", "--num", "1", "--strength", "1", "--strength", "-1")
+    assert done.returncode == 2 and "strength" in done.stderr

@@ -63,6 +63,16 @@ def test_a_set_is_painted_once_and_never_mixed(tmp_path):
         paint.paint_set(tmp_path, RECORDS, pipe, per_prompt=2)
 
 
+def test_a_set_that_could_not_be_painted_leaves_its_folder_to_another(tmp_path):
+    class Refusing(StubPipe):
+        def iterate(self, *_):
+            raise VistokError("no such temperature")
+
+    with pytest.raises(VistokError, match="temperature"):
+        paint.paint_set(tmp_path, RECORDS, Refusing(), per_prompt=2)
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_report_on_scenes_has_the_ceiling(tmp_path, monkeypatch):
     monkeypatch.setattr(paint, "reconstruction_ceiling", functools.partial(paint.reconstruction_ceiling, count=24))
     scenes = sample_scenes(40, seed=2)

@@ -104,7 +104,9 @@ def sample(
         ),
     ] = None,
     vq: Annotated[str | None, typer.Option("--vq", hidden=True)] = None,
-    text_encoder: Annotated[str | None, typer.Option(help="T5 encoder: folder or hub id.")] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="T5 encoder: folder or hub id, or a generator that has one.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time; in float32 it does not change them.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or int8 on a CPU.")] = "float32",

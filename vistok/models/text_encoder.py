@@ -20,6 +20,7 @@ from vistok.data.captions import clean_caption
 from vistok.errors import VistokError
 from vistok.models.word_encoder import WordNetwork, WordTokenizer, load_word_encoder, word_encoder_config
 from vistok.progress import quiet_transformers
+from vistok.zoo.registry import resolve
 from vistok.zoo.transformers import load_model, load_text_tokenizer
 
 if TYPE_CHECKING:
@@ -179,6 +180,17 @@ class TextEncoder(nn.Module):
             **config,
         )
         return cls(T5EncoderModel(config), tokenizer, max_length, clean_captions=False)
+
+
+def encoder_folder(name: str | Path) -> Path:
+    """Returns where the encoder lies that a name stands for: a generator's own, or the one that is named itself.
+
+    Raises:
+        VistokError: the name leads nowhere.
+    """
+    folder = resolve(name)
+    own = folder / "text_encoder"
+    return own if own.is_dir() else folder
 
 
 def load_text_encoder(name: str | Path) -> TextEncoder:

@@ -12,6 +12,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from vistok.data.decode import to_rgb
 from vistok.data.images import load_image, to_tensor
 from vistok.errors import VistokError, unknown_name
 from vistok.models.interface import Condition, Control, Known
@@ -141,6 +142,7 @@ def with_image(pipe: Pipeline, picture: Image | str | Path, mask: Image | str | 
 
 
 def _as_image(picture: Image | str | Path) -> Image:
+    """The picture in RGB, upright: its size is that of its pixels as they are read."""
     if isinstance(picture, str | Path):
         return load_image(picture)
     if not isinstance(picture, PIL.Image.Image):
@@ -148,4 +150,4 @@ def _as_image(picture: Image | str | Path) -> Image:
             f"a picture is given by its path or as an image of Pillow, got {type(picture).__name__}: "
             "PIL.Image.fromarray makes one of an array."
         )
-    return picture
+    return to_rgb(picture)

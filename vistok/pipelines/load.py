@@ -16,7 +16,7 @@ from vistok.pipelines.generation import Pipeline
 from vistok.pipelines.resolve import resolve_generator
 from vistok.registry import require
 from vistok.runtime import resolve_device, resolve_dtype
-from vistok.zoo import card_of_folder, resolve
+from vistok.zoo import card_of_folder, hub_id, resolve
 
 if TYPE_CHECKING:
     from vistok.models.interface import TextReader
@@ -43,7 +43,7 @@ def pipeline(
             ``llamagen`` if None, or the embedded generator of the embedded ``tokenizer`` that is named.
         checkpoint: weights of the generator: a path, or a hub id ``owner/name:file``.
         tokenizer: weights of the image tokenizer, likewise, or an embedded tokenizer's name.
-        text_encoder: folder or hub id of a T5 encoder.
+        text_encoder: folder or hub id of a T5 encoder, or a generator that has one.
         size: side of the images in pixels, for checkpoint files that do not tell.
         preset: shape of a checkpoint file whose name is not a published one, e.g. ``GPT-B``.
         device: ``cpu``, ``cuda`` or ``cuda:1``; the GPU where there is one if None.
@@ -113,16 +113,17 @@ def _text_encoder(model: Any, request: LoadRequest, given: str | Path | None) ->
         if given is not None:
             raise VistokError(f"'{request.source}' paints classes and reads no text: leave --text-encoder out.")
         return None
-    from vistok.models.text_encoder import load_text_encoder
+    from vistok.models.text_encoder import encoder_folder, load_text_encoder
 
     if given is None:
         folder = resolve(request.source)
         own = card_of_folder(folder) if folder.is_dir() else None
-        if own is not None and "text_encoder" in own.parts:  # that of another generator
-            folder = resolve(own.parts["text_encoder"])
-        given = folder / "text_encoder"
-        if not given.is_dir():
+        if own is not None and "text_encoder" in own.parts:
+            given = encoder_folder(own.parts["text_encoder"])
+        elif not (given := folder / "text_encoder").is_dir():
             raise VistokError("this model comes without its text-encoder weights: name them with --text-encoder.")
+    elif hub_id(given) is None or Path(given).expanduser().exists():  # of the hub, transformers fetches what it needs
+        given = encoder_folder(given)
     encoder = load_text_encoder(given)
     if encoder.dim != model.text_width:
         raise VistokError(

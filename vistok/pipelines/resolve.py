@@ -9,6 +9,7 @@ from vistok.errors import VistokError
 from vistok.models.codes.families import CODE_GENERATORS
 from vistok.models.generators import GENERATORS
 from vistok.zoo import ModelCard, card, card_of_file, card_of_folder, cards, resolve
+from vistok.zoo.pretrained import family_of_folder
 from vistok.zoo.registry import check_name, hub_id
 from vistok.zoo.transformers import load_config
 
@@ -41,20 +42,20 @@ def resolve_generator(
         tokenizer: weights of the image tokenizer, or an embedded tokenizer's name.
 
     Raises:
-        VistokError: a name is empty, nothing has this name, or what has it does not paint.
+        VistokError: a name is empty, nothing has this name, what has it does not paint, or the weights are of another
+            family than the name.
     """
     for given in (name, checkpoint, tokenizer):
         if given is not None:
             check_name(given)
     if name is None and checkpoint is None and tokenizer is not None:
         name = _generator_of(str(tokenizer))
-    name = DEFAULT_MODEL if name is None else name
-    place = _card_of_place(name) if checkpoint is None else None
-    if place is not None:
-        found = Resolved(place, name, True)
+    if checkpoint is not None:
+        found = _with_checkpoint(name, checkpoint)
     else:
-        own = _card_of_weights(name, checkpoint)
-        found = Resolved(own or _card_of_name(name, checkpoint), checkpoint, own is not None)
+        name = DEFAULT_MODEL if name is None else name
+        place = _card_of_place(name)
+        found = Resolved(_card_of_name(name, None), None, True) if place is None else Resolved(place, name, True)
     if found.card.family not in GENERATORS:
         raise VistokError(
             f"'{found.card.name}' is a model for {found.card.task}, it does not paint: see `vistok models`."
@@ -71,9 +72,14 @@ def _card_of_place(name: str) -> ModelCard | None:
     folder = Path(name).expanduser()
     if any(name in (each.name, *each.aliases) for each in cards()) or not (folder.is_dir() or hub_id(name)):
         return None
-    found = card_of_folder(name) if folder.is_dir() else None
+    found = card_of_folder(name) if folder.is_dir() else card_of_file(name)
     if found is not None:
         return found
+    if folder.is_dir() and (family := family_of_folder(folder)) in GENERATORS:
+        raise VistokError(
+            f"'{name}' holds the weights of a {family} alone: name them by --model {family} --checkpoint {name}, and "
+            "its tokenizer by --tokenizer."
+        )
     try:
         kind = load_config(name, "image generator").model_type
     except VistokError as error:
@@ -100,11 +106,27 @@ def _hub_card(name: str) -> ModelCard | None:
         return None
 
 
-def _card_of_weights(name: str, checkpoint: str | Path | None) -> ModelCard | None:
-    """The card of the very weights: a checkpoint's own, where it has one."""
-    if checkpoint is None:
-        return _card_of_name(name, None)
-    return card_of_folder(checkpoint) or card_of_file(checkpoint)
+def _with_checkpoint(name: str | None, checkpoint: str | Path) -> Resolved:
+    """The generator of weights that were named, beside a model's name or alone.
+
+    The card is that of the weights, where they have one; else the name's, which is their own where it is that of a
+    published model, whose weights are never part of the package.
+
+    Raises:
+        VistokError: the weights are of another family than the name.
+    """
+    own = card_of_folder(checkpoint) or card_of_file(checkpoint)
+    if name is None:
+        return Resolved(own or card(DEFAULT_MODEL), checkpoint, own is not None)
+    named = _card_of_name(name, checkpoint)
+    if own is None:
+        return Resolved(named, checkpoint, name not in GENERATORS and not named.embedded)
+    if own.family != named.family and own.family in GENERATORS:
+        raise VistokError(
+            f"'{checkpoint}' is a {own.family}, but '{name}' is a {named.family}: leave --model out, or name weights "
+            "that are one."
+        )
+    return Resolved(own, checkpoint, True)
 
 
 def _card_of_name(name: str, checkpoint: str | Path | None) -> ModelCard:

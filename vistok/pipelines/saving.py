@@ -21,8 +21,10 @@ def save_pipeline(pipe: Pipeline, folder: str | Path, dtype: torch.dtype | None 
     that names them; see ``Pipeline.save_pretrained``."""
     from vistok.models.text_encoder import TextEncoder
 
-    if pipe.control or pipe.known is not None:
-        raise VistokError("control pictures and known images are no part of a model: save the pipeline without.")
+    if pipe.control or pipe.known is not None or pipe.negative is not None:
+        raise VistokError(
+            "control pictures, known images and negative prompts are no part of a model: save the pipeline without."
+        )
     folder = Path(folder)
     check_writable(folder, folder=True)
     model, tokenizer = (_own(pipe, *part) for part in (("generator", pipe.model), ("image tokenizer", pipe.tokenizer)))

@@ -42,6 +42,13 @@ def read_entries(path: Path) -> dict[str, Any]:
     return entries
 
 
+def family_of_folder(folder: Path) -> str | None:
+    """Returns the family of the network that ``save_pretrained`` wrote into a folder; None if none is told there."""
+    path = folder / CONFIG_FILE
+    family = read_entries(path).get(FAMILY) if path.is_file() else None
+    return family if isinstance(family, str) else None
+
+
 def _frozen(value: Any) -> Any:
     """Lists of a JSON file, also nested, as tuples."""
     return tuple(map(_frozen, value)) if isinstance(value, list) else value

@@ -67,10 +67,12 @@ def _unknown(name: str) -> VistokError:
 
 
 def card_of_file(path: str | Path) -> ModelCard | None:
-    """Returns the one published card whose checkpoint has this file name, so that its shape need not be spelt out; None
-    if there is none, or several.
+    """Returns the one published card whose checkpoint has this file name or hub id, so that its shape need not be spelt
+    out; None if there is none, or several.
     """
-    found = [card for card in published_cards() if Path(path).name in card.files]
+    _, file = hub_id(path) or (None, None)
+    name = Path(file or path).name
+    found = [card for card in published_cards() if name in card.files or str(path) in _hub_names(card)]
     return found[0] if len(found) == 1 else None
 
 

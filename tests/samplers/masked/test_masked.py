@@ -13,6 +13,7 @@ from vistok.errors import VistokError
 from vistok.models.interface import Condition, TokenSpec
 from vistok.samplers import Masked, Noise, SamplingParams, parse_sampler
 from vistok.samplers.masked import MaskPlan
+from vistok.samplers.masked.sampler import GuidedMasked
 
 PLACES, CODES = 3, 3
 ONE_A_STEP = Masked(PLACES, annealed=0, choice=0, schedule="linear", order="random")
@@ -84,6 +85,23 @@ def test_the_first_step_is_not_guided_and_runs_once(name) -> None:
     assert stats.target_rows == 8
 
 
+class TwoLogits(torch.nn.Module):
+    """Half-precision logits of one code: 10 without a condition, and a little more with one."""
+
+    mask_id = 1
+
+    def null_condition(self, batch):
+        return torch.zeros(batch, dtype=torch.int64)
+
+    def predict(self, codes, values, state=None):
+        return (10 + values[:, None, None] / 16).to(torch.bfloat16), None
+
+
+def test_guidance_multiplies_differences_in_float32() -> None:
+    guided = GuidedMasked(TwoLogits(), Condition(torch.ones(1, dtype=torch.int64)), True)
+    assert guided.logits(torch.zeros(1, 1, dtype=torch.int64), 3.3).item() == pytest.approx(10 + 3.3 / 16, abs=1e-5)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_temperature_zero_takes_the_likeliest_codes(temperature) -> None:
     sampler = Masked(4, choice=0)
@@ -99,6 +117,8 @@ def test_temperature_zero_takes_the_likeliest_codes(temperature) -> None:
         ("masked:order=rnadom", "random"),
         ("masked:choice=-1", "choice"),
         ("masked:annealed=-1", "annealed"),
+        ("masked:choice=nan", "choice"),
+        ("masked:annealed=inf", "annealed"),
     ],
 )
 def test_impossible_options_are_refused(spec, said) -> None:

@@ -53,6 +53,8 @@ def control(
     pipe.check([each.text for each in said])
     params, shown, rows = pipe.sampling_params(cfg), to_pil(controls), []
     strengths = strength or [1.0, 0.0]
+    for each in strengths:
+        pipe.with_control(shown[0], kind, each)  # mistakes come early
     sheets = [list(shown)]
     with progress("control", num * len(strengths)) as advance:
         for each in strengths:

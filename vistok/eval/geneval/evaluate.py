@@ -172,6 +172,7 @@ def evaluate_folder(
     with progress("geneval", len(pending)) as advance:
         for shard in pending:
             records = list(score_images(_load([prompts[shard]]), detector, colours, options))
+            job.claim()
             with atomic_path(job.path(shard)) as temporary:
                 temporary.write_text(to_json(records), encoding="utf-8")
             advance()

@@ -73,12 +73,13 @@ def paint_set(
         "per_prompt": per_prompt,
         "prompts": hashlib.sha256(json.dumps(records).encode()).hexdigest(),
     }
-    ShardedJob(root, identity, len(records), "", (f"{i:05d}" for i in range(len(records))))
+    job = ShardedJob(root, identity, len(records), "", (f"{i:05d}" for i in range(len(records))))
     todo = [i for i in range(rank, len(records), world) if not (Path(root) / f"{i:05d}" / "metadata.jsonl").exists()]
     samples = [PromptSample(i * per_prompt + j, records[i]["prompt"]) for i in todo for j in range(per_prompt)]
     waiting: list = []
     with progress("paint", len(samples) * pipe.model.tokens.length) as advance:
         for batch, output in pipe.iterate(samples, sampler, params, seed, batch_size, advance):
+            job.claim()
             waiting += zip(batch, output.images, strict=True)
             while len(waiting) >= per_prompt:
                 done, waiting = waiting[:per_prompt], waiting[per_prompt:]

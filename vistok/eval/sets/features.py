@@ -168,6 +168,7 @@ def extract_features(
             if stop % shard_size == 0 or stop == len(pictures):
                 tensors = {name: torch.cat([part[name] for part in done]).cpu() for name in outputs}
                 check_finite(*tensors.values())
+                job.claim()
                 with atomic_path(job.path((stop - 1) // shard_size)) as temporary:
                     save_file(tensors, temporary)
                 done.clear()

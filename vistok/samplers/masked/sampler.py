@@ -7,6 +7,7 @@ unconditional half does not run.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from vistok.errors import VistokError, unknown_name
 from vistok.models.interface import Condition, MaskedGenerator
+from vistok.ops import combine_guidance
 from vistok.samplers.continuous.stats import ContinuousStats
 from vistok.samplers.interface import Partial, Watch
 from vistok.samplers.masked.schedule import MaskPlan
@@ -67,8 +69,7 @@ class GuidedMasked:
         if begins:
             self.state = None
         if both:
-            conditional, without = logits.chunk(2)
-            logits = without + scale * (conditional - without)
+            return combine_guidance(*logits.chunk(2), scale)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -155,7 +156,7 @@ class Masked:
         if self.order not in ORDERS:
             raise unknown_name("order of a masked sampler", self.order, list(ORDERS))
         for name in ("annealed", "choice"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise VistokError(f"{name} of a masked sampler must be 0 or more, got {getattr(self, name)}.")
         self._plan(self.steps)  # mistakes come early
 

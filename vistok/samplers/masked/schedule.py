@@ -70,8 +70,8 @@ class MaskPlan:
             raise VistokError(f"a masked sampler needs at least one step, got {self.steps}.")
         if self.steps > max(1, self.hidden):
             raise VistokError(
-                f"{self.steps} steps are more than the {self.hidden} codes that they decide: take {self.hidden} or "
-                "fewer."
+                f"{self.steps} steps are more than the {self.hidden} codes that they decide: take no more, as in "
+                f"masked:steps={self.hidden}."
             )
 
     def __len__(self) -> int:

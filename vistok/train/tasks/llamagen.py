@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vistok.data.captions import clean_caption
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
-from vistok.models.text_encoder import TextEncoder, left_pad
+from vistok.models.text_encoder import TextEncoder, encoder_folder, left_pad
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.options import check_agreement, check_shape, read_options
 from vistok.train.recipe import Recipe
@@ -131,9 +131,7 @@ def caption_encoder(init: LlamaGenInit) -> TextEncoder:
 
 def load_caption_encoder(name: str) -> TextEncoder:
     """Returns a T5 by its name or folder, or the encoder of a generator that has one, in float32."""
-    folder = resolve(name)
-    own = folder / "text_encoder"
-    return TextEncoder.from_pretrained(own if own.is_dir() else folder, torch.float32)
+    return TextEncoder.from_pretrained(encoder_folder(name), torch.float32)
 
 
 def take_blocks(gpt: LlamaGen, other: LlamaGen) -> None:
