@@ -18,7 +18,8 @@ from vistok.data.tiles import Tiling
 from vistok.data.vtok import SUFFIX, TokenFile, read_vtok, write_vtok
 from vistok.errors import VistokError
 from vistok.files import IMAGE_SUFFIXES, is_folder_target
-from vistok.tokenizers.interface import Capabilities, Tokenizer
+from vistok.ops.noise import derive_seed
+from vistok.tokenizers.interface import Capabilities, Tokenizer, noise_of
 from vistok.tokenizers.load import LoadedTokenizer
 from vistok.tokenizers.search import fewest_tokens
 
@@ -239,7 +240,7 @@ def detokenize_files(
     length: int | None = None,
     batch_size: int = 8,
     progress: Callable[[int], Any] = lambda _: None,
-    **decoding: Any,
+    seed: int = 0,
 ) -> int:
     """Decode ``.vtok`` files and write pictures.
 
@@ -247,9 +248,9 @@ def detokenize_files(
         loaded: the tokenizer.
         pairs: ``.vtok`` file and picture each.
         length: how many first tokens to decode, where a file holds more; all if None.
-        batch_size: pictures at a time.
+        batch_size: pictures at a time; does not change them.
         progress: called with the number of pictures that were written.
-        decoding: further arguments of ``decode``, which some tokenizers have.
+        seed: of the noise that every picture, and every tile, begins with, where decoding draws noise.
 
     Returns:
         How many pictures were written.
@@ -272,7 +273,7 @@ def detokenize_files(
         files = [content for content, _ in same]
         if files[0].tiling is not None:
             for file, target in same:
-                save_image(to_pil(_join(loaded, file, length, batch_size, decoding)[None])[0], target)
+                save_image(to_pil(_join(loaded, file, length, batch_size, seed)[None])[0], target)
                 progress(1)
             continue
         counts = [len(file.tokens) if length is None else min(length, len(file.tokens)) for file in files]
@@ -282,16 +283,14 @@ def detokenize_files(
         if len(files[0].shape) > 1:
             tokenizer.capabilities.check_length(lengths, files[0].tokens.numel())
             tokens = tokens.view(len(tokens), *files[0].shape)
-        pictures = to_pil(tokenizer.decode(tokens, lengths, **decoding))
+        pictures = to_pil(tokenizer.decode(tokens, lengths, **noise_of(tokenizer, [derive_seed(seed)] * len(tokens))))
         for (_, target), picture in zip(same, pictures, strict=True):
             save_image(picture, target)
         progress(len(same))
     return len(pairs)
 
 
-def _join(
-    loaded: LoadedTokenizer, file: TokenFile, length: int | None, batch_size: int, decoding: dict[str, Any]
-) -> Tensor:
+def _join(loaded: LoadedTokenizer, file: TokenFile, length: int | None, batch_size: int, seed: int) -> Tensor:
     """The picture [3, H, W] of a file that holds tiles."""
     tokenizer, tiling = loaded.tokenizer, file.tiling
     assert tiling is not None
@@ -302,7 +301,8 @@ def _join(
         if len(file.shape) > 1:
             tokenizer.capabilities.check_length(count, torch.Size(file.shape).numel())
             tokens = tokens.view(len(tokens), *file.shape)
-        tiles.append(tokenizer.decode(tokens, count, **decoding).clamp(-1, 1).cpu())
+        noise = noise_of(tokenizer, [derive_seed(seed)] * len(tokens))
+        tiles.append(tokenizer.decode(tokens, count, **noise).clamp(-1, 1).cpu())
         if tiles[-1].shape[-1] != tiling.side:
             raise VistokError(
                 f"the file tells of tiles of {tiling.side} pixels, its tokens are {tiles[-1].shape[-1]} wide."

@@ -151,7 +151,7 @@ def evaluate_tokenizer(
         lambda length, pictures: outputs[length].update(pictures),
         lpips,
         file_overhead(loaded, shape),
-        **({"seed": seed} if capabilities.stochastic_decode else {}),
+        seed,
     )
     if extractor is not None:
         points = [
