@@ -89,6 +89,12 @@ def test_figures_of_what_decodes_by_sampling_do_not_depend_on_the_batch_size():
     )
 
 
+def test_tokens_that_are_no_codes_are_refused_in_a_sentence():
+    loaded = load_tokenizer("kl-mini")
+    with pytest.raises(VistokError, match="continuous"):
+        evaluate_tokenizer(loaded, PictureSource(loaded.tokenizer.capabilities, count=2))
+
+
 def test_codec_sizes_are_those_of_files():
     images = render(sample_scenes(3, 2), 64)
     point = codec_quality("jpeg", images.split(2), [10])[0]

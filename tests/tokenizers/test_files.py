@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import typer
+from PIL import Image
 from typer.testing import CliRunner
 
 from vistok.cli.output import Commands
@@ -219,6 +220,25 @@ def test_paths_that_cannot_be_are_refused(pictures, tmp_path):
     with pytest.raises(VistokError, match="would both become"):
         pair_paths([pictures], None, PICTURES, ".vtok")
     assert pair_paths([pictures / "0.png"], None, PICTURES, ".vtok") == [(pictures / "0.png", pictures / "0.vtok")]
+
+
+@pytest.mark.parametrize("command", ["tokenize", "detokenize"])
+@pytest.mark.parametrize("place", ["file/deep", "file/deep.vtok", "taken"])
+def test_places_that_cannot_be_written_are_refused_before_any_work(pictures, tmp_path, monkeypatch, command, place):
+    _run("tokenize", pictures / "0.png", "-o", tmp_path / "0.vtok")
+    (tmp_path / "file").write_text("a file")
+    ends = {"tokenize": ".vtok", "detokenize": ".png"}[command]
+    (tmp_path / "taken" / f"0{ends}").mkdir(parents=True)
+    source = pictures / "0.png" if command == "tokenize" else tmp_path / "0.vtok"
+    monkeypatch.setattr(load, "load_tokenizer", lambda *_: pytest.fail("loaded a tokenizer for a place that is none"))
+    with pytest.raises(VistokError, match=r"cannot write|is a folder"):
+        _run(command, source, "-o", tmp_path / place.replace(".vtok", ends))
+
+
+def test_a_picture_that_a_tokenizer_does_not_take_is_named(pictures, tmp_path):
+    Image.new("RGB", (3, 9)).save(pictures / "deep" / "small.png")
+    with pytest.raises(VistokError, match=r"'.*small\.png' has 3x9 pixels and is smaller than one token: give --size"):
+        _run("tokenize", pictures, "-o", tmp_path / "out")
 
 
 def test_the_picture_that_tokens_were_made_of_is_not_replaced_unasked(pictures, tmp_path):

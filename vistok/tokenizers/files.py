@@ -17,7 +17,7 @@ from vistok.data.images import READABLE_SUFFIXES, center_crop, load_image, save_
 from vistok.data.tiles import Tiling
 from vistok.data.vtok import SUFFIX, TokenFile, read_vtok, write_vtok
 from vistok.errors import VistokError
-from vistok.files import IMAGE_SUFFIXES, is_folder_target
+from vistok.files import IMAGE_SUFFIXES, check_writable, is_folder_target
 from vistok.ops.noise import derive_seed
 from vistok.tokenizers.interface import Capabilities, Tokenizer, noise_of
 from vistok.tokenizers.load import LoadedTokenizer
@@ -60,8 +60,9 @@ def pair_paths(inputs: list[Path], out: Path | None, suffixes: frozenset[str], s
         suffix: of the outputs.
 
     Raises:
-        VistokError: an input is absent or empty, two outputs would be the same file, ``out`` is a file for many, or a
-            picture beside its tokens is there already: it may be the one that they were made of.
+        VistokError: an input is absent or empty, two outputs would be the same file, an output cannot be written,
+            ``out`` is a file for many, or a picture beside its tokens is there already: it may be the one that they
+            were made of.
     """
     pairs: list[tuple[Path, Path]] = []
     for given in inputs:
@@ -78,6 +79,7 @@ def pair_paths(inputs: list[Path], out: Path | None, suffixes: frozenset[str], s
         pairs += [(path, ((out or root) / path.relative_to(root)).with_suffix(suffix)) for path in files]
     if out is not None and not is_folder_target(out, IMAGE_SUFFIXES if suffix in IMAGE_SUFFIXES else {suffix}):
         if len(inputs) == 1 and not inputs[0].is_dir():
+            check_writable(out, folder=False)
             return [(inputs[0], out)]
         raise VistokError(f"'{out}' is one file for {len(pairs)} results: name a folder.")
     seen: dict[Path, Path] = {}
@@ -87,10 +89,11 @@ def pair_paths(inputs: list[Path], out: Path | None, suffixes: frozenset[str], s
         if out is None and suffix in IMAGE_SUFFIXES and target.exists():
             raise VistokError(f"'{target}' exists, and the picture of '{source}' would replace it: give -o.")
         seen[target] = source
+        check_writable(target, folder=False)
     return pairs
 
 
-def prepare(image: Image.Image, capabilities: Capabilities, size: int | None) -> Tensor:
+def prepare(image: Image.Image, capabilities: Capabilities, size: int | None, what: str = "the picture") -> Tensor:
     """A picture as a tokenizer takes it, [3, H, W] in [-1, 1].
 
     Args:
@@ -98,6 +101,7 @@ def prepare(image: Image.Image, capabilities: Capabilities, size: int | None) ->
         capabilities: of the tokenizer.
         size: side of the centre crop; by default the one side that the tokenizer takes, or else the picture is only
             cropped to multiples of what it takes.
+        what: how to call the picture in an error.
 
     Raises:
         VistokError: the picture is smaller than one token, or the tokenizer does not take that size.
@@ -110,7 +114,7 @@ def prepare(image: Image.Image, capabilities: Capabilities, size: int | None) ->
     width, height = (length // multiple * multiple for length in image.size)
     if not width or not height:
         mend = "give --size" if side is None else f"give a --size of {multiple} or more"
-        raise VistokError(f"a picture of {image.width}x{image.height} pixels is smaller than one token: {mend}.")
+        raise VistokError(f"{what} has {image.width}x{image.height} pixels and is smaller than one token: {mend}.")
     if side is None:
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))
@@ -153,7 +157,7 @@ def tokenize_files(
             _write_tiles(loaded, source, target, side, overlap, length, reached, batch_size, summary)
             progress(1)
         return summary
-    prepared = ((prepare(load_image(source), capabilities, size), target) for source, target in pairs)
+    prepared = ((prepare(load_image(each), capabilities, size, f"'{each}'"), target) for each, target in pairs)
     for same in _batches(prepared, batch_size, key=lambda item: item[0].shape):
         images = torch.stack([image for image, _ in same]).to(loaded.device)
         tokens, lengths, good = _encode(tokenizer, images, length, reached)

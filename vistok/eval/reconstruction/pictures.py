@@ -74,7 +74,10 @@ class PictureSource:
             return
         paths, shape = self.listing.paths[: self.count], None
         for start in range(0, len(paths), batch_size):
-            images = [prepare(load_image(p), self.capabilities, self.size) for p in paths[start : start + batch_size]]
+            images = [
+                prepare(load_image(path), self.capabilities, self.size, f"'{path}'")
+                for path in paths[start : start + batch_size]
+            ]
             shape = shape or images[0].shape
             if any(image.shape != shape for image in images):
                 raise VistokError(f"the pictures in '{self.folder}' are of several sizes: give --size.")
