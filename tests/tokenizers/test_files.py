@@ -14,6 +14,7 @@ from vistok.cli.output import Commands
 from vistok.cli.tokenize import detokenize, tokenize
 from vistok.data.images import ImageFolder, load_image, save_image, to_pil, to_tensor
 from vistok.data.scenes import render, sample_scenes
+from vistok.data.tiles import Tiling
 from vistok.data.vtok import TokenFile, read_vtok, write_vtok
 from vistok.errors import VistokError
 from vistok.eval.reconstruction.metrics import psnr
@@ -180,6 +181,20 @@ def test_a_foreign_or_damaged_file_stops_before_the_first_picture(pictures, tmp_
     with pytest.raises(VistokError, match="was made by 'vq-mini'"):
         _run("detokenize", tmp_path / "t", "-o", tmp_path / "back", "--tokenizer", "vq-mini")
     assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "count"),
+    [("one-d-piece-mini", (16, 16), 10), ("vq-mini", (256,), 256), ("vq-mini", (16, 16, 1), 256)],
+)
+@pytest.mark.parametrize("tiling", [None, Tiling(64, 64, 64, 8)])
+def test_tokens_of_a_shape_that_their_tokenizer_does_not_make_are_refused(tmp_path, name, shape, count, tiling):
+    loaded = load_tokenizer(name)
+    codes = loaded.tokenizer.capabilities.codebook_size
+    tokens = torch.zeros(count, dtype=torch.long)
+    write_vtok(tmp_path / "a.vtok", TokenFile(name, loaded.sha256, codes, shape, tokens, tiling))
+    with pytest.raises(VistokError, match=r"a\.vtok' holds tokens of the shape .* make it again"):
+        _run("detokenize", tmp_path / "a.vtok")
 
 
 @pytest.mark.parametrize("name", ["owner/name", "../weights", "titok-l-32"])

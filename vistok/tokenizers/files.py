@@ -268,6 +268,11 @@ def detokenize_files(
     for source, _ in pairs:
         content = read_vtok(source)
         content.check_tokenizer(loaded.name, loaded.sha256, f"'{source}'")
+        if len(content.shape) != (2 if tokenizer.capabilities.layout == "grid" else 1):
+            raise VistokError(
+                f"'{source}' holds tokens of the shape {list(content.shape)}, which '{loaded.name}' does not make: "
+                "make it again."
+            )
         most = max(most, len(content.tokens) // (1 if content.tiling is None else content.tiling.count))
     if length is not None and length > most:
         held = "the picture holds" if len(pairs) == 1 else "no picture holds more than"
