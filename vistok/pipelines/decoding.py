@@ -41,12 +41,12 @@ def decode_images(pipe: Pipeline, drawn: Tensor, indices: list[int], seed: int) 
 
 
 def preview_images(pipe: Pipeline, partial: Partial, seed: int) -> list[Image]:
-    """Returns images while they are drawn; see ``Pipeline.preview``."""
+    """Returns images while they are drawn, with the noise of a job's first; see ``Pipeline.preview``."""
     decided = partial.decided
     shown = decided if partial.tokens.ndim == 2 else decided[..., None]
     tokens = pipe.model.image_tokens(partial.tokens.masked_fill(~shown, 0))
     can, spec = pipe.decoder.capabilities, pipe.model.tokens
-    decoding: dict[str, Any] = noise_of(pipe.decoder, [derive_seed(seed)] * len(tokens))
+    decoding: dict[str, Any] = noise_of(pipe.decoder, [derive_seed(seed, row) for row in range(len(tokens))])
     if spec.layout == "sequence":
         if can.variable_length:
             known = int(decided.sum(1).min())
