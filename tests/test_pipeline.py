@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +19,13 @@ import vistok.zoo
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.pipelines import GUIDANCE, Sample, expand
+from vistok.pipelines.decoding import decode_images, preview_images
 from vistok.samplers import SamplingParams
+from vistok.samplers.interface import Partial
 from vistok.samplers.stats import Stats
 from vistok.sampling_job import Summary, paint_to
+from vistok.tokenizers.flow import noise_for
+from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.vq import VQConfig, VQTokenizer
 
 
@@ -279,3 +284,18 @@ def test_a_jobs_seconds_are_by_the_clock_however_many_processes_shared_it():
     parts = [Stats(steps, none, seconds=seconds) for seconds in (3.0, 4.0)]
     told = Summary(2, 0, 4.5, Path("pictures"), Stats.merged(parts)).to_dict()
     assert told["seconds"] == 4.5 and told["tokens_per_second"] == 6 / 4.5
+
+
+def test_a_preview_has_the_noise_of_the_image_that_it_becomes():
+    class Noise:
+        capabilities = Capabilities(8, "sequence", 8, 8, range(1, 5), stochastic_decode=True)
+
+        def decode(self, tokens, length=None, generator=None):
+            return noise_for(len(tokens), (3, 8, 8), generator, tokens.device)
+
+    shape = SimpleNamespace(tokens=SimpleNamespace(layout="sequence"), image_tokens=lambda tokens: tokens)
+    pipe, tokens = SimpleNamespace(decoder=Noise(), model=shape), torch.zeros(2, 4, dtype=torch.long)
+    shown = preview_images(pipe, Partial(tokens, torch.ones(2, 4, dtype=torch.bool), 4), seed=5)
+    drawn = decode_images(pipe, tokens, [0, 1], seed=5)
+    assert [image.tobytes() for image in shown] == [image.tobytes() for image in drawn]
+    assert drawn[0].tobytes() != drawn[1].tobytes()

@@ -47,6 +47,24 @@ def test_random_crop_moves_and_is_set_by_its_generator():
     assert first.tobytes() != other.tobytes()
 
 
+@pytest.mark.parametrize("size", [(40_000, 1), (1, 40_000), (4, 9_001)])
+def test_a_square_of_a_strip_is_cut_before_it_is_enlarged(size, monkeypatch):
+    """A strip of 40,000 pixels would be 8 GB once it is 256 high."""
+    resize, made = Image.Image.resize, []
+
+    def watched(image, size, *args, **options):
+        made.append(size[0] * size[1])
+        return resize(image, size, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    strip, along = ramp(*size), int(size[0] == 1 or size[0] < size[1])
+    middle = np.array(images.center_crop(strip, 64))[..., along]
+    assert middle.shape == (64, 64) and abs(middle.mean() - 127.5) < 1
+    found = [np.array(images.random_crop(strip, 64, random.Random(seed)))[..., along].mean() for seed in range(40)]
+    assert min(found) < 32 and max(found) > 223, "from all along it"
+    assert max(made) <= images.STRIP * 80**2
+
+
 def test_ten_crop_mirrors_the_first_five():
     crops = [np.array(crop) for crop in images.ten_crop(ramp(64, 64), 20, enlarge=1.2)]
     assert len(crops) == 10

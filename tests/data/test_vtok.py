@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from dataclasses import replace
 
@@ -53,6 +54,11 @@ def test_files_survive_the_way_through_bytes(name, size, shape, data):
     read = TokenFile.from_bytes(written.to_bytes())
     assert (read.tokenizer, read.sha256, read.codebook_size, read.shape) == (name, DIGEST, size, tuple(shape))
     assert read.tokens.tolist() == tokens
+
+
+def test_a_tokenizer_whose_folder_has_a_name_that_is_no_text_writes_files():
+    name = os.fsdecode(b"caf\xe9")
+    assert TokenFile.from_bytes(replace(_file(), tokenizer=name).to_bytes()).tokenizer == "caf?"
 
 
 def test_the_layout_is_the_documented_one():

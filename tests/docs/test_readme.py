@@ -50,3 +50,15 @@ def test_the_readme_names_every_embedded_model():
 def test_links_of_the_readme_lead_somewhere():
     paths = re.findall(r"\]\((?!https?:)([^)#]+)", README)
     assert paths and [path for path in paths if not (Path(__file__).parents[2] / path).exists()] == []
+
+
+def test_extras_that_pages_and_sentences_name_are_there_to_install():
+    root = Path(__file__).parents[2]
+    listed = (root / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("\n[")[0]
+    extras = set(re.findall(r"^(\w+) = \[", listed, re.M))
+    files = [*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("vistok/**/*.py")]
+    for file in files:
+        for names in re.findall(
+            r"(?:vistok|\.)\[([a-z,]+)\]['\"]?", " ".join(re.findall(r".*pip install.*", file.read_text()))
+        ):
+            assert set(names.split(",")) <= extras, file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from vistok.eval.reconstruction.rate_distortion import (
     quality_by_tokens,
 )
 from vistok.eval.reconstruction.report import evaluate_tokenizer
+from vistok.tokenizers.flow import noise_for
 from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.load import LoadedTokenizer, load_tokenizer
 
@@ -65,6 +67,32 @@ def test_every_picture_is_encoded_once():
     assert split[0].psnr == pytest.approx(points[2].psnr)
     with pytest.raises(VistokError, match="no picture"):
         quality_by_tokens(tokenizer, [], [1])
+
+
+class Sampled(Prefixes):
+    """Decodes with noise."""
+
+    capabilities = replace(Prefixes.capabilities, stochastic_decode=True)
+
+    def decode(self, tokens, length=None, generator=None):
+        exact = super().decode(tokens, length)
+        return exact + 0.3 * noise_for(len(tokens), exact.shape[1:], generator, tokens.device)
+
+
+def test_figures_of_what_decodes_by_sampling_do_not_depend_on_the_batch_size():
+    images = render(sample_scenes(6, 2), 64)
+    by_size = [quality_by_tokens(Sampled(), images.split(size), [1, 4], seed=3) for size in (1, 4, 6)]
+    for points in by_size[1:]:
+        assert [point.psnr for point in points] == pytest.approx([point.psnr for point in by_size[0]], rel=1e-6)
+    assert quality_by_tokens(Sampled(), images.split(6), [1], seed=4)[0].psnr != pytest.approx(
+        by_size[0][0].psnr, rel=1e-6
+    )
+
+
+def test_tokens_that_are_no_codes_are_refused_in_a_sentence():
+    loaded = load_tokenizer("kl-mini")
+    with pytest.raises(VistokError, match="continuous"):
+        evaluate_tokenizer(loaded, PictureSource(loaded.tokenizer.capabilities, count=2))
 
 
 def test_codec_sizes_are_those_of_files():

@@ -7,22 +7,28 @@ import json
 import pytest
 import torch
 import typer
+from PIL import Image
 from typer.testing import CliRunner
 
 from vistok.cli.output import Commands
 from vistok.cli.tokenize import detokenize, tokenize
 from vistok.data.images import ImageFolder, load_image, save_image, to_pil, to_tensor
 from vistok.data.scenes import render, sample_scenes
+from vistok.data.tiles import Tiling
 from vistok.data.vtok import TokenFile, read_vtok, write_vtok
 from vistok.errors import VistokError
+from vistok.eval.reconstruction.metrics import psnr
 from vistok.tokenizers import load
 from vistok.tokenizers.files import PICTURES, detokenize_files, pair_paths, prepare, tokenize_files
+from vistok.tokenizers.flow import noise_for
 from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.load import TOKENIZERS, LoadedTokenizer, load_tokenizer
 from vistok.tokenizers.search import fewest_tokens
 from vistok.tokenizers.titok import TiTok
 from vistok.tokenizers.titok_config import TiTokConfig
 from vistok.zoo import card
+
+ENDS = (".vtok", ".png")
 
 app = typer.Typer(cls=Commands)
 app.command()(tokenize)
@@ -62,6 +68,18 @@ class Bars:
         yield torch.zeros(1)
 
 
+class Noisy(Bars):
+    """Paints noise, of which every token takes an eighth away."""
+
+    capabilities = Capabilities(16, "sequence", 8, image_size=8, lengths=range(1, 9), stochastic_decode=True)
+
+    def decode(self, tokens, length=None, generator=None):
+        count = torch.as_tensor(tokens.shape[1] if length is None else length).expand(len(tokens))
+        generator = generator or torch.Generator().manual_seed(0)
+        noise = noise_for(len(tokens), (3, 8, 8), generator, tokens.device)
+        return super().decode(tokens, length) + noise * (1 - count.view(-1, 1, 1, 1) / 8)
+
+
 def _bars(*heights: int) -> torch.Tensor:
     """One picture a number: that many columns are white."""
     rows = torch.full((len(heights), 8), -1.0)
@@ -99,6 +117,36 @@ def test_files_of_different_lengths_decode_in_one_batch(tmp_path):
     assert (to_tensor(load_image(back[1][1]))[0, 0] > 0).sum() == 1
 
 
+@pytest.mark.parametrize("overlap", [None, 2])
+def test_what_decodes_by_sampling_depends_on_its_seed_and_not_on_what_is_beside_it(tmp_path, overlap):
+    """Neither the number of tokens that reach a quality, nor the pictures, and the quality holds of the pictures."""
+    loaded, near = LoadedTokenizer("noisy", "ab" * 32, Noisy()), lambda a, b: psnr(a / 2, b / 2) >= 12
+    sources = []
+    for number, picture in enumerate(to_pil(_bars(2, 6, 4, 1, 3))):
+        picture = picture if overlap is None else picture.resize((8, 13 if number else 9))
+        save_image(picture, tmp_path / f"{number}.png")
+        sources.append(tmp_path / f"{number}.png")
+
+    def made(folder, batch_size, *groups):
+        for group in groups:
+            pairs = [(source, tmp_path / folder / f"{source.stem}.vtok") for source in group]
+            tokenize_files(loaded, pairs, reached=near, batch_size=batch_size, overlap=overlap)
+            back = [(target, target.with_suffix(".png")) for _, target in pairs]
+            detokenize_files(loaded, back, batch_size=batch_size)
+        return [(tmp_path / folder / source.with_suffix(each).name).read_bytes() for source in sources for each in ENDS]
+
+    alone = made("alone", 1, *([source] for source in sources))
+    assert alone == made("together", 8, sources) == made("backwards", 2, sources[::-1])
+    lengths = [len(read_vtok(tmp_path / "alone" / f"{source.stem}.vtok").tokens) for source in sources]
+    assert max(lengths) > 1
+    if overlap is None:
+        pictures = [[to_tensor(load_image(f / s.name)) for s in sources] for f in (tmp_path, tmp_path / "alone")]
+        assert near(*map(torch.stack, pictures)).all()
+    seeded = [(tmp_path / "alone" / f"{source.stem}.vtok", tmp_path / "seed" / source.name) for source in sources]
+    detokenize_files(loaded, seeded, seed=1)
+    assert (tmp_path / "seed" / "1.png").read_bytes() != (tmp_path / "alone" / "1.png").read_bytes()
+
+
 def test_a_picture_goes_to_tokens_and_back(pictures, tmp_path):
     out = _run("tokenize", pictures / "0.png", "-o", tmp_path / "a.vtok", "--json")
     figures = json.loads(out)
@@ -133,6 +181,20 @@ def test_a_foreign_or_damaged_file_stops_before_the_first_picture(pictures, tmp_
     with pytest.raises(VistokError, match="was made by 'vq-mini'"):
         _run("detokenize", tmp_path / "t", "-o", tmp_path / "back", "--tokenizer", "vq-mini")
     assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "count"),
+    [("one-d-piece-mini", (16, 16), 10), ("vq-mini", (256,), 256), ("vq-mini", (16, 16, 1), 256)],
+)
+@pytest.mark.parametrize("tiling", [None, Tiling(64, 64, 64, 8)])
+def test_tokens_of_a_shape_that_their_tokenizer_does_not_make_are_refused(tmp_path, name, shape, count, tiling):
+    loaded = load_tokenizer(name)
+    codes = loaded.tokenizer.capabilities.codebook_size
+    tokens = torch.zeros(count, dtype=torch.long)
+    write_vtok(tmp_path / "a.vtok", TokenFile(name, loaded.sha256, codes, shape, tokens, tiling))
+    with pytest.raises(VistokError, match=r"a\.vtok' holds tokens of the shape .* make it again"):
+        _run("detokenize", tmp_path / "a.vtok")
 
 
 @pytest.mark.parametrize("name", ["owner/name", "../weights", "titok-l-32"])
@@ -173,6 +235,25 @@ def test_paths_that_cannot_be_are_refused(pictures, tmp_path):
     with pytest.raises(VistokError, match="would both become"):
         pair_paths([pictures], None, PICTURES, ".vtok")
     assert pair_paths([pictures / "0.png"], None, PICTURES, ".vtok") == [(pictures / "0.png", pictures / "0.vtok")]
+
+
+@pytest.mark.parametrize("command", ["tokenize", "detokenize"])
+@pytest.mark.parametrize("place", ["file/deep", "file/deep.vtok", "taken"])
+def test_places_that_cannot_be_written_are_refused_before_any_work(pictures, tmp_path, monkeypatch, command, place):
+    _run("tokenize", pictures / "0.png", "-o", tmp_path / "0.vtok")
+    (tmp_path / "file").write_text("a file")
+    ends = {"tokenize": ".vtok", "detokenize": ".png"}[command]
+    (tmp_path / "taken" / f"0{ends}").mkdir(parents=True)
+    source = pictures / "0.png" if command == "tokenize" else tmp_path / "0.vtok"
+    monkeypatch.setattr(load, "load_tokenizer", lambda *_: pytest.fail("loaded a tokenizer for a place that is none"))
+    with pytest.raises(VistokError, match=r"cannot write|is a folder"):
+        _run(command, source, "-o", tmp_path / place.replace(".vtok", ends))
+
+
+def test_a_picture_that_a_tokenizer_does_not_take_is_named(pictures, tmp_path):
+    Image.new("RGB", (3, 9)).save(pictures / "deep" / "small.png")
+    with pytest.raises(VistokError, match=r"'.*small\.png' has 3x9 pixels and is smaller than one token: give --size"):
+        _run("tokenize", pictures, "-o", tmp_path / "out")
 
 
 def test_the_picture_that_tokens_were_made_of_is_not_replaced_unasked(pictures, tmp_path):

@@ -181,6 +181,10 @@ def test_an_unclip_of_diffusers_paints_the_embedding(unclip_folder):
     painted = model.decode(tokens)
     assert painted.shape[:2] == (3, 3) and bool(painted.isfinite().all())
     torch.testing.assert_close(model.decode(tokens[1:2]), painted[1:2], atol=1e-3, rtol=0)  # whatever its batch
+    own = [torch.Generator().manual_seed(seed) for seed in (0, 0, 5)]
+    again = model.decode(tokens, generator=own)  # of each picture's own seed
+    torch.testing.assert_close(again[:2], painted[:2], atol=1e-3, rtol=0)
+    assert not torch.allclose(again[2], painted[2], atol=1e-2)
     model.unclip.pipeline.image_normalizer.mean.data = torch.zeros(1, 5)
     with pytest.raises(VistokError, match=r"5 numbers.*6"):
         model.decode(tokens)

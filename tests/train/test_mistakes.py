@@ -139,7 +139,7 @@ def test_a_checkpoint_of_another_recipe_is_told(tmp_path):
     recipe = Recipe("mine", "vq", steps=1, batch_size=2, model=model, data=data | {"eval_pictures": 2})
     Trainer(recipe, build_task(recipe), tmp_path).train()
     wider = replace(recipe, model=model | {"codebook_size": 64})
-    with pytest.raises(VistokError, match=r"checkpoint\.pt' is not of this recipe"):
+    with pytest.raises(VistokError, match=r"checkpoint\.pt' is not of this recipe \(its model\.codebook_size differ\)"):
         Trainer(wider, build_task(wider), tmp_path)
     (tmp_path / "checkpoint.pt").write_bytes(b"half")
     with pytest.raises(VistokError, match=r"checkpoint\.pt' is not of this recipe"):

@@ -13,6 +13,7 @@ from tests.train.tiny import RECIPES, tiny
 from vistok.errors import VistokError
 from vistok.models.vision.tokenunify import TokenUnify, from_patches, hide_random, keep_first, patches
 from vistok.train.recipe import Recipe
+from vistok.train.sources.volumes import open_volume
 from vistok.train.tasks.scenes.segmentation import segmentation_probe, shape_masks
 from vistok.train.tasks.tokenunify import TokenUnifyTask
 from vistok.train.trainer import Trainer
@@ -81,6 +82,40 @@ def test_grey_pictures_of_a_folder_train(tmp_path):
     assert found.config.channels == 1
 
 
+def saved(root):
+    np.save(root / "a.npy", np.zeros((9, 9, 9)))
+    return (root / "a.npy").read_bytes()
+
+
+def opened(root, **data):
+    model = SMALL | {"patch": [4, 4, 4], "grid": [2, 2, 2]}
+    return TokenUnifyTask(recipe(model, source="volumes", path=str(root), **({"pictures": None} | data)))
+
+
+def test_of_a_volume_only_the_blocks_are_read(tmp_path):
+    """Volumes can be larger than the memory: what lies elsewhere in the file is not touched."""
+    volume = np.full((20, 20, 20), np.nan)
+    volume[6:14, 6:14, 6:14] = np.arange(8)
+    np.save(tmp_path / "a.npy", volume)
+    assert isinstance(open_volume(tmp_path / "a.npy", (8, 8, 8)), np.memmap)
+    source = opened(tmp_path).source
+    images = source.held_out().pictures(torch.tensor([0]))
+    assert images.shape == (1, 1, 8, 8, 8) and torch.equal(images[0, 0, 3, 3], torch.arange(8) / 7)
+    with pytest.raises(VistokError, match="finite"):
+        source.augmented(source.draw(0, 8))
+
+
+def test_what_a_folder_of_volumes_passes_over_is_told(tmp_path):
+    for name in ("a.npy", "b.npy", ".c.npy", "d.tif"):
+        with (tmp_path / name).open("wb") as file:
+            np.save(file, np.zeros((9, 9, 9)))
+    with pytest.warns(UserWarning, match=r"1 hidden file \(.c.npy\); 1 file of other kinds \(.tif\)"):
+        opened(tmp_path)
+    for count in (0, 3):
+        with pytest.raises(VistokError, match=f"'data.pictures' is {count}, but .* has 2 volumes"):
+            opened(tmp_path, pictures=count)
+
+
 def test_volumes_train(tmp_path):
     for i in range(3):
         np.save(tmp_path / f"{i}.npy", np.random.default_rng(i).integers(0, 65535, (9, 12, 14)).astype(np.uint16))
@@ -105,6 +140,9 @@ def test_volumes_train(tmp_path):
         (lambda root: np.save(root / "a.npy", np.full((9, 9, 9), np.nan)), "finite"),
         (lambda root: np.save(root / "a.npy", np.array([{}]), allow_pickle=True), "cannot read"),
         (lambda root: (root / "a.npy").write_text("no"), "cannot read"),
+        (lambda root: (root / "a.npy").write_bytes(b""), "cannot read"),  # click takes an EOFError for Ctrl-D
+        (lambda root: (root / "a.npy").write_bytes(saved(root)[:900]), "cannot read"),
+        (lambda root: np.savez(root / "a.npz", np.zeros((9, 9, 9))), "no volume"),
     ],
 )
 def test_volumes_that_are_none(tmp_path, make, culprit):

@@ -94,7 +94,7 @@ def detokenize(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A .png, or a folder. [default: beside]")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Decode this many first tokens. [default: all]")] = None,
-    seed: Annotated[int, typer.Option(help="Of tokenizers that decode by sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of tokenizers that decode by sampling, and of an unCLIP.")] = 0,
     unclip: Annotated[
         str | None, typer.Option(help="A Stable unCLIP of diffusers that paints SEED's image embeddings.")
     ] = None,
@@ -118,17 +118,10 @@ def detokenize(
     pairs = pair_paths(inputs, out, TOKENS, ".png")
     name = _embedded(read_vtok(pairs[0][0]).tokenizer) if tokenizer is None else tokenizer
     loaded = load_tokenizer(name, preset, device)
-    decoding = {}
     if unclip is not None:
         _attach_unclip(loaded, unclip)
-    if loaded.tokenizer.capabilities.stochastic_decode:
-        import torch
-
-        from vistok.ops.noise import derive_seed
-
-        decoding["generator"] = torch.Generator().manual_seed(derive_seed(seed))
     with progress("detokenize", len(pairs)) as advance:
-        count = detokenize_files(loaded, pairs, tokens, batch_size, advance, **decoding)
+        count = detokenize_files(loaded, pairs, tokens, batch_size, advance, seed)
     if not output_json({"pictures": count}, json, indent=None):
         say(f"{count} pictures")
 

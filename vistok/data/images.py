@@ -25,6 +25,7 @@ from vistok.data.folders import list_files
 from vistok.errors import VistokError, unknown_name
 from vistok.files import IMAGE_SUFFIXES, atomic_path, check_writable
 
+STRIP = 64  # times its shorter side, from which on a picture is cut before a square of it is resized
 LONGEST_DRAWN = 4096  # pixels along the longer side of a small picture that is drawn larger
 # Of pictures in folders: those that are written, and other names of formats that are read.
 READABLE_SUFFIXES = IMAGE_SUFFIXES | {".jfif", ".jpe", ".pbm", ".pgm", ".pnm"}
@@ -39,8 +40,26 @@ def _resize_shorter_side(image: Image.Image, side: int) -> Image.Image:
     return image.resize(size, resample=Image.Resampling.BICUBIC)
 
 
+def _piece_of_strip(image: Image.Image, place: float) -> Image.Image:
+    """The part of a strip that a square is cut from, since the whole of it, resized, would be gigabytes.
+
+    Args:
+        image: longer than ``STRIP`` times its shorter side.
+        place: of the part, from 0, where the strip begins, to 1, where it ends.
+    """
+    keep = STRIP * min(image.size)
+    left, top = (round(place * max(0, side - keep)) for side in image.size)
+    return image.crop((left, top, left + min(keep, image.width), top + min(keep, image.height)))
+
+
+def _is_strip(image: Image.Image) -> bool:
+    return max(image.size) > STRIP * min(image.size)
+
+
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """Returns the central ``size`` x ``size`` square of the image, whose shorter side was resized to ``size``."""
+    if _is_strip(image):
+        image = _piece_of_strip(image, 0.5)
     image = _resize_shorter_side(image, size)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
@@ -58,9 +77,11 @@ def random_crop(
     Args:
         image: any size; it is enlarged where it is too small.
         size: side of the crop.
-        rng: draws the shorter side, then the row, then the column.
+        rng: draws the shorter side, then the row, then the column; before them, the part of a very long image.
         min_fraction, max_fraction: the crop covers between these fractions of the resized shorter side.
     """
+    if _is_strip(image):
+        image = _piece_of_strip(image, rng.random())
     side = rng.randrange(math.ceil(size / max_fraction), math.ceil(size / min_fraction) + 1)
     image = _resize_shorter_side(image, side)
     top = rng.randrange(image.height - size + 1)

@@ -90,7 +90,7 @@ class TokenFile:
             VistokError: tokens outside the codebook, or more than the shape holds.
         """
         self._check("these tokens")
-        name = self.tokenizer.encode()
+        name = self.tokenizer.encode(errors="replace")  # of a folder, it may be no text
         if len(name) > 255:
             raise VistokError(f"the tokenizer's name '{self.tokenizer[:20]}...' is longer than 255 bytes: shorten it.")
         version = VERSION if self.tiling is None else TILED

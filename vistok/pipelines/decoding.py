@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vistok.data.images import to_pil, to_tensor
 from vistok.ops.noise import derive_seed
+from vistok.tokenizers.interface import noise_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,18 +31,22 @@ def decode_images(pipe: Pipeline, drawn: Tensor, indices: list[int], seed: int) 
     """
     # One by one: rounding inside a batched decoder depends on the batch, and an image must not.
     return [
-        to_pil(pipe.decoder.decode(pipe.model.image_tokens(tokens[None]), **_noise_of(pipe, seed, index)))[0]
+        to_pil(
+            pipe.decoder.decode(
+                pipe.model.image_tokens(tokens[None]), **noise_of(pipe.decoder, [derive_seed(seed, index)])
+            )
+        )[0]
         for tokens, index in zip(drawn, indices, strict=True)
     ]
 
 
 def preview_images(pipe: Pipeline, partial: Partial, seed: int) -> list[Image]:
-    """Returns images while they are drawn; see ``Pipeline.preview``."""
+    """Returns images while they are drawn, with the noise of a job's first; see ``Pipeline.preview``."""
     decided = partial.decided
     shown = decided if partial.tokens.ndim == 2 else decided[..., None]
     tokens = pipe.model.image_tokens(partial.tokens.masked_fill(~shown, 0))
     can, spec = pipe.decoder.capabilities, pipe.model.tokens
-    decoding = _noise_of(pipe, seed)
+    decoding: dict[str, Any] = noise_of(pipe.decoder, [derive_seed(seed, row) for row in range(len(tokens))])
     if spec.layout == "sequence":
         if can.variable_length:
             known = int(decided.sum(1).min())
@@ -51,13 +56,6 @@ def preview_images(pipe: Pipeline, partial: Partial, seed: int) -> list[Image]:
     places = pipe.model.image_tokens(decided.long()) if spec.kind == "codes" else decided.unflatten(1, (-1, spec.line))
     mask = torch.nn.functional.interpolate(places[:, None].float(), pixels.shape[-2:], mode="nearest")
     return to_pil(pixels.clamp(-1, 1) * mask + UNDECIDED * (1 - mask))
-
-
-def _noise_of(pipe: Pipeline, *seed: int) -> dict[str, Any]:
-    """Arguments of ``decode`` where it draws noise."""
-    if not pipe.decoder.capabilities.stochastic_decode:
-        return {}
-    return {"generator": torch.Generator().manual_seed(derive_seed(*seed))}
 
 
 def as_type(images: list[Image], output_type: str) -> Any:

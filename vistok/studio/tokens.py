@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from PIL import Image
@@ -18,6 +17,7 @@ from vistok.eval.reconstruction.metrics import psnr, quantise
 from vistok.eval.reconstruction.rate_distortion import CODECS, codec_within
 from vistok.studio import html
 from vistok.tokenizers.files import prepare
+from vistok.tokenizers.interface import noise_of
 from vistok.tokenizers.load import LoadedTokenizer
 from vistok.zoo import cards
 
@@ -90,8 +90,8 @@ def rendition(loaded: LoadedTokenizer, picture: Image.Image, wanted: int, encode
     continuous = can.codebook_size is None
     total = tokens[0].numel() if not continuous else tokens[0, 0].numel()
     length = total if continuous else length_within(loaded, wanted, total)
-    decoding: dict[str, Any] = {"generator": torch.Generator().manual_seed(0)} if can.stochastic_decode else {}
-    output = loaded.tokenizer.decode(tokens, None if continuous else length, **decoding).clamp(-1, 1)
+    noise = noise_of(loaded.tokenizer, [0])
+    output = loaded.tokenizer.decode(tokens, None if continuous else length, **noise).clamp(-1, 1)
     (original,), (shown,) = to_pil(pixels), to_pil(output)
     quality = _psnr(pixels, output)
     if can.codebook_size is None:

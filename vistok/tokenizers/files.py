@@ -17,8 +17,9 @@ from vistok.data.images import READABLE_SUFFIXES, center_crop, load_image, save_
 from vistok.data.tiles import Tiling
 from vistok.data.vtok import SUFFIX, TokenFile, read_vtok, write_vtok
 from vistok.errors import VistokError
-from vistok.files import IMAGE_SUFFIXES, is_folder_target
-from vistok.tokenizers.interface import Capabilities, Tokenizer
+from vistok.files import IMAGE_SUFFIXES, check_writable, is_folder_target
+from vistok.ops.noise import derive_seed
+from vistok.tokenizers.interface import Capabilities, Tokenizer, noise_of
 from vistok.tokenizers.load import LoadedTokenizer
 from vistok.tokenizers.search import fewest_tokens
 
@@ -59,8 +60,9 @@ def pair_paths(inputs: list[Path], out: Path | None, suffixes: frozenset[str], s
         suffix: of the outputs.
 
     Raises:
-        VistokError: an input is absent or empty, two outputs would be the same file, ``out`` is a file for many, or a
-            picture beside its tokens is there already: it may be the one that they were made of.
+        VistokError: an input is absent or empty, two outputs would be the same file, an output cannot be written,
+            ``out`` is a file for many, or a picture beside its tokens is there already: it may be the one that they
+            were made of.
     """
     pairs: list[tuple[Path, Path]] = []
     for given in inputs:
@@ -77,6 +79,7 @@ def pair_paths(inputs: list[Path], out: Path | None, suffixes: frozenset[str], s
         pairs += [(path, ((out or root) / path.relative_to(root)).with_suffix(suffix)) for path in files]
     if out is not None and not is_folder_target(out, IMAGE_SUFFIXES if suffix in IMAGE_SUFFIXES else {suffix}):
         if len(inputs) == 1 and not inputs[0].is_dir():
+            check_writable(out, folder=False)
             return [(inputs[0], out)]
         raise VistokError(f"'{out}' is one file for {len(pairs)} results: name a folder.")
     seen: dict[Path, Path] = {}
@@ -86,10 +89,11 @@ def pair_paths(inputs: list[Path], out: Path | None, suffixes: frozenset[str], s
         if out is None and suffix in IMAGE_SUFFIXES and target.exists():
             raise VistokError(f"'{target}' exists, and the picture of '{source}' would replace it: give -o.")
         seen[target] = source
+        check_writable(target, folder=False)
     return pairs
 
 
-def prepare(image: Image.Image, capabilities: Capabilities, size: int | None) -> Tensor:
+def prepare(image: Image.Image, capabilities: Capabilities, size: int | None, what: str = "the picture") -> Tensor:
     """A picture as a tokenizer takes it, [3, H, W] in [-1, 1].
 
     Args:
@@ -97,6 +101,7 @@ def prepare(image: Image.Image, capabilities: Capabilities, size: int | None) ->
         capabilities: of the tokenizer.
         size: side of the centre crop; by default the one side that the tokenizer takes, or else the picture is only
             cropped to multiples of what it takes.
+        what: how to call the picture in an error.
 
     Raises:
         VistokError: the picture is smaller than one token, or the tokenizer does not take that size.
@@ -109,7 +114,7 @@ def prepare(image: Image.Image, capabilities: Capabilities, size: int | None) ->
     width, height = (length // multiple * multiple for length in image.size)
     if not width or not height:
         mend = "give --size" if side is None else f"give a --size of {multiple} or more"
-        raise VistokError(f"a picture of {image.width}x{image.height} pixels is smaller than one token: {mend}.")
+        raise VistokError(f"{what} has {image.width}x{image.height} pixels and is smaller than one token: {mend}.")
     if side is None:
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))
@@ -152,7 +157,7 @@ def tokenize_files(
             _write_tiles(loaded, source, target, side, overlap, length, reached, batch_size, summary)
             progress(1)
         return summary
-    prepared = ((prepare(load_image(source), capabilities, size), target) for source, target in pairs)
+    prepared = ((prepare(load_image(each), capabilities, size, f"'{each}'"), target) for each, target in pairs)
     for same in _batches(prepared, batch_size, key=lambda item: item[0].shape):
         images = torch.stack([image for image, _ in same]).to(loaded.device)
         tokens, lengths, good = _encode(tokenizer, images, length, reached)
@@ -239,7 +244,7 @@ def detokenize_files(
     length: int | None = None,
     batch_size: int = 8,
     progress: Callable[[int], Any] = lambda _: None,
-    **decoding: Any,
+    seed: int = 0,
 ) -> int:
     """Decode ``.vtok`` files and write pictures.
 
@@ -247,9 +252,9 @@ def detokenize_files(
         loaded: the tokenizer.
         pairs: ``.vtok`` file and picture each.
         length: how many first tokens to decode, where a file holds more; all if None.
-        batch_size: pictures at a time.
+        batch_size: pictures at a time; does not change them.
         progress: called with the number of pictures that were written.
-        decoding: further arguments of ``decode``, which some tokenizers have.
+        seed: of the noise that every picture, and every tile, begins with, where decoding draws noise.
 
     Returns:
         How many pictures were written.
@@ -263,6 +268,11 @@ def detokenize_files(
     for source, _ in pairs:
         content = read_vtok(source)
         content.check_tokenizer(loaded.name, loaded.sha256, f"'{source}'")
+        if len(content.shape) != (2 if tokenizer.capabilities.layout == "grid" else 1):
+            raise VistokError(
+                f"'{source}' holds tokens of the shape {list(content.shape)}, which '{loaded.name}' does not make: "
+                "make it again."
+            )
         most = max(most, len(content.tokens) // (1 if content.tiling is None else content.tiling.count))
     if length is not None and length > most:
         held = "the picture holds" if len(pairs) == 1 else "no picture holds more than"
@@ -272,7 +282,7 @@ def detokenize_files(
         files = [content for content, _ in same]
         if files[0].tiling is not None:
             for file, target in same:
-                save_image(to_pil(_join(loaded, file, length, batch_size, decoding)[None])[0], target)
+                save_image(to_pil(_join(loaded, file, length, batch_size, seed)[None])[0], target)
                 progress(1)
             continue
         counts = [len(file.tokens) if length is None else min(length, len(file.tokens)) for file in files]
@@ -282,16 +292,14 @@ def detokenize_files(
         if len(files[0].shape) > 1:
             tokenizer.capabilities.check_length(lengths, files[0].tokens.numel())
             tokens = tokens.view(len(tokens), *files[0].shape)
-        pictures = to_pil(tokenizer.decode(tokens, lengths, **decoding))
+        pictures = to_pil(tokenizer.decode(tokens, lengths, **noise_of(tokenizer, [derive_seed(seed)] * len(tokens))))
         for (_, target), picture in zip(same, pictures, strict=True):
             save_image(picture, target)
         progress(len(same))
     return len(pairs)
 
 
-def _join(
-    loaded: LoadedTokenizer, file: TokenFile, length: int | None, batch_size: int, decoding: dict[str, Any]
-) -> Tensor:
+def _join(loaded: LoadedTokenizer, file: TokenFile, length: int | None, batch_size: int, seed: int) -> Tensor:
     """The picture [3, H, W] of a file that holds tiles."""
     tokenizer, tiling = loaded.tokenizer, file.tiling
     assert tiling is not None
@@ -302,7 +310,8 @@ def _join(
         if len(file.shape) > 1:
             tokenizer.capabilities.check_length(count, torch.Size(file.shape).numel())
             tokens = tokens.view(len(tokens), *file.shape)
-        tiles.append(tokenizer.decode(tokens, count, **decoding).clamp(-1, 1).cpu())
+        noise = noise_of(tokenizer, [derive_seed(seed)] * len(tokens))
+        tiles.append(tokenizer.decode(tokens, count, **noise).clamp(-1, 1).cpu())
         if tiles[-1].shape[-1] != tiling.side:
             raise VistokError(
                 f"the file tells of tiles of {tiling.side} pixels, its tokens are {tiles[-1].shape[-1]} wide."

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,7 +165,7 @@ class FlexTok(Pretrained, nn.Module):
         tokens: Tensor,
         length: int | Tensor | None = None,
         sampling: FlowSampling | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
         """Tokens to pictures [B, 3, H, W], nominally in [-1, 1] (not clamped).
@@ -173,7 +174,7 @@ class FlexTok(Pretrained, nn.Module):
             tokens: int64 [B, n].
             length: how many first tokens to decode; an int64 tensor [B] gives every row its own number, in one batch.
             sampling: steps and guidance; the published recipe by default.
-            generator: of the noise, on the CPU; seed 0 by default.
+            generator: of the noise, on the CPU, for all rows in turn, or one for each row; seed 0 by default.
             noise: [B, C, h, w] to begin with, in place of a generator.
 
         Raises:
@@ -193,7 +194,7 @@ class FlexTok(Pretrained, nn.Module):
     def _decode(self, tokens: Tensor, keep: Tensor | None, sampling: FlowSampling, noise: Tensor) -> Tensor:
         return self.paint(self.regularizer.codes(tokens), keep, sampling, noise=noise)
 
-    def _noise(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _noise(self, rows: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
         generator = generator or torch.Generator().manual_seed(0)
         return noise_for(len(rows), self.config.map_shape, generator, rows.device)
 

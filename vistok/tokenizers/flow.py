@@ -6,7 +6,7 @@ arXiv 2207.12598) or normalised and projected (APG, Sadat et al., arXiv 2410.024
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,6 +101,22 @@ class FlowSampling:
         return x
 
 
-def noise_for(count: int, shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
-    """Standard normal noise [count, *shape], drawn picture by picture, so that it does not depend on the batch size."""
-    return torch.stack([torch.randn(shape, generator=generator) for _ in range(count)]).to(device)
+def noise_for(
+    count: int, shape: tuple[int, ...], generator: torch.Generator | Sequence[torch.Generator], device: torch.device
+) -> Tensor:
+    """Returns standard normal noise [count, *shape], drawn picture by picture, so that it does not depend on the batch
+    size.
+
+    Args:
+        count: how many pictures.
+        shape: of the noise of one.
+        generator: draws for all in turn; or one for each picture.
+        device: of the noise, which is drawn on the CPU.
+
+    Raises:
+        VistokError: there are several generators, and not one for each picture.
+    """
+    generators = [generator] * count if isinstance(generator, torch.Generator) else generator
+    if len(generators) != count:
+        raise VistokError(f"{len(generators)} generators cannot draw for {count} pictures: give one, or one each.")
+    return torch.stack([torch.randn(shape, generator=each) for each in generators]).to(device)

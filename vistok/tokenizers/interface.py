@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ class Capabilities:
         image_size: the one side that pictures must have, or None.
         lengths: how many first tokens can be decoded; empty where only all of a picture's tokens can.
         codebooks: names of the codes that one index selects.
-        stochastic_decode: decoding draws noise.
+        stochastic_decode: decoding draws noise: ``decode`` takes a ``generator``, one for all rows or a list of one
+            each (see ``noise_of``).
         resize: how other pictures are brought to ``image_size``: their middle is cut out, or they are stretched.
     """
 
@@ -177,3 +178,15 @@ class Tokenizer(Protocol):
             length: how many first tokens to decode; an int64 tensor [B] gives every row its own number.
         """
         ...
+
+
+def noise_of(tokenizer: Tokenizer, seeds: Iterable[int]) -> dict[str, Any]:
+    """Returns the arguments of ``decode`` that give every row the noise of its own seed, whatever rows are beside it.
+
+    Args:
+        tokenizer: decodes; where it draws no noise, there are no arguments.
+        seeds: one for each row, as of ``derive_seed``.
+    """
+    if not tokenizer.capabilities.stochastic_decode:
+        return {}
+    return {"generator": [torch.Generator().manual_seed(seed) for seed in seeds]}

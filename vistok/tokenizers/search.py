@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vistok.errors import VistokError
-from vistok.tokenizers.interface import Tokenizer
+from vistok.tokenizers.interface import Tokenizer, noise_of
 
 
 @torch.no_grad()
@@ -16,6 +16,8 @@ def fewest_tokens(
     tokenizer: Tokenizer, images: Tensor, tokens: Tensor, reached: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """How many first tokens each picture needs. Nothing is encoded again.
+
+    Where decoding draws noise, it is that of seed 0 for every picture, whatever is beside it.
 
     Quality is taken to grow with the number of tokens; where it does not, the number found still reaches the quality,
     but a smaller one may as well.
@@ -38,10 +40,15 @@ def fewest_tokens(
     candidates = torch.tensor([length for length in lengths if length <= tokens.shape[1]])
     low = torch.zeros(len(tokens), dtype=torch.long)
     high = torch.full_like(low, len(candidates) - 1)
-    whole = reached(images, tokenizer.decode(tokens, candidates[high])).cpu()
+
+    def good_enough(chosen: Tensor) -> Tensor:
+        noise = noise_of(tokenizer, [0] * len(tokens))
+        return reached(images, tokenizer.decode(tokens, candidates[chosen], **noise)).cpu()
+
+    whole = good_enough(high)
     while bool((low < high).any()):
         middle = (low + high) // 2
-        good = reached(images, tokenizer.decode(tokens, candidates[middle])).cpu()
+        good = good_enough(middle)
         high = torch.where(good, middle, high)
         low = torch.where(good, low, torch.minimum(middle + 1, high))
     found = torch.where(whole, candidates[high], candidates[-1])

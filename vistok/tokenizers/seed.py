@@ -11,7 +11,7 @@ equally near: ``match_reference_fp16`` asks for that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -172,6 +172,7 @@ class Seed(Pretrained, nn.Module):
             image_size=self.config.image_size,
             lengths=(self.config.num_tokens,),
             codebooks=("semantic",),
+            stochastic_decode=self.unclip is not None,
             resize="stretch" if self.config.tower == "eva" else "crop",
         )
 
@@ -278,14 +279,18 @@ class Seed(Pretrained, nn.Module):
 
     @torch.no_grad()
     def decode(
-        self, tokens: Tensor, length: int | Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        tokens: Tensor,
+        length: int | Tensor | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """Tokens to pictures [B, 3, H, W] in [-1, 1]: by ``unclip`` where one is set, else by the embedded pixel head.
 
         Args:
             tokens: int64 [B, n].
             length: must be n: the embedding is of all tokens.
-            generator: draws the noise that an unCLIP starts from, the same for every picture; fixed if None.
+            generator: draws the noise that an unCLIP starts from, the same for every picture, or one that of each;
+                fixed if None.
 
         Raises:
             VistokError: this tokenizer gives an embedding alone, and no unCLIP was named.

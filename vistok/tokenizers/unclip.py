@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vistok.errors import VistokError
+from vistok.tokenizers.flow import noise_for
 
 STEPS, GUIDANCE, NOISE_LEVEL = 20, 10.0, 0  # as SEED was released
 
@@ -44,12 +46,14 @@ class UnClip:
         return cls(pipeline, steps, guidance)
 
     @torch.no_grad()
-    def __call__(self, embeddings: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(
+        self, embeddings: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None
+    ) -> Tensor:
         """Paint.
 
         Args:
             embeddings: [B, E].
-            generator: draws the latents that all pictures start from; fixed if None.
+            generator: draws the latents that all pictures start from, or one those of each; fixed if None.
 
         Raises:
             VistokError: the embeddings have another width than the unCLIP's.
@@ -64,9 +68,11 @@ class UnClip:
         generator = generator or torch.Generator().manual_seed(0)
         side, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
         # One draw for all pictures, as the reference keeps one noise: equal tokens paint equal pictures in any batch.
-        noise = torch.randn(1, channels, side, side, generator=generator)
+        count = 1 if isinstance(generator, torch.Generator) else len(embeddings)
+        drawn = noise_for(count, (channels, side, side), generator, torch.device("cpu"))
         pictures = []
-        for embedding in embeddings.split(1):
+        starts = drawn.expand(len(embeddings), -1, -1, -1).split(1)
+        for embedding, noise in zip(embeddings.split(1), starts, strict=True):
             made = pipe(
                 image_embeds=embedding.to(pipe.unet.dtype),
                 noise_level=NOISE_LEVEL,

@@ -137,6 +137,7 @@ class Trainer:
     def _resume(self) -> None:
         if not self.checkpoint.exists():
             return
+        state: dict[str, Any] = {}
         device = self.accelerator.device  # cpu:0 among several processes, where torch.load knows only cpu
         try:
             state = torch.load(self.checkpoint, "cpu" if device.type == "cpu" else device, weights_only=True)
@@ -144,7 +145,8 @@ class Trainer:
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
         except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
-            reason = str(error).strip().splitlines()[0]
+            changed = self.recipe.changed_from(state["recipe"]) if state.get("recipe") else None
+            reason = f"its {', '.join(changed)} differ" if changed else str(error).strip().splitlines()[0]
             raise VistokError(
                 f"'{self.checkpoint}' is not of this recipe ({reason}): name another folder as --out, or remove it."
             ) from None

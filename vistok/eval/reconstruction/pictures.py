@@ -16,9 +16,9 @@ from vistok.data.scenes import render, sample_scenes
 from vistok.data.scenes.splits import HELD_OUT
 from vistok.data.vtok import TokenFile
 from vistok.errors import VistokError
-from vistok.ops.noise import check_seed
+from vistok.ops.noise import derive_seed
 from vistok.tokenizers.files import prepare
-from vistok.tokenizers.interface import Capabilities
+from vistok.tokenizers.interface import Capabilities, noise_of
 from vistok.tokenizers.load import LoadedTokenizer
 
 COLUMNS = 8  # of the pictures that are drawn
@@ -74,7 +74,10 @@ class PictureSource:
             return
         paths, shape = self.listing.paths[: self.count], None
         for start in range(0, len(paths), batch_size):
-            images = [prepare(load_image(p), self.capabilities, self.size) for p in paths[start : start + batch_size]]
+            images = [
+                prepare(load_image(path), self.capabilities, self.size, f"'{path}'")
+                for path in paths[start : start + batch_size]
+            ]
             shape = shape or images[0].shape
             if any(image.shape != shape for image in images):
                 raise VistokError(f"the pictures in '{self.folder}' are of several sizes: give --size.")
@@ -101,10 +104,8 @@ def draw_lengths(
     tokens = loaded.tokenizer.encode(images)
     rows = []
     for length in lengths:
-        decoding = {}
-        if loaded.tokenizer.capabilities.stochastic_decode:
-            decoding["generator"] = torch.Generator().manual_seed(check_seed(seed))
-        rows += to_pil(loaded.tokenizer.decode(tokens, length, **decoding))
+        noise = noise_of(loaded.tokenizer, [derive_seed(seed, number) for number in range(len(images))])
+        rows += to_pil(loaded.tokenizer.decode(tokens, length, **noise))
     return grid([*rows, *to_pil(images)], len(images))
 
 

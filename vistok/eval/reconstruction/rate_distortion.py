@@ -23,8 +23,8 @@ from vistok.errors import VistokError
 from vistok.eval.plots import new_figure
 from vistok.eval.reconstruction.metrics import quantise, reconstruction_quality
 from vistok.files import atomic_path
-from vistok.ops.noise import check_seed
-from vistok.tokenizers.interface import Tokenizer
+from vistok.ops.noise import derive_seed
+from vistok.tokenizers.interface import Tokenizer, noise_of
 
 CODECS = {"jpeg": "JPEG", "webp": "WEBP"}  # what the plot calls them: what Pillow does
 QUALITIES = (1, 5, 10, 20, 30, 50, 75, 90)
@@ -98,7 +98,7 @@ def quality_by_tokens(
     on_outputs: Callable[[int, Tensor], Any] = lambda _, __: None,
     lpips: Compared | None = None,
     header: int = 0,
-    **decoding: Any,
+    seed: int = 0,
 ) -> list[RatePoint]:
     """Reconstructs pictures from each number of first tokens.
 
@@ -110,23 +110,22 @@ def quality_by_tokens(
         on_outputs: called with the length and the reconstructions [B, 3, H, W] of each batch.
         lpips: pairs of pictures in [-1, 1] -> [B].
         header: bytes of a file beside its tokens.
-        decoding: further arguments of ``decode``; a ``generator`` is made from the integer ``seed`` anew for each
-            length, so that all lengths begin with the same noise.
+        seed: of the noise where decoding draws it: each picture has its own, with which all lengths begin.
 
     Raises:
         VistokError: a length that the tokenizer does not decode, or no picture.
     """
-    seed = decoding.pop("seed", None)
     means = {length: _Means(lpips) for length in lengths}
+    done = 0
     for images in batches:
         tokens = tokenizer.encode(images)
         on_tokens(tokens)
+        seeds = [derive_seed(seed, done + number) for number in range(len(images))]
         for length in lengths:
-            if seed is not None:
-                decoding["generator"] = torch.Generator().manual_seed(check_seed(seed))
-            outputs = tokenizer.decode(tokens, length, **decoding)
+            outputs = tokenizer.decode(tokens, length, **noise_of(tokenizer, seeds))
             on_outputs(length, outputs)
             means[length].update(images, outputs)
+        done += len(images)
     if any(not mean.count for mean in means.values()):
         raise VistokError("there is no picture to reconstruct.")
     bits = tokenizer.capabilities.bits_per_token

@@ -120,9 +120,11 @@ def evaluate_tokenizer(
         seed: of tokenizers that decode by sampling.
 
     Raises:
-        VistokError: no picture, pictures of several sizes, or a length that the tokenizer does not decode.
+        VistokError: continuous tokens, no picture, pictures of several sizes, or a length that the tokenizer does not
+            decode.
     """
     tokenizer, capabilities = loaded.tokenizer, loaded.tokenizer.capabilities
+    _ = capabilities.bits_per_token  # refuses continuous tokens before any work is done
     if extractor is not None:
         source.check_count(2, "a Frechet distance")
     first = next(source.batches(batch_size), None)
@@ -151,7 +153,7 @@ def evaluate_tokenizer(
         lambda length, pictures: outputs[length].update(pictures),
         lpips,
         file_overhead(loaded, shape),
-        **({"seed": seed} if capabilities.stochastic_decode else {}),
+        seed,
     )
     if extractor is not None:
         points = [

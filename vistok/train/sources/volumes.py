@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vistok.data.folders import list_files
+from vistok.data.folders import list_files, warn_left_out
 from vistok.errors import VistokError
 from vistok.ops.noise import derive_seed
 from vistok.train.sources.interface import Draw, PictureData, Source, in_passes
@@ -17,7 +17,7 @@ SUFFIX = ".npy"
 
 
 class VolumeSource(Source):
-    """Random blocks of volumes, scaled to [0, 1] by their own least and largest value.
+    """Random blocks of volumes, of which nothing else is read, scaled to [0, 1] by their own least and largest value.
 
     Args:
         root: the folder.
@@ -52,14 +52,18 @@ class VolumeSource(Source):
         return torch.stack([self._block(i, derive_seed(self.seed, i, number)) for i, number in pairs])
 
     def _block(self, number: int, seed: int | None) -> Tensor:
-        volume = read_volume(self.paths[number], self.sides)
+        volume = open_volume(self.paths[number], self.sides)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        for axis, side in enumerate(self.sides):
-            room = volume.shape[axis] - side
+        places = []
+        for length, side in zip(volume.shape, self.sides, strict=True):
+            room = length - side
             at = room // 2 if generator is None else int(torch.randint(room + 1, (), generator=generator))
-            volume = volume.narrow(axis, at, side)
-        least, most = volume.min(), volume.max()
-        return ((volume - least) / (most - least).clamp(min=1e-12))[None]
+            places.append(slice(at, at + side))
+        block = torch.from_numpy(volume[tuple(places)].astype(np.float32))
+        if not bool(block.isfinite().all()):
+            raise VistokError(f"the volume '{self.paths[number]}' holds values that are not finite numbers: mend it.")
+        least, most = block.min(), block.max()
+        return ((block - least) / (most - least).clamp(min=1e-12))[None]
 
     def captions(self, draw: Draw) -> list[str]:
         raise VistokError("volumes have no captions: train on pictures.")
@@ -71,15 +75,15 @@ class VolumeSource(Source):
         return self._kept or self
 
 
-def read_volume(path: Path, sides: tuple[int, ...]) -> Tensor:
-    """Returns a volume, float32 [D, H, W], at least as large as a block.
+def open_volume(path: Path, sides: tuple[int, ...]) -> np.ndarray:
+    """Returns a volume as it lies on the disk, [D, H, W], at least as large as a block.
 
     Raises:
-        VistokError: it is no array of three dimensions of finite numbers, or smaller than a block.
+        VistokError: it is no array of three dimensions of numbers, or smaller than a block.
     """
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
         raise VistokError(f"cannot read the volume '{path}' ({error}): write it with numpy.save.") from None
     if not isinstance(array, np.ndarray) or array.ndim != 3 or array.dtype.kind not in "biuf":
         shape = f"{getattr(array, 'dtype', type(array).__name__)} {list(getattr(array, 'shape', ()))}"
@@ -88,38 +92,37 @@ def read_volume(path: Path, sides: tuple[int, ...]) -> Tensor:
         raise VistokError(
             f"the volume '{path}' is {list(array.shape)}, smaller than a block {list(sides)}: leave it out."
         )
-    volume = torch.from_numpy(array.astype(np.float32))
-    if not bool(volume.isfinite().all()):
-        raise VistokError(f"the volume '{path}' holds values that are not finite numbers: mend it.")
-    return volume
+    return array
 
 
 def open_volumes(data: PictureData, sides: tuple[int, ...]) -> VolumeSource:
     """Returns the volumes of ``data.path``; one in sixteen, or those of ``data.held_out``, are evaluated on.
 
     Raises:
-        VistokError: there is no such folder, or no volume in it.
+        VistokError: there is no such folder, no volume in it, or ``data.pictures`` are more than it holds.
     """
-    root = _folder(data.path, "path")
-    names = list_files(root, frozenset({SUFFIX})).names
-    paths = [root / name for name in names][: data.pictures]
-    if not paths:
-        raise VistokError(f"there is no volume in the folder '{root}' (looked for {SUFFIX}).")
+    root, paths = _volumes(data.path, "path")
+    count = len(paths) if data.pictures is None else data.pictures
+    if not 1 <= count <= len(paths):
+        raise VistokError(f"'data.pictures' is {count}, but '{root}' has {len(paths)} volumes.")
+    paths = paths[:count]
     if data.held_out is not None:
-        other = _folder(data.held_out, "held_out")
-        held = [other / name for name in list_files(other, frozenset({SUFFIX})).names]
-        if not held:
-            raise VistokError(f"there is no volume in the folder '{other}' (looked for {SUFFIX}).")
+        _, held = _volumes(data.held_out, "held_out")
     else:
         held = paths[::16] if len(paths) > 1 else paths
         paths = [path for path in paths if path not in held] or paths
     return VolumeSource(root, paths, sides, data.seed, VolumeSource(root, held, sides, data.seed))
 
 
-def _folder(name: str | None, entry: str) -> Path:
+def _volumes(name: str | None, entry: str) -> tuple[Path, list[Path]]:
+    """A folder that an entry of ``data`` names, and its volumes."""
     if name is None:
         raise VistokError("'data.source: volumes' needs 'data.path', a folder of .npy arrays.")
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise VistokError(f"'data.{entry}' names no folder: '{folder}'.")
-    return folder
+    listing = list_files(folder, frozenset({SUFFIX}))
+    warn_left_out(folder, listing.left_out)
+    if not listing.names:
+        raise VistokError(f"there is no volume in the folder '{folder}' (looked for {SUFFIX}).")
+    return folder, [folder / each for each in listing.names]
