@@ -76,6 +76,7 @@ def reconstruction(
     if rfid is None:
         refuse_given(context, "is of the extractor, which --rfid names", "weights")
     from vistok.cli.output import check_outputs, output_json
+    from vistok.data.folders import warn_left_out
     from vistok.data.images import check_image_target
     from vistok.eval.plots import check_plot
     from vistok.models.vision.lpips import Lpips
@@ -89,7 +90,6 @@ def reconstruction(
 
     metric = Lpips.from_files(lpips, lpips_head, lpips_backbone) if lpips else None
     if tokenizer is None:
-        from vistok.data.folders import warn_left_out
         from vistok.eval.reconstruction.paired import compare_pictures
         from vistok.eval.sets.pictures import FolderPictures
 
@@ -99,7 +99,6 @@ def reconstruction(
         print_results(compare_pictures(*sources, convention, metric), json)
         return
 
-    from vistok.data.folders import warn_left_out
     from vistok.eval.reconstruction.pictures import PictureSource
     from vistok.eval.reconstruction.rate_distortion import plot_rate_distortion
     from vistok.eval.reconstruction.report import evaluate_tokenizer

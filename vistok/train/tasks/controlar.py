@@ -75,6 +75,12 @@ def begin_control(model: ControlAR) -> None:
         nn.init.zeros_(network.fc2.weight)
 
 
+def shared_names(model: ControlAR) -> set[str]:
+    """Returns the names of the weights that are those of its LlamaGen."""
+    with torch.device("meta"):
+        return set(LlamaGen(model.config).state_dict())
+
+
 class ControlARTask(LlamaGenTask):
     """The ``controlar`` task: see ControlARData, and LlamaGenInit, whose ``gpt`` may be a LlamaGen or a ControlAR."""
 
@@ -116,7 +122,7 @@ class ControlARTask(LlamaGenTask):
                     f"'{self.init.gpt}' shares its generator's weights with no other: train them as well by "
                     "'data.tune_generator: true'."
                 )
-            shared = LlamaGen.from_pretrained(self.base).state_dict()
+            shared = shared_names(gpt)
             for name, parameter in gpt.named_parameters():
                 parameter.requires_grad_(name not in shared)
         return gpt
@@ -155,7 +161,7 @@ class ControlARTask(LlamaGenTask):
             super().export(directory, metrics, steps)
             return
         gpt = self.model.gpt
-        others = LlamaGen.from_pretrained(self.base).state_dict().keys() | set(gpt.idle_keys)
+        others = shared_names(gpt) | set(gpt.idle_keys)
         gpt.save_pretrained(directory, torch.bfloat16, without=others)
         parts = {"tokenizer": self.init.vq, BASE: self.base}
         task = "class-to-image"

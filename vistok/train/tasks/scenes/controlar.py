@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 from vistok.models.controlar import ControlAR
 from vistok.train.tasks.controlar import ControlARData, ControlARTask
-from vistok.train.tasks.scenes.plans import plan
 from vistok.train.tasks.scenes.reader import ColourTerm, count_colours
 
 
@@ -29,6 +27,5 @@ class SupervisedControlARTask(ControlARTask):
 
     def term(self, gpt: ControlAR) -> ColourTerm:
         """Returns the loss of what codes show, counted in some scenes."""
-        cells = partial(plan, grid=gpt.config.grid, side=self.data.size)
-        colours = count_colours(self.vq, cells, gpt.config.block_size, self.data.size, self.data.seed)
+        colours = count_colours(self.vq, gpt.config.grid, self.data.size, self.data.seed)
         return ColourTerm(colours, self.data.supervision)

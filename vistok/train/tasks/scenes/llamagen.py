@@ -134,7 +134,7 @@ class SupervisedLlamaGenTask(LlamaGenTask):
                 f"'data.pictures' ({len(self.source)}) must be a multiple of the {self.drawn} drawn for a batch."
             )
         self.grid, self.order = self.lattice(gpt)
-        colours = count_colours(self.vq, self.plan, gpt.config.block_size, self.data.size, self.data.seed)
+        colours = count_colours(self.vq, self.grid, self.data.size, self.data.seed, self.order)
         return SupervisedLlamaGen(gpt, text, colours, self.data.supervision, self.grid, self.order)
 
     def lattice(self, gpt: LlamaGen) -> tuple[int, Tensor | None]:

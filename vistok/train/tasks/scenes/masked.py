@@ -6,13 +6,11 @@ Of a scene's nats few tell which code belongs to which object; see ``reader.colo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from vistok.train.sources import Draw, Source, open_source
 from vistok.train.tasks.masked import ENATData, ENATTask, MaskedData, MaskGITTask
-from vistok.train.tasks.scenes.plans import plan
 from vistok.train.tasks.scenes.reader import ColourTerm, count_colours
 
 
@@ -48,8 +46,7 @@ class SupervisedMaskGITTask(MaskGITTask):
     def term(self) -> ColourTerm:
         """Returns the loss of what codes show, counted in some scenes."""
         grid = self.data.size // self.tokenizer.capabilities.multiple
-        cells = partial(plan, grid=grid, side=self.data.size)
-        colours = count_colours(self.tokenizer, cells, grid**2, self.data.size, self.data.seed)
+        colours = count_colours(self.tokenizer, grid, self.data.size, self.data.seed)
         return ColourTerm(colours, self.data.supervision)
 
     def draw(self, step: int, rows: slice) -> Draw:

@@ -8,17 +8,15 @@ first two, and can plan the third. They serve training alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.data.scenes import COLOURS, NUM_CLASSES, Scenes, render, sample_scenes
+from vistok.data.scenes import COLOURS, NUM_CLASSES, render, sample_scenes
 from vistok.data.scenes.world import MAX_OBJECTS
 from vistok.tokenizers.interface import Tokenizer
 from vistok.train.tasks.scenes.captions import FACT_SIZES
-from vistok.train.tasks.scenes.plans import Plan
+from vistok.train.tasks.scenes.plans import plan
 
 COUNTED = 1 << 16  # tokens of scenes, in which is counted what codes show
 
@@ -38,19 +36,20 @@ def code_colours(tokens: Tensor, cells: Tensor, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def count_colours(tokenizer: Tokenizer, plan: Callable[[Scenes], Plan], length: int, size: int, seed: int) -> Tensor:
+def count_colours(tokenizer: Tokenizer, grid: int, size: int, seed: int, order: Tensor | None = None) -> Tensor:
     """Returns ``code_colours`` of a tokenizer's codes, counted in some scenes.
 
     Args:
         tokenizer: of pictures.
-        plan: of scenes, on the cells of ``length`` codes.
-        length: codes of a picture that are counted, from the first.
+        grid: side of the grid of cells that codes stand for.
         size: side of the pictures in pixels.
         seed: of the scenes.
+        order: cells of a picture's first codes, [n], which alone are counted; raster order of all cells if None.
     """
+    length = grid**2 if order is None else len(order)
     scenes = sample_scenes(COUNTED // length, seed)
     codes = torch.cat([tokenizer.encode(part) for part in render(scenes, size).split(64)]).flatten(1)
-    return code_colours(codes[:, :length], plan(scenes).cells, tokenizer.capabilities.codebook_size)
+    return code_colours(codes[:, :length], plan(scenes, grid, size, order).cells, tokenizer.capabilities.codebook_size)
 
 
 def colour_loss(logits: Tensor, tokens: Tensor, colours: Tensor) -> Tensor:
