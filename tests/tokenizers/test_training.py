@@ -139,6 +139,18 @@ def test_every_term_of_flextok_trains_and_the_autoencoder_stays():
     assert not any(".vae." in name for name in trained)
 
 
+def test_flextok_can_keep_its_tokens_while_what_paints_learns(tmp_path):
+    recipe = replace(WEIGHED, data=WEIGHED.data | {"keep_tokens": True})
+    task = build_task(recipe)
+    images = render(sample_scenes(2, 7), task.tokenizer.config.image_size)
+    before = {name: value.clone() for name, value in task.tokenizer.state_dict().items()}
+    tokens = task.tokenizer.encode(images)
+    Trainer(recipe, task, tmp_path).train()
+    moved = {name for name, value in task.tokenizer.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and all(name.startswith("decoder.") for name in moved)
+    assert torch.equal(FlexTok.from_pretrained(tmp_path / "export").encode(images), tokens)
+
+
 def test_a_batch_of_flextok_is_the_same_however_it_is_split():
     task = build_task(WEIGHED)
     whole = task.batch(3, slice(0, 4))

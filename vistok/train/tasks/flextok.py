@@ -42,11 +42,13 @@ class FlexTokData(PictureData):
         anchor_pictures: how many pictures define the patches' components.
         saturation: weight of the penalty on latents beyond ``SATURATED``. Where they grow too far, the bound of FSQ has
             no gradient left, and all pictures get the same tokens.
+        keep_tokens: train what paints alone. Pictures keep their tokens, so that generators of them stay of use.
     """
 
     anchor: float | None = None
     anchor_pictures: int = field(default=256, metadata={"was": "anchor_scenes"})
     saturation: float = 0.0
+    keep_tokens: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,7 @@ class FlexTokTask(PictureTask):
         torch.manual_seed(recipe.seed)
         self.tokenizer = self._tokenizer(init)
         self.tokenizer.vae.requires_grad_(False)
+        self.tokenizer.encoder.requires_grad_(not self.data.keep_tokens)
         config = self.tokenizer.config
         self.source = open_source(self.data, config.image_size, finite=True)
         self.maps = Extracted(len(self.source), self._extract, torch.float16)
