@@ -203,13 +203,12 @@ class MaskedTransformer(Pretrained, RotaryModule):
         for name, parameter in self.named_parameters():
             if parameter in closed or name.endswith("bias"):
                 nn.init.zeros_(parameter)
-            elif "embeddings.weight" in name or "embedding_table" in name:
+            elif "position_embeddings" in name:
+                parameter.data.copy_(waves(self.config.grid, parameter.shape[1]))
+            elif "word_embeddings" in name or "embedding_table" in name:
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
             elif parameter.ndim == 2:
                 nn.init.xavier_uniform_(parameter)
-        with torch.no_grad():
-            places = self.x_embedder.position_embeddings.weight
-            places.copy_(waves(self.config.grid, places.shape[1]))
 
     @property
     def tokens(self) -> TokenSpec:
