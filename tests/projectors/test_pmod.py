@@ -162,6 +162,20 @@ def test_layers_that_cannot_be_shortened_are_refused_and_leave_no_trace(family, 
     assert "generate" not in vars(model)
 
 
+@pytest.mark.parametrize("device, dtype", [("cpu", torch.float64), ("meta", torch.float32)])
+def test_routers_of_another_precision_or_place_are_told(device, dtype):
+    method = routers(SHARES["falling"]).to(device, dtype)
+    model = tiny.llava()
+    with compress(model, method), pytest.raises(VistokError, match=r"\.to\(model\.device, model\.dtype\)"):
+        model(**tiny.llava_inputs())
+
+
+def test_autocast_settles_the_precision_of_routers():
+    model = tiny.llava().bfloat16()
+    with compress(model, routers(SHARES["falling"])), torch.autocast("cpu", torch.bfloat16):
+        assert bool(model(**tiny.llava_inputs()).logits.isfinite().all())
+
+
 def test_published_schedules():
     def mean(ratios):
         return sum(1 if r is None else r for r in ratios) / len(ratios)
