@@ -9,7 +9,7 @@ from tests.context.tiny import ragged, tiny
 from tests.projectors.tiny import IMAGE, SIDE, llava
 from vistok import compress, context
 from vistok.errors import VistokError
-from vistok.projectors import Uniform
+from vistok.projectors import FastV, PMod, PyramidDrop, Uniform
 from vistok.samplers import Speculation, TokenRecycling
 
 
@@ -42,6 +42,23 @@ def test_draft_trees_run_on_sparse_reads(pool, model):
 def test_a_policy_that_cannot_take_drafts_says_so(model):
     with context.apply(model, context.StreamingLLM()), pytest.raises(VistokError, match=r"streaming.*TidalDecode"):
         model.generate(**ragged(), max_new_tokens=4, custom_generate=Speculation(TokenRecycling()))
+
+
+@pytest.mark.parametrize("first", ["compressor", "policy"])
+@pytest.mark.parametrize("policy", [context.SnapKV, context.StreamingLLM, context.TidalDecode, context.Full])
+@pytest.mark.parametrize("method", [FastV(9), PyramidDrop(9), PMod(48, [None, 0.5, 0.5, 0.5])], ids=lambda m: m.name)
+def test_methods_inside_the_language_model_and_policies_exclude_each_other(method, policy, first):
+    model = llava()
+    ids = torch.tensor([[1, *[IMAGE] * 36, 5, 6, 7]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(1, 3, SIDE, SIDE)}
+    calls = [lambda: compress(model, method), lambda: context.apply(model, policy())]
+    one, other = calls if first == "compressor" else calls[::-1]
+    with one(), other():
+        with pytest.raises(VistokError, match=f"{method.name}.*remove"):
+            model.generate(**inputs, max_new_tokens=2, do_sample=False)
+        with pytest.raises(VistokError, match=f"{method.name}.*remove"):
+            model(**inputs)
+        assert model.generate(ids[:, 37:], max_new_tokens=2, do_sample=False).shape == (1, 5)  # text alone
 
 
 @pytest.mark.parametrize("first", ["compressor", "policy"])

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from tests.generate_options import NAMES, agrees, becomes
 from tests.projectors import tiny
@@ -37,8 +38,10 @@ from vistok.projectors import (
     compress,
 )
 from vistok.projectors.apply.compress import active
+from vistok.projectors.apply.concentric import concentric, concentric_of
 
 NEW = {"max_new_tokens": 5, "do_sample": False}
+END = tiny.VOCAB - 4  # a token of no prompt
 KEEP_ALL = [
     VtcCls(1.0),
     GlobalCom2(1.0),
@@ -265,6 +268,37 @@ def test_right_padding_in_forward(llava):
             torch.testing.assert_close(batch[row, : len(alone)], alone, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "put",
+    [
+        *(lambda model, method=method: compress(model, method) for method in (VtcCls(9), PruMerge(), FastV(9))),
+        lambda model: compress(model, VtcCls(9), positions="original"),
+    ],
+    ids=["vtc-cls", "prumerge", "fastv", "original"],
+)
+@pytest.mark.parametrize("where", ["call", "config", "model"])
+def test_a_mask_that_is_not_given_is_read_from_padding_as_generate_reads_it(put, where, llava):
+    """But where the pad token may be one that a prompt has: then every token counts."""
+    model, inputs = copy.deepcopy(llava), tiny.llava_inputs()
+    bare = {name: value for name, value in inputs.items() if name != "attention_mask"}
+
+    def generated(ends, **given):
+        tokens = {"pad_token_id": tiny.PAD, "eos_token_id": ends}
+        if where == "model":
+            model.generation_config.update(**tokens)
+            return model.generate(**given, **NEW)
+        return model.generate(**given, **(tokens | NEW if where == "call" else {"generation_config": config(tokens)}))
+
+    def config(tokens):
+        return GenerationConfig(**NEW, **tokens)
+
+    with put(model):
+        assert torch.equal(generated([END], **bare), generated([END], **inputs))
+        every = torch.ones_like(inputs["input_ids"])
+        ends = [END, tiny.PAD]
+        assert torch.equal(generated(ends, **bare), generated(ends, **inputs | {"attention_mask": every}))
+
+
 def test_right_padded_prompts_are_padded_left_to_generate(llava):
     left, right = tiny.llava_inputs(), tiny.llava_inputs(left=False)
     with compress(llava, VtcCls(6)):
@@ -440,8 +474,15 @@ def test_wrapped_as_peft_does(llava):
     with compress(llava, VtcCls(4)):
         expected = llava.generate(**inputs, **NEW)
     wrapped = Wrapper(llava)
-    with compress(wrapped, VtcCls(4)):
+    with compress(wrapped, VtcCls(4)) as compression:
         assert torch.equal(wrapped.generate(**inputs, **NEW), expected)
+        compiled = torch.nn.Module()
+        compiled._orig_mod = wrapped
+        assert active(wrapped) is active(compiled) is active(llava) is compression
+        assert concentric_of(wrapped) is None
+        with concentric(wrapped) as rings:
+            assert concentric_of(wrapped) is concentric_of(llava) is rings
+    assert active(wrapped) is None
 
 
 def test_refusals_say_what_to_do(llava):

@@ -21,7 +21,7 @@ READERS = [name for name in METHODS if hasattr(COMPRESSORS[name], "needs") and C
 # Sliding layers forget what lies behind their window, layers of convolution have no queries.
 HOLES = {
     (method, family): "full attention"
-    for method in ("fastv", "sparsevlm", "pyramiddrop", "dart")
+    for method in ("fastv", "sparsevlm", "pyramiddrop", "dart", "pmod")
     for family in ("gemma3", "aya_vision", "cohere2_vision", "lfm2_vl")
 } | {(method, "fast_vlm"): "none to read" for method in READERS}
 

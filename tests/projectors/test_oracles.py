@@ -157,6 +157,14 @@ def test_a_trained_projector_takes_the_place_of_the_models_own():
         logits = model(**inputs).logits
     assert compression.last.after == [9, 9, 9]
     assert logits.shape[1] == inputs["input_ids"].shape[1] - 2 * 27
+    for culprit, other in {
+        "tower of width 48": TokenPacker(tiny.GRID, 48, 2, 48),
+        "hidden state 6 .* 0 to 5": TokenPacker(tiny.GRID, 32, 2, 48, states=(1, 6)),
+        r"float64 .*float32 .*model\.dtype": TokenPacker(tiny.GRID, 32, 2, 48).double(),
+        r"\[n, 48\]": TokenPacker(tiny.GRID, 32, 2, 44),
+    }.items():
+        with pytest.raises(VistokError, match=culprit), compress(model, other):
+            model(**inputs)
     with pytest.raises(VistokError, match="grid of side 4"), compress(model, TokenPacker(raw_grid=4, embed_dim=32)):
         model(**inputs)
     assert not any("mlp.0" in name and "vistok" in name for name in model.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from tests.projectors import tiny
 from vistok.errors import VistokError
 from vistok.models.huggingface import given_cache
 from vistok.projectors import PMod, compress
+from vistok.projectors.apply.compress import active
 from vistok.projectors.methods.pmod import RouterNorm, progressive_ratios, split_checkpoint, target_ratios
 
 NEW = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
@@ -118,6 +120,60 @@ def test_a_loss_reaches_the_routers():
         model(**inputs, labels=labels).loss.backward()
     assert all(parameter.grad is not None for parameter in method.parameters())
     assert all(bool((method.router(layer).router.weight.grad != 0).any()) for layer in (1, 2))
+
+
+def gradients(model, method, batches, **checkpoints):
+    """Of a loss over several forwards, all of which come before its backward."""
+    model, method = copy.deepcopy(model).train().requires_grad_(), copy.deepcopy(method)
+    if checkpoints:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpoints)
+    with compress(model, method):
+        sum(model(**batch, labels=batch["input_ids"], use_cache=False).loss for batch in batches).backward()
+    found = {**dict(model.named_parameters()), **dict(method.named_parameters())}
+    return {name: parameter.grad for name, parameter in found.items() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("shares", ["falling", "interleaved"])
+def test_checkpoints_give_the_same_gradients(shares):
+    batches = [tiny.llava_inputs(), tiny.llava_inputs(pictures=(2, 1), seed=1)]
+    plain = gradients(tiny.llava(), routers(SHARES[shares]), batches)
+    again = gradients(tiny.llava(), routers(SHARES[shares]), batches, use_reentrant=False)
+    assert any("router" in name for name in plain)
+    assert plain.keys() == again.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_reentrant_checkpoints_are_refused():
+    with pytest.raises(VistokError, match="'use_reentrant': False"):
+        gradients(tiny.llava(), routers(SHARES["falling"]), [tiny.llava_inputs()], use_reentrant=True)
+
+
+@pytest.mark.parametrize(
+    "family, shares, culprit",
+    [(name, SHARES["falling"], "full attention") for name in ("gemma3", "aya_vision", "cohere2_vision", "lfm2_vl")]
+    + [("lfm2_vl", [None, 0.5, None, 0.5], "MLP")],  # only layers of full attention
+)
+def test_layers_that_cannot_be_shortened_are_refused_and_leave_no_trace(family, shares, culprit):
+    model = getattr(tiny, family)()
+    with pytest.raises(VistokError, match=culprit):
+        compress(model, PMod(48, shares))
+    assert active(model) is None
+    assert "generate" not in vars(model)
+
+
+@pytest.mark.parametrize("device, dtype", [("cpu", torch.float64), ("meta", torch.float32)])
+def test_routers_of_another_precision_or_place_are_told(device, dtype):
+    method = routers(SHARES["falling"]).to(device, dtype)
+    model = tiny.llava()
+    with compress(model, method), pytest.raises(VistokError, match=r"\.to\(model\.device, model\.dtype\)"):
+        model(**tiny.llava_inputs())
+
+
+def test_autocast_settles_the_precision_of_routers():
+    model = tiny.llava().bfloat16()
+    with compress(model, routers(SHARES["falling"])), torch.autocast("cpu", torch.bfloat16):
+        assert bool(model(**tiny.llava_inputs()).logits.isfinite().all())
 
 
 def test_published_schedules():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,13 +51,11 @@ def compress(
     check_outputs(overlay, json)
     from vistok.eval.answers.ask import ask, build_compressor, kept_overlay, load, parse_keep
     from vistok.progress import working
-    from vistok.projectors import LayerCompressor
     from vistok.projectors.apply.compress import active
 
     chosen = DEFAULT if method is None else method
     compressor = build_compressor(chosen, None if keep is None else parse_keep(keep))
-    if overlay is not None and isinstance(compressor, LayerCompressor):
-        raise VistokError(f"{method} tells no patches that --overlay could paint: leave the overlay out.")
+    _check_overlay(overlay, compressor)
     with working("load the model"):
         network, processor = load(model, device, dtype)
     own = active(network)
@@ -67,14 +65,25 @@ def compress(
             "--compare out."
         )
     method, compressor = (chosen, compressor) if own is None else (own.compressor.name, None)
+    _check_overlay(overlay, own.compressor if compressor is None else compressor)
     answers = {}
     if compare:
         answers["all"], _ = ask(network, processor, picture, question, None, max_new_tokens)
     answers[method], report = ask(network, processor, picture, question, compressor, max_new_tokens)
+    painted = None if overlay is None else kept_overlay(processor, picture, report)  # or a refusal, before any output
     if not output_json({name: answer.to_dict() for name, answer in answers.items()}, json, indent=None):
         _tell(answers)
-    if overlay is not None:
-        save_image(kept_overlay(processor, picture, report), overlay)
+    if painted is not None:
+        save_image(painted, overlay)
+
+
+def _check_overlay(overlay: Path | None, compressor: Any) -> None:
+    """Refuses an overlay of a method that keeps no patches, before it is at work."""
+    from vistok.errors import VistokError
+    from vistok.projectors import LayerCompressor, TokenPacker
+
+    if overlay is not None and isinstance(compressor, (LayerCompressor, TokenPacker)):
+        raise VistokError(f"{compressor.name} tells no patches that --overlay could paint: leave the overlay out.")
 
 
 def _tell(answers: dict) -> None:

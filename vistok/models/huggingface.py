@@ -30,6 +30,19 @@ def generate_option(model: nn.Module, name: str, options: Mapping[str, Any], con
     return next((value for value in values if value is not None), None)
 
 
+def with_implied_mask(model: nn.Module, options: Mapping[str, Any], config: Any | None) -> dict[str, Any]:
+    """Returns options of ``generate`` with the mask that it reads from padding where none is given, so that whoever
+    changes the prompt sees it too: tokens that are not the pad token, if that is told and ends no sequence.
+    """
+    ids, options = options.get("input_ids"), dict(options)
+    pad, ends = (generate_option(model, f"{name}_token_id", options, config) for name in ("pad", "eos"))
+    if options.get("attention_mask") is not None or ids is None or pad is None:
+        return options
+    if pad not in (ends if isinstance(ends, (list, tuple)) else [ends]) and bool((ids == pad).any()):
+        options["attention_mask"] = (ids != pad).long()
+    return options
+
+
 def head_width(config: Any) -> int:
     """Returns the width of an attention head by a text model's configuration, which may leave it to be told."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

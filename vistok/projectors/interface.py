@@ -29,6 +29,7 @@ __all__ = [
     "Needs",
     "budget",
     "check_keep",
+    "check_weights",
     "everything",
     "share_of",
     "top_tokens",
@@ -195,6 +196,21 @@ def check_keep(keep: int | float) -> int | float:
     if not (count or share):
         raise VistokError(f"keep is {keep!r}: give a number of tokens from 1, or a share such as 0.25 up to 1.0.")
     return keep
+
+
+def check_weights(name: str, weights: nn.Module, states: Tensor) -> None:
+    """Refuses weights of a trained compressor that lie elsewhere, or have another precision, than the states they read.
+
+    Raises:
+        VistokError: they do, and no autocast settles the precision.
+    """
+    own = next(weights.parameters())
+    same = own.dtype == states.dtype or torch.is_autocast_enabled(states.device.type)
+    if own.device != states.device or not same:
+        raise VistokError(
+            f"the weights of {name} are {own.dtype} on {own.device}, and what they read is {states.dtype} on "
+            f"{states.device}: move them with .to(model.device, model.dtype)."
+        )
 
 
 def budget(keep: int | float, valid: Tensor) -> list[int]:

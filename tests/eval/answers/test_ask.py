@@ -128,9 +128,11 @@ def test_embedded_models_are_asked_without_further_options(tmp_path, model):
     assert done.exit_code == 0, done.exception
     assert next(iter(json.loads(done.stdout).values()))["visual_tokens"] > 0
     if model == "tokenpacker-mini":
-        for more in (["--method", "vtc-cls"], ["--keep", "4"], ["--compare"]):
-            error = CliRunner().invoke(app, [*asked, *more]).exception
+        for more in (["--method", "vtc-cls"], ["--keep", "4"], ["--compare"], ["--overlay", str(tmp_path / "o.png")]):
+            failed = CliRunner().invoke(app, [*asked, *more])
+            error = failed.exception
             assert isinstance(error, VistokError) and "tokenpacker" in str(error) and more[0] in str(error)
+            assert not failed.stdout
 
 
 @pytest.fixture(scope="module")

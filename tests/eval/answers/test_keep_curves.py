@@ -86,6 +86,18 @@ def test_shares_and_names():
         method_names("tokenpacker")
 
 
+def test_questions_about_one_picture_share_it(tmp_path):
+    """As those of a scene do: the bootstrap is over pictures, and draws all questions of one together."""
+    for name in "ab":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    names = ("a.png", "b.png", "./a.png", f"../{tmp_path.name}/a.png")
+    lines = [{"image": name, "question": "what?", "answers": ["x"]} for name in names]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    first, other, *again = (asked.picture for asked in read_questions(tmp_path / "q.jsonl"))
+    assert all(picture is first for picture in again)
+    assert other is not first
+
+
 def test_questions_from_a_file(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     lines = [{"image": "a.png", "question": "what?", "answers": ["x", "y"]}, {"image": "a.png", "question": "why?"}]

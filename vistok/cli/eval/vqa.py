@@ -72,6 +72,9 @@ def vqa(
     from vistok.eval.answers.prompts import check_question
 
     names, shares = method_names(methods or "all"), parse_shares(keep)
+    of_methods = ("is of methods, and none is put on the model", "keep", "positions")
+    if not names:
+        refuse_given(context, *of_methods)
     chosen = None if kinds is None else [kind.strip() for kind in kinds.split(",")]
     for kind in chosen or ():
         if kind not in KINDS:
@@ -86,6 +89,7 @@ def vqa(
     network, processor = load(model, device, dtype)
     if methods is None and active(network) is not None:
         names = []
+        refuse_given(context, *of_methods)
     if asked is None:
         asked = scene_questions(scene_side(network.config), scenes, per_scene, scene_split, chosen)
     for question in asked:

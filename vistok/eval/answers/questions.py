@@ -66,7 +66,7 @@ def read_questions(path: str | Path, refused: list[str] | None = None) -> list[A
     from vistok.data.images import load_image
 
     path = Path(path)
-    asked = []
+    asked, pictures = [], {}  # one picture of all questions about it, which an interval counts once
     for number, entry in read_json_lines(path, "question file"):
         source = f"line {number} of '{path}'"
         named = all(isinstance(entry.get(key), str) for key in ("image", "question"))
@@ -74,13 +74,15 @@ def read_questions(path: str | Path, refused: list[str] | None = None) -> list[A
             raise VistokError(f"{source} needs an image, a question and answers.")
         answers = answer_texts(entry, source)
         source = f"{source}, '{entry['image']}'"
+        place = (path.parent / entry["image"]).resolve()
         try:
-            picture = load_image(path.parent / entry["image"])
+            picture = pictures[place] if place in pictures else load_image(path.parent / entry["image"])
         except VistokError as error:
             if refused is None:
                 raise VistokError(f"{source}: {error}") from error
             refused.append(f"{source}: {error}")
             continue
+        pictures[place] = picture
         asked.append(Asked(picture, entry["question"], tuple(answers), str(entry.get("type", "")), source))
     if not asked and refused:
         raise VistokError(f"no picture of '{path}' can be read; {refused[0]}")

@@ -151,7 +151,17 @@ def run_tower(tower: nn.Module, pixels: Tensor, layer: int | list[int], needs: N
         pixels: [V, 3, H, W].
         layer: hidden state of the features; several are set side by side.
         needs: what is read of it.
+
+    Raises:
+        VistokError: it has no such layers.
     """
+    layers = tower.config.num_hidden_layers
+    absent = [state for state in needs.states if not 0 <= state <= layers]
+    if absent:
+        raise VistokError(
+            f"hidden state {absent[0]} is wanted of {type(tower).__name__}, which has those of 0 to {layers}: choose "
+            "among these."
+        )
     has_cls = any(name.endswith(("class_embedding", "cls_token")) for name, _ in tower.named_parameters())
     wanted = [layer] if isinstance(layer, int) else list(layer)
     with captured_attention(tower, needs.attention, has_cls) as attention:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.models.attach import Attachment, attached, unwrapped
 from vistok.models.families import FAMILIES, family_of
-from vistok.models.huggingface import generate_option, given_cache
+from vistok.models.huggingface import generate_option, given_cache, with_implied_mask
 from vistok.projectors.apply.concentric import concentric_of
 from vistok.projectors.apply.depths import DepthMixture
 from vistok.projectors.apply.history import History, history_of, turn_of
@@ -68,7 +68,7 @@ class Compression(Attachment):
                 self.after(model.base_model, self._after_base)
             elif self.family.features == "flat":
                 self.before(model.base_model, _flatten_features)
-        except VistokError:
+        except BaseException:
             self.remove()
             raise
 
@@ -88,6 +88,7 @@ class Compression(Attachment):
             return self._run(plain, generation_config, kwargs)
         if kwargs.get("assistant_model") is not None and self._pruning is None:
             raise VistokError("a compressed model cannot draft with an assistant model: leave assistant_model out.")
+        kwargs = with_implied_mask(self.model, kwargs, generation_config)
         given = kwargs.get("input_ids")
         with torch.no_grad():
             kwargs, history = self._shortened(kwargs, generated=True, left=True)
@@ -224,6 +225,12 @@ class Compression(Attachment):
             return
         if not bool(visual.any()):
             return
+        policy = attached(self.model, "context policy")
+        if policy is not None:
+            raise VistokError(
+                f"{name} shortens the cache of single layers, and {policy.policy.name} keeps a cache of its own: "
+                "remove() one of them, or choose a method that drops tokens before the language model."
+            )
         if mask is not None and (isinstance(mask, dict) or mask.ndim != 2):
             raise VistokError(
                 f"{name} needs the attention mask of the prompt as [batch, tokens], which a static cache makes into "

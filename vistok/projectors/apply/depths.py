@@ -7,7 +7,6 @@ share, so nothing is read from the device layer by layer. Each layer's cache is 
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +18,8 @@ from vistok.models.huggingface import given_cache
 from vistok.models.pruned import Stage, pruned_cache
 from vistok.projectors.apply.layers import LayerRun, at_columns, last_columns
 from vistok.projectors.methods.pmod import PMod
+
+_WEIGHTS = "vistok_router_weights"  # [B, S', 1], among a mixed layer's arguments as far as its attention
 
 
 class _Inside(NamedTuple):
@@ -40,7 +41,7 @@ class DepthMixture(LayerRun):
         earliest: the first layer that may see fewer tokens.
 
     Raises:
-        VistokError: the decoder has other layers than the routers are of.
+        VistokError: the decoder has other layers than the routers are of, or mixed ones that cannot be shortened.
     """
 
     def __init__(self, decoder: nn.Module, method: PMod, attachment: Attachment, earliest: int) -> None:
@@ -54,13 +55,21 @@ class DepthMixture(LayerRun):
         first = min(method.mixed)
         if first < earliest:
             raise VistokError(f"layer {first} sees all tokens in this model: let p-MoD begin at {earliest} or later.")
+        self._check_attention(decoder, method.mixed)
         for index in method.mixed:
             layer = decoder.layers[index]
+            if not hasattr(layer, "mlp"):
+                name = type(layer).__name__
+                raise VistokError(
+                    f"{method.name} weighs what a layer's MLP adds, and {name} has none: take another model."
+                )
             attachment.before(layer, self._enter)
-            attachment.after(layer.mlp, partial(self._weigh, index))
+            attachment.before(layer.self_attn, self._take)
+            attachment.after(layer.mlp, self._weigh)
             attachment.after(layer, self._leave)
         self._texts: list[int] = []
         self._inside: _Inside | None = None
+        self._weights: Tensor | None = None
 
     def begin(self, visual: Tensor, attention_mask: Tensor | None, prompt: int) -> None:
         super().begin(visual, attention_mask, prompt)
@@ -89,12 +98,24 @@ class DepthMixture(LayerRun):
         running.add(index, Stage(columns, there), min(lengths) < max(lengths))
         self._inside = _Inside(hidden, weights, columns, there)
         seen = at_columns(hidden, columns)
+        kwargs = kwargs | {_WEIGHTS: weights.gather(1, columns)[..., None]}
         return (seen, *args[1:]), self._prefilled(seen, index, kwargs)
 
-    def _weigh(self, index: int, mlp: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        if self._inside is None:
+    def _take(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Weights come with the arguments, which a checkpoint keeps to run the layer again, without ``_enter``."""
+        self._weights = kwargs.get(_WEIGHTS)
+        return args, {name: value for name, value in kwargs.items() if name != _WEIGHTS}
+
+    def _weigh(self, mlp: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        weights, self._weights = self._weights, None
+        if weights is None:
             return None
-        return output * self._inside.weights.gather(1, self._inside.columns)[..., None]
+        if weights.requires_grad and not torch.is_grad_enabled():
+            raise VistokError(
+                f"reentrant checkpoints pass no gradient to the routers of {self.name}: enable checkpointing with "
+                "{'use_reentrant': False}."
+            )
+        return output * weights
 
     def _leave(self, layer: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         inside, self._inside = self._inside, None

@@ -7,6 +7,7 @@ kept belongs to the cache, so that several may be in use at a time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,6 +49,12 @@ class LayerRun:
         if done is not None and cache is not None:
             setattr(cache, PRUNED, done)
         return done
+
+    def _check_attention(self, decoder: nn.Module, layers: Sequence[int]) -> None:
+        """Raises VistokError if a layer that would see fewer tokens is of another kind than full attention."""
+        kinds = getattr(decoder.config, "layer_types", None)
+        if kinds and any(kinds[layer] != "full_attention" for layer in layers):
+            raise VistokError(f"{self.name} needs layers of full attention from layer {min(layers)} on.")
 
     def _check_cache(self, cache: Any | None) -> None:
         if getattr(cache, "is_compileable", False):
@@ -98,9 +105,7 @@ class LayerPruning(LayerRun):
         self.method = method
         self.first = method.layers(len(layers), earliest)
         self.count = len(layers)
-        kinds = getattr(decoder.config, "layer_types", None) or ()
-        if any(kind != "full_attention" for kind in kinds[self.first[0] :]):
-            raise VistokError(f"{method.name} needs layers of full attention from layer {self.first[0]} on.")
+        self._check_attention(decoder, range(self.first[0], len(layers)))
         for first in self.first:
             attention = getattr(layers[first - 1], "self_attn", layers[first - 1])
             if not hasattr(attention, "q_proj"):

@@ -103,7 +103,7 @@ class SecondLook:
             return Grounding(said)
         looked = [squared(box, picture.size) for box in parse_regions(said, picture.size, self.most)]
         if not looked:
-            raise VistokError(f"the model's region is not whole ('{said}'): allow longer answers, or ask again.")
+            raise VistokError(f"the model's region is not whole ('{said}'): ask in other words.")
         again = f"{prompt} {said} " + "".join(self.turn.split("<image>")[0] + "<image>\n" for _ in looked[1:])
         again += self.turn.format(text=question)
         crops = [picture.crop(box) for box in looked]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.files import write_json
-from vistok.projectors.interface import Compressor, ImageTokens, Needs
+from vistok.projectors.interface import Compressor, ImageTokens, Needs, check_weights
 
 PREFIX = "model.mm_projector."  # of the projector in a full LLaVA checkpoint
 FINE_STATES = (12, 16, 22, 23)  # of CLIP-L's 24 layers
@@ -163,9 +163,17 @@ class TokenPacker(nn.Module, Compressor):
         return Needs(states=self._states(layers))
 
     def select(self, image: ImageTokens) -> Tensor:
-        """Tokens of all views, one view after the other, without row ends."""
+        """Tokens of all views, one view after the other, without row ends.
+
+        Raises:
+            VistokError: it is of another tower, or see ``check_weights``.
+        """
         if image.grid != (self.raw_grid, self.raw_grid):
             raise VistokError(f"this TokenPacker is for a grid of side {self.raw_grid}, not {image.grid}.")
+        width, own = image.hidden.shape[-1], self.clip_attn.embed_dim
+        if width != own:
+            raise VistokError(f"this TokenPacker is for a tower of width {own}, not {width}.")
+        check_weights(self.name, self, image.hidden)
         fine = torch.cat([image.states[i] for i in self._states(image.layers)], dim=-1)
         return self(image.hidden, fine).flatten(0, 1)
 

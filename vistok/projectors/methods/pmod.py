@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.files import write_json
-from vistok.projectors.interface import LayerCompressor
+from vistok.projectors.interface import LayerCompressor, check_weights
 
 CONFIG_FILE, WEIGHTS_FILE = "pmod.json", "pmod.safetensors"
 _WRAPPED = ".decoder_layer."  # between a published mixed layer and the layer that it wraps
@@ -165,7 +165,11 @@ class PMod(nn.Module, LayerCompressor):
             hidden: what enters it, [B, S, D].
             visual: bool [B, S].
             counts: how many of each prompt go through.
+
+        Raises:
+            VistokError: see ``check_weights``.
         """
+        check_weights(self.name, self, hidden)
         logits = self.router(layer)(hidden)
         # Every norm rises with its logits, and may saturate: the logits rank.
         order = logits.float().masked_fill(~visual, -torch.inf).argsort(dim=1, descending=True, stable=True)
