@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,6 +110,16 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(generated, tmp_path):
     write_metadata(metadata, [RED_CIRCLE | {"prompt": "one red circle"}, TWO_RINGS])
     with pytest.raises(VistokError, match=r"another job .*prompts"):
         evaluate(generated, tmp_path / "work", metadata=metadata)
+
+
+def test_records_name_pictures_where_they_lie_now(generated, tmp_path):
+    _, first = evaluate(generated, tmp_path / "work")
+    moved = generated.rename(tmp_path / "elsewhere")
+    judge, again = evaluate(moved, tmp_path / "work")
+    assert judge.calls == 0 and again.summary == first.summary
+    assert all(Path(record["filename"]).is_relative_to(moved) for record in again.records)
+    write_report(again, tmp_path / "report")
+    assert (tmp_path / "report" / "failures.png").exists()
 
 
 def test_pictures_that_were_painted_again_are_judged_again(tmp_path):

@@ -178,7 +178,7 @@ def evaluate_folder(
             advance()
     state.wait_for_everyone()
     job.check_complete()
-    records = [record for shard in range(job.shards) for record in json.loads(job.path(shard).read_text())]
+    records = [record for shard, prompt in enumerate(prompts) for record in _read_records(job.path(shard), prompt)]
     records += _wrong_records(found)
     reference = f"{len(prompts)} prompts"
     if found.missing:
@@ -190,6 +190,12 @@ def evaluate_folder(
         settings.append(f"colours={colours.name}")
     protocol = Protocol("geneval", detector.name, reference=reference, samples=len(records), options=tuple(settings))
     return GenEvalReport(records, summarise(records), protocol, ceiling, _notes(found, records))
+
+
+def _read_records(path: Path, prompt: PromptFolder) -> list[dict]:
+    """The records of a prompt, with its pictures where they lie now: the set may have moved since it was judged."""
+    records = json.loads(path.read_text(encoding="utf-8"))
+    return [{**record, "filename": str(image)} for record, image in zip(records, prompt.images, strict=True)]
 
 
 def _identity(
