@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from vistok.errors import VistokError
-from vistok.eval.plots import new_figure
+from vistok.eval.plots import new_figure, save_figure
 from vistok.eval.protocol import Protocol, Result
-from vistok.files import atomic_path
 
 
 @dataclass(frozen=True)
@@ -290,5 +289,4 @@ def plot_language(statistics: dict[str, Any], path: str | Path) -> None:
     types = statistics["types_per_image"].numpy()
     growth.plot(range(1, len(types) + 1), types)
     growth.set(xlabel="pictures", ylabel="distinct tokens", title=f"Innovation, beta {statistics['heaps_beta']:.2f}")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, path)
