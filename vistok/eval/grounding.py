@@ -23,6 +23,7 @@ from vistok.ops.noise import counter_uniform
 from vistok.progress import progress
 from vistok.projectors.grounding.interface import load_grounder
 from vistok.projectors.grounding.masks import mask_iou
+from vistok.zoo import cards
 from vistok.zoo.registry import card_of_folder, resolve
 
 SIDE = 64  # of pictures for models that see them whole
@@ -50,8 +51,10 @@ def evaluate_grounding(name: str | Path, pictures: int, device: Any = "cpu") -> 
     card = card_of_folder(resolve(name))
     family = card.family if card is not None else ""
     if family not in MEASURES:
+        known = ", ".join(card.name for card in cards() if card.embedded and card.family in MEASURES)
         raise VistokError(
-            f"'{name}' is no grounding model ({family or 'it has no card'}): name one of {', '.join(MEASURES)}."
+            f"'{name}' is no grounding model ({family or 'it has no card'}): name one such as {known}, or a folder "
+            f"that a recipe of {', '.join(MEASURES)} made."
         )
     scores: dict[str, list[float]] = {}
     with progress(f"ground {name}", pictures) as advance:

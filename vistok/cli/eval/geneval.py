@@ -169,6 +169,8 @@ def clipscore(
 
     Example: vistok eval clipscore --images out/ --captions captions.jsonl --clip openai/clip-vit-base-patch32
     """
+    import hashlib
+
     import torch
 
     from vistok.cli.output import check_outputs
@@ -194,7 +196,8 @@ def clipscore(
         loaded = [load_image(picture.path) for picture in batch]
         scores.append(clip_scores(model, loaded, [picture.caption for picture in batch], prefix, weight))
     values = torch.cat(scores)
-    protocol = Protocol(
-        "clipscore", "clip", model.digest, "pil", "clip", samples=len(values), options=(f"{weight=}", f"{prefix=}")
-    )
+    asked = hashlib.sha256("\n".join(sorted(picture.caption for picture in pictures)).encode()).hexdigest()
+    reference, options = f"captions {asked[:12]}", (f"{weight=}", f"{prefix=}")
+    seen_by = ("clip", model.digest, "pil", "clip")
+    protocol = Protocol("clipscore", *seen_by, reference=reference, samples=len(values), options=options)
     print_results([Result(images.name, values.mean().item(), protocol, values.std(correction=0).item())], json)
