@@ -28,6 +28,7 @@ from vistok.eval.needle import NeedlePoint, plot_needles
 from vistok.eval.reconstruction.rate_distortion import RatePoint, plot_rate_distortion
 from vistok.eval.sets import features
 from vistok.eval.sets.statistics import FeatureStatistics
+from vistok.tokenizers import VQTokenizer
 
 
 @pytest.fixture
@@ -136,6 +137,14 @@ def test_what_is_known_at_the_start_is_told_at_the_start(world, no_work, argumen
     for name in ("00.png", "01.png"):
         Image.new("RGB", (20, 20)).save(world / "two" / name)
     assert told in refused(arguments)
+
+
+def test_ngrams_that_no_picture_has_are_told_behind_the_first_pictures(world, monkeypatch):
+    monkeypatch.setattr("vistok.eval.language.language_statistics", lambda *_: 1 / 0)
+    encoded, encode = [], VQTokenizer.encode
+    monkeypatch.setattr(VQTokenizer, "encode", lambda self, images: encoded.append(len(images)) or encode(self, images))
+    told = refused(("language", "--count", "6", "--batch-size", "2", "--ngrams", "300"))
+    assert "300-grams need pictures of at least 300 tokens, got 256" in told and encoded == [2]
 
 
 @pytest.mark.parametrize("command", DRAWING)

@@ -70,6 +70,16 @@ def _ngram_ids(tokens: Tensor, n: int) -> Tensor:
     return ids
 
 
+def check_ngrams(tokens: Tensor, n: int) -> None:
+    """Refuse n-grams of more tokens than a picture has, or of none.
+
+    Raises:
+        VistokError: the tokens [pictures, L] have none of them.
+    """
+    if not 1 <= n <= tokens.shape[1]:
+        raise VistokError(f"{n}-grams need pictures of at least {n} tokens, got {tokens.shape[1]}.")
+
+
 def ngram_counts(tokens: Tensor, n: int) -> Tensor:
     """Returns how often each n-gram occurs, most frequent first, int64.
 
@@ -77,8 +87,7 @@ def ngram_counts(tokens: Tensor, n: int) -> Tensor:
         VistokError: pictures have fewer than n tokens.
     """
     _check(tokens)
-    if not 1 <= n <= tokens.shape[1]:
-        raise VistokError(f"{n}-grams need pictures of at least {n} tokens, got {tokens.shape[1]}.")
+    check_ngrams(tokens, n)
     return _ngram_ids(tokens, n).unique(return_counts=True)[1].sort(descending=True).values
 
 
