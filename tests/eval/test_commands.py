@@ -16,7 +16,7 @@ from tests.eval.noise import write_noise
 from vistok.cli.eval import app
 from vistok.cli.eval.common import figure_text
 from vistok.errors import VistokError
-from vistok.eval import plots
+from vistok.eval import grounding, plots
 from vistok.eval.answers.keep_curves import Point, plot_keep_curves
 from vistok.eval.decoding.comparison import Row
 from vistok.eval.decoding.estimate import Estimate
@@ -253,6 +253,17 @@ def test_what_is_left_out_of_a_folder_is_told(world):
         ):
             outcome = CliRunner().invoke(app, [*command])
         assert outcome.exit_code == 0, outcome.output
+
+
+def test_figures_of_grounding_take_a_picture_as_one_unit(monkeypatch):
+    def asking(times):
+        return lambda *_: lambda number: (("right", float(number % 2)) for _ in range(times))
+
+    found = []
+    for times in (1, 5):
+        monkeypatch.setitem(grounding.MEASURES, "read", asking(times))
+        found.append(grounding.evaluate_grounding("read-mini", 8)["right"])
+    assert found[0] == found[1] and found[0].value == 0.5 and found[0].high - found[0].low > 0.5
 
 
 def test_options_that_became_part_of_a_metrics_name_still_work(world):
