@@ -114,6 +114,24 @@ def test_revealed_codes_change_what_is_predicted_and_older_ones_are_not_encoded_
     assert not torch.allclose(logits, model(codes.masked_fill(~masks[-1], model.mask_id), labels))
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_modulations_of_a_low_rank_begin_as_nothing_and_learn(name) -> None:
+    kind, config, shape = KINDS[name]
+    model, whole = (kind(config(**SMALL, **shape, modulation_rank=rank)).eval() for rank in (3, 0))
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in whole.parameters())
+    codes = torch.tensor([[*range(11), *[model.mask_id] * 5]])
+    plain, other = (model(codes, torch.tensor([label])) for label in (1, 2))
+    assert torch.equal(plain, other)
+    model(codes, torch.tensor([1]))[..., 0].sum().backward()
+    assert all(bool(block.adaLN_modulation[-1].weight.grad.any()) for block in model.blocks)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0), std=0.25)
+    rank = torch.linalg.matrix_rank(
+        torch.cat([model.blocks[0].adaLN_modulation(model.y_embedder(torch.tensor([n]))) for n in range(5)]).diff(dim=0)
+    )
+    assert int(rank) <= 3 and not torch.allclose(*(model(codes, torch.tensor([n])) for n in (1, 2)))
+
+
 @torch.no_grad()
 def test_rows_must_hide_the_same_number() -> None:
     codes = torch.zeros(2, 16, dtype=torch.int64)

@@ -15,6 +15,7 @@ from vistok.data.scenes import NUM_CLASSES, render, sample_scenes
 from vistok.errors import VistokError
 from vistok.models.llamagen import LlamaGen
 from vistok.tokenizers.flextok import FlexTok
+from vistok.tokenizers.kl import KLAutoencoder
 from vistok.tokenizers.load import load_tokenizer
 from vistok.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from vistok.train.recipe import Optimization, Recipe
@@ -22,6 +23,7 @@ from vistok.train.tasks import build_task
 from vistok.train.tasks.scenes.flextok import right_class
 from vistok.train.tasks.scenes.probes import object_cells
 from vistok.train.trainer import Trainer
+from vistok.zoo.checkpoint import read_state_dict
 
 SHORT = {"steps": 2, "log_every": 1, "save_every": 1, "optimization": Optimization(lr=1e-3, muon_lr=1e-3, warmup=1)}
 ONE_D_PIECE = Recipe(
@@ -137,6 +139,37 @@ def test_every_term_of_flextok_trains_and_the_autoencoder_stays():
     trained = {name for name, p in task.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert {"silhouettes.weight", "patches.weight", "first.0.bias"} <= trained
     assert not any(".vae." in name for name in trained)
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_an_embedded_autoencoder_of_flextok_is_not_written_again(embedded, tmp_path):
+    name = "kl-mini"
+    if not embedded:
+        name = str(tmp_path / "kl")
+        KLAutoencoder.from_pretrained("kl-mini").save_pretrained(name)
+    recipe = replace(FLEXTOK, init={"kl": name})
+    task = build_task(recipe)
+    Trainer(recipe, task, tmp_path).train()
+    path = tmp_path / "export" / "model.safetensors"
+    assert any(key.startswith("vae.") for key in read_state_dict(path)) != embedded
+    loaded, trained = FlexTok.from_pretrained(path.parent).state_dict(), task.tokenizer.state_dict()
+    assert loaded.keys() == trained.keys()
+    assert all(torch.equal(value, trained[key]) for key, value in loaded.items() if key.startswith("vae."))
+    FlexTok.from_pretrained(path.parent).save_pretrained(tmp_path / "again")  # whole
+    again = FlexTok.from_pretrained(tmp_path / "again").state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in again.items())
+
+
+def test_flextok_can_keep_its_tokens_while_what_paints_learns(tmp_path):
+    recipe = replace(WEIGHED, data=WEIGHED.data | {"keep_tokens": True})
+    task = build_task(recipe)
+    images = render(sample_scenes(2, 7), task.tokenizer.config.image_size)
+    before = {name: value.clone() for name, value in task.tokenizer.state_dict().items()}
+    tokens = task.tokenizer.encode(images)
+    Trainer(recipe, task, tmp_path).train()
+    moved = {name for name, value in task.tokenizer.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and all(name.startswith("decoder.") for name in moved)
+    assert torch.equal(FlexTok.from_pretrained(tmp_path / "export").encode(images), tokens)
 
 
 def test_a_batch_of_flextok_is_the_same_however_it_is_split():

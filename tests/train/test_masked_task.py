@@ -14,6 +14,9 @@ from vistok.errors import VistokError
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import build_task
 from vistok.train.tasks.masked import IGNORED, masked_loss
+from vistok.train.tasks.scenes.masked import SceneTerm
+from vistok.train.tasks.scenes.plans import SILHOUETTE, silhouettes
+from vistok.train.tasks.scenes.reader import ColourTerm
 
 KINDS = ("enat-mini", "maskgit-mini")
 
@@ -23,7 +26,7 @@ def of_captions(recipe: Recipe) -> Recipe:
 
 
 def as_published(recipe: Recipe) -> Recipe:
-    data = {key: value for key, value in recipe.data.items() if key not in ("supervision", "single")}
+    data = {key: value for key, value in recipe.data.items() if key not in ("supervision", "silhouettes", "single")}
     return replace(recipe, data=data, init={"tokenizer": "vq-mini"})
 
 
@@ -82,6 +85,31 @@ def test_smoothing_is_that_of_the_labels() -> None:
     for smoothing in (0.0, 0.1):
         expected = F.cross_entropy(logits[shown], labels[shown], label_smoothing=smoothing)
         assert torch.allclose(masked_loss(logits, labels, smoothing), expected)
+
+
+@pytest.mark.parametrize("captioned", [False, True])
+def test_silhouettes_are_those_of_the_pictures_that_the_codes_show(captioned) -> None:
+    recipe = tiny("enat-mini")
+    task = build_task(of_captions(recipe) if captioned else recipe)
+    torch.manual_seed(2)
+    batch, draw = task.batch(0, slice(0, 4)), task.draw(0, slice(0, 4))
+    upright = silhouettes(task.source.scenes(draw.index), 16)
+    mirror = upright.view(-1, 16, 16, SILHOUETTE, SILHOUETTE).flip(2, 4).reshape(upright.shape)
+    mirrored = (batch["codes"] != task.codes[draw.index][:, 0]).any(1)
+    assert bool(mirrored.any()) != captioned
+    assert torch.equal(batch["silhouettes"], torch.where(mirrored[:, None, None], mirror, upright))
+
+
+def test_a_silhouette_is_learned_from_the_features_of_its_own_code() -> None:
+    torch.manual_seed(0)
+    term = SceneTerm(ColourTerm(torch.zeros(7, dtype=torch.int64), 0.0), 8, 1.0)
+    told = torch.randint(2, (3, SILHOUETTE**2)) * 255
+    features, logits = torch.randn(3, 8, requires_grad=True), torch.randn(3, 7)
+    losses = [term(features, logits, torch.arange(3), told.byte())]
+    losses[0].backward()
+    ahead = features.detach() - 2 * features.grad / features.grad.norm(dim=1, keepdim=True)
+    losses += [term(x, logits, torch.arange(3), told.byte()) for x in (ahead, ahead.roll(1, 0))]
+    assert losses[1] < losses[0] and losses[1] < losses[2]
 
 
 def test_supervision_needs_scenes() -> None:

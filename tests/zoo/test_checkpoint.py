@@ -6,6 +6,7 @@ import argparse
 import errno
 import os
 import pickle
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -72,6 +73,20 @@ def test_ema_is_taken_when_asked_for_and_present(tmp_path):
     assert_same(read_state_dict(tmp_path / "x.pt", prefer_ema=True), EMA)
     torch.save({"model": WEIGHTS}, tmp_path / "y.pt")
     assert_same(read_state_dict(tmp_path / "y.pt", prefer_ema=True), WEIGHTS)
+
+
+@pytest.mark.parametrize("name", ["ema", "model_ema"])
+def test_averaged_weights_without_names_are_told_and_the_trained_taken(tmp_path, name):
+    shadow = [torch.zeros(2), torch.zeros(3)]
+    for average in (shadow, {"decay": 0.999, "num_updates": 5, "shadow_params": shadow, "collected_params": None}):
+        torch.save({"model": WEIGHTS, name: average}, tmp_path / "x.pt")
+        with pytest.warns(UserWarning, match=f"'{name}'.*without names.*trained"):
+            assert_same(read_state_dict(tmp_path / "x.pt", prefer_ema=True), WEIGHTS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert_same(read_state_dict(tmp_path / "x.pt"), WEIGHTS)  # not asked for
+            torch.save({"model": WEIGHTS, name: None}, tmp_path / "y.pt")
+            assert_same(read_state_dict(tmp_path / "y.pt", prefer_ema=True), WEIGHTS)
 
 
 def test_safetensors(tmp_path):

@@ -36,6 +36,8 @@ class MaskedConfig:
         embed_dim, num_heads, mlp_ratio: of the blocks.
         rope_base: of a rotary encoding of rows and columns in every attention, by which a small network reads its
             neighbours soon; 0 is none, as published.
+        modulation_rank: dimensions of the conditions from which each block's modulations are made, few of which are
+            enough for few classes; 0 is all, as published.
         dropout: of the embedding, in training.
         class_dropout_prob: share of training samples without a class.
     """
@@ -48,6 +50,7 @@ class MaskedConfig:
     num_heads: int = 12
     mlp_ratio: float = 4.0
     rope_base: float = 0.0
+    modulation_rank: int = 0
     dropout: float = 0.1
     class_dropout_prob: float = 0.1
 
@@ -147,6 +150,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rope: Tensor | None, context_rope: T
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
+def modulation(config: MaskedConfig, count: int) -> nn.Sequential:
+    """Returns the map from conditions [B, 1, E] to ``count`` modulations of a block, [B, 1, count * E]."""
+    width, rank = config.embed_dim, config.modulation_rank
+    narrow = [nn.Linear(width, rank, bias=False)] if rank else []
+    return nn.Sequential(nn.SiLU(), *narrow, nn.Linear(rank or width, count * width))
+
+
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Returns normalised features [B, n, E], scaled and shifted by conditions [B, 1, E]."""
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
@@ -189,16 +199,16 @@ class MaskedTransformer(Pretrained, RotaryModule):
     def initialise(self) -> None:
         """Draw new weights: linear maps xavier, rows of tables of norm one, and modulations zero, so that blocks begin
         as nothing. Places begin as waves, by which a code finds its neighbours at once."""
+        closed = {block.adaLN_modulation[-1].weight for block in self.blocks}
         for name, parameter in self.named_parameters():
-            if "adaLN_modulation" in name or name.endswith("bias"):
+            if parameter in closed or name.endswith("bias"):
                 nn.init.zeros_(parameter)
-            elif "embeddings.weight" in name or "embedding_table" in name:
+            elif "position_embeddings" in name:
+                parameter.data.copy_(waves(self.config.grid, parameter.shape[1]))
+            elif "word_embeddings" in name or "embedding_table" in name:
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
             elif parameter.ndim == 2:
                 nn.init.xavier_uniform_(parameter)
-        with torch.no_grad():
-            places = self.x_embedder.position_embeddings.weight
-            places.copy_(waves(self.config.grid, places.shape[1]))
 
     @property
     def tokens(self) -> TokenSpec:

@@ -149,7 +149,7 @@ def tokenize_files(
     """
     tokenizer = loaded.tokenizer
     capabilities = tokenizer.capabilities
-    _ = capabilities.bits_per_token  # refuses continuous tokens before any work is done
+    capabilities.check_discrete()
     summary = TokenizeSummary()
     if overlap is not None:
         side = tile_side(capabilities, size)

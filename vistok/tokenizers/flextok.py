@@ -88,6 +88,7 @@ class FlexTok(Pretrained, nn.Module):
     presets = PRESETS
     family = "flextok"
     dropped_keys = (r".*repa.*",)  # the projector that training aligned features through
+    base_prefix = "vae.kl."
 
     def __init__(self, config: FlexTokConfig | None = None):
         super().__init__()

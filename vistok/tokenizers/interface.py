@@ -58,9 +58,17 @@ class Capabilities:
         Raises:
             VistokError: tokens are continuous.
         """
+        self.check_discrete()
+        return bits_per_token(self.codebook_size)
+
+    def check_discrete(self) -> None:
+        """Refuse continuous tokens, before what needs a codebook begins.
+
+        Raises:
+            VistokError: tokens are continuous.
+        """
         if self.codebook_size is None:
             raise VistokError("this tokenizer's tokens are continuous vectors without a codebook: they have no bits.")
-        return bits_per_token(self.codebook_size)
 
     def check_images(self, images: Tensor) -> None:
         """Refuse what is no batch of pictures [B, 3, H, W] in [-1, 1] with sides that the tokenizer takes.

@@ -195,8 +195,28 @@ def _search(entry: Any, names: tuple[str, ...]) -> dict[str, Tensor] | None:
     return flat if flat and not alone and all(isinstance(key, str) for key in flat) else None
 
 
+def _nameless_average(checkpoint: Any) -> str | None:
+    """The entry of averaged weights that are a list of tensors, as torch-ema saves them; None if there is none."""
+
+    def listed(value: Any) -> bool:
+        return isinstance(value, list | tuple) and any(isinstance(each, Tensor) for each in value)
+
+    entries = checkpoint if isinstance(checkpoint, Mapping) else {}
+    for name in _AVERAGES:
+        value = entries.get(name)
+        if listed(value) or (isinstance(value, Mapping) and any(map(listed, value.values()))):
+            return name
+    return None
+
+
 def _unwrap(checkpoint: Any, path: Path, prefer_ema: bool) -> Mapping[str, Tensor]:
     names = (*_AVERAGES, *_WRAPPERS) if prefer_ema else (*_WRAPPERS, *_AVERAGES)
+    if prefer_ema and (nameless := _nameless_average(checkpoint)) is not None:
+        warnings.warn(
+            f"the averaged weights of '{path}', its entry '{nameless}', are tensors without names, so the trained ones "
+            "are taken: save them by name for the averaged.",
+            stacklevel=2,
+        )
     if (found := _search(checkpoint, names)) is not None:
         return found
     entries = checkpoint if isinstance(checkpoint, Mapping) else {}

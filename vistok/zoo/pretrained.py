@@ -70,6 +70,7 @@ class Pretrained(Pushable, nn.Module):
             out.
         card: of the folder that the weights came from; what it tells about use travels with ``save_pretrained``. Its
             part ``base`` names a model whose weights are the rest of these.
+        base_prefix: what the names of a ``base``'s weights have before them here.
     """
 
     config: Any
@@ -80,6 +81,7 @@ class Pretrained(Pushable, nn.Module):
     dropped_keys: ClassVar[tuple[str, ...]] = ()
     renamed_keys: ClassVar[Mapping[str, str]] = {}
     idle_keys: ClassVar[tuple[str, ...]] = ()
+    base_prefix: ClassVar[str] = ""
     card: ModelCard | None = None
 
     @classmethod
@@ -126,7 +128,8 @@ class Pretrained(Pushable, nn.Module):
         base = None if model.card is None else model.card.parts.get(BASE)
         if base is not None:
             own = model.state_dict()
-            rest = {key: own[key] for key in cls.idle_keys} | read_state_dict(weights_file(resolve(base)))
+            shared = read_state_dict(weights_file(resolve(base)))
+            rest = {key: own[key] for key in cls.idle_keys} | {cls.base_prefix + key: x for key, x in shared.items()}
             state = rest | state
         variants = {key: partial(cls.from_preset, key, **overrides) for key in cls.presets}
         load_strict(model, state, preset or cls.__name__, cls.dropped_keys, variants)

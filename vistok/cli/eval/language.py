@@ -54,7 +54,7 @@ def language(
         raise VistokError(f"--held-out is {held_out:g}: give a share between 0 and 1.")
     source.check_count(2, "a statistic of languages")
     check_split(source.total, held_out)
-    _ = capabilities.bits_per_token  # refuses continuous tokens before any work is done
+    capabilities.check_discrete()
     parts = []
     for images in source.batches(batch_size):
         parts.append(loaded.tokenizer.encode(images.to(loaded.device)).flatten(1).cpu())

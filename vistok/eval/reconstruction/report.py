@@ -128,7 +128,7 @@ def evaluate_tokenizer(
             decode.
     """
     tokenizer, capabilities = loaded.tokenizer, loaded.tokenizer.capabilities
-    _ = capabilities.bits_per_token  # refuses continuous tokens before any work is done
+    capabilities.check_discrete()
     if extractor is not None:
         source.check_count(2, "a Frechet distance")
     first = next(source.batches(batch_size), None)

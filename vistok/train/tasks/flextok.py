@@ -27,6 +27,8 @@ from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw, Extracted, PictureData, open_source
 from vistok.train.tasks.pictures import PictureTask
 from vistok.train.tasks.starts.flextok import OrderedComponents, start_spatially
+from vistok.zoo.pretrained import BASE
+from vistok.zoo.registry import is_embedded
 
 TRAINING_LAWS = ("null_probability", "length_law", "time_shift", "repa_layer")  # may change from run to run
 SATURATED = 2.0  # where the bound of FSQ passes on hardly any gradient
@@ -42,11 +44,13 @@ class FlexTokData(PictureData):
         anchor_pictures: how many pictures define the patches' components.
         saturation: weight of the penalty on latents beyond ``SATURATED``. Where they grow too far, the bound of FSQ has
             no gradient left, and all pictures get the same tokens.
+        keep_tokens: train what paints alone. Pictures keep their tokens, so that generators of them stay of use.
     """
 
     anchor: float | None = None
     anchor_pictures: int = field(default=256, metadata={"was": "anchor_scenes"})
     saturation: float = 0.0
+    keep_tokens: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +117,9 @@ class FlexTokTask(PictureTask):
         init = read_options(FlexTokInit, recipe.init, "init")
         torch.manual_seed(recipe.seed)
         self.tokenizer = self._tokenizer(init)
+        self.base = init.kl if self.tokenizer.card is None else self.tokenizer.card.parts.get(BASE)
         self.tokenizer.vae.requires_grad_(False)
+        self.tokenizer.encoder.requires_grad_(not self.data.keep_tokens)
         config = self.tokenizer.config
         self.source = open_source(self.data, config.image_size, finite=True)
         self.maps = Extracted(len(self.source), self._extract, torch.float16)
@@ -181,6 +187,11 @@ class FlexTokTask(PictureTask):
         """Is shown reconstructions [B, 3, H, W] of held-out pictures from their first ``tokens``."""
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
-        """Writes the tokenizer as an embedded model, with the one that its maps are latents of."""
-        self.tokenizer.save_pretrained(directory, torch.float16)
-        self.write_card(directory, self.tokenizer, "image-tokenizer", "flextok", metrics, steps, paper="2502.13967")
+        """Writes the tokenizer as an embedded model, with the autoencoder unless that is embedded itself."""
+        parts, without = {}, set[str]()
+        if self.base is not None and is_embedded(self.base):
+            parts[BASE] = self.base
+            without = {name for name in self.tokenizer.state_dict() if name.startswith(FlexTok.base_prefix)}
+        self.tokenizer.save_pretrained(directory, torch.float16, without)
+        entries = ("image-tokenizer", "flextok", metrics, steps, parts)
+        self.write_card(directory, self.tokenizer, *entries, paper="2502.13967")

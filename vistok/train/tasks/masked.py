@@ -105,14 +105,15 @@ class MaskedObjective(nn.Module):
     Args:
         network: the generator.
         smoothing: of the labels.
-        term: another loss of logits [n, V] and the codes [n] that they predict, if any.
+        term: another loss of the n hidden codes, if any: of their features [n, E], logits [n, V], the codes [n] that
+            are predicted, and what else a batch tells of each code.
     """
 
     def __init__(self, network: MaskedTransformer, smoothing: float = SMOOTHING, term: nn.Module | None = None):
         super().__init__()
         self.network, self.smoothing, self.term = network, smoothing, term
 
-    def forward(self, codes: Tensor, values: Tensor, mask: Tensor, earlier: Tensor | None = None):
+    def forward(self, codes: Tensor, values: Tensor, mask: Tensor, earlier: Tensor | None = None, **told: Tensor):
         """Returns the loss of a batch and its parts.
 
         Args:
@@ -120,14 +121,16 @@ class MaskedObjective(nn.Module):
             values: of the condition, see MaskedTransformer.
             mask: True where hidden, [B, L].
             earlier: the mask of the step before, which is simulated, or nothing.
+            told: what ``term`` is told of each code, [B, L, ...].
         """
         network, state = self.network, self.state(codes, values, earlier)
         features, _ = network.features(codes.masked_fill(mask, network.mask_id), values, state)
-        logits, hidden = network.logits(features[mask]).float(), codes[mask]
+        features, hidden = features[mask], codes[mask]
+        logits = network.logits(features).float()
         loss = masked_loss(logits, hidden, self.smoothing)
         if self.term is None:
             return loss, {"codes": loss.detach()}
-        term = self.term(logits, hidden)
+        term = self.term(features, logits, hidden, **{name: x[mask] for name, x in told.items()})
         return loss + term, {"codes": loss.detach(), "term": term.detach()}
 
     def state(self, codes: Tensor, values: Tensor, earlier: Tensor | None) -> Any | None:
@@ -205,9 +208,9 @@ class MaskGITTask(PictureTask):
 
     def objective(self, network: MaskedTransformer) -> MaskedObjective:
         """Returns what is trained."""
-        return MaskedObjective(network, self.data.smoothing, self.term())
+        return MaskedObjective(network, self.data.smoothing, self.term(network))
 
-    def term(self) -> nn.Module | None:
+    def term(self, network: MaskedTransformer) -> nn.Module | None:
         """Returns a loss beside the published one, see MaskedObjective; none."""
         return None
 
@@ -243,8 +246,12 @@ class MaskGITTask(PictureTask):
         else:
             values = self.labels[draw.index].masked_fill(dropped, network.config.num_classes)
         codes = codes[torch.arange(len(side)), side % codes.shape[1]].long()
-        batch = {"codes": codes, "values": values, "mask": mask[rows]}
+        batch = {"codes": codes, "values": values, "mask": mask[rows]} | self.told(draw, side)
         return batch if earlier is None else batch | {"earlier": earlier[rows]}
+
+    def told(self, draw: Draw, mirrored: Tensor) -> dict[str, Tensor]:
+        """Returns what ``term`` is told of each code; ``mirrored`` is 0 or 1, [B]. Nothing."""
+        return {}
 
     def masks(self, batch: int, length: int) -> tuple[Tensor, Tensor | None]:
         """Returns the mask of a batch [B, L], and that of the step before it, if one is simulated."""
@@ -284,7 +291,7 @@ class ENATTask(MaskGITTask):
 
     def objective(self, network: ENAT) -> ENATObjective:
         """Returns what is trained."""
-        return ENATObjective(network, self.data.smoothing, self.term(), self.data.average)
+        return ENATObjective(network, self.data.smoothing, self.term(network), self.data.average)
 
     def masks(self, batch: int, length: int) -> tuple[Tensor, Tensor | None]:
         """Returns the mask of a batch, and in some of them that of an earlier step, which hides some more."""

@@ -48,6 +48,13 @@ def silhouettes(scenes: Scenes, grid: int, side: int = 64) -> Tensor:
     return rearrange(parts, "b (h p) (w q) -> b (h w) (p q)", p=SILHOUETTE, q=SILHOUETTE)
 
 
+def both_silhouettes(scenes: Scenes, grid: int, side: int = 64) -> Tensor:
+    """Returns ``silhouettes`` of scenes and of their mirror images, uint8 [B, 2, grid^2, SILHOUETTE^2]."""
+    upright = silhouettes(scenes, grid, side)
+    cells = upright.view(-1, grid, grid, SILHOUETTE, SILHOUETTE)
+    return torch.stack([upright, cells.flip(2, 4).reshape(upright.shape)], 1)
+
+
 def silhouette_loss(logits: Tensor, told: Tensor) -> Tensor:
     """Returns the cross-entropy of readings [..., SILHOUETTE * SILHOUETTE] and silhouettes, in nats a part."""
     return F.binary_cross_entropy_with_logits(logits.float(), told.float() / 255)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vistok.models.xar import XAR
 from vistok.train.sources import Draw, Extracted
 from vistok.train.tasks.latents import LatentData
-from vistok.train.tasks.scenes.plans import SILHOUETTE, silhouette_loss, silhouettes
+from vistok.train.tasks.scenes.plans import SILHOUETTE, both_silhouettes, silhouette_loss
 from vistok.train.tasks.xar import XARObjective, XARTask
 
 
@@ -69,11 +69,7 @@ class SupervisedXARTask(XARTask):
         return SupervisedXAR(self.xar, self.data.supervision)
 
     def _silhouettes(self, index: Tensor) -> Tensor:
-        """Returns silhouettes of pictures, upright and mirrored, [B, 2, L, SILHOUETTE^2]."""
-        grid = self.xar.config.grid
-        upright = silhouettes(self.source.scenes(index), grid, self.data.size)
-        cells = upright.view(-1, grid, grid, SILHOUETTE, SILHOUETTE)
-        return torch.stack([upright, cells.flip(2, 4).reshape(upright.shape)], 1)
+        return both_silhouettes(self.source.scenes(index), self.xar.config.grid, self.data.size)
 
     def told(self, draw: Draw, mirrored: Tensor) -> dict[str, Tensor]:
         """Returns silhouettes of the tokens."""
