@@ -33,6 +33,11 @@ def test_what_is_wrong_is_said_in_a_sentence(options):
     assert options[1] in done.stderr or options[0] in done.stderr
 
 
+def test_an_edit_may_bring_more_tokens_than_the_model_knows():
+    anew, edited = time_edit(random_model(1, 32, 4, 2, 6000), 64, 4096 + 8, 1)
+    assert anew.figures["run"] == 64 + 4096 + 8 and edited.figures["run"] >= 4096 + 8
+
+
 def test_an_edit_runs_few_tokens():
     anew, edited = time_edit(random_model(2, 32, 4, 2, 300), 200, 8, 1)
     assert anew.figures["run"] == 208

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -13,10 +16,19 @@ from tests.eval.noise import write_noise
 from vistok.cli.eval import app
 from vistok.cli.eval.common import figure_text
 from vistok.errors import VistokError
-from vistok.eval import plots
+from vistok.eval import grounding, plots
+from vistok.eval.answers.keep_curves import Point, plot_keep_curves
+from vistok.eval.decoding.comparison import Row
+from vistok.eval.decoding.estimate import Estimate
+from vistok.eval.decoding.plot import plot as plot_samplers
 from vistok.eval.geneval import write_prompt_folder
 from vistok.eval.geneval.metadata import colors
+from vistok.eval.language import language_statistics, plot_language
+from vistok.eval.needle import NeedlePoint, plot_needles
+from vistok.eval.reconstruction.rate_distortion import RatePoint, plot_rate_distortion
 from vistok.eval.sets import features
+from vistok.eval.sets.statistics import FeatureStatistics
+from vistok.tokenizers import VQTokenizer
 
 
 @pytest.fixture
@@ -65,6 +77,7 @@ def no_work(monkeypatch):
         ("vistok.eval.sets.pictures", "load_image"),
         ("vistok.eval.language", "language_statistics"),
         ("vistok.eval.answers.benchmarks", "score_answers"),
+        ("vistok.eval.answers.benchmarks", "read_answers"),
         ("vistok.data.images", "load_image"),
     ):
         monkeypatch.setattr(f"{module}.{name}", work)
@@ -97,6 +110,8 @@ def test_a_plot_that_cannot_be_drawn_is_told_first(world, no_work, monkeypatch, 
         (("stats", "one", "-o", "s.npz", *SEEN), "at least 2"),
         (("fid", "real", "one", *SEEN), "at least 2"),
         (("fid", "real", "fake", "--metrics", "kid", *SEEN), "kid:subset_size=12"),
+        (("fid", "real", "two", "--metrics", "fid-infinity", *SEEN), "at least 3"),
+        (("fid", "real", "two", "--plot", "curve.png", *SEEN), "at least 3"),
         (("fid", "real", "fake", "--metrics", "precision:neighbours=12", *SEEN), "at least 13"),
         (("fid", "real", "fake", "--metrics", "fid,sfid", *SEEN), "inception"),
         (("geneval", "--images", "set", "--tokenizer", "vq-minni"), "vq-mini"),
@@ -112,12 +127,24 @@ def test_a_plot_that_cannot_be_drawn_is_told_first(world, no_work, monkeypatch, 
         (("reconstruction", "--tokenizer", "vq-mini", "--device", "gpu"), "gpu"),
         (("fid", "real", "absent.npz", *SEEN), "there is no file 'absent.npz'"),
         (("compare", "before.json"), "holds no result"),
+        (("grounding", "--model", "text-mini"), "name one such as pink-mini, read-mini, vpt-mini"),
     ],
 )
 def test_what_is_known_at_the_start_is_told_at_the_start(world, no_work, arguments, told):
     (world / "one").mkdir()
     Image.new("RGB", (20, 20)).save(world / "one" / "00.png")
+    (world / "two").mkdir()
+    for name in ("00.png", "01.png"):
+        Image.new("RGB", (20, 20)).save(world / "two" / name)
     assert told in refused(arguments)
+
+
+def test_ngrams_that_no_picture_has_are_told_behind_the_first_pictures(world, monkeypatch):
+    monkeypatch.setattr("vistok.eval.language.language_statistics", lambda *_: 1 / 0)
+    encoded, encode = [], VQTokenizer.encode
+    monkeypatch.setattr(VQTokenizer, "encode", lambda self, images: encoded.append(len(images)) or encode(self, images))
+    told = refused(("language", "--count", "6", "--batch-size", "2", "--ngrams", "300"))
+    assert "300-grams need pictures of at least 300 tokens, got 256" in told and encoded == [2]
 
 
 @pytest.mark.parametrize("command", DRAWING)
@@ -134,6 +161,74 @@ def strict(text: str):
         raise AssertionError(f"{name} is no JSON")
 
     return json.loads(text, parse_constant=refuse)
+
+
+HALF = Estimate(0.5, 0.4, 0.6)
+PLOTS = {
+    "frechet": lambda path: plots.plot_frechet_curve(
+        FeatureStatistics.of(torch.eye(6, 2)), torch.arange(12.0).view(6, 2), path
+    ),
+    "needles": lambda path: plot_needles(
+        [NeedlePoint("full", 64, 1, 2, HALF, (0.0, 1.0), (1,), reads=1.0, kept=1.0)], path
+    ),
+    "answers": lambda path: plot_keep_curves([Point("all", 1.0, 0.5, (0.4, 0.6), {}, 16, 1, 1, 1)], path, "all"),
+    "language": lambda path: plot_language(language_statistics(torch.arange(8).view(4, 2), 8, (1,), 0.5), path),
+    "rate": lambda path: plot_rate_distortion({"x": [RatePoint(1, 20.0, 0.5, bytes=10, payload=8)]}, 64, path),
+    "samplers": lambda path: plot_samplers(
+        [Row("ar", True, {"accepted_length": HALF, "speed_up": HALF})], {1: 0.1}, path
+    ),
+}
+
+
+@pytest.mark.parametrize("draw", PLOTS.values(), ids=PLOTS)
+def test_every_plot_is_whole_or_absent_and_makes_its_folder(tmp_path, monkeypatch, draw):
+    path = tmp_path / "new" / "curve.png"
+    draw(path)
+    before = path.read_bytes()
+
+    def killed(_, file, **__):
+        Path(file).write_bytes(before[:100])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plots.new_figure(1, 1).__class__, "savefig", killed)
+    with pytest.raises(KeyboardInterrupt):
+        draw(path)
+    assert [each.name for each in path.parent.iterdir()] == ["curve.png"] and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["run[v2]", ":smile:", "[bold]", "long" * 40])
+def test_tables_say_the_names_that_json_says(world, name):
+    (world / "fake").rename(name)
+    outcome = CliRunner().invoke(app, ["measure", "real", name, "--metrics", "psnr", "--json", "r.json"])
+    assert outcome.exit_code == 0, outcome.exception
+    assert json.loads((world / "r.json").read_text())[0]["name"] == name
+    cells = [line.split("│")[1].strip() for line in outcome.stdout.splitlines() if line.startswith("│")]
+    assert "".join(cells) == name
+
+
+@pytest.mark.parametrize("convention", ["default", "llamagen"])
+def test_a_measure_asks_of_pictures_what_it_needs_itself(world, convention):
+    small = []
+    for side, level in (("a", 0), ("b", 51)):
+        (world / side).mkdir()
+        Image.new("RGB", (4, 4), (level,) * 3).save(world / side / "0.png")
+        small.append(side)
+    spec = f"psnr:convention={convention}"
+    outcome = CliRunner().invoke(app, ["measure", *small, "--metrics", spec, "--json", "-"])
+    assert strict(outcome.stdout)[0]["value"] == pytest.approx(13.98, abs=0.2)
+    assert "SSIM needs" in refused(("measure", *small, "--metrics", f"ssim:convention={convention}"))
+
+
+@pytest.mark.parametrize("benchmark", ["exact", "pope", "mme"])
+def test_answers_are_read_once_so_that_they_may_come_from_a_pipe(benchmark):
+    lines = [{"prediction": "yes", "answer": "yes", "category": 7, "question_id": 1}] * 2
+    reader, writer = os.pipe()
+    os.write(writer, "\n".join(map(json.dumps, lines)).encode())
+    os.close(writer)
+    outcome = CliRunner().invoke(app, ["answers", f"/dev/fd/{reader}", "--benchmark", benchmark])
+    os.close(reader)
+    assert outcome.exit_code == 0, outcome.exception
+    assert "2 samples" in outcome.output and ("200.0" if benchmark == "mme" else "1.0") in outcome.output
 
 
 def test_pairs_that_are_equal_leave_valid_json(world):
@@ -158,6 +253,17 @@ def test_what_is_left_out_of_a_folder_is_told(world):
         ):
             outcome = CliRunner().invoke(app, [*command])
         assert outcome.exit_code == 0, outcome.output
+
+
+def test_figures_of_grounding_take_a_picture_as_one_unit(monkeypatch):
+    def asking(times):
+        return lambda *_: lambda number: (("right", float(number % 2)) for _ in range(times))
+
+    found = []
+    for times in (1, 5):
+        monkeypatch.setitem(grounding.MEASURES, "read", asking(times))
+        found.append(grounding.evaluate_grounding("read-mini", 8)["right"])
+    assert found[0] == found[1] and found[0].value == 0.5 and found[0].high - found[0].low > 0.5
 
 
 def test_options_that_became_part_of_a_metrics_name_still_work(world):

@@ -51,3 +51,8 @@ def test_an_impossible_strength_is_told_before_anything_is_drawn(monkeypatch) ->
     monkeypatch.setattr("vistok.pipelines.Pipeline.__call__", lambda *_, **__: pytest.fail("it drew"))
     done = command("eval", "control", "--num", "1", "--strength", "1", "--strength", "-1")
     assert done.returncode == 2 and "strength" in done.stderr
+
+
+def test_a_model_that_follows_no_controls_is_told_with_a_mend_that_there_is() -> None:
+    done = command("eval", "control", "--num", "1", "--model", "llamagen")
+    assert done.returncode == 2 and "name a ControlAR" in done.stderr and "--control" not in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,8 +33,9 @@ from vistok.eval.geneval import (
     write_report,
 )
 from vistok.eval.geneval.mask2former import BACKGROUNDS, colour_crop, mask_boxes
-from vistok.eval.geneval.metadata import COCO_CLASSES
+from vistok.eval.geneval.metadata import COCO_CLASSES, colors
 from vistok.eval.geneval.summary import read_summary, wilson_interval
+from vistok.eval.protocol import compare
 
 RED_CIRCLE = {"tag": "colors", "include": [{"class": "circle", "count": 1, "color": "red"}], "prompt": "a red circle"}
 TWO_RINGS = {
@@ -109,6 +111,27 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(generated, tmp_path):
     write_metadata(metadata, [RED_CIRCLE | {"prompt": "one red circle"}, TWO_RINGS])
     with pytest.raises(VistokError, match=r"another job .*prompts"):
         evaluate(generated, tmp_path / "work", metadata=metadata)
+
+
+def test_scores_of_other_prompts_do_not_stand_beside_each_other(generated, tmp_path):
+    results = [evaluate(generated, tmp_path / "work")[1].result("first")]
+    again = generated.rename(tmp_path / "again")
+    results.append(evaluate(again, tmp_path / "work")[1].result("second"))
+    assert compare(results) == results
+    write_metadata(again / "00000" / "metadata.jsonl", [colors("ring", "red")])
+    results.append(evaluate(again, tmp_path / "other")[1].result("third"))
+    with pytest.raises(VistokError, match=r"different protocols.*2 prompts"):
+        compare(results)
+
+
+def test_records_name_pictures_where_they_lie_now(generated, tmp_path):
+    _, first = evaluate(generated, tmp_path / "work")
+    moved = generated.rename(tmp_path / "elsewhere")
+    judge, again = evaluate(moved, tmp_path / "work")
+    assert judge.calls == 0 and again.summary == first.summary
+    assert all(Path(record["filename"]).is_relative_to(moved) for record in again.records)
+    write_report(again, tmp_path / "report")
+    assert (tmp_path / "report" / "failures.png").exists()
 
 
 def test_pictures_that_were_painted_again_are_judged_again(tmp_path):
@@ -395,6 +418,11 @@ def test_clipscore_of_pictures_with_captions(clip_folder, tmp_path):
         outcome = CliRunner().invoke(app, ["clipscore", *map(str, folders), "--json", "-"])
     assert outcome.exit_code == 0, outcome.output
     assert json.loads(outcome.stdout)[0]["value"] == pytest.approx(2.5 * plain.mean().item(), rel=1e-5)
+
+    first = json.loads(outcome.stdout)[0]["protocol"]
+    captions.write_text(captions.read_text().replace("a dog", "a cat"))
+    other = CliRunner().invoke(app, ["clipscore", *map(str, folders), "--json", "-"])
+    assert first["reference"] != json.loads(other.stdout)[0]["protocol"]["reference"]
 
     for name in ("b.png", "c.jpe"):  # a folder of one's own, of which one picture has a caption
         image.save(tmp_path / "pictures" / name, format="png")

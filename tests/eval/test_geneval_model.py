@@ -21,6 +21,7 @@ from vistok.eval.geneval import paint, read_folders, write_prompt_folder
 from vistok.eval.geneval.metadata import colors
 from vistok.pipelines import pipeline
 from vistok.samplers import SamplingParams
+from vistok.tokenizers.interface import Capabilities
 
 
 class StubPipe:
@@ -98,6 +99,22 @@ def test_the_ceiling_is_that_of_the_tokens_that_are_drawn(model, drawn, tmp_path
     monkeypatch.setattr(paint, "reconstruction_ceiling", functools.partial(paint.reconstruction_ceiling, count=24))
     assert paint.paint_for_eval(tmp_path, pipe, None, 1, 1, {}, "ar", 0, 1, ceiling=True) is not None
     assert {tokens[0].numel() for tokens in decoded} == {drawn}
+
+
+def test_a_tokenizer_without_weights_sets_a_ceiling_too():
+    class Blocks:
+        """Keeps the pictures as they are; as one that another package adds, it is no network."""
+
+        capabilities = Capabilities(codebook_size=2, layout="grid", multiple=1)
+
+        def encode(self, images):
+            return images
+
+        def decode(self, tokens):
+            return tokens
+
+    perfect = paint.reconstruction_ceiling(Blocks(), 64, count=24)
+    assert perfect.overall == 1
 
 
 def test_a_model_paints_by_the_parameters_that_are_asked_for(tmp_path, monkeypatch):

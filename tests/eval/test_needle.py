@@ -87,6 +87,13 @@ def test_points_are_drawn(text, model, tmp_path):
     assert (tmp_path / "needles.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("lengths", ["200,8", "8,200"])
+def test_needles_that_fit_into_no_passage_are_told_before_the_first_is_read(monkeypatch, lengths):
+    monkeypatch.setattr(needles, "finds", lambda *_: 1 / 0)
+    outcome = CliRunner().invoke(app, ["eval", "needle", "--lengths", lengths, "--texts", "1"])
+    assert isinstance(outcome.exception, VistokError) and "do not fit into 8 tokens" in str(outcome.exception)
+
+
 def test_an_edit_of_a_model_of_one_layer_is_a_new_reading(text):
     found = measure_edits(tiny(layers=1, vocab_size=3072), text, 120, 12, 20, 2)
     assert found.change.value == pytest.approx(0, abs=1e-4)

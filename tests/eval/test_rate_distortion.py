@@ -17,6 +17,7 @@ from vistok.data.scenes import render, sample_scenes
 from vistok.data.scenes.splits import HELD_OUT
 from vistok.errors import VistokError
 from vistok.eval.probe import linear_probe
+from vistok.eval.protocol import compare
 from vistok.eval.reconstruction.metrics import quantise
 from vistok.eval.reconstruction.pictures import PictureSource, file_overhead
 from vistok.eval.reconstruction.rate_distortion import (
@@ -136,6 +137,21 @@ def test_a_report_is_complete():
     assert len({result.name for result in results}) == len(results)
     with pytest.raises(VistokError, match="cannot decode 5 tokens"):
         evaluate_tokenizer(_loaded(), source, [5])
+
+
+def test_results_say_which_network_of_lpips_they_were_measured_with():
+    def distance(a, b):
+        return (a - b).abs().mean((1, 2, 3))
+
+    named = []
+    for net in ("alex", "vgg"):
+        distance.net = net
+        source = PictureSource(Capabilities(16, "sequence", 1, image_size=64), count=2)
+        found = evaluate_tokenizer(_loaded(), source, [4], 2, distance, compare_codecs=False).results()[0]
+        assert found.details["lpips"] > 0
+        named.append(found)
+    with pytest.raises(VistokError, match=r"net=alex.*net=vgg"):
+        compare(named)
 
 
 def test_rfid_is_zero_for_perfect_reconstructions_only():

@@ -7,12 +7,15 @@ import re
 import threading
 
 import pytest
+from PIL import Image
 
 import vistok
 from vistok.data.images import save_image
 from vistok.errors import VistokError
 from vistok.eval.geneval.folder import write_prompt_folder
+from vistok.eval.geneval.metadata import single_object
 from vistok.pipelines import expand
+from vistok.projectors import COMPRESSORS
 from vistok.samplers import TEXT_DRAFTERS
 from vistok.samplers.text_drafters import TRAINED
 from vistok.studio import compare, html, paint, see, tokens, write
@@ -100,6 +103,29 @@ def test_encoding_is_done_once_for_a_picture(scene, monkeypatch):
     assert tokens.rendition(loaded, scene[0], 16, encoded).psnr < first.psnr
 
 
+def test_pictures_of_the_same_bytes_and_another_shape_are_two(scene):
+    loaded, encoded = load_tokenizer("vq-mini"), tokens.Encoded()
+    wide = Image.new("RGB", (96, 32), "white")
+    wide.paste(0, (48, 0, 96, 32))
+    tall = Image.frombytes("RGB", (32, 96), wide.tobytes())
+    shown = [tokens.rendition(loaded, picture, 256, encoded).original for picture in (wide, tall)]
+    assert shown[1].tobytes() == tokens.rendition(loaded, tall, 256, tokens.Encoded()).original.tobytes()
+    assert shown[0].tobytes() != shown[1].tobytes()
+
+
+def test_methods_to_choose_from_say_something_about_a_picture():
+    assert not [name for name in see.methods() if COMPRESSORS[name].temporal or COMPRESSORS[name].trained]
+    assert {"vtc-cls", "fastv"} <= set(see.methods())
+
+
+def test_a_text_longer_than_the_model_reads_is_refused_as_by_the_command():
+    model, words = load_causal_lm("text-mini")
+    with pytest.raises(VistokError, match="'text-mini' reads 256 tokens"):
+        list(write.write(model, words, None, "def read(self):", "none", write.MOST_TOKENS, 0.0, 0))
+    with pytest.raises(VistokError, match="64 bits"):
+        list(write.write(model, words, None, "def read(self):", "none", 8, 1.0, 1 << 70))
+
+
 def test_which_drafters_there_are_is_told_without_loading_their_weights(monkeypatch):
     model, words = load_causal_lm("text-mini")
     built = {name for name in TEXT_DRAFTERS if TEXT_DRAFTERS[name](model, words, None) is not None}
@@ -144,6 +170,9 @@ def test_two_folders_are_compared(tmp_path):
     metadata = {"tag": "single_object", "include": [{"class": "circle", "count": 1}], "prompt": "a circle"}
     for number in range(3):
         write_prompt_folder(tmp_path / "asked", number, metadata, [see.example(number)[0]])
+    write_prompt_folder(tmp_path / "photos", 0, single_object("bench"), [see.example(n)[0] for n in range(2)])
+    photos = compare.compare(str(tmp_path / "set0"), str(tmp_path / "photos"))  # of no class that scenes have
+    assert photos.results and photos.geneval == (None, None)
     asked = compare.compare(str(tmp_path / "set0"), str(tmp_path / "asked"))
     assert asked.geneval[1].images == 3 and "single_object" in compare.compared_html(asked)
 

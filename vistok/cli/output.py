@@ -7,7 +7,7 @@ the file beside the text.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,6 +95,21 @@ def check_distinct(*paths: Path | None) -> None:
             if place in seen:
                 raise VistokError(f"two outputs go to '{path}', and one would replace the other: name two files.")
             seen.add(place)
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
+    """Prints a table whose cells say all that they were given: brackets in names are no markup, and long words are
+    broken, not cut.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False, emoji=False).print(table)
 
 
 def output_json(document: Any, path: Path | None, indent: int | None = 2) -> bool:

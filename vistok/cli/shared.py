@@ -93,15 +93,6 @@ def refuse_given(context: typer.Context, why: str, *names: str) -> None:
             raise VistokError(f"{max(parameter.opts, key=len)} {why}: leave it out.")
 
 
-def check_reads(network: Any, tokens: int, name: str) -> None:
-    """Refuses texts of more tokens than a language model has positions for."""
-    from vistok.errors import VistokError
-
-    most = getattr(network.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if most is not None and tokens > most:
-        raise VistokError(f"'{name}' reads {most} tokens, and a text would have {tokens}: ask for shorter ones.")
-
-
 def check_drawing(temperature: float, top_p: float) -> None:
     """Refuses how text is drawn where it is out of range, or cuts a law that nothing is drawn from.
 

@@ -42,8 +42,9 @@ def write(
     """
     import torch
 
-    from vistok.cli.shared import check_drawing, check_reads
+    from vistok.cli.shared import check_drawing
     from vistok.errors import VistokError
+    from vistok.models.huggingface import check_reads
     from vistok.progress import working
     from vistok.samplers.writing import SMALL, check_draft, draft_tree, drafter_of, written
     from vistok.zoo.transformers import load_causal_lm

@@ -1,6 +1,7 @@
 """Figures of models that ground texts, on held-out worlds: mask and box overlap, answers by identifier, second looks.
 
-Every model is asked as a user asks it, one picture at a time. Intervals are percentile bootstraps over questions.
+Every model is asked as a user asks it, one picture at a time. Intervals are percentile bootstraps over pictures, since
+questions about one picture succeed and fail together.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from vistok.ops.noise import counter_uniform
 from vistok.progress import progress
 from vistok.projectors.grounding.interface import load_grounder
 from vistok.projectors.grounding.masks import mask_iou
+from vistok.zoo import cards
 from vistok.zoo.registry import card_of_folder, resolve
 
 SIDE = 64  # of pictures for models that see them whole
@@ -50,18 +52,23 @@ def evaluate_grounding(name: str | Path, pictures: int, device: Any = "cpu") -> 
     card = card_of_folder(resolve(name))
     family = card.family if card is not None else ""
     if family not in MEASURES:
+        known = ", ".join(card.name for card in cards() if card.embedded and card.family in MEASURES)
         raise VistokError(
-            f"'{name}' is no grounding model ({family or 'it has no card'}): name one of {', '.join(MEASURES)}."
+            f"'{name}' is no grounding model ({family or 'it has no card'}): name one such as {known}, or a folder "
+            f"that a recipe of {', '.join(MEASURES)} made."
         )
-    scores: dict[str, list[float]] = {}
+    scores: dict[str, dict[int, list[float]]] = {}  # by figure and picture
     with progress(f"ground {name}", pictures) as advance:
         for number in range(pictures):
             if number == 0:
                 measure = MEASURES[family](name, device)
             for figure, value in measure(number):
-                scores.setdefault(figure, []).append(value)
+                scores.setdefault(figure, {}).setdefault(number, []).append(value)
             advance()
-    return {figure: ratio_estimate(values, [1.0] * len(values)) for figure, values in sorted(scores.items())}
+    return {
+        figure: ratio_estimate([sum(values) for values in each.values()], [len(values) for values in each.values()])
+        for figure, each in sorted(scores.items())
+    }
 
 
 def _read(name: str | Path, device: Any) -> Callable[[int], Scored]:

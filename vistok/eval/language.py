@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from vistok.errors import VistokError
-from vistok.eval.plots import new_figure
+from vistok.eval.plots import new_figure, save_figure
 from vistok.eval.protocol import Protocol, Result
-from vistok.files import atomic_path
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,16 @@ def _ngram_ids(tokens: Tensor, n: int) -> Tensor:
     return ids
 
 
+def check_ngrams(tokens: Tensor, n: int) -> None:
+    """Refuse n-grams of more tokens than a picture has, or of none.
+
+    Raises:
+        VistokError: the tokens [pictures, L] have none of them.
+    """
+    if not 1 <= n <= tokens.shape[1]:
+        raise VistokError(f"{n}-grams need pictures of at least {n} tokens, got {tokens.shape[1]}.")
+
+
 def ngram_counts(tokens: Tensor, n: int) -> Tensor:
     """Returns how often each n-gram occurs, most frequent first, int64.
 
@@ -78,8 +87,7 @@ def ngram_counts(tokens: Tensor, n: int) -> Tensor:
         VistokError: pictures have fewer than n tokens.
     """
     _check(tokens)
-    if not 1 <= n <= tokens.shape[1]:
-        raise VistokError(f"{n}-grams need pictures of at least {n} tokens, got {tokens.shape[1]}.")
+    check_ngrams(tokens, n)
     return _ngram_ids(tokens, n).unique(return_counts=True)[1].sort(descending=True).values
 
 
@@ -290,5 +298,4 @@ def plot_language(statistics: dict[str, Any], path: str | Path) -> None:
     types = statistics["types_per_image"].numpy()
     growth.plot(range(1, len(types) + 1), types)
     growth.set(xlabel="pictures", ylabel="distinct tokens", title=f"Innovation, beta {statistics['heaps_beta']:.2f}")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, path)

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vistok import context
 from vistok.context.interface import Policy
 from vistok.data.needles import Needle, NeedleText
 from vistok.eval.decoding.estimate import Estimate, ratio_estimate
-from vistok.eval.plots import new_figure
-from vistok.files import atomic_path
+from vistok.eval.plots import new_figure, save_figure
 from vistok.models.huggingface import cache_argument, given_cache
 from vistok.ops.noise import derive_seed
 
@@ -57,6 +56,24 @@ class NeedlePoint:
         return asdict(self)
 
 
+def check_needles(
+    model: nn.Module, text: NeedleText, policy: Policy, lengths: Sequence[int], needles: int, texts: int, seed: int = 0
+) -> None:
+    """Refuse what :func:`find_needles` could not measure, before a model reads the first passage.
+
+    Raises:
+        VistokError: the needles do not fit into a passage, or the policy cannot work on the model.
+    """
+    with context.apply(model, policy):
+        for length in lengths:
+            for row in range(texts):
+                _passage(text, length, needles, seed, row)
+
+
+def _passage(text: NeedleText, length: int, needles: int, seed: int, row: int) -> tuple[Tensor, list[Needle]]:
+    return text.passage(length, needles, torch.Generator().manual_seed(derive_seed(seed, row)))
+
+
 @torch.no_grad()
 def find_needles(
     model: nn.Module,
@@ -90,8 +107,7 @@ def find_needles(
     reads, kept = [], []
     with context.apply(model, policy) as at_work:
         for row in range(texts):
-            generator = torch.Generator().manual_seed(derive_seed(seed, row))
-            ids, hidden = text.passage(length, needles, generator)
+            ids, hidden = _passage(text, length, needles, seed, row)
             output = model(input_ids=ids[None].to(model.device), use_cache=True, logits_to_keep=1)
             for column, needle in enumerate(hidden):
                 right[row, column] = finds(model, given_cache(output), needle)
@@ -147,5 +163,4 @@ def plot_needles(points: Sequence[NeedlePoint], path: str | Path) -> None:
         panel.set_xticks([-0.5, len(rows[0].by_depth) - 0.5], ["start", "end"])
     panels[0].set_ylabel("tokens")
     figure.colorbar(image, ax=panels, label="share found")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, path)

@@ -29,6 +29,16 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
+    """Writes a figure, in a folder that need not exist; the file is whole or absent.
+
+    Raises:
+        VistokError: the place cannot be written to.
+    """
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
+
+
 def check_plot(path: str | Path | None) -> None:
     """Refuse a picture that could not be drawn, before hours of measuring come to nothing.
 
@@ -66,5 +76,4 @@ def plot_frechet_curve(reference: FeatureStatistics, features: Tensor, path: str
     axes.set_xlabel("1 / number of samples")
     axes.set_ylabel("Frechet distance")
     axes.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
+    save_figure(figure, path, dpi=100)

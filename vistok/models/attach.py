@@ -110,8 +110,7 @@ class _Generate:
 
 def attached(model: nn.Module, slot: str) -> Any | None:
     """Returns what works on a model in a slot, or None; a wrapper of PEFT or ``torch.compile`` is looked through."""
-    inner = getattr(model, "_orig_mod", model)
-    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    inner = unwrapped(getattr(model, "_orig_mod", model))
     return getattr(inner, "__dict__", {}).get(_ATTACHED, {}).get(slot)
 
 

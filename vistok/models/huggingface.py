@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from vistok.errors import VistokError
+
 _PLACEHOLDERS = ("image_token", "video_token", "boi_token", "eoi_token", "image_start_token", "image_end_token")
 
 
@@ -53,3 +55,14 @@ def placeholder_in(processor: Any, text: str) -> str | None:
     named = {getattr(processor, name, None) for name in _PLACEHOLDERS}
     tokens = {"<image>", *(token for token in named if isinstance(token, str) and token)}
     return next((token for token in sorted(tokens) if token in text), None)
+
+
+def check_reads(network: nn.Module, tokens: int, name: str) -> None:
+    """Refuses texts of more tokens than a language model has positions for.
+
+    Raises:
+        VistokError: a text has, where the model says how many it has.
+    """
+    most = getattr(network.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if most is not None and tokens > most:
+        raise VistokError(f"'{name}' reads {most} tokens, and a text would have {tokens}: ask for shorter ones.")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vistok.data.images import ImageFolder, center_crop, grid, load_image
 from vistok.errors import VistokError
-from vistok.eval.geneval.evaluate import evaluate_folder
+from vistok.eval.geneval.evaluate import check_classes, evaluate_folder
 from vistok.eval.geneval.folder import read_set
 from vistok.eval.geneval.load import load_detector
 from vistok.eval.geneval.summary import GenEvalSummary
@@ -31,7 +31,7 @@ class Compared:
     Attributes:
         names, counts, sheets: of both: name, number of pictures, and some of them.
         results: distances of the second to the first.
-        geneval: of both; None of a folder that is no GenEval set.
+        geneval: of both; None of a folder that is no GenEval set of scenes.
     """
 
     names: tuple[str, str]
@@ -92,12 +92,13 @@ def _sheet(folder: Path) -> Image.Image:
 
 
 def _geneval(folder: Path) -> GenEvalSummary | None:
+    detector, colours = load_detector("scenes")
     try:
-        read_set(folder)
+        check_classes((prompt.metadata for prompt in read_set(folder).prompts), detector, colours)
     except VistokError:
         return None
     with work_folder(None, "records") as work:
-        return evaluate_folder(folder, *load_detector("scenes"), work).summary
+        return evaluate_folder(folder, detector, colours, work).summary
 
 
 def compared_html(found: Compared) -> str:
@@ -113,8 +114,8 @@ def compared_html(found: Compared) -> str:
 def _scores(found: Compared) -> str:
     if found.geneval == (None, None):
         return html.note(
-            "Neither folder is a GenEval set: `vistok eval geneval --model llamagen --out FOLDER` makes one in "
-            "FOLDER/images."
+            "Neither folder is a GenEval set of scenes: `vistok eval geneval --model llamagen --out FOLDER` makes one "
+            "in FOLDER/images."
         )
     tasks = list(dict.fromkeys(task for score in found.geneval if score is not None for task in score.tasks))
     rows = [[task, *(_score(score, task) for score in found.geneval)] for task in tasks]

@@ -14,7 +14,7 @@ from vistok.data.scenes.splits import HELD_OUT
 from vistok.data.scenes.vqa import draw_questions
 from vistok.errors import VistokError
 from vistok.eval.answers.ask import Answer, ask, build_compressor, has_keep, kept_overlay
-from vistok.projectors import COMPRESSORS
+from vistok.eval.answers.keep_curves import method_names
 from vistok.projectors.cost import flops_text
 from vistok.studio import html
 
@@ -42,8 +42,8 @@ class Seen:
 
 
 def methods() -> list[str]:
-    """Returns the training-free compression methods."""
-    return [name for name, kind in COMPRESSORS.usable().items() if not kind.trained]
+    """Returns the training-free compression methods of pictures."""
+    return method_names("all")
 
 
 def see(model: Any, processor: Any, picture: Image.Image | None, question: str, method: str, keep: int) -> Seen:

@@ -58,11 +58,11 @@ class Encoded:
     """The tokens of the pictures that were looked at last, so that another length is only decoded."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[str, bytes], tuple[Tensor, Tensor]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, tuple[int, int], bytes], tuple[Tensor, Tensor]] = OrderedDict()
 
     def __call__(self, loaded: LoadedTokenizer, picture: Image.Image) -> tuple[Tensor, Tensor]:
         """Returns the prepared pixels [1, 3, H, W] of a picture and its tokens."""
-        key = (loaded.name, picture.tobytes())
+        key = (loaded.name, picture.size, picture.tobytes())
         if key not in self._known:
             can = loaded.tokenizer.capabilities
             pixels = prepare(picture, can, can.image_size or SIDE * can.multiple)[None].to(loaded.device)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from vistok.errors import VistokError
+from vistok.models.huggingface import check_reads
+from vistok.ops.noise import check_seed
 from vistok.samplers import TEXT_DRAFTERS, Speculation
 from vistok.samplers.text_drafters import available
 from vistok.samplers.writing import LAST, Node, Watched, continued, figures, pieces, tree_nodes
@@ -87,12 +90,13 @@ def write(
     speculation = Speculation(watched)
     options = {"temperature": temperature, "top_k": 0} if temperature > 0 else {}
     ids = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
+    check_reads(model, ids.shape[1] + length, Path(model.name_or_path).name)
 
     def work(show) -> Written:
         def told(text: str) -> None:
             show(lambda: Written(prompt, [(text[len(prompt) :], False)]))
 
-        torch.manual_seed(seed)
+        torch.manual_seed(check_seed(seed))
         sequences = continued(model, tokenizer, ids, speculation, length, options, [], _Told(told))
         found = figures(tokenizer, ids, speculation, sequences)
         text = pieces(tokenizer, ids, speculation.stats, sequences)

@@ -14,6 +14,7 @@ from vistok.errors import VistokError
 from vistok.eval.answers.ask import load
 from vistok.eval.answers.keep_curves import (
     Asked,
+    _mean,
     keep_curves,
     method_names,
     parse_shares,
@@ -86,18 +87,6 @@ def test_shares_and_names():
         method_names("tokenpacker")
 
 
-def test_questions_about_one_picture_share_it(tmp_path):
-    """As those of a scene do: the bootstrap is over pictures, and draws all questions of one together."""
-    for name in "ab":
-        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
-    names = ("a.png", "b.png", "./a.png", f"../{tmp_path.name}/a.png")
-    lines = [{"image": name, "question": "what?", "answers": ["x"]} for name in names]
-    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    first, other, *again = (asked.picture for asked in read_questions(tmp_path / "q.jsonl"))
-    assert all(picture is first for picture in again)
-    assert other is not first
-
-
 def test_questions_from_a_file(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     lines = [{"image": "a.png", "question": "what?", "answers": ["x", "y"]}, {"image": "a.png", "question": "why?"}]
@@ -113,6 +102,18 @@ def test_questions_from_a_file(tmp_path):
         read_questions(tmp_path / "empty.jsonl")
     with pytest.raises(VistokError, match="cannot read"):
         read_questions(tmp_path / "none.jsonl")
+
+
+def test_questions_about_one_file_are_one_unit_of_the_interval(tmp_path):
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    lines = [{"image": name, "question": "?", "answer": "x"} for name in ("a.png", "./a.png", "b.png", "b.png")] * 20
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    asked = read_questions(tmp_path / "q.jsonl")
+    right = [{"scores": [float("a" in line["image"][:3]) for line in lines], "kinds": {}}]
+    found = _mean(right, asked)
+    assert len({id(each.picture) for each in asked}) == 2
+    assert found["accuracy"] == 0.5 and found["interval"] == (0, 1)  # of two pictures, not of eighty
 
 
 @pytest.mark.parametrize(

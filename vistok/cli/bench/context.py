@@ -50,11 +50,11 @@ def context(
     from vistok.progress import progress
     from vistok.runtime import resolve_device, resolve_dtype
 
-    model = random_model(layers, width, heads, kv_heads, max(*sizes, 4096) + 64)
-    model = model.to(resolve_device(device), resolve_dtype(dtype))
+    place = resolve_device(device), resolve_dtype(dtype)
     entries = standard_policies(budget)
     if policies is not None:
         entries = choose_entries(entries, [word.strip() for word in policies.split(",")], "policy")
+    model = random_model(layers, width, heads, kv_heads, max(*sizes, 4096 + edit) + 64).to(*place)
     rows, tables = [], []
     with progress("bench", len(sizes) * (len(entries) + 1) * (steps + 1)) as advance:
         for tokens in sizes:

@@ -105,7 +105,5 @@ def samplers(
     write_report(settings, rows, paragraphs, json, {"forward_cost": cost, "window": best_window(cost)})
     if plot is not None:
         from vistok.eval.decoding.plot import plot as draw
-        from vistok.files import atomic_path
 
-        with atomic_path(plot) as temporary:
-            draw(rows, cost, temporary)
+        draw(rows, cost, plot)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vistok.cli.output import Json, check_outputs
-from vistok.cli.shared import check_drawing, check_reads, refuse_given
+from vistok.cli.shared import check_drawing, refuse_given
 
 
 def text(
@@ -60,6 +60,7 @@ def text(
     from vistok.eval.decoding.prompts import held_out_prompts, spec_bench_prompts
     from vistok.eval.decoding.text import COLUMNS, continue_in_turn, summarise
     from vistok.eval.decoding.text_entries import standard_entries, trained_entry
+    from vistok.models.huggingface import check_reads
     from vistok.progress import progress
     from vistok.samplers.drafters.eagle_head import load_head
     from vistok.samplers.text_drafters import trained_for, trained_kind

@@ -20,13 +20,13 @@ def answers(
     Example: vistok eval answers predictions.jsonl --benchmark pope
     """
     from vistok.cli.output import check_outputs
-    from vistok.eval.answers.benchmarks import score_answers
+    from vistok.eval.answers.benchmarks import read_benchmark, score_records
     from vistok.eval.protocol import Protocol, Result
-    from vistok.files import read_json_lines
 
     check_outputs(json)
-    figures = score_answers(predictions, benchmark)
+    records = read_benchmark(predictions, benchmark)  # once: the file may be a pipe
+    figures = score_records(records, benchmark)
     (headline, value), *_ = figures.items()
-    protocol = Protocol(f"{benchmark} {headline}", samples=len(read_json_lines(predictions, "answer file")))
+    protocol = Protocol(f"{benchmark} {headline}", samples=len(records))
     details = {key: figure for key, figure in figures.items() if key != headline}
     print_results([Result(predictions.name, value, protocol, details=details)], json)

@@ -42,23 +42,18 @@ def print_results(results: list[Result], json: Path | None, title: str = "") -> 
     Returns:
         Whether the command may print more.
     """
-    from vistok.cli.output import output_json
+    from vistok.cli.output import output_json, print_table
 
     if not is_main() or output_json([result.to_json() for result in results], json):
         return False
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("what", "metric", "value", title=title or None)
+    rows = []
     for result in results:
         spread = f" ± {figure_text(result.std)}" if result.std is not None else ""
-        table.add_row(result.name, result.protocol.metric, figure_text(result.value) + spread)
-        for key, figure in result.details.items():
-            table.add_row("", key, figure_text(figure))
-    console = Console()
-    console.print(table)
+        rows.append((result.name, result.protocol.metric, figure_text(result.value) + spread))
+        rows += [("", key, figure_text(figure)) for key, figure in result.details.items()]
+    print_table(("what", "metric", "value"), rows, title)
     for protocol in dict.fromkeys(_seen_by(result) for result in results):
-        console.print(f"protocol: {protocol}")
+        print(f"protocol: {protocol}")
     return True
 
 

@@ -66,7 +66,8 @@ def control(
             sheets.append(images)
             found = score(scenes, said, torch.stack([to_tensor(image) for image in images]))
             rows.append({"strength": each, "edges": found.edges, "seg": found.segmentation, "caption": found.caption})
-    settings = {"model": pipe.name, "kind": kind, "pictures": num, "guidance": params.guidance, "seed": seed}
+    drawn = {"sampler": sampler or pipe.family.plain, "guidance": params.guidance, "seed": seed}
+    settings = {"model": pipe.name, "kind": kind, "pictures": num, **drawn}
     if not output_json({**settings, "rows": [_plain(row) for row in rows]}, json):
         _tell(settings, rows)
     if out is not None:

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from vistok.cli.eval.common import Json
-from vistok.cli.shared import check_reads
 
 
 def edits(
@@ -25,13 +24,11 @@ def edits(
 
     Example: vistok eval edits --texts 4
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    from vistok.cli.output import check_outputs, output_json
+    from vistok.cli.output import check_outputs, output_json, print_table
     from vistok.data.needles import NeedleText
     from vistok.data.text import documents
     from vistok.eval.edits import measure_edits
+    from vistok.models.huggingface import check_reads
     from vistok.progress import progress
     from vistok.zoo.transformers import load_causal_lm
 
@@ -43,14 +40,11 @@ def edits(
         found = measure_edits(network, text, length, inserted, ahead, texts, seed=seed, advance=advance)
     if output_json({"model": model, "seed": seed, "dtype": dtype, **found.to_dict()}, json):
         return
-    table = Table(
-        "way", "perplexity", "needles found", title=f"{model}: {inserted} tokens into {length}, {texts} texts"
-    )
-    for way, perplexity in found.perplexity.items():
-        table.add_row(way, str(perplexity), f"{found.found[way]:.1%}")
-    console, change = Console(), found.change
-    console.print(table)
+    rows = [(way, str(perplexity), f"{found.found[way]:.1%}") for way, perplexity in found.perplexity.items()]
+    title = f"{model}: {inserted} tokens into {length}, {texts} texts"
+    print_table(("way", "perplexity", "needles found"), rows, title)
+    change = found.change
     bounds = f"[{change.low:+.2%}, {change.high:+.2%}]"
-    console.print(
+    print(
         f"an edit saves {found.saved:.1%} of a new reading and changes the perplexity by {change.value:+.2%} {bounds}"
     )

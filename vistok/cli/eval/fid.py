@@ -57,6 +57,7 @@ def measure(
     from vistok.eval.sets import distribution
     from vistok.eval.sets.extractors import check_extractor, load_extractor
     from vistok.eval.sets.features import work_folder
+    from vistok.eval.sets.frechet import check_curve
 
     chosen = distribution.parse_metrics(metrics)
     chosen = _with_option(chosen, "kid", "subset_size", "--kid-subset-size", kid_subset_size)
@@ -76,6 +77,8 @@ def measure(
         if side.pictures is not None:
             warn_left_out(side.name, side.pictures.left_out)
     distribution.check_sets(*sides, chosen)
+    if plot is not None:
+        check_curve(sides[1])
     if not seen:
         print_results(distribution.evaluate_sets(*sides, None, chosen), json)
         return
@@ -117,10 +120,7 @@ def metrics(json: Json = None) -> None:
 
     Example: vistok eval metrics
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    from vistok.cli.output import check_outputs, output_json
+    from vistok.cli.output import check_outputs, output_json, print_table
     from vistok.eval.sets.interface import METRICS
 
     check_outputs(json)
@@ -131,10 +131,8 @@ def metrics(json: Json = None) -> None:
         entries.append({"name": name, "extractors": extractors, "options": options})
     if output_json(entries, json):
         return
-    table = Table("metric", "seen by", "options and their defaults")
-    for entry in entries:
-        table.add_row(entry["name"], entry["extractors"], " ".join(f"{k}={v}" for k, v in entry["options"].items()))
-    Console().print(table)
+    rows = [(e["name"], e["extractors"], " ".join(f"{k}={v}" for k, v in e["options"].items())) for e in entries]
+    print_table(("metric", "seen by", "options and their defaults"), rows)
 
 
 def stats(

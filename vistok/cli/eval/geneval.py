@@ -130,30 +130,28 @@ def tokenizer_ceiling(name: str) -> GenEvalSummary:
     from vistok.eval.geneval.paint import reconstruction_ceiling
     from vistok.tokenizers.load import load_tokenizer
 
-    tokenizer = load_tokenizer(name).tokenizer
-    return reconstruction_ceiling(tokenizer, tokenizer.capabilities.image_size or 64)
+    loaded = load_tokenizer(name)
+    side = loaded.tokenizer.capabilities.image_size or 64
+    return reconstruction_ceiling(loaded.tokenizer, side, device=loaded.device)
 
 
 def print_geneval(report) -> None:
     """Task table, ceiling and the first failures of a GenEval report."""
-    from rich.console import Console
-    from rich.table import Table
-
+    from vistok.cli.output import print_table
     from vistok.eval.geneval.evaluate import describe
 
-    table = Table("task", "right", "95 %", "pictures", *(["ceiling"] if report.ceiling else []))
+    rows = []
     for task, score in report.summary.tasks.items():
         row = [task, f"{score.accuracy:.3f}", f"{score.low:.3f} to {score.high:.3f}", str(score.images)]
         best = report.ceiling.tasks.get(task) if report.ceiling else None
-        table.add_row(*row, *([f"{best.accuracy:.3f}"] if best else []))
-    console = Console()
-    console.print(table)
+        rows.append((*row, *([f"{best.accuracy:.3f}"] if best else [])))
+    print_table(("task", "right", "95 %", "pictures", *(["ceiling"] if report.ceiling else [])), rows)
     for note in report.notes:
-        console.print(note)
+        print(note)
     for record in report.failures[:20]:
-        console.print(describe(record), style="dim", markup=False, highlight=False)
+        print(describe(record))
     if len(report.failures) > 20:
-        console.print(f"and {len(report.failures) - 20} more failures; --out FOLDER writes them all.")
+        print(f"and {len(report.failures) - 20} more failures; --out FOLDER writes them all.")
 
 
 def clipscore(
@@ -171,6 +169,8 @@ def clipscore(
 
     Example: vistok eval clipscore --images out/ --captions captions.jsonl --clip openai/clip-vit-base-patch32
     """
+    import hashlib
+
     import torch
 
     from vistok.cli.output import check_outputs
@@ -196,7 +196,8 @@ def clipscore(
         loaded = [load_image(picture.path) for picture in batch]
         scores.append(clip_scores(model, loaded, [picture.caption for picture in batch], prefix, weight))
     values = torch.cat(scores)
-    protocol = Protocol(
-        "clipscore", "clip", model.digest, "pil", "clip", samples=len(values), options=(f"{weight=}", f"{prefix=}")
-    )
+    asked = hashlib.sha256("\n".join(sorted(picture.caption for picture in pictures)).encode()).hexdigest()
+    reference, options = f"captions {asked[:12]}", (f"{weight=}", f"{prefix=}")
+    seen_by = ("clip", model.digest, "pil", "clip")
+    protocol = Protocol("clipscore", *seen_by, reference=reference, samples=len(values), options=options)
     print_results([Result(images.name, values.mean().item(), protocol, values.std(correction=0).item())], json)

@@ -38,7 +38,7 @@ def language(
     check_outputs(plot, json)
     check_plot(plot)
     from vistok.data.folders import warn_left_out
-    from vistok.eval.language import check_split, language_results, language_statistics, plot_language
+    from vistok.eval.language import check_ngrams, check_split, language_results, language_statistics, plot_language
     from vistok.eval.reconstruction.pictures import PictureSource
     from vistok.runtime import resolve_device
     from vistok.tokenizers.load import load_tokenizer
@@ -55,8 +55,11 @@ def language(
     source.check_count(2, "a statistic of languages")
     check_split(source.total, held_out)
     capabilities.check_discrete()
-    parts = [loaded.tokenizer.encode(images.to(loaded.device)) for images in source.batches(batch_size)]
-    tokens = torch.cat(parts).flatten(1).cpu()
+    parts = []
+    for images in source.batches(batch_size):
+        parts.append(loaded.tokenizer.encode(images.to(loaded.device)).flatten(1).cpu())
+        check_ngrams(parts[0], ngrams)  # of how many tokens pictures are is known once the first have them
+    tokens = torch.cat(parts)
     statistics = language_statistics(tokens, capabilities.codebook_size, range(1, ngrams + 1), held_out)
     reference = f"{source.name} ({len(tokens)} pictures, {tokens.shape[1]} tokens each)"
     print_results(language_results(loaded.name, loaded.sha256, statistics, reference, len(tokens)), json)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from vistok.cli.eval.common import Json
-from vistok.cli.shared import check_reads
 
 QUESTION = 16  # tokens that have room for a question and its answer
 
@@ -42,8 +41,9 @@ def needle(
     from vistok.data.needles import NeedleText
     from vistok.data.text import documents
     from vistok.errors import VistokError
-    from vistok.eval.needle import find_needles, plot_needles
+    from vistok.eval.needle import check_needles, find_needles, plot_needles
     from vistok.eval.plots import check_plot
+    from vistok.models.huggingface import check_reads
     from vistok.progress import progress
     from vistok.zoo.transformers import load_causal_lm
 
@@ -58,6 +58,8 @@ def needle(
     sizes = sizes or [network.config.get_text_config(decoder=True).max_position_embeddings - QUESTION]
     check_reads(network, max(sizes) + QUESTION, model)
     text = NeedleText(tokenizer, documents("held-out"))
+    for policy in chosen.values():
+        check_needles(network, text, policy, sizes, needles, texts, seed)
     points = []
     with progress("eval", len(sizes) * len(chosen) * texts) as advance:
         for name, policy in chosen.items():
@@ -72,15 +74,12 @@ def needle(
 
 
 def _tell(points: list, title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from vistok.cli.output import print_table
 
-    table = Table(title=title)
-    for heading in ("policy", "tokens", "found", "95 %", "reads", "kept", "by depth"):
-        table.add_column(heading, overflow="fold")
+    rows = []
     for point in points:
         found = point.found
         shares = f"{found.low:.1%} to {found.high:.1%}", f"{point.reads:.1%}", f"{point.kept:.1%}"
         depths = " ".join(f"{share:.0%}" for share in point.by_depth)
-        table.add_row(point.policy, str(point.length), f"{found.value:.1%}", *shares, depths)
-    Console().print(table)
+        rows.append((point.policy, str(point.length), f"{found.value:.1%}", *shares, depths))
+    print_table(("policy", "tokens", "found", "95 %", "reads", "kept", "by depth"), rows, title)

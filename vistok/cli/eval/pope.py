@@ -23,10 +23,7 @@ def pope(
 
     Example: vistok eval pope --model llava-mini
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    from vistok.cli.output import check_outputs, output_json
+    from vistok.cli.output import check_outputs, output_json, print_table
     from vistok.data.scenes.vqa import scene_side
     from vistok.data.scenes.vqa_splits import POPE_SPLITS, SPLITS
     from vistok.errors import unknown_name
@@ -44,10 +41,10 @@ def pope(
     points = measure(network, processor, scene_side(network.config), names, scenes, scene_split, batch_size)
     if output_json([point.to_dict() for point in points], json):
         return
-    title = f"{model}: {scenes} {scene_split} scenes"
-    table = Table("split", "questions", "accuracy", "precision", "recall", "F1", "95 %", "yes", title=title)
+    rows = []
     for p in points:
         figures = (f"{value:.3f}" for value in (p.accuracy, p.precision, p.recall, p.f1))
         low, high = p.interval
-        table.add_row(p.split, str(p.questions), *figures, f"{low:.3f} to {high:.3f}", f"{p.yes_ratio:.3f}")
-    Console().print(table)
+        rows.append((p.split, str(p.questions), *figures, f"{low:.3f} to {high:.3f}", f"{p.yes_ratio:.3f}"))
+    headings = ("split", "questions", "accuracy", "precision", "recall", "F1", "95 %", "yes")
+    print_table(headings, rows, f"{model}: {scenes} {scene_split} scenes")

@@ -141,20 +141,19 @@ def _lengths(tokens: str | None) -> list[int] | None:
 
 
 def _print(report: TokenizerReport) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from vistok.cli.output import print_table
 
     own = report.curves[report.name]
     optional = [name for name in ("lpips", "rfid") if getattr(own[0], name) is not None]
-    table = Table("what", "tokens or quality", "bytes", "of tokens", "bits a pixel", "PSNR", "SSIM", *optional)
+    rows = []
     for name, points in report.curves.items():
         for point in points:
             rate = f"{point.bits_per_pixel(report.side):.3f}"
             row = [name, str(point.setting), f"{point.bytes:.0f}", f"{point.payload:.0f}", rate]
             row += [f"{point.psnr:.2f}", f"{point.ssim:.4f}"]
             figures = [getattr(point, each) for each in optional]
-            table.add_row(*row, *("" if figure is None else figure_text(figure) for figure in figures))
-    console = Console()
-    console.print(table)
+            rows.append((*row, *("" if figure is None else figure_text(figure) for figure in figures)))
+    headings = ("what", "tokens or quality", "bytes", "of tokens", "bits a pixel", "PSNR", "SSIM", *optional)
+    print_table(headings, rows)
     for line in report.remarks():
-        console.print(line)
+        print(line)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vistok.cli.eval.common import Json
-from vistok.cli.output import check_outputs, output_json
+from vistok.cli.output import check_outputs, output_json, print_table
 from vistok.cli.shared import refuse_given
 
 
@@ -108,13 +108,9 @@ def vqa(
 
 def print_points(points: list, title: str) -> None:
     """The table, one line a point."""
-    from rich.console import Console
-    from rich.table import Table
-
     full = points[0].accuracy
-    table = Table("method", "keep", "tokens", "accuracy", "of full", "MFLOPs", "cache KiB", "prefill ms", title=title)
-    for p in points:
-        table.add_row(
+    rows = [
+        (
             p.method,
             "own" if p.keep is None else f"{100 * p.keep:g} %",
             f"{p.visual_tokens:.1f}",
@@ -124,4 +120,7 @@ def print_points(points: list, title: str) -> None:
             f"{p.cache_bytes / 1024:.1f}",
             f"{1e3 * p.prefill_seconds:.2f}",
         )
-    Console().print(table)
+        for p in points
+    ]
+    headings = ("method", "keep", "tokens", "accuracy", "of full", "MFLOPs", "cache KiB", "prefill ms")
+    print_table(headings, rows, title)

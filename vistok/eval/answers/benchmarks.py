@@ -84,17 +84,30 @@ def score_answers(path: str | Path, benchmark: str) -> dict[str, float]:
     Raises:
         VistokError: an unknown benchmark or a bad file.
     """
+    return score_records(read_benchmark(path, benchmark), benchmark)
+
+
+def read_benchmark(path: str | Path, benchmark: str) -> list[dict]:
+    """Returns the records of an answer file with what a benchmark needs; see ``read_answers``.
+
+    Raises:
+        VistokError: an unknown benchmark or a bad file.
+    """
     if benchmark not in BENCHMARKS:
         raise unknown_name("benchmark", benchmark, list(BENCHMARKS))
+    needed = ("category", "question_id") if benchmark == "mme" else ()
+    return read_answers(path, needed, YES_NO if benchmark in ("mme", "pope") else ())
+
+
+def score_records(records: Sequence[dict], benchmark: str) -> dict[str, float]:
+    """Returns the figures of the records that ``read_benchmark`` gives; the first one is the headline."""
     if benchmark == "mme":
-        records = read_answers(path, ("category", "question_id"), YES_NO)
         results = [
-            (r["category"], r["question_id"], float(scorers.parse_mme(r["prediction"]) == r["answers"][0].lower()))
+            (str(r["category"]), r["question_id"], float(scorers.parse_mme(r["prediction"]) == r["answers"][0].lower()))
             for r in records
         ]
         scores = scorers.mme_score(results)
         return {"total": sum(scores.values()), **scores}
-    records = read_answers(path, allowed=YES_NO if benchmark == "pope" else ())
     if benchmark == "pope":
         predictions = [scorers.parse_pope(r["prediction"]) for r in records]
         score = scorers.pope_score(predictions, [r["answers"][0].lower() for r in records])

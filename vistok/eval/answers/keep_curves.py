@@ -22,7 +22,7 @@ from vistok.eval.answers.ask import check_trained
 from vistok.eval.answers.prompts import model_inputs
 from vistok.eval.answers.questions import Asked, read_questions, scene_questions
 from vistok.eval.decoding.estimate import ratio_estimate
-from vistok.eval.plots import new_figure
+from vistok.eval.plots import new_figure, save_figure
 from vistok.progress import progress
 from vistok.projectors import COMPRESSORS, compress, compressor_class
 from vistok.projectors.apply.compress import Compression, active
@@ -302,4 +302,4 @@ def plot_keep_curves(points: Sequence[Point], path: str | Path, title: str) -> N
     axes.set_title(title)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ from vistok.files import read_json_lines
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about a picture, the answers that count as right, its kind, and where it was read."""
+    """A question about a picture, the answers that count as right, its kind, and where it was read.
+
+    Questions about one picture hold the same object.
+    """
 
     picture: Image.Image
     question: str
@@ -66,7 +70,7 @@ def read_questions(path: str | Path, refused: list[str] | None = None) -> list[A
     from vistok.data.images import load_image
 
     path = Path(path)
-    asked, pictures = [], {}  # one picture of all questions about it, which an interval counts once
+    asked, read = [], {}  # questions about one file share its picture, by which intervals are taken
     for number, entry in read_json_lines(path, "question file"):
         source = f"line {number} of '{path}'"
         named = all(isinstance(entry.get(key), str) for key in ("image", "question"))
@@ -74,16 +78,16 @@ def read_questions(path: str | Path, refused: list[str] | None = None) -> list[A
             raise VistokError(f"{source} needs an image, a question and answers.")
         answers = answer_texts(entry, source)
         source = f"{source}, '{entry['image']}'"
-        place = (path.parent / entry["image"]).resolve()
+        place = os.path.realpath(path.parent / entry["image"])
         try:
-            picture = pictures[place] if place in pictures else load_image(path.parent / entry["image"])
+            if place not in read:
+                read[place] = load_image(path.parent / entry["image"])
         except VistokError as error:
             if refused is None:
                 raise VistokError(f"{source}: {error}") from error
             refused.append(f"{source}: {error}")
             continue
-        pictures[place] = picture
-        asked.append(Asked(picture, entry["question"], tuple(answers), str(entry.get("type", "")), source))
+        asked.append(Asked(read[place], entry["question"], tuple(answers), str(entry.get("type", "")), source))
     if not asked and refused:
         raise VistokError(f"no picture of '{path}' can be read; {refused[0]}")
     return asked

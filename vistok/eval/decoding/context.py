@@ -165,7 +165,8 @@ def time_edit(model: nn.Module, tokens: int, inserted: int, repeats: int = 3) ->
     ids = torch.randint(model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(1)).to(
         model.device
     )
-    change = [context.Edit(tokens // 8, tokens // 8, list(range(inserted)))]
+    words = [number % model.config.vocab_size for number in range(inserted)]
+    change = [context.Edit(tokens // 8, tokens // 8, words)]
     spent: dict[str, list[float]] = {"new prefill": [], "edit": []}
     with context.apply(model, context.Full()) as at_work:
         at_work.rotary  # noqa: B018  (found by trial once a model)

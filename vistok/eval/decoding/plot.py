@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vistok.eval.decoding.comparison import Row
 from vistok.eval.decoding.estimate import Estimate
-from vistok.eval.plots import new_figure
+from vistok.eval.plots import new_figure, save_figure
 
 LOSSLESS, LOSSY, SECOND = "#1f6f8b", "#c8553d", "#9aa5b1"
 
@@ -30,7 +30,7 @@ def plot(rows: Sequence[Row], cost: Mapping[int, float], path: str | Path) -> No
     for name, axes in zip(scored, panels[1:-1], strict=True):
         _dots(axes, rows, name)
     _curve(panels[-1], cost)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def _bars(axes, rows: Sequence[Row]) -> None:

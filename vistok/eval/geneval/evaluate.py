@@ -178,9 +178,10 @@ def evaluate_folder(
             advance()
     state.wait_for_everyone()
     job.check_complete()
-    records = [record for shard in range(job.shards) for record in json.loads(job.path(shard).read_text())]
+    records = [record for shard, prompt in enumerate(prompts) for record in _read_records(job.path(shard), prompt)]
     records += _wrong_records(found)
-    reference = f"{len(prompts)} prompts"
+    wanted = [*(prompt.metadata for prompt in prompts), *(record for _, record in found.missing)]
+    reference = f"{len(prompts)} prompts ({_digest(wanted)[:12]})"
     if found.missing:
         reference += f", {len(found.missing)} more without pictures counted wrong"
     if any(prompt.rewritten for prompt in prompts):
@@ -192,19 +193,29 @@ def evaluate_folder(
     return GenEvalReport(records, summarise(records), protocol, ceiling, _notes(found, records))
 
 
+def _read_records(path: Path, prompt: PromptFolder) -> list[dict]:
+    """The records of a prompt, with its pictures where they lie now: the set may have moved since it was judged."""
+    records = json.loads(path.read_text(encoding="utf-8"))
+    return [{**record, "filename": str(image)} for record, image in zip(records, prompt.images, strict=True)]
+
+
 def _identity(
     prompts: Sequence[PromptFolder], detector: Detector, colours: ColourClassifier, options: ScoringOptions
 ) -> dict:
     """What the records depend on; a picture that was written again makes another job."""
     states = [(path.name, path.stat()) for prompt in prompts for path in prompt.images]
-    wanted = json.dumps([prompt.metadata for prompt in prompts])
     return {
         "pictures": [[name, state.st_size, state.st_mtime_ns] for name, state in states],
-        "prompts": hashlib.sha256(wanted.encode()).hexdigest(),
+        "prompts": _digest([prompt.metadata for prompt in prompts]),
         "detector": detector.name,
         "colours": colours.name,
         "options": dataclasses.asdict(options),
     }
+
+
+def _digest(metadata: Sequence[dict]) -> str:
+    """SHA-256 of what prompts ask for."""
+    return hashlib.sha256(json.dumps(metadata).encode()).hexdigest()
 
 
 def _wrong_records(found: PromptSet) -> list[dict]:

@@ -113,7 +113,11 @@ def scene_records(count: int, seed: int) -> Iterator[tuple[dict, int]]:
 
 @torch.inference_mode()
 def reconstruction_ceiling(
-    tokenizer: Tokenizer, side: int, count: int = 500, length: int | None = None
+    tokenizer: Tokenizer,
+    side: int,
+    count: int = 500,
+    length: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> GenEvalSummary:
     """Returns what perfect pictures score after a tokenizer's reconstruction: no generator can be expected to beat it.
 
@@ -122,12 +126,12 @@ def reconstruction_ceiling(
         side: of the scenes in pixels.
         count: scenes that are looked at.
         length: how many first tokens of a picture are decoded; all if None.
+        device: where the tokenizer runs.
     """
     from vistok.data.scenes import render, sample_scenes
     from vistok.data.scenes.splits import GENEVAL_CEILING
 
     scenes = sample_scenes(count, GENEVAL_CEILING)
-    device = next(tokenizer.parameters()).device
     pictures = []
     for start in range(0, count, 64):
         images = render(scenes[start : start + 64], side).to(device)
@@ -176,4 +180,4 @@ def paint_for_eval(
     if not ceiling or not state.is_main_process:
         return None
     drawn = pipe.model.tokens.length if pipe.tokenizer.capabilities.layout == "sequence" else None
-    return reconstruction_ceiling(pipe.tokenizer, pipe.size, length=drawn)
+    return reconstruction_ceiling(pipe.tokenizer, pipe.size, length=drawn, device=pipe.device)

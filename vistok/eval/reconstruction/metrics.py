@@ -7,6 +7,8 @@ data range 2 on [0, 1] pictures, which inflates SSIM: use it to reproduce their 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -114,24 +116,30 @@ def ssim(
     return (structure / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean((1, 2, 3))
 
 
-def reconstruction_quality(targets: Tensor, outputs: Tensor) -> dict[str, Tensor]:
+MEASURES = ("psnr", "ssim")
+
+
+def reconstruction_quality(targets: Tensor, outputs: Tensor, measures: Sequence[str] = MEASURES) -> dict[str, Tensor]:
     """Returns the quality of each picture under this package's default convention.
 
     Args:
         targets: [B, C, H, W] in [-1, 1].
         outputs: [B, C, H, W] as a decoder gives them.
+        measures: which of :data:`MEASURES`; pictures too small for one may still have another.
 
     Returns:
-        ``psnr`` and ``ssim``, each [B].
+        [B] of each measure.
     """
     a, b = quantise(targets).double() / 255, quantise(outputs).double() / 255
-    return {"psnr": psnr(a, b), "ssim": ssim(a, b)}
+    known = {"psnr": psnr, "ssim": ssim}
+    return {name: known[name](a, b) for name in measures}
 
 
-def llamagen_quality(targets: Tensor, outputs: Tensor) -> dict[str, Tensor]:
-    """Returns ``psnr`` and ``ssim`` of each picture as LlamaGen's and TokenFlow's tables have them."""
+def llamagen_quality(targets: Tensor, outputs: Tensor, measures: Sequence[str] = MEASURES) -> dict[str, Tensor]:
+    """Returns the quality of each picture as LlamaGen's and TokenFlow's tables have it; see the default's."""
     a, b = (targets + 1) / 2, quantise(outputs, "llamagen").float() / 255
-    return {"psnr": psnr(a, b), "ssim": ssim(a, b, "uniform", data_range=2.0)}
+    known = {"psnr": psnr, "ssim": partial(ssim, window="uniform", data_range=2.0)}
+    return {name: known[name](a, b) for name in measures}
 
 
 CONVENTIONS = {"default": reconstruction_quality, "llamagen": llamagen_quality}

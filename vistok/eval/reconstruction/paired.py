@@ -95,6 +95,11 @@ def summarise_pairs(values: Tensor) -> Measurement:
     return Measurement(rest.mean().item(), rest.std(correction=0).item(), details)
 
 
+def net_name(lpips: Callable[[Tensor, Tensor], Tensor]) -> str:
+    """Returns what protocols call the network of an LPIPS."""
+    return getattr(lpips, "net", "own")
+
+
 def compare_pictures(
     targets: Pictures,
     outputs: Pictures,
@@ -125,7 +130,7 @@ def compare_pictures(
     results = []
     for name, values in scores.items():
         found = summarise_pairs(torch.cat(values))
-        options = (f"convention={convention}",) if name != "lpips" else (f"net={getattr(lpips, 'net', 'own')}",)
+        options = (f"convention={convention}",) if name != "lpips" else (f"net={net_name(lpips)}",)
         protocol = Protocol(name, reference=reference, samples=len(values), options=options)
         results.append(Result(outputs.name, found.value, protocol, found.std, found.details))
     return results
@@ -148,7 +153,7 @@ class _Quality(Metric):
 
     def _measure(self, which: str, reference: PictureSet, samples: PictureSet) -> Measurement:
         pairs = picture_pairs(reference.need_pictures(), samples.need_pictures())
-        return summarise_pairs(torch.cat([CONVENTIONS[self.convention](a, b)[which] for a, b in pairs]))
+        return summarise_pairs(torch.cat([CONVENTIONS[self.convention](a, b, (which,))[which] for a, b in pairs]))
 
 
 @dataclass(frozen=True)

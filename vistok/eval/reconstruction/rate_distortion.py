@@ -20,9 +20,8 @@ from torch import Tensor
 
 from vistok.data.images import to_tensor
 from vistok.errors import VistokError
-from vistok.eval.plots import new_figure
+from vistok.eval.plots import new_figure, save_figure
 from vistok.eval.reconstruction.metrics import quantise, reconstruction_quality
-from vistok.files import atomic_path
 from vistok.ops.noise import derive_seed
 from vistok.tokenizers.interface import Tokenizer, noise_of
 
@@ -38,7 +37,7 @@ class RatePoint:
     Attributes:
         setting: tokens, or a codec's quality.
         psnr: in dB, over the pictures that are not given back exactly; infinite if all are.
-        ssim: with the Gaussian window; nan for pictures smaller than it.
+        ssim: with the Gaussian window.
         lpips: None without its network.
         rfid: Frechet distance to the originals; None without an extractor.
         bytes: of whole files; 0 where nothing was written.
@@ -219,5 +218,4 @@ def plot_rate_distortion(curves: dict[str, Sequence[RatePoint]], side: int, path
         )
         axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, path)

@@ -13,6 +13,7 @@ from torch import Tensor
 from vistok.errors import VistokError
 from vistok.eval.protocol import Protocol, Result
 from vistok.eval.reconstruction.metrics import quantise
+from vistok.eval.reconstruction.paired import net_name
 from vistok.eval.reconstruction.pictures import PictureSource, file_overhead
 from vistok.eval.reconstruction.rate_distortion import (
     CODECS,
@@ -47,6 +48,7 @@ class TokenizerReport:
         curves: points by name.
         usage, perplexity: of the codebook.
         extractor, extractor_weights: of the rFID, empty without one.
+        lpips: network of the LPIPS, empty without one.
     """
 
     name: str
@@ -59,6 +61,7 @@ class TokenizerReport:
     perplexity: float
     extractor: str = ""
     extractor_weights: str = ""
+    lpips: str = ""
 
     def remarks(self) -> list[str]:
         """Returns the sentences below the table."""
@@ -81,6 +84,7 @@ class TokenizerReport:
         """Returns the PSNR of every point with all its figures, and the usage of codes, each with its protocol."""
         reference = f"{self.source} ({self.pictures} pictures of {self.side}x{self.side})"
         common = {"reference": reference, "samples": self.pictures}
+        options = ("default", f"net={self.lpips}") if self.lpips else ("default",)
         found = []
         for name, points in self.curves.items():
             for point in points:
@@ -90,7 +94,7 @@ class TokenizerReport:
                 if point.identical:
                     details["identical pictures"] = float(point.identical)
                 unit = "quality" if name in CODECS else "tokens"
-                protocol = Protocol("psnr", self.extractor, self.extractor_weights, options=("default",), **common)
+                protocol = Protocol("psnr", self.extractor, self.extractor_weights, options=options, **common)
                 value = point.psnr if math.isfinite(point.psnr) else None
                 found.append(Result(f"{name}, {unit} {point.setting}", value, protocol, details=details))
         usage = Protocol("codebook usage", weights=self.sha256[:12], **common)
@@ -172,6 +176,7 @@ def evaluate_tokenizer(
         curves,
         usage.usage,
         usage.perplexity,
+        lpips="" if lpips is None else net_name(lpips),
         **named,
     )
 

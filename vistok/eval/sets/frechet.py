@@ -78,6 +78,15 @@ def frechet_curve(
     return sizes, distances
 
 
+def check_curve(samples: PictureSet) -> None:
+    """Refuse samples too few for a curve of the distance: a line needs subsets of two sizes, of 2 pictures or more.
+
+    Raises:
+        VistokError: there are fewer than 3.
+    """
+    check_counts("a curve of the distance", 3, samples)
+
+
 def frechet_distance_infinity(sizes: list[int], distances: list[float]) -> float:
     """Returns the distance at infinitely many samples: the intercept of :func:`frechet_curve` regressed on 1/N.
 
@@ -125,6 +134,10 @@ class SpatialFrechet(Metric):
 @dataclass(frozen=True)
 class FrechetInfinity(Frechet):
     """``fid-infinity``: the distance extrapolated to infinitely many samples."""
+
+    def check(self, reference: PictureSet, samples: PictureSet) -> None:
+        super().check(reference, samples)
+        check_curve(samples)
 
     def compute(self, reference: PictureSet, samples: PictureSet) -> Measurement:
         curve = frechet_curve(reference.statistics(), samples.need_shards().load())
