@@ -9,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vistok.cli.main import app
+from vistok.cli.output import print_table
 from vistok.errors import VistokError
 
 # Commands up to the option whose picture they write; the model that they name does not exist.
@@ -130,3 +131,9 @@ def test_a_flag_that_nothing_would_read_is_refused(mistake):
 
 def test_control_pictures_of_files_are_checked_first(mistake):
     assert "x.txt" in mistake("data", "control", "w.png", "--out", "x.txt")
+
+
+def test_a_table_breaks_no_line_where_it_is_read_by_a_machine(capsys) -> None:
+    print_table(("name", "value [x]"), [("a name " * 40, "1"), ("b[v2]", "2")])
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line[0] == "│")
+    assert ("a name " * 40).strip() in first and "b[v2]" in second

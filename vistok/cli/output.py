@@ -98,8 +98,8 @@ def check_distinct(*paths: Path | None) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """Prints a table whose cells say all that they were given: brackets in names are no markup, and long words are
-    broken, not cut.
+    """Prints a table whose cells say all that they were given: brackets in names are no markup, and in a narrow
+    terminal long words are broken, not cut.
     """
     from rich.console import Console
     from rich.table import Table
@@ -109,7 +109,10 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], title: s
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(markup=False, emoji=False).print(table)
+    console = Console(markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 10_000  # lines of files and pipes are as long as they have to be
+    console.print(table)
 
 
 def output_json(document: Any, path: Path | None, indent: int | None = 2) -> bool:
