@@ -61,7 +61,8 @@ def control(
             images = []
             for number, (picture, statement) in enumerate(zip(shown, said, strict=True)):
                 following = pipe.with_control(picture, kind, each)
-                images += following(statement.text, sampler=sampler, params=params, seed=(seed + number) % (1 << 64)).images
+                own = (seed + number) % (1 << 64)
+                images += following(statement.text, sampler=sampler, params=params, seed=own).images
                 advance()
             sheets.append(images)
             found = score(scenes, said, torch.stack([to_tensor(image) for image in images]))
