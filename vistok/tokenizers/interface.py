@@ -59,6 +59,7 @@ class Capabilities:
             VistokError: tokens are continuous.
         """
         self.check_discrete()
+        assert self.codebook_size is not None
         return bits_per_token(self.codebook_size)
 
     def check_discrete(self) -> None:
