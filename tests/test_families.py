@@ -221,7 +221,7 @@ def test_a_trace_of_nothing_is_not_promised(run, tmp_path):
 
 
 def test_a_family_without_weights_asks_for_them(tmp_path):
-    for name, said in (("maskgit", "--checkpoint"), ("xar-b", "xAR-B.pth"), ("enat", "nnet_ema.pth")):
+    for name, said in (("maskgit", "--checkpoint"), ("xar-b", "xAR-B.pth"), ("enat-l-256", "nnet_ema.pth")):
         done = command("sample", "--model", name, "--class", "1", "--out", str(tmp_path / "x.png"))
         assert done.returncode == 2, done.stderr
         assert said in " ".join(done.stderr.split())
@@ -239,7 +239,7 @@ def test_a_family_without_weights_asks_for_them(tmp_path):
         ({"name": "maskgit-titok-l-32", "checkpoint": "generator_titok_l32"}, "maskgit-titok-l-32", True),
         ({"name": "xar-b", "checkpoint": "renamed.pth"}, "xar-b", True),
         ({"name": "xar", "checkpoint": "mine.pth"}, "xar-mini", False),  # an embedded model is another one
-        ({"name": "enat", "checkpoint": "mine.pth"}, "enat-l-256", False),  # a family's name says no more than that
+        ({"name": "enat", "checkpoint": "mine.pth"}, "enat-mini", False),
         ({"checkpoint": "mine.pth"}, "llamagen-mini", False),
     ],
 )

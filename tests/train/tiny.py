@@ -48,6 +48,7 @@ FROM_NOTHING = {  # what the recipes' comments say, where new weights take anoth
         | {"encoder_attention": [2], "decoder_attention": []},
     },
     "flextok-mini": {"init": {"kl": "kl-mini"}},
+    "enat-mini": {"init": {"tokenizer": "vq-mini"}},
     "llamagen-mini": {"init": {"vq": "vq-mini", "text_encoder": "llamagen-mini"}},
     "llamagen-one-d-piece-mini": {
         "init": {"vq": "one-d-piece-mini", "blocks": "llamagen-mini", "text_encoder": "llamagen-mini"},

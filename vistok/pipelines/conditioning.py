@@ -96,7 +96,7 @@ def with_control(pipe: Pipeline, picture: Image | str | Path, kind: str | None, 
     model: Any = pipe.model  # a ``ControlledGenerator`` where it knows controls
     known = getattr(model, "controls", ())
     if not known:
-        raise VistokError(f"'{pipe.name}' follows no control pictures: give it none, or name a ControlAR.")
+        raise VistokError(f"'{pipe.name}' follows no control pictures: leave --control out, or name a ControlAR.")
     if kind is None and len(known) > 1:
         raise VistokError(f"'{pipe.name}' follows {', '.join(known)}: say which of them the control picture is.")
     kind = known[0] if kind is None else kind

@@ -47,6 +47,8 @@ def control(
     if kind not in RENDERERS:
         raise unknown_name("kind of scenes' control pictures", kind, list(RENDERERS))
     pipe = pipeline(model)
+    if not getattr(pipe.model, "controls", ()):
+        raise VistokError(f"'{model}' follows no control pictures: name a ControlAR.")
     if pipe.conditional_on != "text":
         raise VistokError(f"'{model}' paints classes, and scenes are asked for by captions: name a model of captions.")
     scenes, said, controls = held_out_controls(num, pipe.size, kind)

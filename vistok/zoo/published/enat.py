@@ -20,7 +20,6 @@ def _enat(size: int, file: str, guidance: float, annealed: float, metrics: dict[
         files={file: None},
         source="",
         licence="unknown",  # the page of the weights could not be consulted
-        aliases=("enat",) if size == 256 else (),
         preset="ENAT-L",
         config={"grid": grid},
         parts={"tokenizer": "enat-vqgan"},
