@@ -127,7 +127,7 @@ def test_doctor_names_the_command_to_type(monkeypatch):
 
 
 STOPPED = """
-import os, sys, time
+import os, signal, sys, time
 from vistok.cli import samplers
 from vistok.cli.main import main
 from vistok.files import atomic_path
@@ -140,6 +140,7 @@ def work(*_):
         os.kill(os.getpid(), int(number))
         time.sleep(60)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 samplers.check_outputs = work
 sys.argv = ["vistok", "samplers"]
 main()
