@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from vistok.errors import VistokError
 from vistok.eval.geneval.detectors import ColourClassifier, Detector
 from vistok.eval.geneval.folder import PromptFolder, PromptSet, read_set
 from vistok.eval.geneval.judge import ScoringOptions, judge, keep
-from vistok.eval.geneval.metadata import TASKS
+from vistok.eval.geneval.metadata import TASKS, digest
 from vistok.eval.geneval.summary import GenEvalSummary, summarise
 from vistok.eval.protocol import Protocol, Result
 from vistok.files import atomic_path, to_json
@@ -181,7 +180,7 @@ def evaluate_folder(
     records = [record for shard, prompt in enumerate(prompts) for record in _read_records(job.path(shard), prompt)]
     records += _wrong_records(found)
     wanted = [*(prompt.metadata for prompt in prompts), *(record for _, record in found.missing)]
-    reference = f"{len(prompts)} prompts ({_digest(wanted)[:12]})"
+    reference = f"{len(prompts)} prompts ({digest(wanted)[:12]})"
     if found.missing:
         reference += f", {len(found.missing)} more without pictures counted wrong"
     if any(prompt.rewritten for prompt in prompts):
@@ -206,16 +205,11 @@ def _identity(
     states = [(path.name, path.stat()) for prompt in prompts for path in prompt.images]
     return {
         "pictures": [[name, state.st_size, state.st_mtime_ns] for name, state in states],
-        "prompts": _digest([prompt.metadata for prompt in prompts]),
+        "prompts": digest([prompt.metadata for prompt in prompts]),
         "detector": detector.name,
         "colours": colours.name,
         "options": dataclasses.asdict(options),
     }
-
-
-def _digest(metadata: Sequence[dict]) -> str:
-    """SHA-256 of what prompts ask for."""
-    return hashlib.sha256(json.dumps(metadata).encode()).hexdigest()
 
 
 def _wrong_records(found: PromptSet) -> list[dict]:

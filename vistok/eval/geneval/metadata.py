@@ -7,6 +7,7 @@ Each JSONL line has ``tag``, ``include`` (class, count, optional colour and posi
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -211,3 +212,8 @@ def write_metadata(path: str | Path, records: Sequence[dict]) -> None:
     """Writes metadata, one JSON object a line."""
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def digest(metadata: Sequence[dict]) -> str:
+    """Returns the SHA-256 of what prompts ask for."""
+    return hashlib.sha256(json.dumps(metadata).encode()).hexdigest()

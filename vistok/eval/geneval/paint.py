@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -71,7 +69,7 @@ def paint_set(
         "law": None if params is None else asdict(params),
         "seed": seed,
         "per_prompt": per_prompt,
-        "prompts": hashlib.sha256(json.dumps(records).encode()).hexdigest(),
+        "prompts": prompts_of.digest(records),
     }
     job = ShardedJob(root, identity, len(records), "", (f"{i:05d}" for i in range(len(records))))
     todo = [i for i in range(rank, len(records), world) if not (Path(root) / f"{i:05d}" / "metadata.jsonl").exists()]

@@ -241,11 +241,12 @@ class MaskGITTask(PictureTask):
         side = torch.randint(2, (size,))[rows]
         dropped = (torch.rand(size) < self.data.class_dropout)[rows]
         codes = self.codes[draw.index]
+        side = side % codes.shape[1]
         if self.text is not None:
             values = self.read(self.source, draw)
         else:
             values = self.labels[draw.index].masked_fill(dropped, network.config.num_classes)
-        codes = codes[torch.arange(len(side)), side % codes.shape[1]].long()
+        codes = codes[torch.arange(len(side)), side].long()
         batch = {"codes": codes, "values": values, "mask": mask[rows]} | self.told(draw, side)
         return batch if earlier is None else batch | {"earlier": earlier[rows]}
 

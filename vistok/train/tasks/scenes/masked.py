@@ -88,8 +88,7 @@ class SupervisedMaskGITTask(MaskGITTask):
         """Returns silhouettes of the codes, if they are to be learned."""
         if not self.data.silhouettes:
             return {}
-        side = 0 if self.text is not None else mirrored
-        return {"silhouettes": self.silhouettes[draw.index][torch.arange(len(mirrored)), side]}
+        return {"silhouettes": self.silhouettes[draw.index][torch.arange(len(mirrored)), mirrored]}
 
     def draw(self, step: int, rows: slice) -> Draw:
         """Returns the pictures of a step's rows, of which ``data.single`` have one object."""
