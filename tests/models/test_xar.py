@@ -20,12 +20,13 @@ SMALL = {
     "decoder_depth": 1,
     "class_num": 5,
 }
+CAPTIONS = {"caption_dim": 6, "caption_tokens": 3}
 EVERY = ("token", "cell:2", "subsample:2", "scale:1", "scale:2", "image")
 
 
-def small(entity: str = "cell:2") -> XAR:
+def small(entity: str = "cell:2", **more: int) -> XAR:
     """A network whose weights are all noise: the zeros of a new one would hide what they gate."""
-    model = XAR(XARConfig(**SMALL | {"entity": entity})).eval()
+    model = XAR(XARConfig(**SMALL | {"entity": entity} | more)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -111,14 +112,17 @@ def test_published_clusters_are_square_cells() -> None:
 
 
 @pytest.mark.parametrize("entity", EVERY)
+@pytest.mark.parametrize("captions", [{}, CAPTIONS], ids=["classes", "captions"])
 @torch.no_grad()
-def test_cached_velocities_are_those_of_one_pass(entity) -> None:
+def test_cached_velocities_are_those_of_one_pass(entity, captions) -> None:
     """The network is causal over entities: what was finished at time 0 and kept gives what one pass over all gives."""
-    model = small(entity)
-    sizes, labels = model.entities.sizes, torch.tensor([1, 4])
+    model = small(entity, **captions)
+    sizes, labels = model.entities.sizes, torch.randn(2, 3, 6) if captions else torch.tensor([1, 4])
     sequence = torch.randn(2, sum(sizes), 2)
     t = torch.zeros(2, len(sizes))
     cache = model.new_cache(2)
+    if captions:
+        model.read(labels, cache)
     for k, part in enumerate(sequence.split(sizes, 1)):
         t[:, k] = 0.3
         want = model.velocities(sequence, t, labels).split(sizes, 1)[k]
@@ -129,8 +133,30 @@ def test_cached_velocities_are_those_of_one_pass(entity) -> None:
         cache.advance(sizes[k])
 
 
-def test_one_picture_trains() -> None:
-    model = small().train()
-    loss = model(torch.randn(1, 2, 4, 4), torch.tensor([3]))
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("captions", [{}, CAPTIONS], ids=["classes", "captions"])
+def test_one_picture_trains(captions, rank) -> None:
+    model = small(**captions, modulation_rank=rank).train()
+    loss = model(torch.randn(1, 2, 4, 4), torch.randn(1, 3, 6) if captions else torch.tensor([3]))
     loss.backward()
     assert loss.ndim == 0 and all(p.grad is not None for p in model.parameters())
+
+
+@torch.no_grad()
+def test_every_entity_reads_every_word_and_a_dropped_caption_is_none() -> None:
+    model = small(**CAPTIONS, label_drop_prob=1.0)
+    sequence, t, caption = torch.randn(1, 16, 2), torch.rand(1, 4), torch.randn(1, 3, 6)
+    whole = model.velocities(sequence, t, caption)
+    for word in range(3):
+        other = caption.clone()
+        other[:, word] = 0
+        assert ((model.velocities(sequence, t, other) - whole).abs().amax(2) > 1e-6).all()
+    assert (model.conditional_on, model.classes, model.text_width) == ("text", 0, 6)
+    _, _, dropped, _ = model.train().noisy(torch.randn(1, 2, 4, 4), caption)
+    assert torch.equal(dropped, model.null_condition(1)) and not dropped.any()
+
+
+@pytest.mark.parametrize("half", CAPTIONS)
+def test_captions_have_a_width_and_a_length(half) -> None:
+    with pytest.raises(VistokError, match="both caption_dim and caption_tokens"):
+        small(**{half: CAPTIONS[half]})

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.train.tiny import tiny
+import vistok
+from tests.train.tiny import figures, tiny
+from vistok.data.scenes import NUM_CLASSES
 from vistok.errors import VistokError
 from vistok.models.patches import patchify
 from vistok.train.recipe import Recipe
@@ -49,6 +51,37 @@ def test_silhouettes_follow_their_pictures_upright_and_mirrored() -> None:
     grid = task.xar.config.grid
     columns = (upright.float().mean(2), mirrored.float().mean(2).unflatten(1, (grid, grid)).flip(2).flatten(1))
     assert torch.allclose(*columns)
+
+
+def test_kinds_follow_their_pictures_upright_and_mirrored() -> None:
+    task = build_task(recipe(supervision=0.5, kinds=0.5))
+    draw = Draw(torch.arange(6), torch.zeros(6, dtype=torch.long))
+    upright, mirrored = (task.told(draw, torch.full((6,), side)) for side in (0, 1))
+    for told in (upright, mirrored):
+        covered, inside = told["silhouettes"].float().mean(2) > 128, told["cells"] < NUM_CLASSES
+        assert bool((inside | ~covered).all()) and bool((~inside).any())
+        own = task.source.labels(draw.index)[:, None].expand_as(inside)
+        assert torch.equal(told["cells"][inside].long(), own[inside])
+    grid = task.xar.config.grid
+    assert torch.equal(upright["cells"], mirrored["cells"].unflatten(1, (grid, grid)).flip(2).flatten(1))
+    loss, parts = task.model(**task.batch(0, slice(0, 4)))
+    weighed = 0.5 * parts["silhouette"] + 0.5 * parts["kind"]
+    assert torch.allclose(loss, parts["velocity"] + weighed)
+
+
+def test_from_captions_to_a_folder_that_paints_prompts(tmp_path) -> None:
+    found = recipe(supervision=0.5, kinds=0.5)
+    found = replace(found, steps=2, init={"kl": "kl-mini", "text_encoder": "llamagen-mini"})
+    assert all(loss > 0 for loss in figures(found, tmp_path)["loss"])
+    task = build_task(found)
+    batch = task.batch(0, slice(0, 4))
+    assert batch["values"].shape == (4, 32, 128) and task.moments.rows.shape[1] == 1  # upright alone
+    assert len(task.source.scenes(torch.arange(64)).present.sum(1).unique()) > 1  # not of one object alone
+    pipe = vistok.pipeline(str(tmp_path / "export"))
+    assert pipe.model.card.parts == {"tokenizer": "kl-mini", "text_encoder": "llamagen-mini"}
+    assert pipe("a red circle", sampler="xar:num_steps=3").images[0].size == (64, 64)
+    with pytest.raises(VistokError, match="prompts"):
+        pipe(3)
 
 
 def test_supervision_needs_scenes() -> None:

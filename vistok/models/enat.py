@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.models.masked import MaskedConfig, MaskedFamily, MaskedTransformer, Mlp, attend, modulated, modulation
+from vistok.models.masked import MaskedConfig, MaskedFamily, MaskedTransformer, Mlp, attend, modulated
+from vistok.models.modulation import modulation
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Block(nn.Module):
         width = config.embed_dim
         self.attn = Attention(width, config.num_heads)
         self.mlp = Mlp(width, int(width * config.mlp_ratio))
-        self.adaLN_modulation = modulation(config, 8)
+        self.adaLN_modulation = modulation(config.embed_dim, 8, config.modulation_rank)
 
     def forward(self, x: Tensor, context: Tensor | None, condition: Tensor, rope: Tensor | None) -> Tensor:
         """The codes' features [B, n, E].

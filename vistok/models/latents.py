@@ -53,7 +53,8 @@ class LatentConfig:
 
 
 class LatentGenerator(Pretrained, nn.Module):
-    """A class-conditional generator of such tokens, as samplers and pipelines see it; its config has ``class_num``.
+    """A generator of such tokens, as samplers and pipelines see it: of classes, if it does not say otherwise, of which
+    its config has ``class_num``.
 
     Args:
         config: its shape.
@@ -100,13 +101,13 @@ class LatentFamily:
         name: of the family.
         kind: its network.
         interface: how its tokens are drawn.
+        options: what it honours beside ``size`` and ``preset``.
     """
 
-    options = frozenset({"size", "preset"})
-
-    def __init__(self, name: str, kind: type[LatentGenerator], interface: str):
+    def __init__(self, name: str, kind: type[LatentGenerator], interface: str, options: frozenset[str] = frozenset()):
         self.name = self.plain = name
         self.kind, self.interface = kind, interface
+        self.options = options | {"size", "preset"}
 
     def load(self, request: LoadRequest) -> tuple[LatentGenerator, Tokenizer]:
         """Returns the generator, by its averaged weights, and its autoencoder."""

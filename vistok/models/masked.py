@@ -150,13 +150,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rope: Tensor | None, context_rope: T
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def modulation(config: MaskedConfig, count: int) -> nn.Sequential:
-    """Returns the map from conditions [B, 1, E] to ``count`` modulations of a block, [B, 1, count * E]."""
-    width, rank = config.embed_dim, config.modulation_rank
-    narrow = [nn.Linear(width, rank, bias=False)] if rank else []
-    return nn.Sequential(nn.SiLU(), *narrow, nn.Linear(rank or width, count * width))
-
-
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Returns normalised features [B, n, E], scaled and shifted by conditions [B, 1, E]."""
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)

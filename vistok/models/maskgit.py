@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from vistok.models.masked import MaskedConfig, MaskedFamily, MaskedTransformer, Mlp, attend, modulated, modulation
+from vistok.models.masked import MaskedConfig, MaskedFamily, MaskedTransformer, Mlp, attend, modulated
+from vistok.models.modulation import modulation
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Block(nn.Module):
         width = config.embed_dim
         self.attn = Attention(width, config.num_heads)
         self.mlp = Mlp(width, int(width * config.mlp_ratio))
-        self.adaLN_modulation = modulation(config, 6)
+        self.adaLN_modulation = modulation(config.embed_dim, 6, config.modulation_rank)
 
     def forward(self, x: Tensor, condition: Tensor, rope: Tensor | None) -> Tensor:
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(condition).chunk(6, dim=-1)

@@ -8,6 +8,7 @@ from dataclasses import fields
 import torch
 
 from tests.golden.case import Case
+from vistok.models.interface import Condition
 from vistok.models.patches import patchify
 from vistok.models.xar import XAR, XARConfig
 from vistok.models.xar.entities import cell_side, parse_entities
@@ -101,7 +102,7 @@ class Recorded(GuidedXAR):
 def sample(case: Case) -> None:
     c, i = case.config, case.inputs
     model = build(case)
-    guided = Recorded(model, i["labels"], True)
+    guided = Recorded(model, Condition(i["labels"]), True)
     scales = guidance_scales(c["cfg"], len(model.entities.sizes))
     assert scales == c["guidance_per_cell"]
 

@@ -73,7 +73,7 @@ def test_guidance_grows_from_none_and_its_half_does_not_run_where_it_is_none() -
 @torch.no_grad()
 def test_guidance_of_both_halves_is_the_published_mixture() -> None:
     model = small()
-    guided = GuidedXAR(model, torch.tensor([1]), True)
+    guided = GuidedXAR(model, Condition(torch.tensor([1])), True)
     x, t = torch.randn(1, 4, 2), torch.tensor(0.5)
     conditional, without = guided.velocities(x, t, 2)
     mixed = guided.guided(1.7)(x, t)[0]

@@ -7,6 +7,9 @@ tables of positions and their mask follow from the shape and are computed.
 
 Two things differ from the released code, neither in what is computed: grid, entities, patches and channels are free,
 and a finished entity enters the cache in a pass of its own, so that no pass needs a mask and all have one shape.
+
+With captions in the place of classes, which the paper does not have, the features of the words are tokens before the
+first entity, which all entities see.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vistok.errors import VistokError
 from vistok.models.latents import LatentConfig, LatentFamily, LatentGenerator
 from vistok.models.llamagen import RMSNorm
 from vistok.models.mar.head import TimeEmbed
+from vistok.models.modulation import modulation
 from vistok.models.xar.entities import parse_entities
 from vistok.ops import KVCache, apply_rope
 from vistok.ops.rope import RotaryModule, rope_places
@@ -37,7 +42,11 @@ class XARConfig(LatentConfig):
         encoder_depth, decoder_depth: blocks of each half.
         mlp_ratio: width of the gated MLP over ``embed_dim``, before the factor 2/3 that its second gate costs.
         class_num: classes; one more row of the table is no class.
-        label_drop_prob: share of training samples without a class.
+        caption_dim: width of the text features that it reads in the place of classes; 0 of a model of classes.
+        caption_tokens: text features T of a caption; 0 of a model of classes.
+        modulation_rank: dimensions of the conditions from which each block's modulations are made, few of which are
+            enough for times alone; 0 is all, as published.
+        label_drop_prob: share of training samples without a class or a caption.
         attn_dropout, proj_dropout: in training.
     """
 
@@ -48,6 +57,9 @@ class XARConfig(LatentConfig):
     decoder_depth: int = 8
     mlp_ratio: float = 4.0
     class_num: int = 1000
+    caption_dim: int = 0
+    caption_tokens: int = 0
+    modulation_rank: int = 0
     label_drop_prob: float = 0.1
     attn_dropout: float = 0.1
     proj_dropout: float = 0.1
@@ -104,7 +116,7 @@ class Block(nn.Module):
         width = config.embed_dim
         self.attn = Attention(config)
         self.mlp = GatedMLP(width, int(width * config.mlp_ratio * 2 / 3))
-        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.ada_lin = modulation(width, 6, config.modulation_rank)
 
     def modulation(self, condition: Tensor, entity: Tensor | None) -> tuple[Tensor, ...]:
         """Two gates, two scales and two shifts, [B, 1 or n, E] each.
@@ -141,15 +153,17 @@ def _rms(x: Tensor) -> Tensor:
 
 
 class XAR(LatentGenerator, RotaryModule):
-    """The published class-conditional xAR.
+    """The published xAR of classes, or one of captions.
 
-    Tokens are scaled latents; a sequence [B, N, D] has them entity by entity.
+    Tokens are scaled latents; a sequence [B, N, D] has them entity by entity. Values of a condition are classes int64
+    [B], or text features [B, T, caption_dim], which are zero where there is no word.
 
     Args:
         config: its shape.
 
     Raises:
-        VistokError: the picture's side is not a whole number of tokens, or the entity does not divide it.
+        VistokError: the picture's side is not a whole number of tokens, the entity does not divide it, or captions have
+            a width and no length or the other way about.
     """
 
     family = "xar"
@@ -159,9 +173,17 @@ class XAR(LatentGenerator, RotaryModule):
 
     def __init__(self, config: XARConfig):
         super().__init__(config)
+        if bool(config.caption_dim) != bool(config.caption_tokens):
+            raise VistokError(
+                "an xAR of captions has both caption_dim and caption_tokens; one of classes has neither."
+            )
         self.entities = parse_entities(config.entity, config.grid)
-        width, count = config.embed_dim, sum(self.entities.sizes)
-        self.class_emb = nn.Embedding(config.class_num + 1, width)
+        width, prefix = config.embed_dim, config.caption_tokens
+        count = prefix + sum(self.entities.sizes)
+        if prefix:
+            self.cap_proj = nn.Linear(config.caption_dim, width)
+        else:
+            self.class_emb = nn.Embedding(config.class_num + 1, width)
         self.time_embed = TimeEmbed(width)
         self.z_proj = nn.Linear(config.token_dim, width)
         self.z_proj_ln = RMSNorm(width, EPS)
@@ -173,7 +195,8 @@ class XAR(LatentGenerator, RotaryModule):
         self.decoder_blocks = nn.ModuleList(Block(config) for _ in range(config.decoder_depth))
         self.decoder_norm = RMSNorm(width, EPS)
         self.pred = nn.Linear(width, config.token_dim)
-        self.register_buffer("rope", rope_places(self.entities.places, width // config.num_heads), persistent=False)
+        places = F.pad(self.entities.places, (0, 0, prefix, 0))  # words are not turned
+        self.register_buffer("rope", rope_places(places, width // config.num_heads), persistent=False)
         self.register_buffer("numbers", self.entities.numbers, persistent=False)
         self._initialise()
 
@@ -181,40 +204,59 @@ class XAR(LatentGenerator, RotaryModule):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        closed = {p for block in (*self.encoder_blocks, *self.decoder_blocks) for p in block.ada_lin[-1].parameters()}
         small = ("_learned", "class_emb.weight", "time_embed.mlp.0.weight", "time_embed.mlp.2.weight")
         for name, parameter in self.named_parameters():
             if name.endswith(small):
                 nn.init.normal_(parameter, std=0.02)
-            if ".ada_lin." in name or name.startswith("pred."):
+            if parameter in closed or name.startswith("pred."):
                 nn.init.zeros_(parameter)
 
     # What samplers and pipelines ask a generator, see ``vistok.models.interface``.
 
+    @property
+    def conditional_on(self) -> str:
+        """``class`` or ``text``."""
+        return "text" if self.config.caption_dim else "class"
+
+    @property
+    def classes(self) -> int:
+        """How many classes it knows; 0 of a model of captions."""
+        return 0 if self.config.caption_dim else self.config.class_num
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text features that it reads; 0 of a model of classes."""
+        return self.config.caption_dim
+
     def null_condition(self, batch: int) -> Tensor:
-        """The class that stands for none, int64 [B]."""
+        """The values that stand for nothing asked for: the class that is none, int64 [B], or no word, [B, T, D]."""
+        if self.config.caption_dim:
+            return self.z_proj.weight.new_zeros(batch, self.config.caption_tokens, self.config.caption_dim)
         return torch.full((batch,), self.config.class_num, device=self.numbers.device)
 
     # The network
 
-    def condition(self, labels: Tensor, t: Tensor) -> Tensor:
-        """Conditions of entities [B, K, E] from classes [B] and times [B, K] in [0, 1], in steps of a thousandth."""
-        embedded = self.class_emb(labels)[:, None]
-        return embedded + self.time_embed((1000 * t.float()).trunc())
+    def condition(self, values: Tensor, t: Tensor) -> Tensor:
+        """Conditions of entities [B, K, E] from values and times [B, K] in [0, 1], in steps of a thousandth."""
+        time = self.time_embed((1000 * t.float()).trunc())
+        return time if self.config.caption_dim else self.class_emb(values)[:, None] + time
 
     def _run(
         self,
-        x: Tensor,
+        h: Tensor,
         condition: Tensor,
         start: int,
         entity: Tensor | None,
         visible: Tensor | None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """States [B, n, E] of the n tokens of the sequence from ``start`` on, of which ``pred`` makes velocities."""
-        span = slice(start, start + x.shape[1])
+        """States [B, n, E] of the n projected tokens of the sequence, words first, from ``start`` on, of which ``pred``
+        makes velocities."""
+        span = slice(start, start + h.shape[1])
         rope = self.rope[span]
-        h = self.z_proj(x.to(self.z_proj.weight.dtype))
         h = self.z_proj_ln(h + self.encoder_pos_embed_learned[:, span])
         for i, block in enumerate((*self.encoder_blocks, *self.decoder_blocks)):
             if i == len(self.encoder_blocks):
@@ -223,77 +265,95 @@ class XAR(LatentGenerator, RotaryModule):
             h = block(h, block.modulation(condition, entity), rope, visible, kept)
         return self.decoder_norm(h)
 
-    def states(self, sequence: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def states(self, sequence: Tensor, t: Tensor, values: Tensor) -> Tensor:
         """States [B, N, E] of all entities in one pass, of which ``pred`` makes velocities; see ``velocities``."""
-        visible = self.numbers[:, None] >= self.numbers
-        return self._run(sequence, self.condition(labels, t), 0, self.numbers, visible)
+        h, entity, words = self._embedded(sequence), self.numbers, self.config.caption_tokens
+        if words:  # the entity before the first, without noise
+            h = torch.cat([self.cap_proj(values), h], 1)
+            t, entity = F.pad(t, (1, 0)), F.pad(entity + 1, (words, 0))
+        visible = entity[:, None] >= entity
+        return self._run(h, self.condition(values, t), 0, entity, visible)[:, words:]
 
-    def velocities(self, sequence: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def _embedded(self, x: Tensor) -> Tensor:
+        return self.z_proj(x.to(self.z_proj.weight.dtype))
+
+    def velocities(self, sequence: Tensor, t: Tensor, values: Tensor) -> Tensor:
         """Velocities of all entities in one pass, each seeing the earlier ones as they are, noisy.
 
         Args:
             sequence: noisy tokens [B, N, D].
             t: times of the entities, [B, K]; 1 is noise.
-            labels: classes [B]; ``class_num`` is none.
+            values: classes [B], or text features [B, T, caption_dim].
 
         Returns:
             [B, N, D].
         """
-        return self.pred(self.states(sequence, t, labels))
+        return self.pred(self.states(sequence, t, values))
 
     def new_cache(self, rows: int) -> KVCache:
         """An empty cache for ``rows`` sequences."""
         config, weight = self.config, self.z_proj.weight
         blocks, head_dim = config.encoder_depth + config.decoder_depth, config.embed_dim // config.num_heads
-        return KVCache(blocks, rows, len(self.numbers), config.num_heads, head_dim, weight.dtype, weight.device)
+        return KVCache(blocks, rows, len(self.rope), config.num_heads, head_dim, weight.dtype, weight.device)
 
-    def decode(self, x: Tensor, t: Tensor, labels: Tensor, cache: KVCache) -> Tensor:
+    def read(self, values: Tensor, cache: KVCache) -> None:
+        """Puts the captions of a model of captions into an empty cache.
+
+        Args:
+            values: text features [B, T, caption_dim].
+            cache: of as many sequences.
+        """
+        h = self.cap_proj(values)
+        self._run(h, self.condition(values, h.new_zeros(len(h), 1)), 0, None, None, cache)
+        cache.advance(h.shape[1])
+
+    def decode(self, x: Tensor, t: Tensor, values: Tensor, cache: KVCache) -> Tensor:
         """Velocities of the next entity behind the cached ones. Its own keys and values stay behind the rows in use;
         the caller keeps those of a finished entity with ``cache.advance``.
 
         Args:
             x: the entity's tokens, [B, n, D].
             t: its time, a scalar in [0, 1].
-            labels: classes [B].
-            cache: of the finished entities.
+            values: classes [B], or text features [B, T, caption_dim].
+            cache: of the caption and the finished entities.
 
         Returns:
             [B, n, D].
         """
-        condition = self.condition(labels, t.expand(len(x), 1))
-        return self.pred(self._run(x, condition, cache.bound, None, None, cache))
+        condition = self.condition(values, t.expand(len(x), 1))
+        return self.pred(self._run(self._embedded(x), condition, cache.bound, None, None, cache))
 
     # Training
 
     def noisy(
-        self, latents: Tensor, labels: Tensor, t: Tensor | None = None, noise: Tensor | None = None
+        self, latents: Tensor, values: Tensor, t: Tensor | None = None, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns a training batch: the noisy sequence [B, N, D], times [B, K] and classes [B], as ``velocities`` takes
+        """Returns a training batch: the noisy sequence [B, N, D], times [B, K] and values, as ``velocities`` takes
         them, and the velocities that are to be told, [B, N, D]; arguments as of ``forward``."""
         clean = self.entities.split(self.own_tokens(latents))
         noise = torch.randn_like(clean) if noise is None else noise
         if t is None:
             t = torch.randn(len(clean), len(self.entities.sizes), device=clean.device).sigmoid()
         if self.training and self.config.label_drop_prob > 0:
-            dropped = torch.rand(len(labels), device=labels.device) < self.config.label_drop_prob
-            labels = labels.masked_fill(dropped, self.config.class_num)
+            kept = torch.rand(len(values), device=values.device) >= self.config.label_drop_prob
+            values = torch.where(kept.view(-1, *[1] * (values.ndim - 1)), values, self.null_condition(len(values)))
         share = t[:, self.numbers, None]
-        return (1 - share) * clean + share * noise, t, labels, noise - clean
+        return (1 - share) * clean + share * noise, t, values, noise - clean
 
-    def forward(self, latents: Tensor, labels: Tensor, t: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+    def forward(self, latents: Tensor, values: Tensor, t: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """The loss of noisy context learning: all entities are noisy, each to an extent of its own.
 
         Args:
             latents: scaled [B, c, H, W].
-            labels: classes [B]; in training some are dropped at random.
+            values: classes [B], or text features [B, T, caption_dim]; in training some are dropped at random.
             t: times [B, K]; a sigmoid of standard normals if None.
             noise: [B, N, D]; drawn if None.
 
         Returns:
             A scalar: the mean squared error of velocities.
         """
-        sequence, t, labels, velocities = self.noisy(latents, labels, t, noise)
-        return F.mse_loss(self.velocities(sequence, t, labels).float(), velocities)
+        sequence, t, values, velocities = self.noisy(latents, values, t, noise)
+        return F.mse_loss(self.velocities(sequence, t, values).float(), velocities)
 
 
-FAMILY = LatentFamily("xar", XAR, "entities")
+FAMILY = LatentFamily("xar", XAR, "entities", frozenset({"text_encoder"}))

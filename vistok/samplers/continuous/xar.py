@@ -41,28 +41,34 @@ def guidance_scales(scale: float, entities: int) -> list[float]:
 
 
 class GuidedXAR:
-    """An xAR with its classes, guidance and cache inside: what the flow of the next entity asks.
+    """An xAR with its condition, guidance and cache inside: what the flow of the next entity asks.
 
     Args:
         model: the network.
-        labels: classes [B].
+        condition: of B images.
         guided: whether the unconditional half is carried along.
 
     Attributes:
         forwards: passes so far; ``rows`` counts the sequences in all of them, both halves.
     """
 
-    def __init__(self, model: XAR, labels: Tensor, guided: bool):
-        self.model, self.batch = model, len(labels)
-        self.labels = torch.cat([labels, model.null_condition(len(labels))]) if guided else labels
-        self.cache = model.new_cache(len(self.labels))
+    def __init__(self, model: XAR, condition: Condition, guided: bool):
+        self.model, self.batch, self.values = model, len(condition), condition.values
+        if guided:
+            avoided = condition.negative
+            null = model.null_condition(self.batch) if avoided is None else avoided.values
+            self.values = torch.cat([self.values, null])
+        self.cache = model.new_cache(len(self.values))
         self.forwards = self.rows = 0
+        if model.conditional_on == "text":
+            model.read(self.values, self.cache)
+            self.forwards, self.rows = 1, len(self.values)
 
     def velocities(self, x: Tensor, t: Tensor, rows: int) -> Tensor:
         """Velocities [rows, n, D] of the next entity's states [B, n, D]: of B rows conditional, of 2 B both halves."""
         x = x.repeat(rows // self.batch, 1, 1)
         self.forwards, self.rows = self.forwards + 1, self.rows + rows
-        return self.model.decode(x, t, self.labels[:rows], self.cache.narrow(rows))
+        return self.model.decode(x, t, self.values[:rows], self.cache.narrow(rows))
 
     def guided(self, scale: float) -> Callable[[Tensor, Tensor], Tensor]:
         """The velocity of the next entity at a scale of guidance, as solvers ask for it."""
@@ -78,7 +84,7 @@ class GuidedXAR:
     def keep(self, entity: Tensor) -> None:
         """Put a finished entity [B, n, D] into the cache."""
         zero = torch.zeros((), dtype=torch.float64, device=entity.device)
-        self.velocities(entity, zero, len(self.labels))
+        self.velocities(entity, zero, len(self.values))
         self.cache.advance(entity.shape[1])
 
 
@@ -177,7 +183,7 @@ class NextEntity:
     ) -> tuple[Tensor, ContinuousStats]:
         """Draws a batch of images: scaled tokens [B, L, D] in raster order; see ``Sampler.sample``."""
         began = time.perf_counter()
-        guided = GuidedXAR(model, condition.values, params.guided)
+        guided = GuidedXAR(model, condition, params.guided)
         entities, batch = model.entities, len(condition)
         numbers, dim = TokenNoise(noise), model.config.token_dim
         place = torch.arange(sum(entities.sizes), device=condition.values.device)

@@ -1,7 +1,9 @@
-"""Train xAR on the latents of pictures of classes, by noisy context learning (arXiv 2502.20388, section 3.2).
+"""Train xAR on the latents of pictures, from classes or captions, by noisy context learning (arXiv 2502.20388, section
+3.2).
 
 All entities of a picture are noisy, each to an extent of its own, and each is predicted from those before it as they
-are. Of the scenes only those with one object are used; of a folder, the folders below it are the classes.
+are. Of classes only those scenes are used that have one object; of a folder, the folders below it are the classes.
+Captions are read by a frozen encoder.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from torch import Tensor, nn
 from vistok.models.xar import XAR, XARConfig
 from vistok.train.options import check_agreement, check_shape, read_options
 from vistok.train.recipe import Recipe
-from vistok.train.sources import Draw
+from vistok.train.sources import Draw, Source
 from vistok.train.tasks.latents import LatentData, LatentTask
+from vistok.train.tasks.llamagen import load_caption_encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +29,12 @@ class XARInit:
     Attributes:
         kl: the autoencoder, or its folder.
         xar: weights to go on from; new ones of the shape ``model`` if absent.
+        text_encoder: a caption encoder, or a generator that has one; without it the generator is one of classes.
     """
 
     kl: str
     xar: str | None = None
+    text_encoder: str | None = None
 
 
 class XARObjective(nn.Module):
@@ -43,9 +48,9 @@ class XARObjective(nn.Module):
         super().__init__()
         self.xar = xar
 
-    def forward(self, latents: Tensor, labels: Tensor):
+    def forward(self, latents: Tensor, values: Tensor):
         """Returns the loss of a batch and its parts; arguments as of XAR."""
-        loss = self.xar(latents, labels)
+        loss = self.xar(latents, values)
         return loss, {"velocity": loss.detach()}
 
 
@@ -59,12 +64,19 @@ class XARTask(LatentTask):
         self.data = read_options(self.data_class, recipe.data, "data")
         self.init = read_options(XARInit, recipe.init, "init")
         torch.manual_seed(recipe.seed)
-        self.open(self.init.kl)
+        self.text = None if self.init.text_encoder is None else load_caption_encoder(self.init.text_encoder)
+        self.open(self.init.kl, by_class=self.text is None)
+        if self.text is not None:
+            self.text.requires_grad_(False).eval()
+            self.check_captions(self.text)
         self.xar = self._generator()
         self.model = self.objective()
 
     def _generator(self) -> XAR:
-        shape = self.latent_shape()
+        if self.text is None:
+            shape = self.latent_shape()
+        else:
+            shape = self.token_shape() | {"caption_dim": self.text.dim, "caption_tokens": self.text.max_length}
         if self.init.xar is None:
             return XAR(read_options(XARConfig, self.recipe.model, "model", shape))
         xar = XAR.from_pretrained(self.init.xar)
@@ -80,23 +92,34 @@ class XARTask(LatentTask):
         """Returns what the objective is told of pictures beside latents and classes; ``mirrored`` is 0 or 1, [B]."""
         return {}
 
+    @torch.no_grad()
+    def values(self, source: Source, draw: Draw) -> Tensor:
+        """Returns what the generator is told of pictures: their classes, or the features of their captions."""
+        if self.text is None:
+            return source.labels(draw.index)
+        return self.text(source.captions(draw))[0].float()
+
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Returns pictures in a new order in each pass, mirrored or not by a coin."""
+        """Returns pictures in a new order in each pass; those of classes are mirrored or not by a coin."""
         draw = self.source.draw(step * self.recipe.batch_size + rows.start, rows.stop - rows.start)
         latents, side = self.draw_latents(draw)
-        return {"latents": latents, "labels": self.labels[draw.index]} | self.told(draw, side)
+        values = self.labels[draw.index] if self.text is None else self.values(self.source, draw)
+        return {"latents": latents, "values": values} | self.told(draw, side)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Returns the loss of held-out pictures at fixed times and noise."""
         device = next(self.xar.parameters()).device
         held_out, index = self.source.held_out(), self.held_out_index()
-        moments, labels = self.held_out_moments(held_out, index), held_out.labels(index)
+        moments, values = self.held_out_moments(held_out, index), self.values(held_out, Draw(index, index * 0))
         torch.manual_seed(self.recipe.seed)
-        return {"held_out_loss": float(self.xar(moments[:, 0, 0].float().to(device), labels.to(device)))}
+        return {"held_out_loss": float(self.xar(moments[:, 0, 0].float().to(device), values.to(device)))}
 
     def export(self, directory: Path, metrics: dict[str, float], steps: int) -> None:
         """Write the generator as an embedded model."""
         self.xar.save_pretrained(directory, torch.float16)
-        parts = {"tokenizer": self.data.tokenizer or self.init.kl}
-        self.write_card(directory, self.xar, "class-to-image", "xar", metrics, steps, parts, "2502.20388")
+        parts, task = {"tokenizer": self.data.tokenizer or self.init.kl}, "class-to-image"
+        if self.text is not None:
+            task = "text-to-image"
+            parts["text_encoder"] = self.init.text_encoder
+        self.write_card(directory, self.xar, task, "xar", metrics, steps, parts, "2502.20388")

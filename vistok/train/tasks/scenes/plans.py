@@ -55,6 +55,12 @@ def both_silhouettes(scenes: Scenes, grid: int, side: int = 64) -> Tensor:
     return torch.stack([upright, cells.flip(2, 4).reshape(upright.shape)], 1)
 
 
+def both_cells(scenes: Scenes, grid: int, side: int = 64) -> Tensor:
+    """Returns ``Plan.cells`` of scenes and of their mirror images, uint8 [B, 2, grid^2]."""
+    upright = plan(scenes, grid, side).cells.byte()
+    return torch.stack([upright, upright.unflatten(1, (grid, grid)).flip(2).flatten(1)], 1)
+
+
 def silhouette_loss(logits: Tensor, told: Tensor) -> Tensor:
     """Returns the cross-entropy of readings [..., SILHOUETTE * SILHOUETTE] and silhouettes, in nats a part."""
     return F.binary_cross_entropy_with_logits(logits.float(), told.float() / 255)
