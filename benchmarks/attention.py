@@ -3,6 +3,7 @@
     python benchmarks/attention.py                       # CPU, one thread, float32 and bfloat16
     python benchmarks/attention.py --device cuda         # GPU, bfloat16, up to 512k keys
     python benchmarks/attention.py --flex                # FlexAttention too (compiles once a shape)
+    python benchmarks/attention.py --train               # forward and backward in training instead, on a CPU
     python benchmarks/attention.py --linear              # the small-row linear layers instead
 
 Cases: plain decode with equal lengths, ragged decode (lengths spread evenly from an eighth to the whole), and a tree
@@ -147,6 +148,22 @@ def bench_attention(device: str, flex: bool, cases: list[str], max_keys: int) ->
                 )
 
 
+@torch.enable_grad()
+def bench_training() -> None:
+    """Forward and backward of whole sequences in bfloat16: networks of the size that a CPU trains."""
+    print("| batch | heads | tokens | width of a head | vistok ms | sdpa ms | sdpa/vistok |")
+    print("|---|---|---|---|---|---|---|")
+    for shape in ((64, 4, 96, 32), (32, 6, 256, 16), (32, 8, 288, 32), (8, 8, 577, 64), (2, 8, 1024, 64)):
+        q, k, v = (torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+        calls = {
+            "vistok": lambda: attention(q, k, v).sum().backward(),  # noqa: B023
+            "sdpa": lambda: F.scaled_dot_product_attention(q, k, v).sum().backward(),  # noqa: B023
+        }
+        times = least_seconds(calls, "cpu", 10)
+        ours, plain = times["vistok"] * 1e3, times["sdpa"] * 1e3
+        print(f"| {' | '.join(map(str, shape))} | {ours:.1f} | {plain:.1f} | {plain / ours:.2f} |", flush=True)
+
+
 def transposed_product(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return (weight @ x.t()).t()
 
@@ -189,6 +206,7 @@ def main() -> None:
     parser.add_argument("--device", choices=SETTINGS, default="cpu")
     parser.add_argument("--flex", action="store_true", help="FlexAttention too")
     parser.add_argument("--linear", action="store_true", help="small-row linear layers instead of attention")
+    parser.add_argument("--train", action="store_true", help="forward and backward in training instead, on a CPU")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
     parser.add_argument("--max-keys", type=int, default=2**19)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
@@ -197,6 +215,8 @@ def main() -> None:
     torch.manual_seed(0)
     if options.linear:
         bench_linear()
+    elif options.train:
+        bench_training()
     else:
         bench_attention(options.device, options.flex, options.cases, options.max_keys)
 

@@ -70,6 +70,32 @@ def test_half_precision_over_many_keys(queries, group):
     torch.testing.assert_close(got.double(), expected, atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("masked", ["no", "bool", "float"])
+def test_short_sequences_train_in_float32(masked, autocast):
+    """Half precision with gradients on a CPU: the result of float32, rounded once, and its gradients."""
+    whole = [torch.randn(2, 3, 9, 16).bfloat16().requires_grad_() for _ in range(3)]
+    exact = [x.detach().float().requires_grad_() for x in whole]
+    mask = {"no": None, "bool": torch.rand(9, 9) < 0.7, "float": torch.randn(2, 1, 9, 9)}[masked]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        got = attention(*whole, mask=mask)
+    expected = attention(*exact, mask=mask)
+    assert torch.equal(got, expected.bfloat16())
+    weights = torch.randn_like(got)
+    for loss in ((got * weights).sum(), (expected * weights).sum()):
+        loss.backward()
+    for half, single in zip(whole, exact, strict=True):
+        assert torch.equal(half.grad, single.grad.bfloat16())
+
+
+def test_dropout_drops_weights():
+    q, k, v = torch.randn(3, 1, 2, 4, 8)
+    torch.manual_seed(0)
+    dropped = torch.stack([attention(q, k, v, dropout=0.5) for _ in range(400)])
+    assert not torch.equal(dropped[0], dropped[1])
+    torch.testing.assert_close(dropped.mean(0), attention(q, k, v), atol=0.3, rtol=0)
+
+
 def test_no_keys_give_zeros():
     q, none = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 0, 4)
     assert torch.equal(attention(q, none, none), torch.zeros_like(q))

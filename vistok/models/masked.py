@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vistok.errors import VistokError
 from vistok.models.interface import LoadRequest, TokenSpec
-from vistok.ops import apply_rope
+from vistok.ops import apply_rope, attention
 from vistok.ops.rope import RotaryModule, rope_2d
 from vistok.zoo import resolve
 from vistok.zoo.pretrained import Pretrained
@@ -147,7 +147,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rope: Tensor | None, context_rope: T
     if rope is not None and context_rope is not None:
         q, k = apply_rope(q, rope), apply_rope(k, context_rope)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

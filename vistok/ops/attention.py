@@ -16,6 +16,8 @@ from vistok.ops.dispatch import on_triton
 from vistok.ops.split_kv import decode_attention
 from vistok.ops.tree import TreeMask
 
+SHORT = 512  # keys up to which the CPU's flash kernel trains faster in float32 than in half precision
+
 
 def attention(
     q: Tensor,
@@ -26,6 +28,7 @@ def attention(
     causal: bool = False,
     first_key_bias: Tensor | None = None,
     scale: float | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Attention of T queries over S keys.
 
@@ -42,6 +45,7 @@ def attention(
         causal: hide keys after the query, bottom-right aligned; combines with a tensor mask.
         first_key_bias: added to every query's score of key 0, [B].
         scale: factor of q·k, ``D**-0.5`` if None.
+        dropout: share of weights that are dropped, in training; not with a :class:`TreeMask`.
 
     Returns:
         [B, Hq, T, D]. A query that sees no key gets zeros.
@@ -60,7 +64,7 @@ def attention(
         mask = visible if mask is None else _both(mask, visible)
     if first_key_bias is not None:
         mask = _with_bias(mask, first_key_bias, q, keys)
-    return _softmax_attention(q, k, v, mask, causal and whole, scale)
+    return _softmax_attention(q, k, v, mask, causal and whole, scale, dropout)
 
 
 def collapse_prefix(values: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -108,18 +112,36 @@ def _tree(
 
 
 def _softmax_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """SDPA, or what is faster than it on a CPU; causal only where queries and keys are equally many."""
     queries, keys = q.shape[2], k.shape[2]
     if keys == 0:
         return torch.zeros_like(q)
+    if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
+        if queries == 1 and not dropout:
+            return _one_query(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+        if keys <= SHORT and torch.is_grad_enabled() and q.requires_grad:
+            with torch.autocast("cpu", enabled=False):
+                exact = _softmax_attention(q.float(), k.float(), v.float(), mask, is_causal, scale, dropout)
+            return exact.to(q.dtype)
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q.dtype)
-    if queries == 1 and q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
-        return _one_query(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=is_causal and queries > 1, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=is_causal and queries > 1,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
     )
 
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vistok.ops import attention
+
 
 def layer_norm(x: Tensor) -> Tensor:
     """Parameter-free layer norm in float32."""
@@ -91,7 +93,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         q, k, v = (rearrange(f(x), "b l (h d) -> b h l d", d=self.head_dim) for f in (self.wq, self.wk, self.wv))
-        x = F.scaled_dot_product_attention(layer_norm(q), layer_norm(k), v, attn_mask=mask, scale=8 / self.head_dim)
+        x = attention(layer_norm(q), layer_norm(k), v, mask=mask, scale=8 / self.head_dim)
         return self.proj(rearrange(x, "b h l d -> b l (h d)"))
 
 

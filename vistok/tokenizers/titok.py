@@ -20,6 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
+from vistok.ops import attention
 from vistok.tokenizers import maskgit_vqgan
 from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.parts import in_parts
@@ -43,7 +44,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = rearrange(qkv, "b l (three h d) -> three b h l d", three=3, h=self.heads)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = attention(q, k, v, mask=mask)
         return self.out_proj(rearrange(x, "b h l d -> b l (h d)"))
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vistok.errors import VistokError
 from vistok.models.latents import LatentConfig, LatentFamily, LatentGenerator
 from vistok.models.mar.head import DiffLoss
+from vistok.ops import attention
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Attention(nn.Module):
             q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             k, v = F.linear(x, weight[width:], bias[width:]).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.attn_dropout if self.training else 0.0
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
+        h = attention(q, k, v, mask=visible, dropout=dropout)
         return F.dropout(self.proj(h.transpose(1, 2).flatten(2)), self.proj_dropout, self.training)
 
 

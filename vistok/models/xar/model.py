@@ -26,7 +26,7 @@ from vistok.models.llamagen import RMSNorm
 from vistok.models.mar.head import TimeEmbed
 from vistok.models.modulation import modulation
 from vistok.models.xar.entities import parse_entities
-from vistok.ops import KVCache, apply_rope
+from vistok.ops import KVCache, apply_rope, attention
 from vistok.ops.rope import RotaryModule, rope_places
 
 EPS = 1e-6
@@ -91,7 +91,7 @@ class Attention(nn.Module):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         """Attention and output projection, [B, n, E]."""
         dropout = self.attn_dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
+        mixed = attention(q, k, v, mask=visible, dropout=dropout)
         return F.dropout(self.proj(mixed.transpose(1, 2).flatten(2)), self.proj_dropout, self.training)
 
 
@@ -174,9 +174,7 @@ class XAR(LatentGenerator, RotaryModule):
     def __init__(self, config: XARConfig):
         super().__init__(config)
         if bool(config.caption_dim) != bool(config.caption_tokens):
-            raise VistokError(
-                "an xAR of captions has both caption_dim and caption_tokens; one of classes has neither."
-            )
+            raise VistokError("an xAR of captions has both caption_dim and caption_tokens; one of classes has neither.")
         self.entities = parse_entities(config.entity, config.grid)
         width, prefix = config.embed_dim, config.caption_tokens
         count = prefix + sum(self.entities.sizes)
