@@ -126,7 +126,7 @@ class Block(nn.Module):
             entity: which of the K conditions each token has, int64 [n]; None where there is one.
         """
         each = self.ada_lin(condition)
-        each = each if entity is None else each[:, entity]
+        each = each if entity is None else each.index_select(1, entity)
         return each.chunk(6, dim=-1)
 
     def forward(
