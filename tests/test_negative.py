@@ -91,6 +91,14 @@ def test_captioned_generators_paint_the_same_in_any_batch_and_fill(folders, fami
     assert 0 < int(stays.sum()) < stays.numel()
 
 
+@pytest.mark.parametrize("family", ["maskgit", "xar"])
+def test_geneval_draws_by_the_plain_sampler_of_the_family(folders, family, tmp_path):
+    call = ("eval", "geneval", "--model", str(folders / family), "--per-task", "1", "--per-prompt", "1")
+    done = command(*call, "--out", str(tmp_path / "set"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) and list((tmp_path / "set" / "images").glob("*/samples/*.png"))
+
+
 @pytest.mark.parametrize("encoder", ["llamagen-mini", str(WEIGHTS / "llamagen-mini" / "text_encoder")])
 def test_a_caption_encoder_is_a_folder_or_a_generator_that_has_one(folders, tmp_path, encoder):
     kind, parts = KINDS["maskgit"][0], {"tokenizer": "vq-mini", "text_encoder": encoder}

@@ -34,7 +34,9 @@ def geneval(
         int | None, typer.Option(min=1, help="With --model: keep the k most likely codes. [default: all]")
     ] = None,
     top_p: Annotated[float, typer.Option(help="With --model: keep the smallest set of this probability.")] = 1.0,
-    sampler: Annotated[str, typer.Option(help="With --model: how tokens are drawn.")] = "ar",
+    sampler: Annotated[
+        str | None, typer.Option(help="With --model: how tokens are drawn. [default: the model's plain one]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="With --model: of prompts and pictures.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="With --model: pictures at a time.")] = 32,
     detector: Annotated[str, typer.Option(help="scenes, or a Mask2Former by folder or hub id.")] = "scenes",

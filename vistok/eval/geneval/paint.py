@@ -146,7 +146,7 @@ def paint_for_eval(
     per_prompt: int,
     per_task: int,
     params: Mapping[str, Any],
-    sampler: str,
+    sampler: str | None,
     seed: int,
     batch_size: int,
     ceiling: bool,
@@ -157,7 +157,8 @@ def paint_for_eval(
         root: the set's folder.
         pipe: what paints.
         metadata: prompts; those of the embedded world, ``per_task`` of each task, if None.
-        per_prompt, sampler, seed, batch_size: see :func:`paint_set`.
+        per_prompt, seed, batch_size: see :func:`paint_set`.
+        sampler: its name with options; the model's plain one if None.
         params: arguments of :meth:`vistok.pipelines.Pipeline.sampling_params`.
         ceiling: whether to measure what the tokenizer's reconstruction allows.
 
