@@ -125,6 +125,20 @@ def test_texts_of_more_tokens_than_the_model_reads_are_refused(mistake, tmp_path
     assert "'text-mini-draft' reads" in told and "shorter" in told
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("eval", "edits", "--inserted", "60"), "60 tokens are inserted"),
+        (("eval", "vqa", "--keep", "0.25"), "write 25"),
+        (("eval", "vqa", "--methods", "fastw"), "fastv"),
+        (("eval", "control", "--kind", "cany"), "canny"),
+        (("sample", "--prompt", "a circle", "--sampler", "sdj"), "sjd"),
+    ],
+)
+def test_mistakes_in_options_are_told_before_a_model_is_looked_for(mistake, command, told):
+    assert told in mistake(*command, "--model", "nowhere")
+
+
 def test_a_flag_that_nothing_would_read_is_refused(mistake):
     assert "--embedded" in mistake("models", "llamagen-b-256", "--embedded")
 

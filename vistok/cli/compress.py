@@ -80,9 +80,8 @@ def compress(
 def _check_overlay(overlay: Path | None, compressor: Any) -> None:
     """Refuses an overlay of a method that keeps no patches, before it is at work."""
     from vistok.errors import VistokError
-    from vistok.projectors import LayerCompressor, TokenPacker
 
-    if overlay is not None and isinstance(compressor, (LayerCompressor, TokenPacker)):
+    if overlay is not None and not compressor.tells_places:
         raise VistokError(f"{compressor.name} tells no patches that --overlay could paint: leave the overlay out.")
 
 

@@ -53,6 +53,16 @@ class EditFigures:
         return asdict(self)
 
 
+def check_edit(length: int, inserted: int) -> None:
+    """Refuses an insertion of ``inserted`` tokens into a text of ``length`` that is not measured.
+
+    Raises:
+        VistokError: it holds no needle, or does not fit into the first quarter.
+    """
+    if not NEEDLE <= inserted <= length // 4:
+        raise VistokError(f"{inserted} tokens are inserted into {length}: take {NEEDLE} to a quarter of the text.")
+
+
 @torch.no_grad()
 def measure_edits(
     model: nn.Module,
@@ -78,10 +88,9 @@ def measure_edits(
         advance: called behind each passage.
 
     Raises:
-        VistokError: the insertion does not fit into the first quarter, or the model's keys cannot be turned.
+        VistokError: see ``check_edit``; or the model's keys cannot be turned.
     """
-    if not NEEDLE <= inserted <= length // 4:
-        raise VistokError(f"{inserted} tokens are inserted into {length}: take {NEEDLE} to a quarter of the text.")
+    check_edit(length, inserted)
     losses: dict[str, list[float]] = {"edit": [], "new reading": [], "unedited": []}
     found = dict.fromkeys(losses, 0)
     costs = []

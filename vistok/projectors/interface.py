@@ -43,12 +43,14 @@ class Compressor(ABC):
         name: how the command line calls it.
         trained: whether it has weights of its own, which a name and a share cannot give.
         temporal: whether it compares the frames of a video, and has nothing to say about a picture.
+        tells_places: whether the tokens that it keeps have places in the picture, which an overlay shows.
         newlines: which row ends of a picture in crops stay: of rows with a survivor, all, or none.
     """
 
     name: ClassVar[str] = ""
     trained: ClassVar[bool] = False
     temporal: ClassVar[bool] = False
+    tells_places: ClassVar[bool] = True
     newlines: ClassVar[Literal["rows", "all", "none"]] = "rows"
 
     def needs(self, layers: int) -> Needs:
@@ -74,12 +76,14 @@ class LayerCompressor:
     Attributes:
         name: how the command line calls it.
         trained, temporal: as of ``Compressor``.
+        tells_places: as of ``Compressor``; what is dropped within the model is not told.
         drops: whether tokens that are dropped have no logits in the end.
     """
 
     name: ClassVar[str] = ""
     trained: ClassVar[bool] = False
     temporal: ClassVar[bool] = False
+    tells_places: ClassVar[bool] = False
     drops: ClassVar[bool] = True
 
     def layers(self, total: int, earliest: int) -> tuple[int, ...]:

@@ -78,9 +78,12 @@ def test_shares_and_names():
     assert parse_shares("100,25,50%") == [1.0, 0.5, 0.25]
     assert method_names("fastv, random") == ["fastv", "random"]
     assert method_names("none") == []
-    for text in ("0", "120", "half", ""):
+    assert parse_shares("0.5%") == [0.005]
+    for text in ("0", "120", "half", "", "1e400"):
         with pytest.raises(VistokError, match="per cent"):
             parse_shares(text)
+    with pytest.raises(VistokError, match="write 25 for that share, or 0.25%"):
+        parse_shares("1,0.25")
     with pytest.raises(VistokError, match="did you mean"):
         method_names("fast")
     with pytest.raises(VistokError, match="trained"):

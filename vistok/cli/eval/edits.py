@@ -27,12 +27,13 @@ def edits(
     from vistok.cli.output import check_outputs, output_json, print_table
     from vistok.data.needles import NeedleText
     from vistok.data.text import documents
-    from vistok.eval.edits import measure_edits
+    from vistok.eval.edits import check_edit, measure_edits
     from vistok.models.huggingface import check_reads
     from vistok.progress import progress
     from vistok.zoo.transformers import load_causal_lm
 
     check_outputs(json)
+    check_edit(length, inserted)
     network, tokenizer = load_causal_lm(model, device, dtype)
     check_reads(network, length + ahead, model)
     text = NeedleText(tokenizer, documents("held-out"))

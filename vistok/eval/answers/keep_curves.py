@@ -94,14 +94,21 @@ def parse_shares(text: str) -> list[float]:
     """Returns the shares that a text gives in per cent, such as ``"100,50,25"``, largest first.
 
     Raises:
-        VistokError: an entry is no percentage in (0, 100].
+        VistokError: an entry is no percentage in (0, 100], or is below 1 without its sign, as a share is.
     """
+    entries = [entry.strip() for entry in text.split(",")]
     try:
-        shares = sorted({float(entry.strip().removesuffix("%")) / 100 for entry in text.split(",")}, reverse=True)
+        shares = sorted({float(entry.removesuffix("%")) / 100 for entry in entries}, reverse=True)
     except ValueError:
         shares = []
     if not shares or not all(0 < share <= 1 for share in shares):
         raise VistokError(f"--keep is '{text}': give per cent of the visual tokens, such as 100,50,25.")
+    for entry in entries:
+        if not entry.endswith("%") and float(entry) < 1:
+            raise VistokError(
+                f"--keep is in per cent here, so {entry} would be {entry}%: write {100 * float(entry):g} for that share, "
+                f"or {entry}%."
+            )
     return shares
 
 

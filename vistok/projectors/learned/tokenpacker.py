@@ -37,6 +37,7 @@ class TokenPacker(nn.Module, Compressor):
 
     name = "tokenpacker"
     trained = True
+    tells_places = False
 
     def __init__(
         self,
