@@ -33,7 +33,7 @@ class Partial(NamedTuple):
 
     Attributes:
         tokens: int64 [B, n] or [B, n, D]; what is not decided may hold anything.
-        decided: which tokens are final, bool [B, n].
+        decided: which tokens are final, or stay until a revision, bool [B, n].
         step: number of steps so far, 0 behind the prefill.
     """
 

@@ -82,7 +82,7 @@ def test_shares_and_names():
     for text in ("0", "120", "half", "", "1e400"):
         with pytest.raises(VistokError, match="per cent"):
             parse_shares(text)
-    with pytest.raises(VistokError, match="write 25 for that share, or 0.25%"):
+    with pytest.raises(VistokError, match=r"write 25 for that share, or 0\.25%"):
         parse_shares("1,0.25")
     with pytest.raises(VistokError, match="did you mean"):
         method_names("fast")

@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 
 from tests.models.test_masked import KINDS, small
 from vistok.errors import VistokError
-from vistok.models.interface import Condition, TokenSpec
+from vistok.models.interface import Condition, Known, TokenSpec
 from vistok.samplers import Masked, Noise, SamplingParams, parse_sampler
 from vistok.samplers.masked import MaskPlan
 from vistok.samplers.masked.sampler import GuidedMasked
@@ -62,6 +62,45 @@ def test_the_test_of_the_law_has_power() -> None:
     assert chisquare(counts(model, codes), (model.law * drawn).tolist()).pvalue < 1e-6
 
 
+def test_revisions_of_one_code_are_gibbs_steps_that_leave_the_law() -> None:
+    """Half of three codes is one, drawn from its exact conditional: the law stays, and comes from a wrong start too."""
+    model, drawn = KnownLaw(), 8000
+    whole = Masked(PLACES, annealed=0, choice=0, schedule="linear", order="random", revisions=4, revision_steps=9)
+    codes, stats = draw(model, range(drawn), whole)
+    assert stats.target_calls == PLACES + 4 and int(stats.step_of.max()) == PLACES + 4
+    assert chisquare(counts(model, codes), (model.law * drawn).tolist()).pvalue > 0.01
+    mended, _ = draw(model, range(drawn), Masked(1, annealed=0, choice=0, revisions=30, revision_steps=1))
+    assert chisquare(counts(model, mended), (model.law * drawn).tolist()).pvalue > 0.01
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_revisions_decide_the_oldest_half_anew_and_leave_the_rest(name) -> None:
+    model, seen = small(name), []
+    condition, noise = Condition(torch.tensor([0, 1])), Noise(0, torch.tensor([0, 1]))
+    sampler, watch = Masked(4, revisions=2, revision_steps=3), lambda part: seen.append(part)
+    codes, stats = sampler.sample(model, condition, SamplingParams(2.0), noise, watch=watch)
+    plain, once = Masked(4).sample(model, condition, SamplingParams(2.0), noise)
+    half = plain.shape[1] // 2
+    assert torch.equal(seen[3].tokens, plain) and stats.target_calls == len(seen) == 4 + 2 * 3
+    first = seen[6].tokens != plain  # behind the first revision
+    assert bool(first.any()) and int(once.step_of[first].max()) <= int(once.step_of.sort(1).values[:, half - 1].max())
+    assert (stats.step_of > 4).sum(1).tolist() == [2 * half] * 2  # the second revision is of the other half
+    assert int(codes.max()) < model.mask_id
+
+
+def test_progress_is_told_evenly_and_known_codes_are_not_revised() -> None:
+    model, told = small("maskgit"), []
+    known = Known(torch.zeros(16, dtype=torch.long), torch.arange(16) >= 5)
+    sampler = Masked(3, revisions=2, revision_steps=2)
+    condition = Condition(torch.tensor([0]), known=known)
+    codes, stats = sampler.sample(model, condition, SamplingParams(2.0), Noise(0, torch.tensor([0])), told.append)
+    assert sum(told) == 5 and len(told) == 7
+    assert bool((codes[:, 5:] == 0).all()) and int(stats.step_of[:, :5].min()) > 0
+    one = Condition(torch.tensor([0]), known=Known(known.tokens, torch.arange(16) >= 1))
+    _, stats = Masked(1, revisions=2).sample(model, one, SamplingParams(1.0), Noise(0, torch.tensor([0])))
+    assert stats.target_calls == 1  # of one code no half is anew
+
+
 def test_published_counts() -> None:
     assert [step.hidden for step in MaskPlan(256, 8)] == [251, 236, 212, 181, 142, 97, 49, 0]
     assert [step.hidden for step in MaskPlan(4, 4, "linear")] == [3, 2, 1, 0]
@@ -83,6 +122,8 @@ def test_the_first_step_is_not_guided_and_runs_once(name) -> None:
     assert (stats.target_calls, stats.target_rows) == (4, 2 + 3 * 4)
     _, stats = draw(small(name), [0, 1], Masked(4), guidance=1.0)
     assert stats.target_rows == 8
+    _, stats = draw(small(name), [0, 1], Masked(4, revisions=3, revision_steps=1), guidance=3.0)
+    assert (stats.target_calls, stats.target_rows) == (7, 2 + 3 * 4 + 3 * 2)  # nor is a revision of one step
 
 
 class TwoLogits(torch.nn.Module):
@@ -119,6 +160,8 @@ def test_temperature_zero_takes_the_likeliest_codes(temperature) -> None:
         ("masked:annealed=-1", "annealed"),
         ("masked:choice=nan", "choice"),
         ("masked:annealed=inf", "annealed"),
+        ("masked:revisions=-1", "revisions"),
+        ("masked:revision_steps=0", "one step"),
     ],
 )
 def test_impossible_options_are_refused(spec, said) -> None:

@@ -106,8 +106,8 @@ def parse_shares(text: str) -> list[float]:
     for entry in entries:
         if not entry.endswith("%") and float(entry) < 1:
             raise VistokError(
-                f"--keep is in per cent here, so {entry} would be {entry}%: write {100 * float(entry):g} for that share, "
-                f"or {entry}%."
+                f"--keep is in per cent here, so {entry} is {entry}%: write {100 * float(entry):g} for that share, or "
+                f"{entry}%."
             )
     return shares
 

@@ -1,8 +1,12 @@
 """The sampler of masked codes (MaskGIT, arXiv 2202.04200; ENAT, arXiv 2411.06959): all hidden codes are drawn at once,
 and the least confident are hidden again.
 
-Both guidance branches run in one batch and carry states of their own. The first step is not guided, so that its
-unconditional half does not run.
+What is decided first is decided from next to nothing, and the published samplers never mend it. A revision, which is
+ours, hides the half of the codes that was decided longest ago and fills it anew from the other half; of one code it is
+a Gibbs step, which leaves the law as it is.
+
+Both guidance branches run in one batch and carry states of their own. The first step, and a revision in one step, is
+not guided, so that its unconditional half does not run.
 """
 
 from __future__ import annotations
@@ -55,18 +59,18 @@ class GuidedMasked:
         self.state = None
         self.forwards = self.rows = 0
 
-    def logits(self, codes: Tensor, scale: float) -> Tensor:
+    def logits(self, codes: Tensor, scale: float, last: bool = False) -> Tensor:
         """Guided logits [B, L, V] of all codes, given those of them that are not hidden, [B, L].
 
-        Where nothing is known yet and the scale is 1, the unconditional half does not run: it would have no state to
-        leave.
+        Where the scale is 1, the unconditional half runs for the state that it leaves alone: not where nothing is known
+        yet, nor in the ``last`` step.
         """
-        begins = scale == 1 and bool((codes == self.model.mask_id).all())
-        both = self.guided and not begins
+        alone = scale == 1 and self.state is None and (last or bool((codes == self.model.mask_id).all()))
+        both = self.guided and not alone
         self.forwards, self.rows = self.forwards + 1, self.rows + len(codes) * (1 + both)
         values = self.values if both else self.values[: self.batch]
         logits, self.state = self.model.predict(codes.repeat(1 + both, 1), values, self.state)
-        if begins:
+        if alone:
             self.state = None
         if both:
             return combine_guidance(*logits.chunk(2), scale)
@@ -80,11 +84,12 @@ def fill(
     draw: Draw,
     spread: Spread,
     order: str = "confidence",
-    progress: Callable[[int], None] | None = None,
+    first: int = 0,
+    progress: Callable[[], None] | None = None,
     watch: Callable[[Tensor, Tensor], None] | None = None,
     show: Watch | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns whole pictures of codes [B, L], and the step from 1 that decided each; 0 where it was known.
+    """Returns whole pictures of codes [B, L], and the step that decided each; 0 where it was known.
 
     Args:
         guided: the model.
@@ -93,16 +98,16 @@ def fill(
         draw, spread: the random numbers of the run.
         order: ``confidence`` keeps the codes that the model is surest of; ``logit`` likewise, by their logits as they
             are; ``random`` keeps any, by ``spread`` alone.
-        progress: called with the codes that each picture gained.
+        first: steps that were taken before; the next has the number behind it.
+        progress: called after each step.
         watch: called with the codes fed in a step and those drawn in it.
         show: shown the codes after each step.
     """
     mask = guided.model.mask_id
     hidden = codes == mask
     step_of = torch.zeros_like(codes)
-    before = plan.hidden
-    for number, step in enumerate(plan):
-        logits = guided.logits(codes, step.guidance)
+    for number, step in enumerate(plan, first):
+        logits = guided.logits(codes, step.guidance, last=step.hidden == 0)
         logp = logits.log_softmax(-1)
         drawn = draw(number, logp, step.temperature)
         if watch is not None:
@@ -119,11 +124,23 @@ def fill(
         step_of = step_of.masked_fill(hidden & ~left, number + 1)
         codes, hidden = codes.masked_fill(left, mask), left
         if progress is not None:
-            progress(before - step.hidden)
+            progress()
         if show is not None:
             show(Partial(codes, ~hidden, number + 1))
-        before = step.hidden
     return codes, step_of
+
+
+def oldest(step_of: Tensor, count: int, ties: Tensor) -> Tensor:
+    """Returns which of the codes that were drawn were decided longest ago, bool [B, L].
+
+    Args:
+        step_of: the step that decided each, [B, L]; 0 where it was known.
+        count: how many of each row.
+        ties: uniforms [B, L], by which codes of one step are told apart.
+    """
+    known = step_of == 0
+    age = (step_of + ties).masked_fill(known, torch.inf)
+    return torch.zeros_like(known).scatter(1, age.argsort(1)[:, :count], True)
 
 
 @dataclass(frozen=True)
@@ -131,13 +148,15 @@ class Masked:
     """MaskGIT's sampler: predicts all hidden codes at once, again and again, and keeps the surest of each step.
 
     Attributes:
-        steps: forwards.
+        steps: forwards, before revisions.
         annealed: temperature of the first draws, falling to none over the steps; 0 keeps it at 1.
         choice: scale of the noise on the confidences, falling likewise.
         schedule: ``cosine``, ``linear`` or ``arccos``, see ``MaskPlan``.
         order: ``confidence``; ``logit``, confidences that are no probabilities, as TiTok's; or ``random``: with
             ``linear``, as many steps as codes, and ``annealed`` 0 this is autoregression in a random order.
         guidance_schedule: ``linear``, ``power-cosine`` or ``constant``, see ``MaskPlan``.
+        revisions: how often the half of the codes that was decided longest ago is decided anew; 0, as published.
+        revision_steps: forwards of each revision; no more than it decides codes.
     """
 
     steps: int = 8
@@ -146,6 +165,8 @@ class Masked:
     schedule: str = "cosine"
     order: str = "confidence"
     guidance_schedule: str = "linear"
+    revisions: int = 0
+    revision_steps: int = 2
 
     interface = "masked"
     honours = frozenset({"guidance", "temperature", "top_k", "top_p", "greedy"})
@@ -158,11 +179,14 @@ class Masked:
         for name in ("annealed", "choice"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise VistokError(f"{name} of a masked sampler must be 0 or more, got {getattr(self, name)}.")
-        self._plan(self.steps)  # mistakes come early
+        if self.revisions < 0:
+            raise VistokError(f"revisions of a masked sampler must be 0 or more, got {self.revisions}.")
+        self._plan(self.steps, self.steps)  # mistakes come early
+        self._plan(self.revision_steps, self.revision_steps)
 
-    def _plan(self, hidden: int, guidance: float = 1.0, temperature: float = 1.0) -> MaskPlan:
+    def _plan(self, hidden: int, steps: int, guidance: float = 1.0, temperature: float = 1.0) -> MaskPlan:
         options = (self.annealed, self.choice, self.guidance_schedule)
-        return MaskPlan(hidden, self.steps, self.schedule, guidance, temperature, *options)
+        return MaskPlan(hidden, steps, self.schedule, guidance, temperature, *options)
 
     def prepare(self, model: MaskedGenerator, tokenizer: Tokenizer | None = None) -> Masked:
         """Returns the sampler itself.
@@ -170,7 +194,7 @@ class Masked:
         Raises:
             VistokError: it has more steps than the generator has codes.
         """
-        self._plan(model.tokens.length)
+        self._plan(model.tokens.length, self.steps)
         return self
 
     @torch.inference_mode()
@@ -192,7 +216,12 @@ class Masked:
             hidden = condition.known.hidden
             codes = torch.where(condition.known.mask, condition.known.tokens, codes)
         positions = torch.arange(length, device=device).expand(batch, -1)
-        plan = self._plan(hidden, params.guidance if params.guided else 1.0, params.temperature)
+        guidance = params.guidance if params.guided else 1.0
+        plan = self._plan(hidden, self.steps, guidance, params.temperature)
+        half = hidden // 2
+        revision_steps = min(self.revision_steps, half)
+        revision = self._plan(half, revision_steps, guidance, params.temperature) if half else None
+        forwards, done = self.steps + self.revisions * revision_steps, 0
 
         def draw(step: int, logp: Tensor, temperature: float) -> Tensor:
             law = replace(params, temperature=temperature)
@@ -202,8 +231,20 @@ class Masked:
         def spread(step: int) -> Tensor:
             return -(-noise.uniform(positions, SAMPLE, step).log()).log()  # standard Gumbel
 
+        def report() -> None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(hidden * done // forwards - hidden * (done - 1) // forwards)
+
         guided = GuidedMasked(model, condition, params.guided)
-        codes, step_of = fill(guided, plan, codes, draw, spread, self.order, progress, show=watch)
+        codes, step_of = fill(guided, plan, codes, draw, spread, self.order, progress=report, show=watch)
+        for number in range(self.revisions if revision else 0):
+            again = oldest(step_of, half, noise.uniform(positions, SAMPLE, forwards + number))
+            guided.state = None  # of codes that are hidden now
+            codes = codes.masked_fill(again, model.mask_id)
+            codes, steps = fill(guided, revision, codes, draw, spread, self.order, done, report, show=watch)
+            step_of = torch.where(again, steps, step_of)
         stats = ContinuousStats(
             step_of.cpu(),
             torch.zeros(batch, dtype=torch.int64),
