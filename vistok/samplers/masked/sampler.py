@@ -112,15 +112,15 @@ def fill(
         drawn = draw(number, logp, step.temperature)
         if watch is not None:
             watch(codes, drawn)
-        noise = spread(number)
-        confidence = noise
-        if order != "random":
-            confidence = (logits if order == "logit" else logp).gather(-1, drawn[..., None])[
-                ..., 0
-            ] + step.choice * noise
-        confidence = confidence.masked_fill(~hidden, torch.inf)
         codes = torch.where(hidden, drawn, codes)
-        left = torch.zeros_like(hidden).scatter(1, confidence.argsort(1)[:, : step.hidden], True)
+        left = torch.zeros_like(hidden)
+        if step.hidden:
+            confidence = spread(number)
+            if order != "random":
+                sure = (logits if order == "logit" else logp).gather(-1, drawn[..., None])[..., 0]
+                confidence = sure + step.choice * confidence
+            confidence = confidence.masked_fill(~hidden, torch.inf)
+            left = left.scatter(1, confidence.argsort(1)[:, : step.hidden], True)
         step_of = step_of.masked_fill(hidden & ~left, number + 1)
         codes, hidden = codes.masked_fill(left, mask), left
         if progress is not None:
