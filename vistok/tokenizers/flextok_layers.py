@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vistok.models.modulation import modulation
 from vistok.ops import attention
 
 
@@ -122,14 +123,6 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self.attn(layer_norm(x), mask)
         return x + self.mlp(layer_norm(x))
-
-
-def modulation(width: int, outputs: int) -> nn.Sequential:
-    """SiLU and a linear layer from the time to ``outputs`` vectors, zero at the start of training."""
-    linear = nn.Linear(width, outputs * width)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return nn.Sequential(nn.SiLU(), linear)
 
 
 class ModulatedBlock(Block):

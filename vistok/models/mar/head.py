@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.models.mar.diffusion import Diffusion, diffusion
+from vistok.models.modulation import modulation
 
 FREQUENCIES = 256  # width of the sinusoidal time features
 
@@ -44,7 +45,7 @@ class ResBlock(nn.Module):
         super().__init__()
         self.in_ln = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+        self.adaLN_modulation = modulation(width, 3)
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         shift, scale, gate = modulation.chunk(3, dim=-1)
@@ -57,7 +58,7 @@ class FinalLayer(nn.Module):
     def __init__(self, width: int, outputs: int):
         super().__init__()
         self.linear = nn.Linear(width, outputs)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.adaLN_modulation = modulation(width, 2)
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         shift, scale = modulation.chunk(2, dim=-1)
