@@ -134,6 +134,11 @@ def load_caption_encoder(name: str) -> TextEncoder:
     return TextEncoder.from_pretrained(encoder_folder(name), torch.float32)
 
 
+def frozen_caption_encoder(name: str | None) -> TextEncoder | None:
+    """As ``load_caption_encoder``, not to be trained; None where there are no captions."""
+    return None if name is None else load_caption_encoder(name).requires_grad_(False).eval()
+
+
 def take_blocks(gpt: LlamaGen, other: LlamaGen) -> None:
     """Gives a generator the blocks of one of other codes; its embedding of codes and its head stay new.
 

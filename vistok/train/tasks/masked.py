@@ -24,7 +24,7 @@ from vistok.tokenizers.load import load_tokenizer
 from vistok.train.options import check_agreement, check_shape, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw, Extracted, PictureData, Source, open_source
-from vistok.train.tasks.llamagen import load_caption_encoder
+from vistok.train.tasks.llamagen import frozen_caption_encoder
 from vistok.train.tasks.pictures import PictureTask, check_size
 
 IGNORED = -1  # the label of a code that is not hidden
@@ -181,16 +181,14 @@ class MaskGITTask(PictureTask):
         self.tokenizer = load_tokenizer(self.init.tokenizer).tokenizer.requires_grad_(False)
         can = self.tokenizer.capabilities
         check_size(can, self.data.size)
-        self.text = None if self.init.text_encoder is None else load_caption_encoder(self.init.text_encoder)
-        captioned = self.text is not None
+        self.text = frozen_caption_encoder(self.init.text_encoder)
         self.source = self.open()
-        if captioned:
-            self.check_captions(self.text)
         shape = {"grid": self.data.size // can.multiple, "codebook_size": can.codebook_size}
-        if captioned:
-            shape["caption_dim"] = self.text.requires_grad_(False).eval().dim
-        else:
+        if self.text is None:
             shape["num_classes"] = max(1, len(self.source.classes))
+        else:
+            self.check_captions(self.text)
+            shape["caption_dim"] = self.text.dim
         kind = self.network_class
         if self.init.model is None:
             network = kind(read_options(kind.config_class, recipe.model, "model", shape))

@@ -19,7 +19,7 @@ from vistok.train.options import check_agreement, check_shape, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw, Source
 from vistok.train.tasks.latents import LatentData, LatentTask
-from vistok.train.tasks.llamagen import load_caption_encoder
+from vistok.train.tasks.llamagen import frozen_caption_encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +64,9 @@ class XARTask(LatentTask):
         self.data = read_options(self.data_class, recipe.data, "data")
         self.init = read_options(XARInit, recipe.init, "init")
         torch.manual_seed(recipe.seed)
-        self.text = None if self.init.text_encoder is None else load_caption_encoder(self.init.text_encoder)
+        self.text = frozen_caption_encoder(self.init.text_encoder)
         self.open(self.init.kl, by_class=self.text is None)
         if self.text is not None:
-            self.text.requires_grad_(False).eval()
             self.check_captions(self.text)
         self.xar = self._generator()
         self.model = self.objective()
