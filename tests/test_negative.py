@@ -79,7 +79,10 @@ def test_captioned_generators_paint_the_same_in_any_batch_and_fill(folders, fami
     assert (pipe.conditional_on, pipe.model.classes, pipe.model.text_width) == ("text", 0, 128)
     prompts = [PROMPT, "two large blue squares and a pink cross on a plain background", AVOIDED]
     together, alone = (pipe(prompts, seed=2, batch_size=size, sampler=SAMPLERS[family]) for size in (3, 1))
-    torch.testing.assert_close(together.tokens, alone.tokens, atol=1e-4, rtol=0)  # codes are integers
+    if together.tokens.is_floating_point():
+        torch.testing.assert_close(together.tokens, alone.tokens, atol=1e-4, rtol=0)
+    else:
+        assert torch.equal(together.tokens, alone.tokens)
     together.images[0].save(tmp_path / "scene.png")
     from PIL import Image
 
@@ -88,7 +91,7 @@ def test_captioned_generators_paint_the_same_in_any_batch_and_fill(folders, fami
     mask.save(tmp_path / "mask.png")
     filled = pipe.with_image(tmp_path / "scene.png", tmp_path / "mask.png")(AVOIDED, sampler=SAMPLERS[family])
     stays = filled.stats.step_of[0] == 0
-    assert 0 < int(stays.sum()) < stays.numel()
+    assert 0 < int(stays.sum()) < 256
 
 
 @pytest.mark.parametrize("family", ["maskgit", "xar"])
