@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -9,11 +10,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from tests.train.test_own_pictures import TOKENIZERS
+from tests.train.test_own_pictures import EVERY, TOKENIZERS, draw_pictures, recipe
 from tests.train.tiny import RECIPES, texts, tiny
 from vistok.cli.main import app
 from vistok.errors import VistokError
-from vistok.train.options import check_agreement, read_options
+from vistok.train.options import Fraction, check_agreement, read_options
 from vistok.train.recipe import Optimization, Recipe
 from vistok.train.tasks import TASKS, build_task, text
 from vistok.train.trainer import Trainer
@@ -48,6 +49,21 @@ def test_a_wrong_type_is_refused(name):
 def test_what_a_task_needs_is_told(task):
     with pytest.raises(VistokError, match=r"lacks the entries|init\.(kl|tower)"):
         build_task(Recipe(name="x", task=task, steps=1, batch_size=2))
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_a_shape_of_nothing_is_a_network_or_a_sentence(case, tmp_path):
+    mine = recipe(case, draw_pictures(tmp_path))
+    for name, value in mine.model.items():
+        if isinstance(value, int) and not isinstance(value, bool):
+            with contextlib.suppress(VistokError):
+                build_task(replace(mine, model=mine.model | {name: 0}))
+
+
+def test_a_shape_that_no_network_has_is_told(tmp_path):
+    mine = recipe("enat", draw_pictures(tmp_path))
+    with pytest.raises(VistokError, match=r"no ENAT has this shape .*zero.*: mend"):
+        build_task(replace(mine, model=mine.model | {"num_heads": 0}))
 
 
 @pytest.mark.parametrize("name", ["mar-mini", "flextok-mini", "llamagen-mini"])
@@ -183,6 +199,7 @@ class Outer:
     kind: Literal["a", "b"] = "a"
     inner: Inner | None = None
     new: int = field(default=0, metadata={"was": "old"})
+    part: Fraction | None = None
 
 
 def test_entries_become_values_of_their_types():
@@ -207,6 +224,11 @@ def test_entries_become_values_of_their_types():
         ({"count": 1, "inner": {"rat": 1}}, "section.inner"),
         ({"count": 1, "conut": 2}, "did you mean 'count'"),
         ({"count": 1, "old": 1, "new": 2}, "old"),
+        ({"count": -1}, "section.count"),
+        ({"count": 1, "pair": [1, -1]}, "section.pair"),
+        ({"count": 1, "weights": {"x": float("nan")}}, "section.weights.x"),
+        ({"count": 1, "inner": {"rate": float("inf")}}, "section.inner.rate"),
+        ({"count": 1, "part": 25}, "section.part' is a share"),
         ([], "section"),
     ],
 )

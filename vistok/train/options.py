@@ -1,16 +1,19 @@
-"""Entries of a recipe to frozen dataclasses: what is unknown, missing or of another type is refused by its name."""
+"""Entries of a recipe to frozen dataclasses: what is unknown, missing, of another type or negative is refused by its
+name."""
 
 from __future__ import annotations
 
+import math
 import types
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from vistok.errors import VistokError
 
 T = TypeVar("T")
+Fraction = Annotated[float, "from 0 to 1"]  # an entry that is a share of something, or a probability
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "entries"}
 
 
@@ -26,7 +29,8 @@ def read_options(cls: type[T], entries: Any, where: str, given: Mapping[str, Any
         given: fields that the section must not set, because something else decides them.
 
     Raises:
-        VistokError: an entry is unknown, missing, decided elsewhere, or of another type than its field.
+        VistokError: an entry is unknown, missing, decided elsewhere, of another type than its field, or a number below
+            0 or without end, which no entry means; or a share is beyond 1.
     """
     entries = {} if entries is None else entries
     if not isinstance(entries, Mapping):
@@ -44,7 +48,7 @@ def read_options(cls: type[T], entries: Any, where: str, given: Mapping[str, Any
     required = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     if missing := [name for name in required if name not in entries and name not in given]:
         raise VistokError(f"{section} lacks the entries {', '.join(missing)}.")
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     return cls(**given | {name: _read(hints[name], value, _path(where, name)) for name, value in entries.items()})
 
 
@@ -83,16 +87,19 @@ def start_network(
         cls: its class, a ``Pretrained``.
         name: of the weights to go on from; None for new ones of the shape that the entries say.
         entries: the recipe's section ``model``; they must agree with weights that are loaded.
-        given: fields of the shape of new weights that the section must not set.
+        given: fields of the shape that something else decides: the section must not set them, and weights that are
+            loaded must have them.
         free: entries that a run may change on weights that are loaded.
 
     Raises:
-        VistokError: the name leads nowhere, or an entry is unknown or another one than the weights'.
+        VistokError: the name leads nowhere, an entry is unknown or another one than the weights', or there is no
+            network of this shape.
     """
     if name is None:
-        return cls(read_options(cls.config_class, entries, "model", given))
+        return cls.untrained(read_options(cls.config_class, entries, "model", given))
     network = cls.from_pretrained(name)
     check_agreement(network.config, entries, "model", free)
+    check_shape(network.config, given or {}, name)
     return network
 
 
@@ -161,6 +168,11 @@ def _read(hint: Any, value: Any, path: str) -> Any:
             return None
         (hint,) = (each for each in arguments if each is not type(None))
         return _read(hint, value, path)
+    if origin is Annotated:
+        share = _read(float, value, path)
+        if share > 1:
+            raise VistokError(f"{path} is a share, from 0 to 1, got {value}.")
+        return share
     if origin is Literal:
         if value not in arguments:
             raise VistokError(f"{path} is {value!r}, expected one of {', '.join(map(str, arguments))}.")
@@ -191,8 +203,10 @@ def _read_tuple(arguments: tuple, value: Any, path: str) -> tuple:
 
 def _read_scalar(kind: type, value: Any, path: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
+        if kind in (int, float) and not 0 <= value < math.inf:  # false of NaN as well
+            raise VistokError(f"{path} must be 0 or more, got {value}.")
         return value
     if kind is float and isinstance(value, str):
         try:  # YAML reads 1e-3 as text

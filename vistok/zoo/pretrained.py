@@ -89,12 +89,23 @@ class Pretrained(Pushable, nn.Module):
         """Returns an untrained model of a published shape: ``LlamaGen.from_preset("GPT-XL", model_type="t2i")``."""
         if name not in cls.presets:
             raise unknown_name(f"{cls.__name__} preset", name, list(cls.presets))
-        return cls._of(cls.config_class(**(asdict(cls.presets[name]) | overrides)))
+        return cls.untrained(cls.config_class(**(asdict(cls.presets[name]) | overrides)))
 
     @classmethod
-    def _of(cls: type[T], config: Any) -> T:
+    def untrained(cls: type[T], config: Any) -> T:
+        """Returns a network of a shape that a user wrote, with new weights.
+
+        Raises:
+            VistokError: there is none of this shape, such as one whose width its heads do not divide.
+        """
         build: Callable[[Any], T] = cls  # each network has an ``__init__`` of its own
-        return build(config)
+        try:
+            return build(config)
+        except VistokError:
+            raise
+        except (ArithmeticError, AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise VistokError(f"no {cls.__name__} has this shape ({reason}): mend its configuration.") from error
 
     @classmethod
     def from_pretrained(
@@ -119,7 +130,7 @@ class Pretrained(Pushable, nn.Module):
         if path.is_dir():
             if preset is not None:
                 raise VistokError(f"'{name}' tells its shape itself: leave the preset '{preset}' out.")
-            model, weights = cls._of(cls.read_config(path / CONFIG_FILE)), weights_file(path)
+            model, weights = cls.untrained(cls.read_config(path / CONFIG_FILE)), weights_file(path)
             model.card = card_of_folder(path)
         else:
             preset, overrides = cls.preset_of_file(path, preset, overrides)

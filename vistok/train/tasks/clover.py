@@ -16,9 +16,8 @@ from transformers import LlamaForCausalLM
 
 from vistok.data.text import CORPUS
 from vistok.models.heads.clover import Clover
-from vistok.models.heads.drafter import DrafterConfig
 from vistok.train.export import write_training_card
-from vistok.train.options import read_options
+from vistok.train.options import read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import text
 
@@ -100,7 +99,7 @@ class CloverTask(text.PassageTask):
         self.tokenizer, lm = text.load_lm(self.init.target)
         torch.manual_seed(recipe.seed)
         given = {"vocab_size": lm.config.vocab_size, "hidden_size": lm.config.hidden_size}
-        heads = Clover(read_options(DrafterConfig, recipe.model, "model", given))
+        heads = start_network(Clover, None, recipe.model, given)
         heads.embed_tokens.weight.data.copy_(lm.get_input_embeddings().weight)
         heads.embed_tokens.requires_grad_(False)
         self.model = CloverObjective(lm, heads, self.data.depths, self.data.decay)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from vistok.data.scenes.controls import RENDERERS
 from vistok.errors import VistokError, unknown_name
-from vistok.models.controlar import ControlAR, ControlARConfig
+from vistok.models.controlar import ControlAR
 from vistok.models.interface import Control
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.models.text_encoder import TextEncoder, left_pad
-from vistok.train.options import check_agreement, check_shape, read_options
+from vistok.train.options import start_network
 from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw, Source
 from vistok.train.tasks.llamagen import LlamaGenData, LlamaGenObjective, LlamaGenTask
@@ -102,18 +102,16 @@ class ControlARTask(LlamaGenTask):
             raise unknown_name("kind of 'data.controls'", strange[0], list(RENDERERS))
         shape |= {"controls": self.data.controls, "downsample": self.vq.config.downsample}
         model, self.base = self.recipe.model, self.init.gpt
+        card = None if self.base is None else card_of_folder(resolve(self.base))
         if self.base is None:
-            return ControlAR(read_options(ControlARConfig, model, "model", shape))
-        card = card_of_folder(resolve(self.base))
-        if card is not None and card.family == ControlAR.family:
-            gpt = ControlAR.from_pretrained(self.base)
-            check_agreement(gpt.config, model, "model")
-            check_shape(gpt.config, shape, self.base)
+            gpt = start_network(ControlAR, None, model, shape)
+        elif card is not None and card.family == ControlAR.family:
+            gpt = start_network(ControlAR, self.base, model, shape)
             self.base = card.parts.get(BASE)
         else:
             base = LlamaGen.from_pretrained(self.base)
             shape = {field.name: getattr(base.config, field.name) for field in fields(LlamaGenConfig)} | shape
-            gpt = ControlAR(read_options(ControlARConfig, model, "model", shape))
+            gpt = start_network(ControlAR, None, model, shape)
             gpt.load_state_dict(gpt.state_dict() | base.state_dict())  # the control's own weights are new
             begin_control(gpt)
         if not self.data.tune_generator:

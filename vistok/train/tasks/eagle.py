@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.models.heads.eagle import EagleConfig, EagleNetwork
+from vistok.models.heads.eagle import EagleNetwork
 from vistok.models.interface import Condition
 from vistok.models.llamagen import LlamaGen
 from vistok.models.text_encoder import TextEncoder
 from vistok.ops import combine_guidance
 from vistok.samplers import Autoregressive, Noise, SamplingParams
 from vistok.tokenizers.vq import VQTokenizer
-from vistok.train.options import check_shape, read_options
+from vistok.train.options import check_shape, read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw, PictureData, Source, open_source
 from vistok.train.tasks.pictures import PictureTask, check_size
@@ -157,7 +157,7 @@ class EagleTask(PictureTask):
             "grid": target.grid,
             "cls_token_num": target.cls_token_num,
         }
-        drafter = EagleNetwork(read_options(EagleConfig, recipe.model, "model", shape))
+        drafter = start_network(EagleNetwork, None, recipe.model, shape)
         drafter.embed_tokens.weight.data.copy_(self.gpt.output.weight)  # where LANTERN's began, and frozen there too
         if self.init.drafter is not None:
             load_strict(drafter, EagleNetwork.from_pretrained(self.init.drafter).state_dict(), "EagleNetwork")

@@ -18,10 +18,9 @@ from transformers import LlamaForCausalLM
 from vistok.data.text import CORPUS, documents
 from vistok.errors import VistokError
 from vistok.models.heads.eagle3 import Eagle3Network
-from vistok.models.heads.eagle3_config import Eagle3Config
 from vistok.progress import progress
 from vistok.train.export import write_training_card
-from vistok.train.options import read_options
+from vistok.train.options import read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.text import TextTask, continued, draw_passages, load_lm
 
@@ -147,8 +146,8 @@ class Eagle3Task(TextTask):
             "max_position_embeddings": self.length + data.steps,
         }
         given = {name: shape.pop(name) for name in ("hidden_size",) if name in recipe.model}
-        config = read_options(Eagle3Config, recipe.model, "model", shape)
-        drafter = Eagle3Network(config)
+        drafter = start_network(Eagle3Network, None, recipe.model, shape)
+        config = drafter.config
         for weight in drafter.parameters():
             if weight.ndim > 1:
                 nn.init.normal_(weight, std=0.02)

@@ -18,14 +18,14 @@ from transformers import LlamaForCausalLM
 
 from vistok.errors import VistokError
 from vistok.models.heads.extra_rows import RowNetwork
-from vistok.models.heads.hidden_transfer import HiddenTransfer, HiddenTransferConfig
+from vistok.models.heads.hidden_transfer import HiddenTransfer
 from vistok.models.heads.medusa import Medusa
 from vistok.models.heads.prompt_tokens import PromptTokens
 from vistok.samplers.drafters.extra_rows import hang
 from vistok.samplers.targets.cached_lm import extra_rows
 from vistok.samplers.tree import TokenTree, TreeShape
 from vistok.train.export import write_training_card
-from vistok.train.options import read_options
+from vistok.train.options import read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import text
 
@@ -207,7 +207,7 @@ class HiddenTransferTask(AheadTask):
     def network(self, lm: LlamaForCausalLM) -> HiddenTransfer:
         """Returns maps that begin as the identity."""
         given = {"hidden_size": lm.config.hidden_size}
-        network = HiddenTransfer(read_options(HiddenTransferConfig, self.recipe.model, "model", given))
+        network = start_network(HiddenTransfer, None, self.recipe.model, given)
         network.check(lm)
         return network
 

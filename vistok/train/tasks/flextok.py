@@ -19,10 +19,9 @@ from vistok.errors import VistokError
 from vistok.eval.reconstruction.rate_distortion import quality_by_tokens
 from vistok.ops.noise import derive_seed
 from vistok.tokenizers.flextok import FlexTok, FlowDraws
-from vistok.tokenizers.flextok_config import FlexTokConfig
 from vistok.tokenizers.kl import KLAutoencoder
 from vistok.tokenizers.quantizers import CodebookUsage
-from vistok.train.options import check_agreement, read_options
+from vistok.train.options import check_agreement, read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw, Extracted, PictureData, open_source
 from vistok.train.tasks.pictures import PictureTask
@@ -142,7 +141,7 @@ class FlexTokTask(PictureTask):
         if init.kl is None:
             raise VistokError("name the autoencoder as 'init.kl', or a tokenizer to go on from as 'init.tokenizer'.")
         kl = KLAutoencoder.from_pretrained(init.kl)
-        tokenizer = FlexTok(read_options(FlexTokConfig, model, "model", {"vae": False, "kl": asdict(kl.config)}))
+        tokenizer = start_network(FlexTok, None, model, {"vae": False, "kl": asdict(kl.config)})
         tokenizer.vae.kl.load_state_dict(kl.state_dict())
         return tokenizer
 

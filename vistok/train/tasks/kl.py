@@ -98,7 +98,8 @@ class KLTask(PictureTask):
         if init.kl is None and init.vq is not None:
             autoencoder = self._from_vq(init.vq)
         else:
-            autoencoder = start_network(KLAutoencoder, init.kl, recipe.model, {"scaling_factor": 1.0})
+            new = {"scaling_factor": 1.0} if init.kl is None else {}
+            autoencoder = start_network(KLAutoencoder, init.kl, recipe.model, new)
         self.autoencoder = autoencoder.to(memory_format=torch.channels_last)
         check_size(autoencoder.capabilities, self.data.size)
         if self.data.freeze_encoder:

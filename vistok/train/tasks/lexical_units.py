@@ -20,7 +20,7 @@ from vistok.data.text import CORPUS
 from vistok.models.heads.extra_rows import Placeholders
 from vistok.samplers.drafters.lexical_units import PLACEHOLDER
 from vistok.train.export import write_training_card
-from vistok.train.options import check_entries, read_options
+from vistok.train.options import Fraction, check_entries, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import text
 from vistok.train.tasks.extra_rows import rows_forward
@@ -94,7 +94,7 @@ class LexicalUnitsData:
     cuts: int
     seed: int
     ahead: int = 4
-    threshold: float = 0.9
+    threshold: Fraction = 0.9
     eval_samples: int = 64
 
 

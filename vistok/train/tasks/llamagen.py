@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from vistok.data.captions import clean_caption
 from vistok.errors import VistokError
-from vistok.models.llamagen import LlamaGen, LlamaGenConfig
+from vistok.models.llamagen import LlamaGen
 from vistok.models.text_encoder import TextEncoder, encoder_folder, left_pad
 from vistok.tokenizers.vq import VQTokenizer
-from vistok.train.options import check_agreement, check_shape, read_options
+from vistok.train.options import read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw, Extracted, PictureData, Source, open_source
 from vistok.train.tasks.pictures import PictureTask, check_size
@@ -188,15 +188,9 @@ class LlamaGenTask(PictureTask):
         return {"model_type": "t2i", "cls_token_num": text.max_length, "caption_dim": text.dim}
 
     def _generator(self, shape: dict[str, Any]) -> LlamaGen:
-        model = self.recipe.model
-        if self.init.gpt is None:
-            gpt = LlamaGen(read_options(LlamaGenConfig, model, "model", shape))
-            if self.init.blocks is not None:
-                take_blocks(gpt, LlamaGen.from_pretrained(self.init.blocks))
-            return gpt
-        gpt = LlamaGen.from_pretrained(self.init.gpt)
-        check_agreement(gpt.config, model, "model")
-        check_shape(gpt.config, shape, self.init.gpt)
+        gpt = start_network(LlamaGen, self.init.gpt, self.recipe.model, shape)
+        if self.init.gpt is None and self.init.blocks is not None:
+            take_blocks(gpt, LlamaGen.from_pretrained(self.init.blocks))
         return gpt
 
     def load_tokenizer(self, name: str) -> nn.Module:

@@ -23,7 +23,7 @@ from vistok.ops.segments import segmented_cross_entropy
 from vistok.train.export import write_training_card
 from vistok.train.involvement import Share, involve, saved_bytes
 from vistok.train.lora import EVERY_MAP, Lora, with_lora
-from vistok.train.options import read_options
+from vistok.train.options import Fraction, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import text
 from vistok.zoo.adapter import save_adapter
@@ -44,7 +44,7 @@ class Involved:
         chance: let chance choose the blocks, as a control.
     """
 
-    share: float
+    share: Fraction
     layers: tuple[int, ...]
     block: int = 16
     segment: int = 512

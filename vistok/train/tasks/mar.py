@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError
-from vistok.models.mar import MAR, MARConfig
-from vistok.train.options import check_agreement, check_shape, read_options
+from vistok.models.mar import MAR
+from vistok.train.options import read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw
 from vistok.train.tasks.latents import LatentData, LatentTask
@@ -110,18 +110,9 @@ class MARTask(LatentTask):
         self.init = read_options(MARInit, recipe.init, "init")
         torch.manual_seed(recipe.seed)
         self.open(self.init.kl)
-        self.mar = self._generator()
+        self.mar = start_network(MAR, self.init.mar, recipe.model, self.latent_shape())
         self.own: OwnPictures | None = None
         self.model = self.objective(self._distillation())
-
-    def _generator(self) -> MAR:
-        shape = self.latent_shape()
-        if self.init.mar is None:
-            return MAR(read_options(MARConfig, self.recipe.model, "model", shape))
-        mar = MAR.from_pretrained(self.init.mar)
-        check_agreement(mar.config, self.recipe.model, "model")
-        check_shape(mar.config, shape, self.init.mar)
-        return mar
 
     def _distillation(self) -> Distillation | None:
         if self.init.teacher is None:

@@ -25,6 +25,7 @@ from vistok.samplers.continuous import MaskedAutoregressive
 from vistok.samplers.continuous.head import head_process
 from vistok.samplers.noise import Noise
 from vistok.samplers.params import SamplingParams
+from vistok.train.options import Fraction
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class OwnShare:
         iterations: steps over a picture.
     """
 
-    share: float
+    share: Fraction
     count: int
     every: int
     iterations: int

@@ -21,7 +21,7 @@ from vistok.models.interface import Condition
 from vistok.models.masked import MaskedTransformer
 from vistok.models.maskgit import MaskGIT
 from vistok.tokenizers.load import load_tokenizer
-from vistok.train.options import check_agreement, check_shape, read_options
+from vistok.train.options import Fraction, read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw, Extracted, PictureData, Source, open_source
 from vistok.train.tasks.llamagen import frozen_caption_encoder
@@ -67,8 +67,8 @@ class MaskedData(PictureData):
 
     size: int
     ratio: tuple[float, float] = (12.0, 3.0)
-    class_dropout: float = 0.15
-    smoothing: float = SMOOTHING
+    class_dropout: Fraction = 0.15
+    smoothing: Fraction = SMOOTHING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +80,8 @@ class ENATData(MaskedData):
         average: decay of these weights, each step.
     """
 
-    reuse: float = 0.5
-    average: float = 0.9999
+    reuse: Fraction = 0.5
+    average: Fraction = 0.9999
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,14 +189,7 @@ class MaskGITTask(PictureTask):
         else:
             self.check_captions(self.text)
             shape["caption_dim"] = self.text.dim
-        kind = self.network_class
-        if self.init.model is None:
-            network = kind(read_options(kind.config_class, recipe.model, "model", shape))
-        else:
-            network = kind.from_pretrained(self.init.model)
-            check_agreement(network.config, recipe.model, "model")
-            check_shape(network.config, shape, self.init.model)
-        self.model = self.objective(network)
+        self.model = self.objective(start_network(self.network_class, self.init.model, recipe.model, shape))
         self.codes = Extracted(len(self.source), lambda index: self._encode(self.source, index), torch.int32)
         self.labels = Extracted(len(self.source), self.source.labels, torch.long)
 

@@ -24,7 +24,7 @@ from vistok.eval.needle import find_needles
 from vistok.ops.noise import derive_seed
 from vistok.train.export import write_training_card
 from vistok.train.lora import Lora, with_lora
-from vistok.train.options import read_options
+from vistok.train.options import Fraction, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks import text
 from vistok.train.trainer import Task
@@ -103,7 +103,7 @@ class NeedleData:
 
     stages: tuple[Stage, ...]
     seed: int
-    others: float = 0.5
+    others: Fraction = 0.5
     eval_samples: int = 16
 
 

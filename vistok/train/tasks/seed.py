@@ -22,9 +22,8 @@ from vistok.models.text_encoder import TextEncoder
 from vistok.models.vision.scenes import DIM, load_scene_features
 from vistok.tokenizers.quantizers import CodebookUsage
 from vistok.tokenizers.seed import Seed
-from vistok.tokenizers.seed_config import SeedConfig
 from vistok.tokenizers.vq import VQTokenizer
-from vistok.train.options import check_agreement, read_options
+from vistok.train.options import check_agreement, read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.sources import PictureData, open_source
 from vistok.train.tasks.pictures import PictureTask
@@ -195,7 +194,7 @@ class SeedTask(PictureTask):
                     f"'{init.teacher}' of {width}: name the teacher that it was trained with as 'init.teacher'."
                 )
         else:
-            tokenizer = Seed(read_options(SeedConfig, self.recipe.model, "model", {"embed_dim": width}))
+            tokenizer = start_network(Seed, None, self.recipe.model, {"embed_dim": width})
         if tokenizer.config.tower == "none" or not tokenizer.config.reconstruct:
             raise VistokError("SEED is trained with a tower ('model.tower') and 'model.reconstruct: true'.")
         if init.tower == "scenes-features" and tokenizer.config.tower == "scenes":

@@ -19,9 +19,8 @@ from vistok.eval.reconstruction.rate_distortion import quality_by_tokens
 from vistok.models.vision.scenes import CHANNELS, load_scene_features
 from vistok.tokenizers.quantizers import CodebookUsage
 from vistok.tokenizers.tokenflow import TokenFlow
-from vistok.tokenizers.tokenflow_config import TokenFlowConfig
 from vistok.tokenizers.vq import VQTokenizer
-from vistok.train.options import read_options
+from vistok.train.options import read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.sources import PictureData, ScenesSource, open_source
 from vistok.train.tasks.pictures import PictureTask
@@ -91,7 +90,7 @@ class TokenFlowTask(PictureTask):
         given |= {"decoder_channels": vq.config.channels, "decoder_res_blocks": vq.config.res_blocks}
         given |= {"backbone": "scenes", "backbone_width": CHANNELS, "semantic_out": CHANNELS}
         given["pixel_dim"] = vq.config.codebook_dim
-        self.tokenizer = TokenFlow(read_options(TokenFlowConfig, recipe.model, "model", given))
+        self.tokenizer = start_network(TokenFlow, None, recipe.model, given)
         for name in ("encoder", "decoder", "quant_conv", "post_quant_conv"):
             getattr(self.tokenizer, name).load_state_dict(getattr(vq, name).state_dict())
         self.tokenizer.encoder_vqkd.load_state_dict(load_scene_features(init.teacher).trunk.state_dict())

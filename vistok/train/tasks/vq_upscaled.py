@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vistok.tokenizers.vq_upscaled import UpscaledVQ, UpscaledVQConfig
-from vistok.train.options import check_entries, read_options
+from vistok.tokenizers.vq_upscaled import UpscaledVQ
+from vistok.train.options import check_entries, read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.sources import PictureData, open_source
 from vistok.train.tasks.pictures import PictureTask, check_size
@@ -63,7 +63,7 @@ class UpscaledVQTask(PictureTask):
         check_entries(recipe.init, (), "init")
         self.source = open_source(self.data, self.data.size)
         torch.manual_seed(recipe.seed)
-        self.tokenizer = UpscaledVQ(read_options(UpscaledVQConfig, recipe.model, "model"))
+        self.tokenizer = start_network(UpscaledVQ, None, recipe.model)
         check_size(self.tokenizer.capabilities, self.data.size)
         self.model = UpscaledVQObjective(self.tokenizer, self.data.gradient, self.data.reduced)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vistok.models.xar import XAR, XARConfig
-from vistok.train.options import check_agreement, check_shape, read_options
+from vistok.models.xar import XAR
+from vistok.train.options import read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw, Source
 from vistok.train.tasks.latents import LatentData, LatentTask
@@ -76,12 +76,7 @@ class XARTask(LatentTask):
             shape = self.latent_shape()
         else:
             shape = self.token_shape() | {"caption_dim": self.text.dim, "caption_tokens": self.text.max_length}
-        if self.init.xar is None:
-            return XAR(read_options(XARConfig, self.recipe.model, "model", shape))
-        xar = XAR.from_pretrained(self.init.xar)
-        check_agreement(xar.config, self.recipe.model, "model")
-        check_shape(xar.config, shape, self.init.xar)
-        return xar
+        return start_network(XAR, self.init.xar, self.recipe.model, shape)
 
     def objective(self) -> XARObjective:
         """Returns what is trained."""

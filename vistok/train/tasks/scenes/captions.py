@@ -18,7 +18,7 @@ from vistok.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, sample_scene
 from vistok.data.scenes.language import RELATIONS, Statement
 from vistok.data.scenes.splits import HELD_OUT, check_training_seed
 from vistok.models.text_encoder import TextEncoder
-from vistok.train.options import NoEntries, read_options
+from vistok.train.options import Fraction, NoEntries, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.trainer import Task
 
@@ -108,7 +108,7 @@ class CaptionModel:
     num_heads: int
     d_ff: int
     max_length: int
-    dropout_rate: float = 0.1
+    dropout_rate: Fraction = 0.1
 
 
 class CaptionTask(Task):

@@ -31,7 +31,7 @@ from vistok.projectors.learned.croc import (
     reconstruction_loss,
 )
 from vistok.train.export import write_training_card
-from vistok.train.options import read_options
+from vistok.train.options import Fraction, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.extension import ExtensionInit, slots
 from vistok.train.tasks.scenes.llava import load_llava
@@ -72,7 +72,7 @@ class CrocModel:
 
     pool: int = 128
     heads: int | None = None
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     weight: float = IMAGE_WEIGHT
     reconstruct: bool = True
     reference: bool = False

@@ -23,7 +23,7 @@ from vistok.models.codes.janus_vq import TOKENIZER_PREFIX, janus_vq_config, janu
 from vistok.models.codes.load import load_janus
 from vistok.tokenizers.vq import VQTokenizer
 from vistok.train.export import write_training_card
-from vistok.train.options import check_entries, read_options
+from vistok.train.options import Fraction, check_entries, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.captions import facts
 from vistok.train.tasks.scenes.janus_objective import TERMS, JanusObjective
@@ -99,7 +99,7 @@ class JanusData:
     seed: int
     scenes: int
     size: int
-    dropout: float = 0.1
+    dropout: Fraction = 0.1
     eval_scenes: int = 64
     objects: int = MAX_OBJECTS
     coloured: bool = False

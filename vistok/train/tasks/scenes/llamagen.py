@@ -13,6 +13,7 @@ from vistok.data.scenes.language import Statement
 from vistok.errors import VistokError, unknown_name
 from vistok.models.llamagen import LlamaGen
 from vistok.models.text_encoder import TextEncoder
+from vistok.train.options import Fraction
 from vistok.train.sources import Draw, ScenesSource
 from vistok.train.tasks.llamagen import LlamaGenData, LlamaGenObjective, LlamaGenTask, captioned_states
 from vistok.train.tasks.scenes.captions import facts
@@ -35,7 +36,7 @@ class SupervisedLlamaGenData(LlamaGenData):
     """
 
     supervision: dict[str, float]
-    binding: float = 0.0
+    binding: Fraction = 0.0
 
 
 class SupervisedLlamaGen(LlamaGenObjective):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vistok.models.masked import MaskedTransformer
+from vistok.train.options import Fraction
 from vistok.train.sources import Draw, Extracted, Source, open_source
 from vistok.train.tasks.masked import ENATData, ENATTask, MaskedData, MaskGITTask
 from vistok.train.tasks.scenes.plans import SILHOUETTE, both_silhouettes, silhouette_loss
@@ -33,7 +34,7 @@ class SupervisedMaskedData(MaskedData):
 
     supervision: float
     silhouettes: float = 0.0
-    single: float = 0.0
+    single: Fraction = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

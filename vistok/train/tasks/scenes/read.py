@@ -21,7 +21,7 @@ from vistok.projectors.grounding.masks import mask_iou, mask_losses
 from vistok.projectors.grounding.points import similarity
 from vistok.projectors.grounding.read import SEG, WHERE, ReadHead
 from vistok.train.lora import Lora
-from vistok.train.options import read_options
+from vistok.train.options import Fraction, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.answers import answer_loss
 from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask, slots
@@ -45,7 +45,7 @@ class ReadData:
 
     seed: int
     phrases: int = 3
-    absent: float = 0.15
+    absent: Fraction = 0.15
     similarity: float = 1.0
     eval_pictures: int = 128
 

@@ -29,7 +29,7 @@ from vistok.data.scenes.vqa import (
 from vistok.data.scenes.vqa_splits import SMALL
 from vistok.errors import VistokError
 from vistok.train.export import write_training_card
-from vistok.train.options import NoEntries, read_options
+from vistok.train.options import Fraction, NoEntries, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.answers import answer_loss, answered_right, shares_right
 from vistok.train.tasks.scenes.llava import build_llava, load_llava
@@ -61,8 +61,8 @@ class VqaData:
     seed: int
     questions: int
     kinds: dict[str, float] = field(default_factory=dict)
-    several: float | None = None
-    small: float = 0.0
+    several: Fraction | None = None
+    small: Fraction = 0.0
     supervision: float = 0.5
     places: float = 0.0
     thin: bool = False

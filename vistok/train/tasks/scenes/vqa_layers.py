@@ -21,7 +21,7 @@ from vistok.ops.concentric import concentric_positions
 from vistok.projectors.apply.depths import DepthMixture
 from vistok.projectors.methods.pmod import PMod, progressive_ratios
 from vistok.train.lora import EVERY_MAP, Lora
-from vistok.train.options import read_options
+from vistok.train.options import Fraction, read_options
 from vistok.train.recipe import Recipe
 from vistok.train.tasks.scenes.answers import answer_loss, answered_right, shares_right
 from vistok.train.tasks.scenes.extension import ExtendedLlava, ExtensionInit, ExtensionTask
@@ -116,9 +116,9 @@ class MixtureModel:
     """
 
     lora: Lora = field(default_factory=Lora)
-    average: float = 0.5
-    high: float = 0.85
-    low: float = 0.15
+    average: Fraction = 0.5
+    high: Fraction = 0.85
+    low: Fraction = 0.15
     kind: str = "shiftedcos"
     norm: str = "tanh_0.2_1"
 
