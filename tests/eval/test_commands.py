@@ -127,10 +127,13 @@ def test_a_plot_that_cannot_be_drawn_is_told_first(world, no_work, monkeypatch, 
         (("reconstruction", "--tokenizer", "vq-mini", "--device", "gpu"), "gpu"),
         (("fid", "real", "absent.npz", *SEEN), "there is no file 'absent.npz'"),
         (("compare", "before.json"), "holds no result"),
+        (("compare", "one"), "cannot be read (Is a directory)"),
+        (("compare", "summary.json"), "is no result file: name one"),
         (("grounding", "--model", "text-mini"), "name one such as pink-mini, read-mini, vpt-mini"),
     ],
 )
 def test_what_is_known_at_the_start_is_told_at_the_start(world, no_work, arguments, told):
+    (world / "summary.json").write_text('{"overall": 1.0}')  # what geneval leaves in a folder of pictures
     (world / "one").mkdir()
     Image.new("RGB", (20, 20)).save(world / "one" / "00.png")
     (world / "two").mkdir()

@@ -142,8 +142,10 @@ def read_results(path: str | Path) -> list[Result]:
     """
     try:
         results = [Result.from_json(record) for record in json.loads(Path(path).read_text("utf-8"))]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise VistokError(f"{path} is not a result file written by `vistok eval ... --json FILE`: {error}") from error
+    except OSError as error:
+        raise VistokError(f"'{path}' cannot be read ({error.strerror}): name one that `--json FILE` wrote.") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise VistokError(f"'{path}' is no result file: name one that `vistok eval ... --json FILE` wrote.") from error
     if not results:
         raise VistokError(f"{path} holds no result: name a file that `vistok eval ... --json FILE` wrote.")
     return results
