@@ -92,6 +92,18 @@ def test_a_broken_card_is_named(tmp_path, content):
         zoo.read_card(tmp_path)
 
 
+WRONG = [{"parts": {"tokenizer": 7}}, {"parts": []}, {"sampling": [1]}, {"guidance": "high"}, {"temperature": [1.0]}]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_an_entry_of_another_type_is_told(tmp_path, card, wrong):
+    zoo.write_card(tmp_path, card)
+    path = tmp_path / "card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong), encoding="utf-8-sig")  # as some editors write
+    with pytest.raises(VistokError, match=rf"is not a model card \('{next(iter(wrong))}'"):
+        zoo.read_card(tmp_path)
+
+
 def test_embedded_models_come_first_and_resolve_by_name_and_alias(embedded):
     assert zoo.cards()[0].name == "tiny" and zoo.cards()[0].embedded
     assert zoo.card("Tiny") == zoo.card("small")

@@ -87,7 +87,8 @@ def read_card(folder: Path, source: str | None = None) -> ModelCard:
     """
     path = folder / CARD_FILE
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        _check(entries)
         entries["aliases"] = tuple(entries.get("aliases", ()))
         parts = entries.get("parts", {})
         if "vq" in parts:  # the role of a tokenizer in older cards
@@ -97,6 +98,18 @@ def read_card(folder: Path, source: str | None = None) -> ModelCard:
         raise VistokError(f"there is no model card '{path}'.") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise VistokError(f"'{path}' is not a model card ({error}): write it with vistok.zoo.write_card.") from error
+
+
+def _check(entries: Mapping[str, Any]) -> None:
+    """Refuses entries of another type than those that are used without a look."""
+    for name in ("config", "files", "metrics", "parts", "sampling"):
+        if not isinstance(entries.get(name, {}), dict):
+            raise TypeError(f"'{name}' holds no entries")
+    if not all(isinstance(part, str) for part in entries.get("parts", {}).values()):
+        raise TypeError("'parts' are names of models")
+    for name in ("guidance", "temperature"):
+        if not isinstance(entries.get(name), int | float | None):
+            raise TypeError(f"'{name}' is a number")
 
 
 def write_card(folder: str | Path, card: ModelCard) -> ModelCard:

@@ -34,7 +34,7 @@ def read_entries(path: Path) -> dict[str, Any]:
         VistokError: it is absent or no JSON object.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         raise VistokError(f"'{path}' is missing or not JSON: name a folder that save_pretrained wrote.") from None
     if not isinstance(entries, dict):
