@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ import torch
 import vistok
 import vistok.zoo
 from vistok.errors import VistokError
+from vistok.models.interface import Control, Known
 from vistok.models.llamagen import LlamaGen, LlamaGenConfig
 from vistok.pipelines import GUIDANCE, Sample, expand
 from vistok.pipelines.decoding import decode_images, preview_images
@@ -247,6 +249,20 @@ def test_int8_pictures_do_not_depend_on_the_batch_and_a_job_tells_them_apart(tmp
     plain = vistok.pipeline("llamagen", device="cpu")
     with pytest.raises(VistokError, match="another job"):
         paint_to(tmp_path, plain, samples, plain.sampler(None), params)
+
+
+def test_pipelines_that_paint_other_pictures_have_other_identities():
+    plain = vistok.pipeline("llamagen-flextok", device="cpu")
+    others = [
+        vistok.pipeline("llamagen", device="cpu"),
+        vistok.pipeline("llamagen-flextok", device="cpu", tokens=8),
+        vistok.pipeline("llamagen-flextok", device="cpu", dtype="int8"),
+        plain.with_negative("a red circle"),
+        replace(plain, known=Known(torch.zeros(32, dtype=torch.int64), torch.zeros(32, dtype=torch.bool))),
+        replace(plain, control=(Control(torch.zeros(1, 3, 64, 64), "seg", 1.0),)),
+    ]
+    found = [json.dumps(pipe.identity, sort_keys=True) for pipe in (plain, *others)]
+    assert len(set(found)) == len(found)
 
 
 @pytest.mark.parametrize(

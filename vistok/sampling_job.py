@@ -205,9 +205,7 @@ def _folder_job(
     """The job of a folder, whose identity is everything that its pictures depend on."""
     asked = json.dumps([[s.index, s.condition] for s in samples])
     identity = {
-        "model": pipe.name,
-        "weights": pipe.digest,
-        "tokens": pipe.model.tokens.length,
+        **pipe.identity,
         "sampler": repr(sampler),
         "law": asdict(params),
         "seed": seed,
@@ -215,18 +213,6 @@ def _folder_job(
     }
     if upscale is not None:
         identity["upscale"] = asdict(upscale)
-    if pipe.products is not None:
-        identity["products"] = pipe.products
-    if pipe.control:
-        identity["control"] = [
-            [hashlib.sha256(each.picture.cpu().numpy().tobytes()).hexdigest(), each.kind, each.strength]
-            for each in pipe.control
-        ]
-    if pipe.negative is not None:
-        identity["negative"] = pipe.negative
-    if pipe.known is not None:
-        parts = (pipe.known.tokens, pipe.known.mask)
-        identity["known"] = hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in parts)).hexdigest()
     return ShardedJob(out, identity, len(samples), CODES if pipe.tokenizer is None else ".png", [METADATA])
 
 

@@ -30,7 +30,7 @@ class StubPipe:
     model = SimpleNamespace(tokens=SimpleNamespace(length=4))
 
     def __init__(self, name: str = "stub"):
-        self.name = self.digest = name
+        self.identity = {"model": name}
         self.painted = []
 
     def check(self, prompts):
@@ -124,7 +124,7 @@ def test_a_model_paints_by_the_parameters_that_are_asked_for(tmp_path, monkeypat
         pass
 
     def paint_set(root, records, pipe, per_prompt, sampler, params, *rest):
-        seen.update(law=params)
+        seen.update(law=params, tokens=pipe.model.tokens.length)
         raise Stop
 
     monkeypatch.setattr(paint, "paint_set", paint_set)
@@ -138,6 +138,11 @@ def test_a_model_paints_by_the_parameters_that_are_asked_for(tmp_path, monkeypat
     assert isinstance(CliRunner().invoke(app, [*command, "--cfg", "3"]).exception, Stop)
     assert seen["law"] == SamplingParams(3.0, temperature=own.temperature)
     assert CliRunner().invoke(app, [*command, "--top-k", "0"]).exit_code == 2
+    assert seen["tokens"] == 256
+    few = [*command, "--tokens", "4"]
+    assert isinstance(CliRunner().invoke(app, [*few, "--model", "llamagen-flextok"]).exception, Stop)
+    assert seen["tokens"] == 4
+    assert "grid" in str(CliRunner().invoke(app, few).exception)  # of llamagen, whose tokens run row by row
 
 
 def test_captions_come_with_the_pictures_of_sample(tmp_path):

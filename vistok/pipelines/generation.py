@@ -147,6 +147,20 @@ class Pipeline(Pushable):
                 digest.update(parameter.detach().flatten()[:256].float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells its pictures from another pipeline's, by name: the weights, and what all pictures follow."""
+        found: dict[str, Any] = {"model": self.name, "weights": self.digest, "tokens": self.model.tokens.length}
+        if self.products is not None:
+            found["products"] = self.products
+        if self.control:
+            found["control"] = [[_sha256(each.picture), each.kind, each.strength] for each in self.control]
+        if self.negative is not None:
+            found["negative"] = self.negative
+        if self.known is not None:
+            found["known"] = _sha256(self.known.tokens, self.known.mask)
+        return found
+
     def sampling_params(
         self, guidance: float | None = None, temperature: float | None = None, **options
     ) -> SamplingParams:
@@ -394,3 +408,7 @@ def check_honoured(sampler: Sampler, params: SamplingParams) -> None:
             raise VistokError(
                 f"the sampler {type(sampler).__name__} knows no {each.name.replace('_', '-')}: leave it out."
             )
+
+
+def _sha256(*tensors: Tensor) -> str:
+    return hashlib.sha256(b"".join(each.cpu().numpy().tobytes() for each in tensors)).hexdigest()

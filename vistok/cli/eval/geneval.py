@@ -37,6 +37,9 @@ def geneval(
     sampler: Annotated[
         str | None, typer.Option(help="With --model: how tokens are drawn. [default: the model's plain one]")
     ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="With --model: stop after so many tokens, where they run coarse to fine.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="With --model: of prompts and pictures.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="With --model: pictures at a time.")] = 32,
     detector: Annotated[str, typer.Option(help="scenes, or a Mask2Former by folder or hub id.")] = "scenes",
@@ -97,7 +100,7 @@ def geneval(
         measure = detector == "scenes" and best is None
         params = {"guidance": cfg, "temperature": temperature, "top_k": top_k or 0, "top_p": top_p}
         asked = (metadata, per_prompt, per_task, params, sampler, seed, batch_size, measure)
-        best = paint_for_eval(images, pipeline(model), *asked) or best
+        best = paint_for_eval(images, pipeline(model, tokens=tokens), *asked) or best
     with work_folder(out, "records") as work:
         report = evaluate_folder(images, finder, colours, work, metadata, options, best, missing_wrong)
     if not is_main():
@@ -108,7 +111,7 @@ def geneval(
         write_report(report, out)
 
 
-PAINTING = ("per_prompt", "per_task", "cfg", "temperature", "top_k", "top_p", "sampler", "seed", "batch_size")
+PAINTING = ("per_prompt", "per_task", "cfg", "temperature", "top_k", "top_p", "sampler", "tokens", "seed", "batch_size")
 
 
 def _refuse_unread(

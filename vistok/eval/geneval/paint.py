@@ -63,8 +63,7 @@ def paint_set(
     """
     pipe.check([record["prompt"] for record in records])
     identity = {
-        "model": pipe.name,
-        "weights": pipe.digest,
+        **pipe.identity,
         "sampler": repr(sampler),
         "law": None if params is None else asdict(params),
         "seed": seed,
