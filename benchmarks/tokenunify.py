@@ -55,11 +55,11 @@ def run(objective: str, rate: float, seed: int, steps: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rates", default="5e-4,2e-3")
-    parser.add_argument("--objectives", default="mixture,together,next,random")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=200, help="of each run")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each objective at its best rate")
+    parser.add_argument("--rates", default="5e-4,2e-3", help="learning rates that are tried, by commas")
+    parser.add_argument("--objectives", default="mixture,together,next,random", help="by commas; next_all is one too")
     options = parser.parse_args()
     rates = [float(each) for each in options.rates.split(",")]
     for objective in options.objectives.split(","):
