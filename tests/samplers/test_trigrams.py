@@ -31,6 +31,13 @@ def test_a_text_that_repeats_is_drafted():
     assert (tokens[0], parents[0]) == (3, -1) and (1, 0) in list(zip(tokens, parents, strict=True))
 
 
+def test_what_was_learnt_from_a_larger_vocabulary_is_refused_too():
+    drafter, small = Aded(), tiny(seed=2, vocab_size=17)
+    generate(tiny(), torch.tensor([[3, 1, 21, 22, 1]]), drafter, **OPTIONS)
+    with pytest.raises(VistokError, match="another drafter"):
+        generate(small, torch.tensor([[3, 1]]), drafter, **OPTIONS)
+
+
 @pytest.mark.parametrize("sampling", [False, True])
 def test_the_drafts_of_a_seed_are_the_same_in_every_run(sampling):
     def stats():

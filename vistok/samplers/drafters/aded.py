@@ -65,7 +65,7 @@ class Aded(TextDrafter):
         if self.trigrams.top >= size:
             raise VistokError(
                 f"the tri-grams have a token {self.trigrams.top}, but the model's are 0 to {size - 1}: build them with "
-                "its tokenizer."
+                "its tokenizer, or make another drafter."
             )
         rows = zip(prompt.flush.tolist(), prompt.count.tolist(), strict=True)
         self._texts = [row[:count] for row, count in rows]

@@ -85,6 +85,7 @@ class Trigrams:
         for first, second, third in zip(text, text[1:], text[2:], strict=False):
             found = self.weights.setdefault((first, second), {})
             found[third] = min(found.get(third, 0.0) + amount, cap)
+            self.top = max(self.top, first, second, third)
             self._ordered.pop((first, second), None)
 
     def behind(self, pair: Pair) -> list[tuple[int, float]]:
