@@ -12,10 +12,13 @@ import pytest
 import typer
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
 from tests.cli.test_cli import vistok
 from vistok.cli.main import app
+from vistok.cli.shared import check_text
 from vistok.doctor import examine
+from vistok.errors import VistokError
 from vistok.zoo import cards
 
 
@@ -93,6 +96,28 @@ def test_quiet_prints_results_and_errors_alone(tmp_path):
     refused = vistok("sample", "--prompt", "a zebra", "--quiet")
     assert refused.returncode == 2 and "zebra" in refused.stderr
     assert "1 picture" in vistok(*common).stdout, "quiet stays for one command"
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["write", "caf\udce9"], "prompt"),
+        (["write", "x", "--stop", "a", "--stop", "caf\udce9"], "stop"),
+        (["compress", "--model", "llava-mini", "--image", "a.png", "--question", "caf\udce9"], "question"),
+        (["sample", "--prompt", "caf\udce9"], "prompt"),
+    ],
+)
+def test_words_that_are_no_utf_8_are_refused(words, what):
+    error = CliRunner().invoke(app, words).exception
+    assert isinstance(error, VistokError) and f"the {what} is no text" in str(error)
+
+
+def test_names_of_files_may_hold_any_bytes(tmp_path):
+    check_text("model", str(tmp_path))
+    (tmp_path / "caf\udce9").mkdir()
+    check_text("model", str(tmp_path / "caf\udce9"))
+    with pytest.raises(VistokError):
+        check_text("model", str(tmp_path / "th\udce9"))
 
 
 def test_models_fit_a_terminal_and_are_whole():

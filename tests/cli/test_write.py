@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 from typer.testing import CliRunner
 
 from vistok.cli.main import app
+from vistok.cli.write import write
 from vistok.errors import VistokError
 from vistok.samplers.named import TEXT_DRAFTERS
 
@@ -40,6 +42,14 @@ def test_a_text_is_kept_though_its_tree_is_none(tmp_path):
     assert isinstance(found.exception, VistokError)
     kept = json.loads((tmp_path / "a.json").read_text())
     assert kept["tokens"] == 16 and kept["draft"] is None  # lookup reads no draft model
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # of most locales, and of C and POSIX
+def test_standard_input_that_is_no_text_is_told(errors, monkeypatch):
+    bytes_of_latin_1 = io.BytesIO("café".encode("latin-1"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(bytes_of_latin_1, "utf-8", errors))
+    with pytest.raises(VistokError, match=r"(?i)standard input is no text in utf-8"):
+        write("-")
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,32 @@ def check_drawing(temperature: float, top_p: float) -> None:
         raise VistokError("--top-p cuts what is drawn from, and --temperature 0 draws nothing: give a --temperature.")
 
 
+def check_text(name: str, value: Any) -> None:
+    """Refuses words that are no text: bytes that are not UTF-8 come as lone surrogates, which no tokenizer reads and
+    no file of JSON holds. Names of files may hold them.
+
+    Args:
+        name: of the option, as Python calls it.
+        value: of it, one or several.
+
+    Raises:
+        VistokError: one is no text.
+    """
+    from vistok.errors import VistokError
+
+    for word in value if isinstance(value, list) else [value]:
+        if isinstance(word, str) and not _is_text(word) and not os.path.lexists(word):
+            raise VistokError(f"the {name.replace('_', ' ')} is no text in UTF-8: convert it first, as iconv does.")
+
+
+def _is_text(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 Config = Annotated[
     Path | None,
     typer.Option(
@@ -123,8 +149,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print results and errors o
 def shared(function: Callable[..., None], name: str) -> Callable[..., None]:
     """Returns a command with the options that every command has, under its ``name``.
 
-    It says when it is busy, refuses a ``--seed`` of more than 64 bits, and the shell completes the names that its
-    options take.
+    It says when it is busy, refuses a ``--seed`` of more than 64 bits and words that are no text, and the shell
+    completes the names that its options take.
     """
 
     @functools.wraps(function)
@@ -134,6 +160,8 @@ def shared(function: Callable[..., None], name: str) -> Callable[..., None]:
                 from vistok.ops.noise import check_seed
 
                 check_seed(options["seed"])
+            for option, value in options.items():
+                check_text(option, value)
             return function(*args, **options)
 
     own = inspect.signature(function, eval_str=True)

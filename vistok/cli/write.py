@@ -54,7 +54,7 @@ def write(
     check_draft(drafter, draft)
     if "" in (stop or []):
         raise VistokError("--stop is empty, which stands in every text: name the text behind which writing ends.")
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _standard_input() if prompt == "-" else prompt
     with working("load the model"):
         target, tokenizer = load_causal_lm(model, device, dtype)
     ids = tokenizer(text, return_tensors="pt").input_ids.to(target.device)
@@ -79,3 +79,15 @@ def write(
     figures = {name: value for name, value in found.items() if name != "text"}
     told = (f"{name.replace('_', ' ')} {value:.3g}" for name, value in figures.items())
     print(", ".join(told), file=sys.stderr)
+
+
+def _standard_input() -> str:
+    from vistok.cli.shared import check_text
+    from vistok.errors import VistokError
+
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise VistokError(f"standard input is no text in {error.encoding}: convert it first, as iconv does.") from None
+    check_text("standard input", text)
+    return text
