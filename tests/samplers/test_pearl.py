@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import threading
 
 import numpy as np
@@ -184,6 +185,9 @@ def test_two_processes_decode_as_one():
     found = tiny().generate(prompt(), max_new_tokens=12, **GREEDY, custom_generate=pearl)
     assert torch.equal(found, tiny().generate(prompt(), max_new_tokens=12, **GREEDY))
     assert pearl._process._process.pid != os.getpid() and pearl.told is None
+    pearl._process._process.send_signal(signal.SIGINT)  # as a terminal and a notebook do to all of their processes
+    again = tiny().generate(prompt(), max_new_tokens=12, **GREEDY, custom_generate=pearl)
+    assert torch.equal(again, found)
     pearl._process._process.kill()
     with pytest.raises(VistokError, match="has ended"):
         tiny().generate(prompt(), max_new_tokens=4, **GREEDY, custom_generate=pearl)
