@@ -125,7 +125,7 @@ def speed_up(slow: list[float], fast: list[float]) -> float:
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--preset", default="GPT-B")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "int8"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -103,7 +103,7 @@ def draw(pipes: dict[str, Pipeline], samples: Sequence[Sample], seed: int, batch
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--model", default="llamagen", help="that paints scenes, token behind token")
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "int8"], help="to compare with float32")
     parser.add_argument("--prompts-per-task", type=int, default=8, help="of each of the six GenEval tasks")
