@@ -82,10 +82,11 @@ class Trigrams:
 
     def boost(self, text: Sequence[int], amount: float, cap: float) -> None:
         """Adds to the weight of each tri-gram of a text, up to a cap; weights are not normalised again."""
+        if len(text) > 2:
+            self.top = max(self.top, *text)
         for first, second, third in zip(text, text[1:], text[2:], strict=False):
             found = self.weights.setdefault((first, second), {})
             found[third] = min(found.get(third, 0.0) + amount, cap)
-            self.top = max(self.top, first, second, third)
             self._ordered.pop((first, second), None)
 
     def behind(self, pair: Pair) -> list[tuple[int, float]]:
