@@ -168,8 +168,8 @@ def _read(hint: Any, value: Any, path: str) -> Any:
             return None
         (hint,) = (each for each in arguments if each is not type(None))
         return _read(hint, value, path)
-    if origin is Annotated:
-        share = _read(float, value, path)
+    if hint == Fraction:
+        share = _read_scalar(float, value, path)
         if share > 1:
             raise VistokError(f"{path} is a share, from 0 to 1, got {value}.")
         return share

@@ -21,7 +21,7 @@ from vistok.ops.noise import derive_seed
 from vistok.tokenizers.flextok import FlexTok, FlowDraws
 from vistok.tokenizers.kl import KLAutoencoder
 from vistok.tokenizers.quantizers import CodebookUsage
-from vistok.train.options import check_agreement, read_options, start_network
+from vistok.train.options import read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.sources import Draw, Extracted, PictureData, open_source
 from vistok.train.tasks.pictures import PictureTask
@@ -133,8 +133,7 @@ class FlexTokTask(PictureTask):
     def _tokenizer(self, init: FlexTokInit) -> FlexTok:
         model = self.recipe.model
         if init.tokenizer is not None:
-            tokenizer = FlexTok.from_pretrained(init.tokenizer)
-            check_agreement(tokenizer.config, model, "model", TRAINING_LAWS)
+            tokenizer = start_network(FlexTok, init.tokenizer, model, free=TRAINING_LAWS)
             laws = {key: model[key] for key in TRAINING_LAWS if key in model}
             tokenizer.config = replace(tokenizer.config, **laws)
             return tokenizer

@@ -23,7 +23,7 @@ from vistok.models.vision.scenes import DIM, load_scene_features
 from vistok.tokenizers.quantizers import CodebookUsage
 from vistok.tokenizers.seed import Seed
 from vistok.tokenizers.vq import VQTokenizer
-from vistok.train.options import check_agreement, read_options, start_network
+from vistok.train.options import read_options, start_network
 from vistok.train.recipe import Recipe
 from vistok.train.sources import PictureData, open_source
 from vistok.train.tasks.pictures import PictureTask
@@ -186,8 +186,7 @@ class SeedTask(PictureTask):
         if init.tokenizer is None and init.tower is None:
             raise VistokError("SEED reads a frozen vision network: name it as 'init.tower', or start from 'tokenizer'.")
         if init.tokenizer is not None:
-            tokenizer = Seed.from_pretrained(init.tokenizer)
-            check_agreement(tokenizer.config, self.recipe.model, "model")
+            tokenizer = start_network(Seed, init.tokenizer, self.recipe.model)
             if tokenizer.config.embed_dim != width:
                 raise VistokError(
                     f"'{init.tokenizer}' gives embeddings of {tokenizer.config.embed_dim} numbers and the teacher "
