@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -88,4 +89,55 @@ def test_an_adapter_that_names_no_model_below_is_refused(below, tmp_path, entry)
     base = str(tmp_path / "one") if entry else None
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base}))
     with pytest.raises(VistokError, match="below"):
+        load_causal_lm(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("entries", "culprit"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
+        ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"r": 0}, "no rank"),
+        ({"r": None}, "no rank"),
+        ({"lora_alpha": "4"}, "lora_alpha"),
+    ],
+)
+def test_a_configuration_that_is_no_plain_sum_is_refused(below, tmp_path, entries, culprit):
+    adapted(below, tmp_path / "one")
+    file = tmp_path / "one" / LORA_CONFIG
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+    with pytest.raises(VistokError, match=culprit):
+        load_causal_lm(tmp_path / "one")
+
+
+def test_rank_stabilised_factors_have_their_own_scale(below, tmp_path):
+    adapted(below, tmp_path / "one")
+    file = tmp_path / "one" / LORA_CONFIG
+    entries = json.loads(file.read_text())
+    tokens = torch.arange(20)[None]
+    stable = entries | {"use_rslora": True, "lora_alpha": entries["lora_alpha"] / math.sqrt(entries["r"])}
+    wanted = load_causal_lm(tmp_path / "one")[0](tokens).logits
+    file.write_text(json.dumps(stable))
+    assert torch.allclose(load_causal_lm(tmp_path / "one")[0](tokens).logits, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("key", ["base_model.model.lm_head.weight", "x.lora_magnitude_vector.weight", "x.lora_B.bias"])
+def test_what_is_no_factor_is_not_dropped_in_silence(below, tmp_path, key):
+    adapted(below, tmp_path / "one")
+    file = tmp_path / "one" / LORA_WEIGHTS
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    save_file(load_file(file) | {key: torch.ones(2)}, file, metadata=metadata)
+    with pytest.raises(VistokError, match=key):
+        load_causal_lm(tmp_path / "one")
+
+
+@pytest.mark.parametrize("name", [LORA_CONFIG, LORA_WEIGHTS])
+def test_damaged_files_of_an_adapter_are_named(below, tmp_path, name):
+    adapted(below, tmp_path / "one")
+    file = tmp_path / "one" / name
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(VistokError, match=name):
         load_causal_lm(tmp_path / "one")

@@ -6,7 +6,7 @@ The folder holds no weights of its own. ``adapter_config.json`` names the model 
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from torch import nn
 from vistok.errors import VistokError
 from vistok.files import write_json
 from vistok.zoo.model_card import sha256, weights_files
+from vistok.zoo.pretrained import read_entries
 from vistok.zoo.registry import resolve
 
 CONFIG_FILE = "config.json"
 LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HASHES = "base_sha256"  # entry of the factors' metadata
+# Entries of PEFT's that make of factors another sum, or more than one.
+_NOT_MERGED = ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 _PEFT_PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
@@ -39,7 +42,7 @@ def adapter_base(folder: Path) -> str:
     Raises:
         VistokError: it names none.
     """
-    base = json.loads((folder / LORA_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = read_entries(folder / LORA_CONFIG).get("base_model_name_or_path")
     if not isinstance(base, str):
         raise VistokError(f"'{folder / LORA_CONFIG}' names no model below: set base_model_name_or_path.")
     return base
@@ -77,10 +80,13 @@ def merge_adapter(model: nn.Module, folder: Path) -> None:
     Raises:
         VistokError: they were trained on other weights, or fit no weight of the model.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(folder / LORA_WEIGHTS, "pt") as file:
-        trained_on = (file.metadata() or {}).get(HASHES)
+    try:
+        with safe_open(folder / LORA_WEIGHTS, "pt") as file:
+            trained_on = (file.metadata() or {}).get(HASHES)
+    except (SafetensorError, OSError) as error:
+        raise VistokError(f"'{folder / LORA_WEIGHTS}' is truncated or no safetensors file: fetch it again.") from error
     base = adapter_base(folder)
     if trained_on is not None and trained_on != ",".join(base_hashes(base)):
         raise VistokError(
@@ -94,12 +100,17 @@ def merge_lora(model: nn.Module, folder: Path) -> None:
     """Adds the LoRA factors in a folder, as ``save_lora`` or PEFT wrote them, to the weights that they belong to.
 
     Raises:
-        VistokError: a factor belongs to no weight of the model, or has another shape.
+        VistokError: a factor belongs to no weight of the model, or has another shape; or the folder holds more than
+            factors of one scale, such as DoRA's magnitudes or whole layers.
     """
     from vistok.zoo.checkpoint import read_state_dict
 
-    config = json.loads((folder / LORA_CONFIG).read_text(encoding="utf-8"))
-    scale, state = config["lora_alpha"] / config["r"], read_state_dict(folder / LORA_WEIGHTS)
+    scale, state = _scale(folder), read_state_dict(folder / LORA_WEIGHTS)
+    if other := sorted(key for key in state if not key.endswith((_A, _B))):
+        raise VistokError(
+            f"'{folder / LORA_WEIGHTS}' holds {other[0]}, which is no LoRA factor of a linear map: merge the adapter "
+            "with PEFT, and name the whole model."
+        )
     for key, down in state.items():
         if not key.endswith(_A):
             continue
@@ -112,3 +123,22 @@ def merge_lora(model: nn.Module, folder: Path) -> None:
             raise VistokError(
                 f"the adapter '{name}' fits no weight of this model: name the model it was trained on."
             ) from error
+
+
+def _scale(folder: Path) -> float:
+    """What the products of an adapter's factors are multiplied by.
+
+    Raises:
+        VistokError: its configuration tells none, or several, or asks for what is more than a sum.
+    """
+    path = folder / LORA_CONFIG
+    config = read_entries(path)
+    if asked := [entry for entry in _NOT_MERGED if config.get(entry)]:
+        raise VistokError(
+            f"'{path}' asks for {asked[0]}, which is not merged here: merge the adapter with PEFT, and name the whole "
+            "model."
+        )
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        raise VistokError(f"'{path}' tells no rank 'r' of 1 or more and no number 'lora_alpha': fetch it again.")
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
