@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import os
 import pickle
 import warnings
@@ -188,6 +189,25 @@ def test_a_misfit_is_refused_and_leaves_the_module_alone(state, complaint):
     with pytest.raises(VistokError, match=complaint):
         load_strict(target, state, "net")
     assert_same(target.state_dict(), before)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_that_are_no_numbers_are_refused(value, dtype):
+    state = {key: weight.to(dtype) for key, weight in net(4).state_dict().items()}
+    state["1.bias"][1] = value
+    with pytest.raises(VistokError, match=r"not all numbers: 1\.bias holds nan or inf"):
+        load_strict(net(4), state, "net")
+
+
+def test_buffers_may_be_infinite():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.full((2,), -math.inf))
+            self.empty = nn.Parameter(torch.zeros(0))
+
+    load_strict(Masked(), Masked().state_dict(), "net")
 
 
 def test_the_variant_that_a_misfit_belongs_to_is_named():

@@ -194,3 +194,10 @@ def test_a_user_s_prefix_goes_before_published_names_are_converted(tmp_path):
     with pytest.warns(UserWarning, match="research"):
         loaded = FlexTok.from_pretrained(tmp_path / "f")
     assert loaded.config.registers == 4
+
+
+def test_an_index_of_shards_may_begin_with_a_byte_order_mark(tmp_path, state):
+    folder = _folder(tmp_path / "m", state, _shards("safetensors"))
+    index = folder / "model.safetensors.index.json"
+    index.write_text("\ufeff" + index.read_text())
+    KLAutoencoder.from_pretrained(folder)

@@ -60,7 +60,7 @@ def shard_files(index: str | Path) -> list[Path]:
     if index.suffix != ".json":
         return [index]
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(_weight_map(index).values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise VistokError(f"'{index}' is not the index of a checkpoint in several files: fetch it again.") from error
     for name in sorted(names, key=str):
@@ -115,11 +115,15 @@ def write_state_dict(path: str | Path, state: Mapping[str, Tensor], metadata: Ma
         save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
 
 
+def _weight_map(index: Path) -> Any:
+    return json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
+
+
 def _read_shards(index: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for file in shard_files(index):
         state |= read_state_dict(file)
-    listed = _without_prefixes(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    listed = _without_prefixes(_weight_map(index))
     if missing := sorted(set(listed) - set(state)):
         raise VistokError(
             f"the files of '{index}' are not complete: they {_listed('lack', missing)}; fetch them again."
@@ -263,7 +267,8 @@ def load_strict(
     drop: Iterable[str] = (),
     variants: Mapping[str, Callable[[], nn.Module]] | None = None,
 ) -> None:
-    """Loads weights into a module: no key missing, none left over, every shape equal, no integers for real numbers.
+    """Loads weights into a module: no key missing, none left over, every shape equal, no integers for real numbers,
+    and every number finite.
 
     A prefix that all keys share and the module does not know is removed first.
 
@@ -291,6 +296,12 @@ def load_strict(
                 raise VistokError(
                     f"the weights of {what} are not real numbers: {key} is {kind}; name weights that are not quantized."
                 )
+        for key, _ in module.named_parameters():
+            if key in state and not _finite(state[key]):
+                raise VistokError(
+                    f"the weights of {what} are not all numbers: {key} holds nan or inf, as after a training that "
+                    "diverged or numbers too large for float16; name an earlier checkpoint, or one of a wider format."
+                )
         module.load_state_dict(state, strict=not absent)
         return
     problems = [
@@ -316,6 +327,13 @@ def load_strict(
             f"that begin with '{prefix}' alone."
         )
     raise VistokError(f"the checkpoint is not a {what}: it {complaints}; name one that belongs to this model.")
+
+
+def _finite(weights: Tensor) -> bool:
+    if not weights.numel() or weights.is_meta:
+        return True
+    low, high = weights.float().aminmax()  # in one pass, and nan wins
+    return bool(torch.isfinite(low) and torch.isfinite(high))
 
 
 def _prefix_of(shapes: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> str | None:
