@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -19,9 +21,7 @@ from vistok.zoo import registry
 from vistok.zoo.model_card import verify_files
 from vistok.zoo.transformers import load_causal_lm
 
-
-@pytest.mark.parametrize("name", ["", " "])
-@pytest.mark.parametrize(
+LOADERS = pytest.mark.parametrize(
     "load",
     [
         pipeline,
@@ -33,9 +33,36 @@ from vistok.zoo.transformers import load_causal_lm
         zoo.resolve,
     ],
 )
+
+
+@pytest.mark.parametrize("name", ["", " "])
+@LOADERS
 def test_an_empty_name_stands_for_nothing(name, load):
     with pytest.raises(VistokError, match="name is empty"):
         load(name)
+
+
+@pytest.mark.parametrize("name", ["~nobody-here", "./~/" + "x" * 300, "~nobody-here/a/b", "x" * 300])
+@LOADERS
+def test_names_that_no_file_can_have_are_told(name, load):
+    with pytest.raises(VistokError, match=r"unknown model|no file or folder|no embedded generator"):
+        load(name)
+
+
+@pytest.mark.parametrize("name", ["vq-mini", "VQ-mini", Path("vq-mini")])
+def test_an_embedded_name_that_is_a_folder_here_too_is_told(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / str(name)
+    folder.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a folder of pictures is none of a model
+        assert zoo.resolve(name) == registry.WEIGHTS / "vq-mini"
+    VQTokenizer.from_pretrained("vq-mini").save_pretrained(folder)
+    with pytest.warns(UserWarning, match=rf"write './{name}'"):
+        assert zoo.resolve(name) == registry.WEIGHTS / "vq-mini"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert zoo.resolve(f"./{name}") == Path(str(name))
 
 
 @pytest.fixture

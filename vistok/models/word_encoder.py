@@ -210,10 +210,14 @@ def load_word_encoder(folder: str | Path, config: WordEncoderConfig) -> tuple[Wo
     """Returns network, in float32, and tokenizer of a folder.
 
     Raises:
-        VistokError: the weights are not those of this shape.
+        VistokError: no encoder has this shape, or the weights are not those of it.
     """
     folder = Path(folder)
-    network = WordNetwork(config, folder)
+    try:
+        network = WordNetwork(config, folder)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise VistokError(f"no text encoder has the shape in '{folder / CONFIG_FILE}' ({reason}): mend it.") from error
     load_strict(network, read_state_dict(folder / WEIGHTS_FILE), "text encoder")
     return network.float().eval(), WordTokenizer(folder)
 

@@ -17,6 +17,7 @@ from vistok.pipelines.resolve import resolve_generator
 from vistok.registry import require
 from vistok.runtime import resolve_device, resolve_dtype
 from vistok.zoo import card_of_folder, hub_id, resolve
+from vistok.zoo.registry import local_path
 
 if TYPE_CHECKING:
     from vistok.models.interface import TextReader
@@ -122,7 +123,7 @@ def _text_encoder(model: Any, request: LoadRequest, given: str | Path | None) ->
             given = encoder_folder(own.parts["text_encoder"])
         elif not (given := folder / "text_encoder").is_dir():
             raise VistokError("this model comes without its text-encoder weights: name them with --text-encoder.")
-    elif hub_id(given) is None or Path(given).expanduser().exists():  # of the hub, transformers fetches what it needs
+    elif hub_id(given) is None or local_path(given) is not None:  # of the hub, transformers fetches what it needs
         given = encoder_folder(given)
     encoder = load_text_encoder(given)
     if encoder.dim != model.text_width:

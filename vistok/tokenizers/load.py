@@ -19,6 +19,7 @@ from vistok.tokenizers.interface import Capabilities, Tokenizer
 from vistok.zoo import card_of_file, cards, is_embedded, resolve, sha256
 from vistok.zoo.checkpoint import shard_files, weights_file
 from vistok.zoo.pretrained import CONFIG_FILE, FAMILY, read_entries
+from vistok.zoo.registry import local_path
 
 TOKENIZERS = Registry(
     "tokenizer family",
@@ -136,7 +137,7 @@ def _sha256(weights: Path) -> str:
 def _identifier(name: str, path: Path) -> str:
     """A card's own name, or a path's last part: what says the same on another machine."""
     known = next((card.name for card in cards() if card.embedded and path.name == card.name), None)
-    return known or (path.name if Path(name).expanduser().exists() else name)
+    return known or (path.name if local_path(name) is not None else name)
 
 
 def _family_of_folder(folder: Path) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +21,7 @@ from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.parts import in_parts
 from vistok.tokenizers.vq import ResBlock, VQTokenizer
 from vistok.zoo.pretrained import Pretrained
-from vistok.zoo.registry import is_embedded
+from vistok.zoo.registry import is_embedded, local_path
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class UpscaledVQ(Pretrained, nn.Module):
     def __init__(self, config: UpscaledVQConfig | None = None):
         super().__init__()
         self.config = config = config or UpscaledVQConfig()
-        if not is_embedded(config.base) and not Path(config.base).expanduser().exists():
+        if not is_embedded(config.base) and local_path(config.base) is None:
             raise VistokError(
                 f"the tokenizer '{config.base}', whose codes this one decodes, is neither embedded nor a folder here: "
                 "save it there, or mend 'base' in config.json."

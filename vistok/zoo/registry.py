@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
+import warnings
 from pathlib import Path
 
 from vistok.errors import VistokError, unknown_name
@@ -44,6 +46,13 @@ def check_name(name: str | Path) -> None:
         raise VistokError("the name is empty: name a model of `vistok models`, a folder, a file or a hub id.")
 
 
+def local_path(name: str | Path) -> Path | None:
+    """Returns the file or folder on this machine that a name stands for, where ``~`` is the user's; None if there is
+    none, also where no file could have this name."""
+    path = os.path.expanduser(name)  # these two raise nothing for names that are too long, or of unknown users
+    return Path(path) if os.path.exists(path) else None
+
+
 def is_embedded(name: str | Path) -> bool:
     """Whether a name or alias is that of a model whose weights are part of the package."""
     found = _find(str(name))
@@ -78,8 +87,8 @@ def card_of_file(path: str | Path) -> ModelCard | None:
 
 def card_of_folder(path: str | Path) -> ModelCard | None:
     """Returns the card that lies beside the weights of a folder, if there is one."""
-    folder = Path(path).expanduser()
-    return read_card(folder) if (folder / CARD_FILE).is_file() else None
+    folder = local_path(path)
+    return read_card(folder) if folder is not None and (folder / CARD_FILE).is_file() else None
 
 
 def _hub_names(card: ModelCard) -> list[str]:
@@ -123,17 +132,23 @@ def resolve(name: str | Path, filename: str | None = None) -> Path:
     """
     check_name(name)
     found = _find(str(name))
-    path = Path(name).expanduser()
+    path = local_path(name)
     if found is not None and found.embedded:
+        if path is not None and ((path / CARD_FILE).is_file() or (path / "config.json").is_file()):
+            warnings.warn(
+                f"'{name}' is the embedded model, and not the folder of this name here: write "
+                f"'{os.path.join(os.curdir, name)}' for the folder.",
+                stacklevel=2,
+            )
         path = WEIGHTS / found.name
-    elif not path.exists():
+    elif path is None:
         if found is not None:
             hub = ", ".join(f"'{where}'" for where in _hub_names(found))
             mend = f", or {hub} to fetch it" if hub else f" {' or '.join(found.files)}"
             raise VistokError(f"the weights of '{name}' are not part of vistok: name your file{mend}.")
         if (where := hub_id(name)) is not None:
             return _fetch(*where, filename)
-        if path.suffix in _WEIGHTS_SUFFIXES or re.search(r"[/\\]", str(name)):
+        if Path(name).suffix in _WEIGHTS_SUFFIXES or re.search(r"[/\\]", str(name)):
             raise VistokError(
                 f"there is no file or folder '{name}': check the path, or name a hub id 'owner/name:file'."
             )

@@ -16,7 +16,7 @@ from vistok.errors import VistokError
 from vistok.progress import quiet_transformers
 from vistok.runtime import resolve_device, resolve_dtype
 from vistok.zoo.adapter import adapter_base, is_adapter, merge_adapter
-from vistok.zoo.registry import hub_id, is_embedded, resolve
+from vistok.zoo.registry import hub_id, is_embedded, local_path, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
@@ -177,7 +177,7 @@ def _check_architecture(name: str | Path, config: Any, loader: Any, what: str, m
 
 def _source(name: str | Path, what: str) -> str:
     """Where transformers finds a model: a folder on this machine, or the hub id itself, whose files it chooses."""
-    if not is_embedded(name) and not Path(name).expanduser().exists() and (hub := hub_id(name)) is not None:
+    if not is_embedded(name) and local_path(name) is None and (hub := hub_id(name)) is not None:
         if hub[1] is not None:
             raise VistokError(f"'{name}' names one file, but a {what} is a whole repository: name '{hub[0]}'.")
         return hub[0]

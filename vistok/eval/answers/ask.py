@@ -134,10 +134,10 @@ def load(name: str, device: str | None = None, dtype: str = "float32") -> tuple[
         VistokError: there is no such model, or it cannot be read.
     """
     import vistok.projectors.learned.pvc_llava  # noqa: F401 - makes its model type known
-    from vistok.zoo.registry import is_embedded, resolve
+    from vistok.zoo.registry import is_embedded, local_path, resolve
     from vistok.zoo.transformers import load_image_text
 
-    folder = resolve(name) if is_embedded(name) else Path(name).expanduser()
+    folder = resolve(name) if is_embedded(name) else local_path(name) or Path(name)
     if is_extension(folder):
         return load_difference(name, device, dtype)
     model, processor = load_image_text(name, device, dtype)

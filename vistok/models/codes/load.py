@@ -23,7 +23,7 @@ from vistok.tokenizers.vq import VQTokenizer
 from vistok.zoo import card_of_folder, resolve
 from vistok.zoo.checkpoint import load_strict, read_state_dict
 from vistok.zoo.pretrained import WEIGHTS_FILE
-from vistok.zoo.registry import is_embedded
+from vistok.zoo.registry import is_embedded, local_path
 from vistok.zoo.transformers import load_causal_lm, load_config, load_image_text, load_processor
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def _codes(side: int, pixels: int) -> int:
 
 
 def _local(source: str | Path) -> bool:
-    return is_embedded(source) or Path(source).expanduser().exists()
+    return is_embedded(source) or local_path(source) is not None
 
 
 JANUS, EMU3, CHAMELEON, SEED_LLAMA = JanusFamily(), Emu3Family(), ChameleonFamily(), SeedLlamaFamily()
