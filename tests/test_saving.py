@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import vistok
 from tests.cli.test_cli import vistok as command
@@ -107,6 +109,38 @@ def test_what_the_hub_refuses_is_one_sentence(hub, monkeypatch):
     assert "long story" not in str(told.value)
     with pytest.raises(VistokError, match="someone/nothing"):
         vistok.pipeline("someone/nothing", device="cpu")
+
+
+def test_a_folder_and_a_number_format_are_understood_as_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pipe = vistok.pipeline("llamagen", device="cpu")
+    with pytest.raises(VistokError, match="unknown dtype 'float8'"):
+        pipe.save_pretrained("~/saved", dtype="float8")
+    assert not (tmp_path / "saved").exists()
+    pipe.save_pretrained("~/saved", dtype="float16")
+    assert load_file(tmp_path / "saved" / "model.safetensors")["tok_embeddings.weight"].dtype == torch.float16
+    assert vistok.pipeline("~/saved", device="cpu").name == pipe.name
+
+
+def test_names_that_lead_to_no_pipeline_say_what_to_name(tmp_path):
+    vistok.pipeline("llamagen", device="cpu").save_pretrained(tmp_path)
+    with pytest.raises(VistokError, match=r"is a file: name the folder .* --checkpoint"):
+        vistok.pipeline(str(tmp_path / "model.safetensors"), device="cpu")
+    with pytest.raises(VistokError, match="there is no file or folder 'runs/one/step-100'"):
+        vistok.pipeline("runs/one/step-100", device="cpu")
+    entries = json.loads((tmp_path / "card.json").read_text())
+    (tmp_path / "card.json").write_text(json.dumps(entries | {"family": "dice"}))
+    with pytest.raises(VistokError, match=r"family 'dice', which is not known here: install"):
+        vistok.pipeline(str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize("value", ["128", 128.5, -1, [128], 10**30])
+def test_a_text_encoder_of_no_shape_is_told(tmp_path, value):
+    vistok.pipeline("llamagen", device="cpu").save_pretrained(tmp_path)
+    config = tmp_path / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"d_ff": value}))
+    with pytest.raises(VistokError, match=r"no text encoder has the shape in .*config\.json"):
+        vistok.pipeline(str(tmp_path), device="cpu")
 
 
 def test_a_pipeline_that_cannot_be_saved_says_why(tmp_path):

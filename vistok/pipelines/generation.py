@@ -83,13 +83,13 @@ class Pipeline(Pushable):
 
         return pipeline(str(name), **options)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | str | None = None) -> None:
         """Writes the generator, its image tokenizer and its text encoder into a folder that loads as a whole:
         ``vistok.pipeline(folder)``, or ``vistok sample --model FOLDER``.
 
         Args:
             folder: where to.
-            dtype: of the weights in the files; unchanged if None.
+            dtype: of the weights in the files, such as ``float16``; unchanged if None.
 
         Raises:
             VistokError: a part cannot be saved.

@@ -10,7 +10,7 @@ from vistok.models.codes.families import CODE_GENERATORS
 from vistok.models.generators import GENERATORS
 from vistok.zoo import ModelCard, card, card_of_file, card_of_folder, cards, resolve
 from vistok.zoo.pretrained import family_of_folder
-from vistok.zoo.registry import check_name, hub_id
+from vistok.zoo.registry import check_name, hub_id, local_path
 from vistok.zoo.transformers import load_config
 
 DEFAULT_MODEL = "llamagen"
@@ -57,6 +57,11 @@ def resolve_generator(
         place = _card_of_place(name)
         found = Resolved(_card_of_name(name, None), None, True) if place is None else Resolved(place, name, True)
     if found.card.family not in GENERATORS:
+        if found.card.task.endswith("-to-image"):
+            raise VistokError(
+                f"'{found.card.name}' is of the family '{found.card.family}', which is not known here: install the "
+                f"package that adds it, or name a model of {', '.join(GENERATORS)}."
+            )
         raise VistokError(
             f"'{found.card.name}' is a model for {found.card.task}, it does not paint: see `vistok models`."
         )
@@ -69,13 +74,22 @@ def _card_of_place(name: str) -> ModelCard | None:
     Raises:
         VistokError: there is no image generator.
     """
-    folder = Path(name).expanduser()
-    if any(name in (each.name, *each.aliases) for each in cards()) or not (folder.is_dir() or hub_id(name)):
+    if any(name in (each.name, *each.aliases) for each in cards()):
         return None
-    found = card_of_folder(name) if folder.is_dir() else card_of_file(name)
+    folder = local_path(name)
+    if folder is not None and not folder.is_dir():
+        raise VistokError(
+            f"'{name}' is a file: name the folder of a pipeline, or weights alone by --checkpoint {name}, with their "
+            "model or family by --model."
+        )
+    if folder is None and hub_id(name) is None:
+        if "/" in str(name):
+            resolve(name)  # a path that leads nowhere
+        return None
+    found = card_of_file(name) if folder is None else card_of_folder(name)
     if found is not None:
         return found
-    if folder.is_dir() and (family := family_of_folder(folder)) in GENERATORS:
+    if folder is not None and (family := family_of_folder(folder)) in GENERATORS:
         raise VistokError(
             f"'{name}' holds the weights of a {family} alone: name them by --model {family} --checkpoint {name}, and "
             "its tokenizer by --tokenizer."
@@ -83,7 +97,7 @@ def _card_of_place(name: str) -> ModelCard | None:
     try:
         kind = load_config(name, "image generator").model_type
     except VistokError as error:
-        if folder.is_dir():
+        if folder is not None:
             raise
         found = _hub_card(name)
         if found is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vistok.errors import VistokError
 from vistok.files import check_writable
+from vistok.runtime import resolve_dtype
 from vistok.zoo import ModelCard, write_card
 from vistok.zoo.pretrained import Pretrained
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from vistok.pipelines.generation import Pipeline
 
 
-def save_pipeline(pipe: Pipeline, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+def save_pipeline(pipe: Pipeline, folder: str | Path, dtype: torch.dtype | str | None = None) -> None:
     """Writes the generator into a folder, with its image tokenizer and its text encoder in folders below and one card
     that names them; see ``Pipeline.save_pretrained``."""
     from vistok.models.text_encoder import TextEncoder
@@ -25,11 +27,12 @@ def save_pipeline(pipe: Pipeline, folder: str | Path, dtype: torch.dtype | None 
         raise VistokError(
             "control pictures, known images and negative prompts are no part of a model: save the pipeline without."
         )
-    folder = Path(folder)
+    number_format = None if dtype is None else resolve_dtype(dtype)
+    folder = Path(os.path.expanduser(folder))
     check_writable(folder, folder=True)
     model, tokenizer = (_own(pipe, *part) for part in (("generator", pipe.model), ("image tokenizer", pipe.tokenizer)))
-    model.save_pretrained(folder, dtype)
-    tokenizer.save_pretrained(folder / "tokenizer", dtype)
+    model.save_pretrained(folder, number_format)
+    tokenizer.save_pretrained(folder / "tokenizer", number_format)
     if isinstance(pipe.text_encoder, TextEncoder):
         pipe.text_encoder.save_pretrained(folder / "text_encoder")
     own = model.card
