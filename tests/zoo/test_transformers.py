@@ -110,6 +110,15 @@ def test_weights_that_are_not_whole_are_refused_by_name(folders, tmp_path, name,
     assert fault in ("truncated", "absent") or key in str(refused.value)
 
 
+@pytest.mark.parametrize("value", ["64", [64], 0, -1, 10**30])
+def test_sizes_that_no_network_has_are_told(tmp_path, value):
+    shutil.copytree(resolve("text-mini"), tmp_path / "m")
+    config = tmp_path / "m" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_attention_heads": value}))
+    with pytest.raises(VistokError, match=r"holds no causal LM that transformers can load \(.*[^:]\)"):
+        load_causal_lm(tmp_path / "m")
+
+
 def test_a_bias_that_the_configuration_leaves_out_is_not_dropped_in_silence(folders, tmp_path):
     from transformers import AutoModelForCausalLM
 

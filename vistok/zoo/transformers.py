@@ -189,15 +189,16 @@ def _source(name: str | Path, what: str) -> str:
 
 def _read(loader: Any, name: str | Path, what: str, **options: Any) -> Any:
     """``loader.from_pretrained`` without code from the repository; what goes wrong becomes one sentence."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     source = _source(name, what)
-    failures = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
+    failures = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, ArithmeticError)
     try:
         return loader.from_pretrained(source, trust_remote_code=False, **options)
     except VistokError:
         raise
-    except failures as error:
+    except (*failures, SafetensorError, StrictDataclassError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0].rstrip(".") if lines else type(error).__name__
+        reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".") if lines else type(error).__name__
         raise VistokError(f"'{name}' holds no {what} that transformers can load ({reason}): name another.") from error
