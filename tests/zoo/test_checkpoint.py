@@ -200,6 +200,13 @@ def test_weights_that_are_no_numbers_are_refused(value, dtype):
         load_strict(net(4), state, "net")
 
 
+def test_float8_loads():
+    state = {key: weight.to(torch.float8_e4m3fn) for key, weight in net(4).state_dict().items()}
+    target = net(4)
+    load_strict(target, state, "net")
+    assert_same(target.state_dict(), {key: weight.float() for key, weight in state.items()})
+
+
 def test_buffers_may_be_infinite():
     class Masked(nn.Module):
         def __init__(self):

@@ -332,7 +332,8 @@ def load_strict(
 def _finite(weights: Tensor) -> bool:
     if not weights.numel() or weights.is_meta:
         return True
-    low, high = weights.float().aminmax()  # in one pass, and nan wins
+    numbers = weights.float() if weights.element_size() == 1 else weights  # no minimum is known of float8
+    low, high = numbers.aminmax()  # in one pass, and nan wins
     return bool(torch.isfinite(low) and torch.isfinite(high))
 
 

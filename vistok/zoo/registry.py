@@ -138,7 +138,7 @@ def resolve(name: str | Path, filename: str | None = None) -> Path:
             warnings.warn(
                 f"'{name}' is the embedded model, and not the folder of this name here: write "
                 f"'{os.path.join(os.curdir, name)}' for the folder.",
-                stacklevel=2,
+                stacklevel=1,  # so that it is printed once, whoever asks
             )
         path = WEIGHTS / found.name
     elif path is None:
