@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 
 from vistok.errors import VistokError
 from vistok.tokenizers import Seed, UnClip, load_tokenizer
@@ -195,6 +197,53 @@ def test_an_unclip_that_is_none_is_refused(tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(VistokError, match="unCLIP"):
         UnClip.load(str(tmp_path))
+
+
+PAINTS = replace(TINY, pixels="vq-mini", pixel_layers=1, pixel_grid=4, pixel_steps=3)
+
+
+def test_equal_tokens_paint_equal_pictures_unless_each_has_its_noise():
+    model = seed(PAINTS)
+    nn.init.normal_(model.quantize.embedding.weight)
+    model.pixel_head.output.weight.data *= 50  # so that what it is told matters
+    assert model.capabilities.stochastic_decode
+    tokens = torch.randint(64, (2, 8), generator=torch.Generator().manual_seed(2)).repeat_interleave(2, 0)
+    first, again, *other = model.decode(tokens)
+    assert torch.equal(first, again) and not torch.equal(first, other[0])
+    assert torch.allclose(first, model.decode(tokens[:1])[0], atol=1e-5)
+    each = model.decode(tokens, generator=[torch.Generator().manual_seed(number) for number in range(4)])
+    assert not torch.equal(each[0], each[1])
+    alone = model.decode(tokens[1:2], generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(each[1], alone[0], atol=1e-5)
+    with pytest.raises(VistokError, match="one each"):
+        model.decode(tokens, generator=[torch.Generator()] * 3)
+
+
+def test_codes_are_painted_by_what_is_sure(monkeypatch):
+    """Of a head that always knows code 3 for the first place and is unsure of the rest, the first is decided first."""
+    monkeypatch.setattr("vistok.tokenizers.seed_pixels.CHOICE", 0.0)
+    model = seed(PAINTS)
+    head, shown = model.pixel_head, []
+
+    def sure_of_the_first(features, codes):
+        shown.append(codes.clone())
+        logits = torch.zeros(*codes.shape, head.mask_id)
+        logits[:, 0, 3] = 100.0
+        return logits
+
+    head.forward = sure_of_the_first
+    codes = head.paint(torch.zeros(1, 8, 16), head.draws(1, None))
+    hidden = [int((each == head.mask_id).sum()) for each in shown]
+    assert hidden == [16, 13, 8]  # the cosine's: 16 cos(pi / 6) and 16 cos(pi / 3)
+    assert all(each[0, 0] == 3 for each in (*shown[1:], codes)) and (codes < head.mask_id).all()
+    assert all(torch.equal(later[kept], each[kept]) for each, later in pairwise([*shown, codes])
+               for kept in [each != head.mask_id])  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [{"pixel_steps": 0}, {"pixel_steps": 17}])
+def test_steps_that_no_painting_has_are_refused(config):
+    with pytest.raises(VistokError, match="pixel_steps"):
+        Seed.untrained(replace(PAINTS, **config))
 
 
 def test_load_tokenizer_reads_a_folder(tmp_path):

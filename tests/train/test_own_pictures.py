@@ -50,7 +50,7 @@ TOKENIZERS = {  # task: model, init, data
     "kl": (KL, {}, {"size": 32, "divergence": 1e-3}),
     "one-d-piece": (ONE_D, {}, {}),
     "one-d-piece from cells": (CELLS, {}, {"start": "cells", "start_pictures": 8, "keep": "step", "often": 16}),
-    "seed": (SEED, SEED_INIT, {"queries_until": 1}),
+    "seed": (SEED, SEED_INIT, {"queries_until": 1, "codes_until": 2}),
     "flextok": (FLEX, {"kl": "kl-mini"}, {}),
     "tokenflow": (FLOW, {"vq": "vq-mini", "teacher": "scenes-features"}, {"semantic": 1.0}),
 }

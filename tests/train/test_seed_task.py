@@ -1,4 +1,4 @@
-"""SEED's two stages: what each trains, whose embeddings are learned, and mistakes."""
+"""SEED's stages: what each trains, whose embeddings are learned, and mistakes."""
 
 from __future__ import annotations
 
@@ -33,8 +33,34 @@ def test_the_stages_train_what_the_paper_says():
     task = SeedTask(recipe())
     assert trained(task, 0) == {"query_tokens", "Qformer", "ln_vision"}
     codes = {"encode_task_layer", "quantize", "decode_task_layer", "pos_embed", "blocks"}
-    image = {"pos_embed_image", "blocks_image", "image_down", "distill_image_proj", "pixel_head"}
-    assert trained(task, 2) == codes | image
+    image = {"pos_embed_image", "blocks_image", "image_down", "distill_image_proj"}
+    assert trained(task, 1) == codes | image
+    assert trained(task, 2) == {"pixel_head"}
+
+
+def test_what_paints_predicts_hidden_codes_alone():
+    """Its loss depends on no code that it is shown, and on those that are hidden by what is said of them alone."""
+    task = SeedTask(recipe())
+    batch = task.batch(2, slice(0, 4))
+    assert batch["hidden"].any(1).all() and not batch["hidden"].all(1).any()
+    head, seen = task.tokenizer.pixel_head, []
+    head.register_forward_hook(lambda _, inputs, output: seen.append((inputs[1], output)))
+    loss, _ = task.model(**batch)
+    (shown, logits), hidden = seen[0], batch["hidden"]
+    assert shown[hidden].eq(head.mask_id).all() and torch.equal(shown[~hidden], batch["codes"][~hidden])
+    expected = -logits.log_softmax(-1)[hidden].gather(-1, batch["codes"][hidden][:, None]).mean()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_tokens_stay_while_it_learns_to_paint(tmp_path):
+    first = replace(recipe(), steps=2)
+    Trainer(first, SeedTask(first), tmp_path / "codes").train()
+    then = recipe(init={"tokenizer": str(tmp_path / "codes" / "export"), "tower": None, "text_encoder": None})
+    then = replace(then, data=then.data | {"queries_until": 0, "codes_until": 0})
+    Trainer(then, SeedTask(then), tmp_path / "pixels").train()
+    before, after = (Seed.from_pretrained(tmp_path / each / "export") for each in ("codes", "pixels"))
+    changed = {name for name, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[name])}
+    assert changed and all(name.startswith("pixel_head.") for name in changed)
 
 
 def test_the_feature_of_a_picture_is_its_last_query():
@@ -54,9 +80,9 @@ def test_the_feature_of_a_picture_is_its_last_query():
 def test_codes_begin_at_latents():
     task = SeedTask(recipe())
     before = task.tokenizer.quantize.embedding.weight.clone()
-    task.after_step(1)
+    task.after_step(0)
     assert torch.equal(task.tokenizer.quantize.embedding.weight, before)
-    task.after_step(2)
+    task.after_step(1)
     assert not torch.equal(task.tokenizer.quantize.embedding.weight, before)
 
 
@@ -65,7 +91,7 @@ def test_a_run_goes_on_from_its_export(tmp_path):
     Trainer(first, SeedTask(first), tmp_path).train()
     again = recipe(init={"tokenizer": str(tmp_path / "export"), "tower": None}, data={"queries_until": 0})
     task = SeedTask(again)
-    assert type(task.tokenizer) is Seed and "codes" in task.batch(0, slice(0, 2))
+    assert type(task.tokenizer) is Seed and "captions" not in task.batch(0, slice(0, 2))
 
 
 def test_a_clip_of_transformers_teaches(tmp_path):
@@ -77,7 +103,7 @@ def test_a_clip_of_transformers_teaches(tmp_path):
     transformers.CLIPVisionModelWithProjection(config).save_pretrained(tmp_path)
     task = SeedTask(recipe(init={"teacher": str(tmp_path)}))
     assert task.tokenizer.config.embed_dim == 6
-    assert task.model(**task.batch(2, slice(0, 2)))[0].isfinite()
+    assert task.model(**task.batch(1, slice(0, 2)))[0].isfinite()
 
 
 @pytest.mark.parametrize(
@@ -89,6 +115,8 @@ def test_a_clip_of_transformers_teaches(tmp_path):
         ({"model": {"reconstruct": False}}, "reconstruct"),
         ({"model": {"image_size": 32}}, "64 pixels"),
         ({"model": {"embed_dim": 7}}, "embed_dim"),
+        ({"model": {"pixels": None}}, "codes_until"),
+        ({"data": {"pictures": None}}, "data.pictures"),
     ],
 )
 def test_recipes_that_make_no_sense(sections, culprit):

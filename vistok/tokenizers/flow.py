@@ -120,3 +120,21 @@ def noise_for(
     if len(generators) != count:
         raise VistokError(f"{len(generators)} generators cannot draw for {count} pictures: give one, or one each.")
     return torch.stack([torch.randn(shape, generator=each) for each in generators]).to(device)
+
+
+def one_noise_for(
+    count: int, shape: tuple[int, ...], generator: torch.Generator | Sequence[torch.Generator] | None
+) -> Tensor:
+    """Returns normal noise [count, *shape] on the CPU, the same for every picture, so that equal tokens paint equal
+    pictures in any batch.
+
+    Args:
+        count, shape: see ``noise_for``.
+        generator: draws it, or one that of each picture; it is fixed if None.
+
+    Raises:
+        VistokError: there are several generators, and not one for each picture.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    rows = 1 if isinstance(generator, torch.Generator) else count
+    return noise_for(rows, shape, generator, torch.device("cpu")).expand(count, *shape)

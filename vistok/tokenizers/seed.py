@@ -3,7 +3,7 @@
 A vision network and a causal Q-Former give one state a query; each becomes a code, and the codes give the image
 embedding that an unCLIP paints from. Parameter names are those of the published weights (SEED-2), of which both
 decoders are told by their keys: narrow maps (released) or a reversed Q-Former. The embedded shape paints by itself,
-with a small head that predicts the codes of an embedded VQ tokenizer.
+with a small head that draws the codes of an embedded VQ tokenizer.
 
 Nearest codes are found in float32. The reference does so in half precision, which can differ where two codes are almost
 equally near: ``match_reference_fp16`` asks for that.
@@ -26,6 +26,7 @@ from vistok.tokenizers.interface import Capabilities
 from vistok.tokenizers.parts import in_parts
 from vistok.tokenizers.quantizers import Quantized, VectorQuantizer
 from vistok.tokenizers.seed_config import PRESETS, SeedConfig
+from vistok.tokenizers.seed_pixels import PixelHead
 from vistok.tokenizers.seed_qformer import QFormer
 from vistok.tokenizers.seed_tower import build_tower
 from vistok.zoo.checkpoint import load_strict, read_state_dict, without_common_prefix
@@ -55,27 +56,6 @@ class SeedTraining(NamedTuple):
     embedding: Tensor
     features: Tensor
     quantized: Quantized
-
-
-class PixelHead(nn.Module):
-    """Decoded codes [B, n, D] to logits over a VQ tokenizer's codes, [B, K, g, g]."""
-
-    def __init__(self, config: SeedConfig):
-        super().__init__()
-        self.grid = config.pixel_grid
-        self.places = nn.Parameter(0.02 * torch.randn(1, self.grid**2, config.width))
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.decode_heads, eps=config.block_norm_eps) for _ in range(config.pixel_layers)
-        )
-        self.norm = nn.LayerNorm(config.width, eps=config.block_norm_eps)
-        self.output = nn.Linear(config.width, config.pixel_codes)
-
-    def forward(self, features: Tensor) -> Tensor:
-        x = torch.cat([self.places.expand(len(features), -1, -1), features], 1)
-        for block in self.blocks:
-            x = block(x)
-        logits = self.output(self.norm(x[:, : self.grid**2]))
-        return logits.transpose(1, 2).unflatten(2, (self.grid, self.grid))
 
 
 def _task_layer(inputs: int, inner: int, outputs: int) -> nn.Sequential:
@@ -172,7 +152,7 @@ class Seed(Pretrained, nn.Module):
             image_size=self.config.image_size,
             lengths=(self.config.num_tokens,),
             codebooks=("semantic",),
-            stochastic_decode=self.unclip is not None,
+            stochastic_decode=self.unclip is not None or self.config.pixels is not None,
             resize="stretch" if self.config.tower == "eva" else "crop",
         )
 
@@ -289,8 +269,7 @@ class Seed(Pretrained, nn.Module):
         Args:
             tokens: int64 [B, n].
             length: must be n: the embedding is of all tokens.
-            generator: draws the noise that an unCLIP starts from, the same for every picture, or one that of each;
-                fixed if None.
+            generator: draws the noise of what paints, the same for every picture, or one that of each; fixed if None.
 
         Raises:
             VistokError: this tokenizer gives an embedding alone, and no unCLIP was named.
@@ -303,12 +282,12 @@ class Seed(Pretrained, nn.Module):
                 "SEED's tokens decode to an image embedding (`embed`), which an unCLIP paints: name one with --unclip, "
                 "such as stabilityai/stable-diffusion-2-1-unclip, or set `tokenizer.unclip = UnClip.load(name)`."
             )
-        return self._decode(codes)
+        return self._decode(codes, self.pixel_head.draws(len(codes), generator).to(codes.device))
 
     @in_parts
-    def _decode(self, codes: Tensor) -> Tensor:
-        painted = self.pixel_head(self.decoded(codes)).argmax(1)
-        return self._pixel_painter().to(painted.device).decode(painted)
+    def _decode(self, codes: Tensor, draws: Tensor) -> Tensor:
+        painted = self.pixel_head.paint(self.decoded(codes), draws)
+        return self._pixel_painter().to(painted.device).decode(painted.unflatten(1, (self.config.pixel_grid, -1)))
 
     def _pixel_painter(self) -> nn.Module:
         if self._painter is None:

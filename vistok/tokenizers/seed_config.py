@@ -26,6 +26,7 @@ class SeedConfig:
         norm_eps, block_norm_eps: of the Q-Former's layer norms, and of those of the blocks.
         pixels: an embedded VQ tokenizer whose codes a small head paints the picture with; none if None.
         pixel_layers: blocks of that head.
+        pixel_steps: forwards in which it decides them.
         pixel_codes, pixel_grid: codes of that tokenizer, and how many stand along a side.
     """
 
@@ -53,6 +54,7 @@ class SeedConfig:
     block_norm_eps: float = 1e-6
     pixels: str | None = None
     pixel_layers: int = 3
+    pixel_steps: int = 8
     pixel_codes: int = 512
     pixel_grid: int = 16
 

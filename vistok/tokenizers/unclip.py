@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vistok.errors import VistokError
-from vistok.tokenizers.flow import noise_for
+from vistok.tokenizers.flow import one_noise_for
 
 STEPS, GUIDANCE, NOISE_LEVEL = 20, 10.0, 0  # as SEED was released
 
@@ -65,14 +65,10 @@ class UnClip:
                 f"this unCLIP paints embeddings of {width} numbers, the tokens give {embeddings.shape[-1]}: name the "
                 "one that belongs to the tokenizer."
             )
-        generator = generator or torch.Generator().manual_seed(0)
         side, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
-        # One draw for all pictures, as the reference keeps one noise: equal tokens paint equal pictures in any batch.
-        count = 1 if isinstance(generator, torch.Generator) else len(embeddings)
-        drawn = noise_for(count, (channels, side, side), generator, torch.device("cpu"))
         pictures = []
-        starts = drawn.expand(len(embeddings), -1, -1, -1).split(1)
-        for embedding, noise in zip(embeddings.split(1), starts, strict=True):
+        starts = one_noise_for(len(embeddings), (channels, side, side), generator)  # one, as the reference keeps
+        for embedding, noise in zip(embeddings.split(1), starts.split(1), strict=True):
             made = pipe(
                 image_embeds=embedding.to(pipe.unet.dtype),
                 noise_level=NOISE_LEVEL,
