@@ -151,3 +151,12 @@ def test_another_job_is_told_by_what_the_user_changed(tmp_path):
     with pytest.raises(VistokError, match=r"its guidance, seed, upscale differ\)"):
         other = {"seed": 2, "law": {"guidance": 3.0, "top_k": 0}, "upscale": {"factor": 2}}
         ShardedJob(tmp_path, other, 2, ".png")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "ä" * 130, "x" * 300 + "/a.png"])
+def test_names_that_are_too_long_are_told_before_any_work(tmp_path, name):
+    for folder in (None, True, False):
+        with pytest.raises(VistokError, match="255 bytes"):
+            check_writable(tmp_path / name, folder)
+    with pytest.raises(VistokError, match="cannot write"):
+        write_json(tmp_path / name, [1])

@@ -205,3 +205,41 @@ def test_masked_samplers_show_their_steps_too():
     mar = vistok.pipeline("mar", device="cpu")
     mar(3, sampler=QUICK["mar"], callback_on_step_end=lambda pipe, step, _, given: seen.append(given["decided"].sum()))
     assert len(seen) == 4 and seen[-1] == mar.model.tokens.length
+
+
+@pytest.mark.parametrize(
+    ("folder", "dtype", "culprit"),
+    [
+        ("", None, "has no name"),
+        ("model.pt", None, "name is that of a file"),
+        ("x" * 300, None, "255 bytes"),
+        ("m", "float8", "unknown dtype 'float8'"),
+        ("m", torch.int8, r"real numbers, not as torch\.int8"),
+        ("m", torch.complex64, r"real numbers, not as torch\.complex64"),
+    ],
+)
+def test_what_no_network_is_saved_as_leaves_nothing_behind(tmp_path, monkeypatch, folder, dtype, culprit):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VistokError, match=culprit):
+        VQTokenizer.from_pretrained("vq-mini").save_pretrained(folder, dtype)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_is_saved_by_the_name_of_a_number_format_below_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    VQTokenizer.from_pretrained("vq-mini").save_pretrained("~/m", "bfloat16")
+    assert {each.dtype for each in load_file(tmp_path / "m" / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_a_network_without_a_card_does_not_inherit_that_of_the_folder(tmp_path):
+    tokenizer = VQTokenizer.from_pretrained("vq-mini")
+    tokenizer.save_pretrained(tmp_path)
+    assert (tmp_path / "card.json").exists()
+    VQTokenizer(tokenizer.config).save_pretrained(tmp_path)
+    assert VQTokenizer.from_pretrained(tmp_path).card is None
+
+
+def test_weights_beside_their_shape_lead_to_the_folder(tmp_path):
+    VQTokenizer.from_pretrained("vq-mini").save_pretrained(tmp_path)
+    with pytest.raises(VistokError, match=rf"name the folder '{tmp_path}'"):
+        VQTokenizer.from_pretrained(tmp_path / "model.safetensors")

@@ -22,6 +22,7 @@ _OTHER_FILES = re.compile(
     r"\.(avif?|bin|csv|eps|gz|heic|html|ico|jfif|jp2|jsonl?|md|mov|mp4|np[yz]|p[bgn]m|pdf|ps|pth?|safetensors|svg|tar|tga"
     r"|txt|vtok|xml|ya?ml|zip)"
 )
+_LONGEST = 255  # bytes of a name on the file systems in use
 _STEM = 32  # characters of a file's name that its temporary name keeps, so that long names stay within 255 bytes
 
 
@@ -67,7 +68,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         VistokError: the place cannot be written to, or is full.
     """
     path = Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if os.path.exists(path) and not path.is_file() and not path.is_dir():
         yield path
         return
     target = Path(os.path.realpath(path))
@@ -104,6 +105,8 @@ def check_writable(path: str | Path, folder: bool | None = None) -> None:
         VistokError: it cannot be made or written, or is the other of the two, or a folder to be is named like a file.
     """
     path = Path(path)
+    if any(len(os.fsencode(part)) > _LONGEST for part in path.parts):
+        raise VistokError(f"cannot write '{path}': a name in it has more than {_LONGEST} bytes; shorten it.")
     if folder is False and path.is_dir():
         raise VistokError(f"'{path}' is a folder: name a file in it.")
     if folder and path.exists() and not path.is_dir():
@@ -119,6 +122,19 @@ def check_writable(path: str | Path, folder: bool | None = None) -> None:
     special = place == path and not place.is_file() and not place.is_dir()  # /dev/stdout is written in place
     if not os.access(path if special else parent, os.W_OK):
         raise VistokError(f"cannot write '{path}': no permission in '{parent}'; choose another place.")
+
+
+def writable_folder(name: str | Path) -> Path:
+    """Returns the folder of a name, where ``~`` is the user's, that something is saved to.
+
+    Raises:
+        VistokError: the name is empty, that of a file, or of a place that cannot be written; see ``check_writable``.
+    """
+    if not str(name).strip():
+        raise VistokError("the folder to save to has no name: give one, or '.' for this folder.")
+    folder = Path(os.path.expanduser(name))
+    check_writable(folder, folder=True)
+    return folder
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

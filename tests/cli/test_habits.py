@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -179,3 +181,23 @@ def test_a_signal_ends_a_command_with_a_sentence_and_nothing_half_written(tmp_pa
     assert done.returncode == 128 + number
     assert done.stderr.startswith("vistok: interrupted; ") and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+COMMAND = [sys.executable, "-c", "from vistok.cli.main import main; main()"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a place without room is one of Linux's devices")
+@pytest.mark.parametrize("words", [["models"], ["samplers", "--json"]], ids=" ".join)
+def test_output_that_finds_no_room_is_one_sentence(words):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True, timeout=50)
+    assert done.returncode == 2
+    assert done.stderr.startswith("vistok: cannot write what is printed: ") and done.stderr.count("\n") == 1
+
+
+def test_a_terminal_of_few_characters_is_no_error():
+    script = "import sys; from vistok.cli import main; main.app = lambda: print('é'); main.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=50
+    )
+    assert (done.returncode, done.stdout) == (0, rb"\xe9" + os.linesep.encode())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import sys
@@ -102,14 +104,34 @@ def _signal_of(stop: BaseException | None) -> signal.Signals:
     return signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
 
 
+def _run() -> None:
+    """Runs the command, and ends with an exit.
+
+    Raises:
+        VistokError: what it prints could not be written: the disk is full.
+    """
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is tried again at the end
+        raise VistokError(f"cannot write what is printed: {error.strerror}; make room.") from None
+
+
 def main() -> None:
     """Entry point: a user's mistake becomes one sentence on standard error and exit code 2, an interruption another one
     and 128 and the signal's number.
     """
     warnings.formatwarning = _one_sentence
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for terminals of few characters
     _interrupt_on_sigterm()
     try:
-        app()
+        _run()
     except VistokError as error:
         print(f"vistok: {error}", file=sys.stderr)
         sys.exit(2)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vistok.errors import VistokError
-from vistok.files import check_writable
-from vistok.runtime import resolve_dtype
+from vistok.files import writable_folder
 from vistok.zoo import ModelCard, write_card
-from vistok.zoo.pretrained import Pretrained
+from vistok.zoo.pretrained import Pretrained, saved_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -27,9 +25,8 @@ def save_pipeline(pipe: Pipeline, folder: str | Path, dtype: torch.dtype | str |
         raise VistokError(
             "control pictures, known images and negative prompts are no part of a model: save the pipeline without."
         )
-    number_format = None if dtype is None else resolve_dtype(dtype)
-    folder = Path(os.path.expanduser(folder))
-    check_writable(folder, folder=True)
+    folder = writable_folder(folder)
+    number_format = None if dtype is None else saved_dtype(dtype)
     model, tokenizer = (_own(pipe, *part) for part in (("generator", pipe.model), ("image tokenizer", pipe.tokenizer)))
     model.save_pretrained(folder, number_format)
     tokenizer.save_pretrained(folder / "tokenizer", number_format)

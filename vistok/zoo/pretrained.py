@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError, unknown_name
-from vistok.files import write_json
+from vistok.files import writable_folder, write_json
+from vistok.runtime import DTYPES, resolve_dtype
 from vistok.zoo.checkpoint import load_strict, read_state_dict, weights_file, write_state_dict
 from vistok.zoo.hub import Pushable
-from vistok.zoo.model_card import ModelCard, write_card
+from vistok.zoo.model_card import CARD_FILE, ModelCard, write_card
 from vistok.zoo.registry import card_of_file, card_of_folder, resolve
 
 CONFIG_FILE = "config.json"
@@ -47,6 +48,18 @@ def family_of_folder(folder: Path) -> str | None:
     path = folder / CONFIG_FILE
     family = read_entries(path).get(FAMILY) if path.is_file() else None
     return family if isinstance(family, str) else None
+
+
+def saved_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """Returns the number format that weights are saved in, by its name or as it is.
+
+    Raises:
+        VistokError: it is unknown, or one of integers.
+    """
+    found = resolve_dtype(dtype)
+    if not found.is_floating_point:
+        raise VistokError(f"weights are saved as real numbers, not as {found}: name one of {', '.join(DTYPES)}.")
+    return found
 
 
 def _frozen(value: Any) -> Any:
@@ -156,6 +169,10 @@ class Pretrained(Pushable, nn.Module):
         card = card_of_file(path)
         if preset is None and card is not None and card.preset in cls.presets:
             return card.preset, {**card.config, **overrides}
+        if preset is None and (path.parent / CONFIG_FILE).is_file():
+            raise VistokError(
+                f"'{path}' is a file of weights, whose shape its {CONFIG_FILE} tells: name the folder '{path.parent}'."
+            )
         if preset is None:
             raise VistokError(
                 f"'{path.name}' is no published file name, so its shape is not known: give a preset, "
@@ -204,23 +221,29 @@ class Pretrained(Pushable, nn.Module):
             raise VistokError(f"'{path}' is not the shape of a {cls.__name__} ({error}).") from error
 
     def save_pretrained(
-        self, folder: str | Path, dtype: torch.dtype | None = None, without: Collection[str] = ()
+        self, folder: str | Path, dtype: torch.dtype | str | None = None, without: Collection[str] = ()
     ) -> None:
-        """Writes ``config.json`` and ``model.safetensors``.
+        """Writes ``config.json`` and ``model.safetensors``, and the card of the weights if they have one.
 
         Args:
             folder: where to.
-            dtype: of the floating-point weights in the file; unchanged if None.
+            dtype: of the floating-point weights in the file, such as ``float16``; unchanged if None.
             without: entries of weights that stand in the files of the card's ``base``.
+
+        Raises:
+            VistokError: the folder cannot be written, or the dtype is none of weights.
         """
-        folder = Path(folder)
+        folder = writable_folder(folder)
+        number_format = None if dtype is None else saved_dtype(dtype)
         family = {} if self.family is None else {FAMILY: self.family}
         write_json(folder / CONFIG_FILE, family | asdict(self.config))
         state = {
-            key: value.to(dtype) if dtype and value.is_floating_point() else value
+            key: value.to(number_format) if number_format and value.is_floating_point() else value
             for key, value in self.state_dict().items()
             if key not in without
         }
         write_state_dict(folder / WEIGHTS_FILE, state)
-        if self.card is not None:  # not how it was trained and measured: the weights may have changed since
+        if self.card is None:
+            (folder / CARD_FILE).unlink(missing_ok=True)  # of what was there before
+        else:  # not how it was trained and measured: the weights may have changed since
             write_card(folder, replace(self.card, aliases=(), recipe=None, seed=None, steps=None, metrics={}))

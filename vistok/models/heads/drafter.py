@@ -198,7 +198,7 @@ class Drafter(Pretrained, RotaryModule):
         if weights is None:
             weights = resolve(name, PUBLISHED_WEIGHTS[-1])
         state = read_state_dict(weights)
-        model = cls(cls.describe(entries, state, defaults))
+        model = cls.untrained(cls.describe(entries, state, defaults))
         load_strict(model, model.complete(state), cls.__name__)
         return model.eval()
 

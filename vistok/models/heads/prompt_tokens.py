@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from vistok.errors import VistokError, unknown_name
-from vistok.files import write_json
+from vistok.files import writable_folder, write_json
 from vistok.models.heads.extra_rows import RowNetwork
 from vistok.zoo.checkpoint import read_state_dict, write_state_dict
-from vistok.zoo.pretrained import read_entries
+from vistok.zoo.pretrained import read_entries, saved_dtype
 from vistok.zoo.registry import resolve
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
@@ -117,9 +117,10 @@ class PromptTokens(RowNetwork):
                 raise VistokError(f"'{name}' says {what} {stated}, but its embeddings {list(state[KEY].shape)} {real}.")
         return found.eval()
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Writes the published layout."""
-        folder = Path(folder)
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | str | None = None) -> None:
+        """Writes the published layout; see ``Pretrained.save_pretrained``."""
+        folder = writable_folder(folder)
+        number_format = self.prompt_embeddings.dtype if dtype is None else saved_dtype(dtype)
         entries = {
             "num_special_tokens": self.ahead,
             "virtual_tokens_per_special_token": self.group,
@@ -131,8 +132,7 @@ class PromptTokens(RowNetwork):
             "task_type": "CAUSAL_LM",
         }
         write_json(folder / CONFIG, entries)
-        weights = self.prompt_embeddings.to(dtype or self.prompt_embeddings.dtype)
-        write_state_dict(folder / WEIGHTS[0], {KEY: weights})
+        write_state_dict(folder / WEIGHTS[0], {KEY: self.prompt_embeddings.to(number_format)})
 
 
 def _value(entry: Any) -> str:
