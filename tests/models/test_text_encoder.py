@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import pytest
@@ -95,6 +96,15 @@ def test_round_trip_keeps_weights_words_and_settings(encoder, tmp_path):
     for found, expected in zip(loaded(captions), encoder(captions), strict=True):
         assert torch.equal(found, expected)
     assert TextEncoder.from_pretrained(tmp_path, dtype=torch.bfloat16)(captions)[0].dtype == torch.bfloat16
+
+
+def test_what_was_read_changes_no_file(encoder, tmp_path):
+    files = []
+    for name in ("before", "after"):
+        encoder.save_pretrained(tmp_path / name)
+        files.append((tmp_path / name / "tokenizer.json").read_text())
+        encoder(["a red circle", "left of a blue zebra"])
+    assert files[0] == files[1] and json.loads(files[0])["truncation"] is None
 
 
 def test_a_published_encoder_cleans_captions_and_takes_120_tokens(encoder, tmp_path):

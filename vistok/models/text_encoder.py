@@ -143,6 +143,10 @@ class TextEncoder(nn.Module):
             self.encoder.config.clean_captions = self.clean_captions
             with quiet_transformers():
                 self.encoder.save_pretrained(path)
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)  # slow tokenizers have none
+        if backend is not None:
+            backend.no_truncation()  # what the last call asked for is no part of it
+            backend.no_padding()
         self.tokenizer.save_pretrained(path)
 
     @classmethod
