@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vistok.errors import VistokError
 from vistok.files import writable_folder
 from vistok.zoo import ModelCard, write_card
-from vistok.zoo.pretrained import Pretrained, saved_dtype
+from vistok.zoo.pretrained import Pretrained
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +26,9 @@ def save_pipeline(pipe: Pipeline, folder: str | Path, dtype: torch.dtype | str |
             "control pictures, known images and negative prompts are no part of a model: save the pipeline without."
         )
     folder = writable_folder(folder)
-    number_format = None if dtype is None else saved_dtype(dtype)
     model, tokenizer = (_own(pipe, *part) for part in (("generator", pipe.model), ("image tokenizer", pipe.tokenizer)))
-    model.save_pretrained(folder, number_format)
-    tokenizer.save_pretrained(folder / "tokenizer", number_format)
+    model.save_pretrained(folder, dtype)
+    tokenizer.save_pretrained(folder / "tokenizer", dtype)
     if isinstance(pipe.text_encoder, TextEncoder):
         pipe.text_encoder.save_pretrained(folder / "text_encoder")
     own = model.card

@@ -50,12 +50,14 @@ def family_of_folder(folder: Path) -> str | None:
     return family if isinstance(family, str) else None
 
 
-def saved_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """Returns the number format that weights are saved in, by its name or as it is.
+def saved_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Returns the number format that weights are saved in, by its name or as it is; None for their own.
 
     Raises:
         VistokError: it is unknown, or one of integers.
     """
+    if dtype is None:
+        return None
     found = resolve_dtype(dtype)
     if not found.is_floating_point:
         raise VistokError(f"weights are saved as real numbers, not as {found}: name one of {', '.join(DTYPES)}.")
@@ -234,7 +236,7 @@ class Pretrained(Pushable, nn.Module):
             VistokError: the folder cannot be written, or the dtype is none of weights.
         """
         folder = writable_folder(folder)
-        number_format = None if dtype is None else saved_dtype(dtype)
+        number_format = saved_dtype(dtype)
         family = {} if self.family is None else {FAMILY: self.family}
         write_json(folder / CONFIG_FILE, family | asdict(self.config))
         state = {

@@ -120,7 +120,7 @@ class PromptTokens(RowNetwork):
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | str | None = None) -> None:
         """Writes the published layout; see ``Pretrained.save_pretrained``."""
         folder = writable_folder(folder)
-        number_format = self.prompt_embeddings.dtype if dtype is None else saved_dtype(dtype)
+        number_format = saved_dtype(dtype) or self.prompt_embeddings.dtype
         entries = {
             "num_special_tokens": self.ahead,
             "virtual_tokens_per_special_token": self.group,
