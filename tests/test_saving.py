@@ -241,5 +241,5 @@ def test_a_network_without_a_card_does_not_inherit_that_of_the_folder(tmp_path):
 
 def test_weights_beside_their_shape_lead_to_the_folder(tmp_path):
     VQTokenizer.from_pretrained("vq-mini").save_pretrained(tmp_path)
-    with pytest.raises(VistokError, match=rf"name the folder '{tmp_path}'"):
+    with pytest.raises(VistokError, match=rf"or the folder '{tmp_path}'"):
         VQTokenizer.from_pretrained(tmp_path / "model.safetensors")

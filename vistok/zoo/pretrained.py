@@ -171,14 +171,12 @@ class Pretrained(Pushable, nn.Module):
         card = card_of_file(path)
         if preset is None and card is not None and card.preset in cls.presets:
             return card.preset, {**card.config, **overrides}
-        if preset is None and (path.parent / CONFIG_FILE).is_file():
-            raise VistokError(
-                f"'{path}' is a file of weights, whose shape its {CONFIG_FILE} tells: name the folder '{path.parent}'."
-            )
         if preset is None:
+            beside = (path.parent / CONFIG_FILE).is_file()
+            folder = f", or the folder '{path.parent}' if its {CONFIG_FILE} tells it" if beside else ""
             raise VistokError(
                 f"'{path.name}' is no published file name, so its shape is not known: give a preset, "
-                f"one of {', '.join(cls.presets)}."
+                f"one of {', '.join(cls.presets)}{folder}."
             )
         return preset, overrides
 
